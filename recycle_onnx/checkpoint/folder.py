@@ -1,0 +1,97 @@
+"""A checkpoint folder: a base, and a module in `recycler/` or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.recycler import BaseReference, RecyclerConfig
+from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import sha256
+
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+)
+
+
+@dataclass
+class Checkpoint:
+    """An opened checkpoint whose tensors have been checked against its configs."""
+
+    folder: Path
+    base_folder: Path
+    base: BaseConfig
+    base_weights: Weights
+    recycler: RecyclerConfig | None = None
+    recycler_weights: Weights | None = None
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path) -> Iterator[Checkpoint]:
+        """Open a base, with its module if it has one, and close the files afterwards.
+
+        Raises:
+            InputError: not a checkpoint; damaged or contradictory files; a base that the module was not made for.
+        """
+        recycler = _read_recycler(folder)
+        base_folder = _find_base(folder, recycler)
+        base = BaseConfig.read(base_folder / "config.json")
+        base_weights = Weights.find(base_folder)
+        recycler_weights = None
+        try:
+            base_weights.check(base.tensor_shapes())
+            if recycler:
+                recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
+                recycler_weights.check(recycler.tensor_shapes(base))
+                _check_base(recycler.base, base_folder, base_weights)
+            yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights)
+        finally:
+            base_weights.close()
+            if recycler_weights:
+                recycler_weights.close()
+
+
+def base_reference(base_folder: Path, weights: Weights, *, path: Path | None = None) -> BaseReference:
+    """Digests by which a module recognises its base."""
+    config = sha256(base_folder / "config.json")
+    return BaseReference(config, weights.digest(), path=None if path is None else str(path))
+
+
+def _read_recycler(folder: Path) -> RecyclerConfig | None:
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a checkpoint in Hugging Face layout")
+    path = folder / "recycler" / "config.json"
+    return RecyclerConfig.read(path) if path.parent.exists() else None
+
+
+def _find_base(folder: Path, recycler: RecyclerConfig | None) -> Path:
+    if recycler and recycler.base and recycler.base.path:
+        base = folder / recycler.base.path
+        if not base.is_dir():
+            raise InputError(f"{folder}: its base lies at {base}, which does not exist; put it back or attach again")
+        return base
+    if not (folder / "config.json").exists():
+        raise InputError(f"{folder}: not a checkpoint; expected config.json and model.safetensors in it")
+    return folder
+
+
+def _check_base(expected: BaseReference | None, base_folder: Path, weights: Weights) -> None:
+    if expected is None:
+        return
+    found = base_reference(base_folder, weights)
+    for name in ("config_sha256", "weights_sha256"):
+        if getattr(found, name) != getattr(expected, name):
+            what = name.removesuffix("_sha256")
+            raise InputError(
+                f"{base_folder}: its {what} is not the one this module was made for "
+                f"(SHA-256 {getattr(found, name)[:12]}…, expected {getattr(expected, name)[:12]}…); "
+                "restore the base, or attach and train a module for this one"
+            )

@@ -1,0 +1,66 @@
+"""The `recycle-onnx` command: its verbs, and how errors leave it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from recycle_onnx import __version__
+from recycle_onnx.errors import RecycleError
+
+VERBS = ("attach", "train", "export", "inspect", "generate")
+INTERRUPTED = 130
+
+
+class Verbs(click.Group):
+    """Imports a verb's file when it is asked for, and turns errors into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in VERBS:
+            return None
+        command = getattr(importlib.import_module(f"recycle_onnx.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if ctx.params["debug"]:
+                raise
+            _end("interrupted", INTERRUPTED)
+        except BrokenPipeError:
+            # the reader (`head`, a closed pager) has had enough; keep Python from complaining at exit
+            sys.stdout = None
+            sys.exit(0)
+        except (RecycleError, OSError, ImportError, MemoryError) as error:
+            if ctx.params["debug"]:
+                raise
+            _end(_describe(error), getattr(error, "exit_code", 1))
+
+
+def _describe(error: BaseException) -> str:
+    if isinstance(error, ModuleNotFoundError):
+        extra = "train" if error.name == "torch" else "export"
+        return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({error})" if str(error) else "not enough memory"
+    return str(error)
+
+
+def _end(message: str, code: int) -> None:
+    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    sys.exit(code)
+
+
+@click.command(cls=Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="recycle-onnx")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Give a language model a recyclable module, export both halves to ONNX, and run them together."""

@@ -1,0 +1,81 @@
+"""`recycle-onnx train`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from recycle_onnx.cli.report import as_json, progress
+
+
+@click.command()
+@click.argument("checkpoint", type=Path)
+@click.option("--data", "-d", type=Path, multiple=True, required=True, help="UTF-8 text, .gz too; may be repeated.")
+@click.option("--held-out", type=Path, multiple=True, help="Text to measure on.  [default: the end of the data]")
+@click.option(
+    "--freeze-base/--joint", default=True, show_default=True, help="Train the module alone, or the base with it."
+)
+@click.option("--steps", default=1000, show_default=True, help="Optimiser steps.")
+@click.option("--batch-size", default=16, show_default=True, help="Windows of text a step.")
+@click.option("--sequence-length", default=256, show_default=True, help="Tokens a window.")
+@click.option("--lr", type=float, help="Peak learning rate.  [default: 1e-3 * sqrt(256 / hidden size)]")
+@click.option("--weight-decay", default=0.01, show_default=True)
+@click.option("--recycle-weight", default=1.0, show_default=True, help="Weight of the recycle loss in joint training.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the order of the text.")
+@click.option("--save-minutes", default=10.0, show_default=True, help="Save this often while training.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def train(
+    checkpoint: Path,
+    data: tuple[Path, ...],
+    held_out: tuple[Path, ...],
+    freeze_base: bool,
+    steps: int,
+    batch_size: int,
+    sequence_length: int,
+    lr: float | None,
+    weight_decay: float,
+    recycle_weight: float,
+    seed: int,
+    save_minutes: float,
+    json_: bool,
+) -> None:
+    """Train the recyclable module of CHECKPOINT on text, in place.
+
+    With a frozen base the module learns the base's own distribution (soft cross-entropy). Ctrl-C ends the training
+    and keeps what was learnt.
+    """
+    from recycle_onnx.training.trainer import Progress, TrainingOptions
+    from recycle_onnx.training.trainer import train as run
+
+    options = TrainingOptions(
+        joint=not freeze_base,
+        steps=steps,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        learning_rate=lr,
+        weight_decay=weight_decay,
+        recycle_weight=recycle_weight,
+        seed=seed,
+        save_minutes=save_minutes,
+    )
+    with progress("training") as update:
+
+        def report(now: Progress) -> None:
+            note = (
+                f"loss {now.next_token:.3f}, recycle {now.recycle:.3f}, "
+                f"accepted {now.acceptance:.0%}, {now.tokens_per_second:,.0f} tokens/s"
+            )
+            update(now.step, now.steps, note)
+
+        result = run(checkpoint, list(data), options, held_out=list(held_out), report=report)
+    if json_:
+        click.echo(as_json({"checkpoint": str(checkpoint), **asdict(result)}))
+    else:
+        click.echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{' (interrupted)' * result.interrupted}")
+        click.echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
+        click.echo(f"held-out acceptance {result.held_out_acceptance:.1%} (greedy, on the given text)")
+    if result.interrupted:
+        sys.exit(130)

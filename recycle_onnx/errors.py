@@ -1,0 +1,13 @@
+"""Errors that a user can act on: one line that names what was given, what was expected and what to do."""
+
+
+class RecycleError(Exception):
+    """A failure of ours or of the machine; the command line ends with exit code 1."""
+
+    exit_code = 1
+
+
+class InputError(RecycleError):
+    """The user's mistake: a wrong path, option or file; the command line ends with exit code 2."""
+
+    exit_code = 2

@@ -1,0 +1,103 @@
+"""Checkpoint folders to torch and back."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.checkpoint.folder import base_reference
+from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.training.model import RecycleGPT
+
+TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+REFERENCE_TOKENS = 48
+REFERENCE_ROWS = 4
+
+
+def load_model(checkpoint: Checkpoint) -> RecycleGPT:
+    """Both halves in float32, with the checkpoint's weights.
+
+    Raises:
+        InputError: the checkpoint has no module.
+    """
+    if checkpoint.recycler is None or checkpoint.recycler_weights is None:
+        raise InputError(f"{checkpoint.folder}: has no recyclable module; make one with `recycle-onnx attach` first")
+    model = RecycleGPT(checkpoint.base, checkpoint.recycler)
+    _fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
+    _fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
+    return model
+
+
+def _fill(module: torch.nn.Module, weights: Weights, names: Any) -> None:
+    parameters = dict(module.named_parameters())
+    with torch.no_grad():
+        for name in names:
+            parameters[name].copy_(torch.from_numpy(weights.float32(name)))
+
+
+def save_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
+    """Replace `recycler/` as a whole; the base is left alone."""
+    with new_folder(folder / "recycler", force=True) as temporary:
+        _write_recycler(temporary, model, config, ids, dtype)
+
+
+def save_both(
+    checkpoint: Checkpoint, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
+) -> None:
+    """Replace the checkpoint as a whole: base, module and its reference; other files are carried over."""
+    old = [path.name for path in checkpoint.base_weights.files] + ["model.safetensors.index.json", "recycler"]
+    with new_folder(checkpoint.folder, force=True) as temporary:
+        shutil.copytree(checkpoint.folder, temporary, dirs_exist_ok=True, ignore=_ignore_at(checkpoint.folder, old))
+        path = temporary / "model.safetensors"
+        _write_tensors(path, model.full, set(checkpoint.base.tensor_shapes()), dtypes[0])
+        base = base_reference(temporary, Weights([path]))
+        (temporary / "recycler").mkdir()
+        _write_recycler(temporary / "recycler", model, replace(config, base=base), ids, dtypes[1])
+
+
+def _ignore_at(root: Path, names: list[str]) -> Any:
+    return lambda folder, _: names if Path(folder) == root else []
+
+
+def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
+    _write_tensors(folder / "model.safetensors", model.recycler, None, dtype)
+    save_file(_reference(model, ids), folder / "reference.safetensors")
+    write_json(folder / "config.json", config.to_json())
+
+
+def _write_tensors(path: Path, module: torch.nn.Module, names: set[str] | None, dtype: torch.dtype) -> None:
+    """Write the parameters as `dtype`, and round the module's own to what was written."""
+    tensors = {}
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if names is None or name in names:
+                tensors[name] = parameter.detach().to(dtype).contiguous()
+                if not torch.isfinite(tensors[name]).all():
+                    raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
+                parameter.copy_(tensors[name])
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:
+    """A few of torch's logit rows, by which the exporter checks its graphs."""
+    ids = ids.flatten()[:REFERENCE_TOKENS]
+    with torch.no_grad():
+        full = model.full(ids[None])
+        module = model.recycle(ids[None, 1:], full.hidden_states[:, :-1])
+    last = len(ids) - 1
+    rows = torch.linspace(0, last - 1, min(REFERENCE_ROWS, last)).long()
+    return {
+        "input_ids": ids.clone(),
+        "positions": rows,
+        "logits": full.logits[0, rows].contiguous(),
+        "recycler_logits": module.logits[0, rows].contiguous(),
+    }
