@@ -1,0 +1,148 @@
+"""A bundle: the folder that `export` writes and the runtime loads, described by its manifest `recycle.json`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from recycle_onnx.cache import VerifiedFiles
+from recycle_onnx.contract import GraphSpec, Kind
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, sha256, write_json
+
+FORMAT = "1.0"
+MANIFEST = "recycle.json"
+ADVISORY = ("tokenizer_config.json", "generation_config.json", "genai_config.json", "config.json", "chat_template.jinja")
+"""Files that users may edit: a change is worth a warning only."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class File:
+    """Size in bytes and SHA-256 of a file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `recycle.json`."""
+
+    base: dict[str, Any]
+    graphs: dict[str, GraphSpec]
+    files: dict[str, File]
+    recycler: dict[str, Any] | None = None
+    flavour: str = "ort"
+    precision: str = "fp32"
+    quantization: None = None
+    draft_vocabulary: None = None
+    default_strategy: str = "full"
+    provenance: dict[str, Any] = field(default_factory=dict)
+    format: str = FORMAT
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest; fields that a later minor version added are ignored.
+
+        Raises:
+            InputError: not a manifest, a future format, or a required field is missing.
+        """
+        raw = read_json(path)
+        version = str(raw.get("format", "none"))
+        if version.split(".")[0] != FORMAT.split(".")[0]:
+            raise InputError(f"{path}: bundle format {version} is not known; this version reads {FORMAT}: upgrade it")
+        try:
+            known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+            known["graphs"] = {name: _known(GraphSpec, spec) for name, spec in raw["graphs"].items()}
+            known["files"] = {name: _known(File, file) for name, file in raw["files"].items()}
+            return cls(**known)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}: damaged manifest ({error}); export the bundle again") from error
+
+    def write(self, path: Path) -> None:
+        """Write the manifest in one step."""
+        write_json(path, {"format": self.format, **asdict(self)})
+
+    @property
+    def context_length(self) -> int:
+        """Most tokens a text may have, prompt included."""
+        return int(self.base["context_length"])
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Strategies that this bundle can run."""
+        return ("full", "alternate", "verify") if "recycler" in self.graphs else ("full",)
+
+
+def _known(cls: Any, values: dict[str, Any]) -> Any:
+    return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+
+def graph_file(kind: Kind | str) -> str:
+    """File name of a half's graph; its weights lie in the same name with `.data` behind it."""
+    return "model.onnx" if kind == "full" else "recycler.onnx"
+
+
+def describe_files(folder: Path, names: Iterable[str]) -> dict[str, File]:
+    """Size and hash of files in `folder`."""
+    return {name: File((folder / name).stat().st_size, sha256(folder / name)) for name in names}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose files have been checked against its manifest."""
+
+    folder: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, folder: Path, *, verify: bool = False) -> Bundle:
+        """Open a bundle. Weights are hashed once and then recognised by size and time, or always with `verify`.
+
+        Raises:
+            InputError: not a bundle, a future format, or a file that is missing or was altered.
+        """
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; expected a bundle that `recycle-onnx export` wrote")
+        if not (folder / MANIFEST).exists():
+            raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")
+        manifest = Manifest.read(folder / MANIFEST)
+        required = {graph_file(kind) for kind in manifest.graphs} | {"tokenizer.json"}
+        for name in sorted(required - manifest.files.keys()):
+            raise InputError(f"{folder / MANIFEST}: does not list {name}; export the bundle again")
+        verified = VerifiedFiles.load()
+        for name, expected in manifest.files.items():
+            _check_file(folder / name, expected, verified, verify=verify)
+        verified.save()
+        return cls(folder, manifest)
+
+    def graph(self, kind: Kind) -> Path:
+        """Path of a half's graph."""
+        return self.folder / graph_file(kind)
+
+
+def _check_file(path: Path, expected: File, verified: VerifiedFiles, *, verify: bool) -> None:
+    advisory = path.name in ADVISORY
+    if not path.is_file():
+        if advisory:
+            logger.warning("%s is missing; it was there when the bundle was exported", path)
+            return
+        raise InputError(f"{path}: missing; the bundle is incomplete: copy it whole, or export it again")
+    size = path.stat().st_size
+    is_weights = path.suffix == ".data"
+    if size == expected.bytes and is_weights and not verify and verified.knows(path, expected.sha256):
+        return
+    if size == expected.bytes and sha256(path) == expected.sha256:
+        if is_weights:
+            verified.remember(path, expected.sha256)
+        return
+    if advisory:
+        logger.warning("%s was edited after the export", path)
+        return
+    what = f"{size} bytes, expected {expected.bytes}" if size != expected.bytes else "another SHA-256 than the manifest's"
+    raise InputError(f"{path}: altered or damaged ({what}); copy the bundle again, or export it again")

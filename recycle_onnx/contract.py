@@ -1,0 +1,82 @@
+"""The graphs' interface: names, element types and shapes of what goes in and comes out.
+
+The one thing that exporter and runtime have in common. B batch, S tokens in this call; a key-value buffer has at
+least as many rows as the text. The valid length T after the call is the number of ones in the attention mask; what
+the mask and the buffers hold beyond T is ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+INPUT_IDS = "input_ids"
+ATTENTION_MASK = "attention_mask"
+HIDDEN_STATES = "hidden_states"
+HIDDEN_STATES_OUT = "hidden_states_out"
+LOGITS = "logits"
+LOGITS_TO_KEEP = "logits_to_keep"
+
+BATCH = "batch_size"
+SEQUENCE = "sequence_length"
+PAST = "past_sequence_length"
+TOTAL = "past_sequence_length + sequence_length"
+
+Kind = Literal["full", "recycler"]
+
+
+class Tensor(NamedTuple):
+    """Element type (`int64` or `float32`) and shape; a string is a free dimension's name."""
+
+    dtype: str
+    shape: tuple[str | int, ...]
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """Dimensions that decide a graph's interface. `vocab_size` is the number of logits."""
+
+    kind: Kind
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    vocab_size: int
+
+    @property
+    def hidden_output(self) -> str:
+        """Name of the hidden states that come out [B, S, H], always after the final norm."""
+        return HIDDEN_STATES if self.kind == "full" else HIDDEN_STATES_OUT
+
+    def past_names(self) -> list[str]:
+        """Names of the key-value inputs, key and value of layer 0 first."""
+        return [f"past_key_values.{layer}.{part}" for layer in range(self.num_layers) for part in ("key", "value")]
+
+    def present_names(self) -> list[str]:
+        """Names of the key-value outputs, in the order of `past_names`."""
+        return [f"present.{layer}.{part}" for layer in range(self.num_layers) for part in ("key", "value")]
+
+    def inputs(self) -> dict[str, Tensor]:
+        """Required inputs, in the graph's order."""
+        hidden = {HIDDEN_STATES: Tensor("float32", (BATCH, SEQUENCE, self.hidden_size))}
+        return {
+            INPUT_IDS: Tensor("int64", (BATCH, SEQUENCE)),
+            **(hidden if self.kind == "recycler" else {}),
+            ATTENTION_MASK: Tensor("int64", (BATCH, TOTAL)),
+            **dict.fromkeys(self.past_names(), self._cache(PAST)),
+        }
+
+    def optional_inputs(self) -> dict[str, Tensor]:
+        """Inputs with a default: the number of last rows that get logits, 0 for all."""
+        return {LOGITS_TO_KEEP: Tensor("int64", ())}
+
+    def outputs(self) -> dict[str, Tensor]:
+        """All outputs, in the graph's order."""
+        return {
+            LOGITS: Tensor("float32", (BATCH, SEQUENCE, self.vocab_size)),
+            self.hidden_output: Tensor("float32", (BATCH, SEQUENCE, self.hidden_size)),
+            **dict.fromkeys(self.present_names(), self._cache(TOTAL)),
+        }
+
+    def _cache(self, rows: str) -> Tensor:
+        return Tensor("float32", (BATCH, self.num_kv_heads, rows, self.head_dim))

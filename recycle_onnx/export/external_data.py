@@ -1,0 +1,48 @@
+"""Weights next to a graph, written one tensor at a time so that memory stays near the largest one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+ALIGNMENT = 4096
+"""A page: ONNX Runtime maps an aligned tensor instead of copying it."""
+
+
+class ExternalDataWriter:
+    """Appends tensors to one file and gives references to put into graphs."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: dict[str, ir.ExternalTensor] = {}
+        self._file: BinaryIO = path.open("wb")
+
+    def __enter__(self) -> ExternalDataWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, name: str, array: NDArray[Any]) -> ir.ExternalTensor:
+        """Append `array` under `name`."""
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        offset = self._file.tell()
+        np.ascontiguousarray(array).tofile(self._file)
+        tensor = ir.ExternalTensor(
+            self.path.name,
+            offset,
+            array.nbytes,
+            ir.DataType.from_numpy(array.dtype),
+            shape=ir.Shape(array.shape),
+            name=name,
+            base_dir=self.path.parent,
+        )
+        self.tensors[name] = tensor
+        return tensor

@@ -1,0 +1,114 @@
+"""What both graphs share: inputs and outputs by contract, constants, weights, lengths and rotary tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from onnxscript import GraphBuilder
+
+from recycle_onnx import __version__
+from recycle_onnx.checkpoint import BaseConfig
+from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_TO_KEEP, GraphSpec, Tensor
+from recycle_onnx.export.external_data import ExternalDataWriter
+
+OPSET = 23
+IR_VERSION = 11
+INT64_MAX = int(np.iinfo(np.int64).max)
+TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
+
+
+class DecoderGraph:
+    """A graph under construction in the `ort` flavour: ONNX operators, and com.microsoft's fused ones."""
+
+    def __init__(self, spec: GraphSpec, config: BaseConfig, writer: ExternalDataWriter) -> None:
+        self.spec, self.config, self.writer = spec, config, writer
+        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name=spec.kind)
+        self.builder = GraphBuilder(self.graph)
+        self.op = self.builder.op
+        self.microsoft = self.builder.opset("com.microsoft", 1)
+        self._constants: dict[str, ir.Value] = {}
+        self.inputs = {name: self._input(name, tensor) for name, tensor in spec.inputs().items()}
+        self.keep = self._optional_input(LOGITS_TO_KEEP, spec.optional_inputs()[LOGITS_TO_KEEP])
+        self._lengths()
+
+    def _input(self, name: str, tensor: Tensor) -> ir.Value:
+        value: ir.Value = self.builder.input(name, TYPES[tensor.dtype], list(tensor.shape))
+        return value
+
+    def _optional_input(self, name: str, tensor: Tensor) -> ir.Value:
+        """An initializer that is listed as an input too: 0 unless the caller says otherwise."""
+        value = self._input(name, tensor)
+        value.const_value = ir.tensor(np.array(0, np.int64), name=name)
+        self.graph.initializers[name] = value
+        return value
+
+    @property
+    def fused_rotary(self) -> bool:
+        """GroupQueryAttention's CPU kernel rotates only when half the head size is a multiple of 8."""
+        return (self.config.head_dim // 2) % 8 == 0
+
+    def _lengths(self) -> None:
+        """Lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
+        op, mask = self.op, self.inputs[ATTENTION_MASK]
+        length = op.ReduceSum(mask, self.ints(1), keepdims=0)
+        self.last_index = op.Cast(op.Sub(length, self.ints(1)), to=ir.DataType.INT32)
+        self.total = op.Cast(op.ReduceMax(length, keepdims=0), to=ir.DataType.INT32)
+        exponents = np.arange(0, self.config.head_dim, 2) / self.config.head_dim
+        angles = np.outer(np.arange(self.config.context_length), self.config.rope_theta**-exponents)
+        self.cos = self.weight("rope.cos", np.cos(angles).astype(np.float32))
+        self.sin = self.weight("rope.sin", np.sin(angles).astype(np.float32))
+        if not self.fused_rotary:
+            self.positions = self._positions(length)
+
+    def _positions(self, length: ir.Value) -> ir.Value:
+        """Positions [B, S] of the tokens of this call: length - S … length - 1."""
+        op = self.op
+        count = op.Squeeze(op.Shape(self.inputs[INPUT_IDS], start=1, end=2))
+        offsets = op.Range(self.scalar(0), count, self.scalar(1))
+        first = op.Unsqueeze(op.Sub(length, count), self.ints(1))
+        return op.Max(op.Add(first, op.Unsqueeze(offsets, self.ints(0))), self.ints(0))
+
+    def ints(self, *values: int) -> ir.Value:
+        """A constant i64 vector."""
+        return self._constant("ints." + "_".join(map(str, values)), np.array(values, np.int64))
+
+    def scalar(self, value: int) -> ir.Value:
+        """A constant i64 scalar."""
+        return self._constant(f"int.{value}", np.array(value, np.int64))
+
+    def _constant(self, name: str, array: NDArray[np.int64]) -> ir.Value:
+        name = f"constant.{name}"
+        if name not in self._constants:
+            self._constants[name] = self.builder.initializer(ir.tensor(array, name=name), name)
+        return self._constants[name]
+
+    def weight(self, name: str, array: NDArray[Any]) -> ir.Value:
+        """An initializer of this graph, written to its data file."""
+        value: ir.Value = self.builder.initializer(self.writer.write(name, array), name)
+        return value
+
+    def shared(self, tensor: ir.ExternalTensor) -> ir.Value:
+        """An initializer that lies in the other graph's data file, or was used before under this name."""
+        name = str(tensor.name)
+        if name in self.graph.initializers:
+            return self.graph.initializers[name]
+        value: ir.Value = self.builder.initializer(tensor, name)
+        return value
+
+    def linear(self, x: ir.Value, weights: Weights, *names: str, store_as: str | None = None) -> ir.Value:
+        """x [B, S, in] times the [out, in] matrices `names`, side by side in one product."""
+        matrix = np.concatenate([weights.float32(name) for name in names]).T
+        return self.op.MatMul(x, self.weight(store_as or names[0], matrix))
+
+    def finish(self, outputs: list[ir.Value]) -> ir.Model:
+        """Declare the outputs as the contract names and shapes them."""
+        for value, (name, tensor) in zip(outputs, self.spec.outputs().items(), strict=True):
+            value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(TYPES[tensor.dtype])
+            self.builder.add_output(value, name)
+        return ir.Model(
+            self.graph, ir_version=IR_VERSION, producer_name="recycle-onnx", producer_version=__version__
+        )

@@ -1,0 +1,40 @@
+"""`recycler.onnx`: the recyclable module."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
+from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.contract import HIDDEN_STATES, INPUT_IDS, GraphSpec
+from recycle_onnx.export import blocks
+from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD
+from recycle_onnx.export.graph import DecoderGraph
+
+
+def recycler_spec(config: RecyclerConfig, base: BaseConfig) -> GraphSpec:
+    """The module's interface."""
+    return GraphSpec(
+        "recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, base.vocab_size
+    )
+
+
+def build_recycler(
+    config: RecyclerConfig,
+    base: BaseConfig,
+    weights: Weights,
+    writer: ExternalDataWriter,
+    shared: dict[str, ir.ExternalTensor],
+) -> ir.Model:
+    """Tokens at p+1 and hidden states at p to logits of p+2; embedding and LM head are the full model's own."""
+    graph = DecoderGraph(recycler_spec(config, base), base, writer)
+    embedding = graph.op.Gather(graph.shared(shared[EMBEDDING]), graph.inputs[INPUT_IDS])
+    parts = (
+        blocks.norm(graph, embedding, weights, "embedding_norm.weight"),
+        blocks.norm(graph, graph.inputs[HIDDEN_STATES], weights, "hidden_norm.weight"),
+    )
+    x = graph.linear(graph.op.Concat(*parts, axis=-1), weights, "projection.weight")
+    hidden, present = blocks.layers(graph, x, weights, "layers.", "norm.weight")
+    head = shared.get(LM_HEAD, shared[EMBEDDING])
+    return graph.finish([blocks.logits(graph, hidden, head), hidden, *present])

@@ -1,0 +1,1 @@
+"""Runs a bundle: ONNX Runtime, numpy and tokenizers, nothing else."""

@@ -1,0 +1,75 @@
+"""Both halves on one text: prefill, the full step and the recycle step."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import onnxruntime as ort
+
+from recycle_onnx.contract import GraphSpec
+from recycle_onnx.runtime.half import Floats, Half
+
+CHUNK = 256
+
+
+class Decoder:
+    """The state of one generation: what both halves have read.
+
+    The module lags one token: its row p needs token p+1, so it has read one token less than there are.
+    """
+
+    def __init__(
+        self,
+        sessions: tuple[ort.InferenceSession, ort.InferenceSession | None],
+        specs: tuple[GraphSpec, GraphSpec | None],
+        context_length: int,
+        chunk: int = CHUNK,
+    ) -> None:
+        self.full = Half(sessions[0], specs[0], context_length)
+        self.recycler: Half | None = None
+        if sessions[1] is not None and specs[1] is not None:
+            self.recycler = Half(sessions[1], specs[1], context_length, hidden_in=self.full.hidden)
+        self.chunk = chunk
+        self._prompt: list[int] = []
+        self._prompt_hidden: Floats = np.zeros((0, specs[0].hidden_size), np.float32)
+        self.prefill_seconds = 0.0
+
+    def prefill(self, prompt: list[int]) -> Floats:
+        """Read the prompt in chunks; give the logits [1, V] after its last token.
+
+        The hidden states are kept until the module reads them with `start_recycling`.
+        """
+        started = time.perf_counter()
+        self._prompt = prompt
+        self._prompt_hidden = np.empty((len(prompt), self.full.spec.hidden_size), np.float32)
+        for start in range(0, len(prompt), self.chunk):
+            piece = slice(start, start + self.chunk)
+            logits = self.full.read(prompt[piece], None, self._prompt_hidden[piece])
+        self.prefill_seconds += time.perf_counter() - started
+        return logits
+
+    def start_recycling(self, first: int) -> Floats:
+        """Let the module read the prompt and the `first` new token; give its logits [1, V] for the second."""
+        assert self.recycler is not None
+        started = time.perf_counter()
+        tokens, hidden = [*self._prompt[1:], first], self._prompt_hidden
+        unused = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), np.float32)
+        for start in range(0, len(tokens), self.chunk):
+            piece = tokens[start : start + self.chunk]
+            logits = self.recycler.read(piece, hidden[start : start + len(piece)], unused[: len(piece)])
+        self._prompt_hidden = hidden[:0]
+        self.prefill_seconds += time.perf_counter() - started
+        return logits
+
+    def full_step(self, tokens: list[int], keep: int) -> Floats:
+        """Let the full model read `tokens`; give the logits [keep, V] of the last `keep`."""
+        return self.full.step(tokens, keep)
+
+    def recycle_step(self, kept: list[int]) -> Floats:
+        """Let the module read the tokens after the last full step's first rows; give logits [1, V] for the next.
+
+        `kept[i]` follows the i-th token of the last full step, whose hidden state it is paired with.
+        """
+        assert self.recycler is not None
+        return self.recycler.step(kept, keep=1)

@@ -1,0 +1,97 @@
+"""One half of the model at work on one text: a graph, its cache, and buffers bound to both."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from recycle_onnx.contract import HIDDEN_STATES, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.kv_cache import KVCache
+
+Floats = NDArray[np.float32]
+STEP_ROWS = 16
+"""Calls of up to this many tokens keep their buffers bound; longer ones are prefill, and are bound anew."""
+
+
+class _Call:
+    """A call's small buffers, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out."""
+
+    def __init__(self, half: Half, hidden_in: Floats | None, hidden_out: Floats, rows: int, keep: int) -> None:
+        self.ids = np.zeros((1, rows), np.int64)
+        self.logits = np.zeros((1, keep, half.spec.vocab_size), np.float32)
+        self._keep = np.array(keep, np.int64)
+        self._hidden = (hidden_in, hidden_out)  # kept alive: OrtValues only alias them
+        self.binding = half.session.io_binding()
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self.binding.bind_ortvalue_input(INPUT_IDS, wrap(self.ids))
+        self.binding.bind_ortvalue_input(LOGITS_TO_KEEP, wrap(self._keep))
+        if hidden_in is not None:
+            self.binding.bind_ortvalue_input(HIDDEN_STATES, wrap(hidden_in[None]))
+        self.binding.bind_ortvalue_output(LOGITS, wrap(self.logits))
+        self.binding.bind_ortvalue_output(half.spec.hidden_output, wrap(hidden_out[None]))
+        half.cache.bind(self.binding)
+
+
+class Half:
+    """Runs the full model or the recyclable module, and remembers what it has read."""
+
+    def __init__(
+        self, session: ort.InferenceSession, spec: GraphSpec, limit: int, hidden_in: Floats | None = None
+    ) -> None:
+        """`limit` is the most tokens it can read; `hidden_in` [rows, H] is where a module's input lies by default."""
+        self.session, self.spec = session, spec
+        self.cache = KVCache(spec, limit)
+        self.hidden = np.zeros((STEP_ROWS, spec.hidden_size), np.float32)
+        self.runs = 0
+        self._hidden_in = hidden_in
+        self._calls: dict[tuple[int, int], _Call] = {}
+
+    @property
+    def length(self) -> int:
+        """Tokens read so far."""
+        return self.cache.length
+
+    def crop(self, length: int) -> None:
+        """Forget everything after the first `length` tokens, without copying."""
+        self.cache.set_length(length)
+
+    def step(self, ids: list[int], keep: int) -> Floats:
+        """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
+
+        The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of its
+        `hidden_in`. Both, and the logits, are overwritten by the next call.
+        """
+        rows = len(ids)
+        self._advance(rows)
+        call = self._calls.get((rows, keep))
+        if call is None:
+            hidden_in = None if self._hidden_in is None else self._hidden_in[:rows]
+            call = self._calls[rows, keep] = _Call(self, hidden_in, self.hidden[:rows], rows, keep)
+        call.ids[0] = ids
+        self.session.run_with_iobinding(call.binding)
+        self.runs += 1
+        logits: Floats = call.logits[0]
+        return logits
+
+    def read(self, ids: list[int], hidden_in: Floats | None, hidden_out: Floats) -> Floats:
+        """Read one piece of a prompt; give the logits [1, V] of its last token.
+
+        `hidden_in` (a module's input) and `hidden_out` are [S, H], contiguous.
+        """
+        self._advance(len(ids))
+        call = _Call(self, hidden_in, hidden_out, len(ids), keep=1)
+        call.ids[0] = ids
+        self.session.run_with_iobinding(call.binding)
+        self.runs += 1
+        logits: Floats = call.logits[0]
+        return logits
+
+    def _advance(self, rows: int) -> None:
+        length = self.cache.length + rows
+        if length > self.cache.limit:
+            raise InputError(f"the text has {length} tokens; the model's context ends at {self.cache.limit}")
+        if self.cache.reserve(length):
+            self._calls.clear()
+        self.cache.set_length(length)

@@ -1,0 +1,80 @@
+"""Choosing a token from logits, so that the same seed gives the same text under every strategy.
+
+The choice at a position depends on the logits, the seed and the position alone: argmax of log-probability plus
+Gumbel noise (the Gumbel-max trick), where the noise is a hash of (seed, position, token id).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.errors import InputError
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+LARGEST_NOISE_GAP = 41.0
+"""Gumbel noise from 53-bit uniforms lies in (-3.7, 36.8): a logit this far below the best can never win."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
+        if self.top_k < 0:
+            raise InputError(f"top-k is {self.top_k}; expected 0 (all tokens) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top-p is {self.top_p}; expected more than 0 and at most 1")
+
+    def choose(self, logits: NDArray[np.float32], position: int) -> int:
+        """The token id for `position` (tokens before it), from logits [V]."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        scaled = logits.astype(np.float64) / self.temperature
+        ids = self._candidates(scaled)
+        return int(ids[(scaled[ids] + self.noise(position, ids)).argmax()])
+
+    def _candidates(self, scaled: NDArray[np.float64]) -> NDArray[np.int64]:
+        """Ids that may be chosen, ascending."""
+        ids = np.flatnonzero(scaled >= scaled.max() - LARGEST_NOISE_GAP)
+        if 0 < self.top_k < len(ids):
+            ids = np.sort(ids[np.argsort(-scaled[ids], kind="stable")[: self.top_k]])
+        if self.top_p < 1:
+            ids = self._nucleus(scaled, ids)
+        return ids
+
+    def _nucleus(self, scaled: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The fewest most likely ids whose probability reaches `top_p` (arXiv 1904.09751)."""
+        order = ids[np.argsort(-scaled[ids], kind="stable")]
+        weights = np.exp(scaled[order] - scaled[order[0]])
+        before = np.cumsum(weights) - weights
+        return np.sort(order[before < self.top_p * weights.sum()])
+
+    def noise(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Standard Gumbel noise for token `ids` at `position`."""
+        key = _mix_int(_mix_int(self.seed & MASK) + position * GOLDEN)
+        bits = _mix(ids.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(key)) >> np.uint64(11)
+        uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
+        return -np.log(-np.log(uniform))
+
+
+def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finaliser: every input bit changes about half of the output bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def _mix_int(value: int) -> int:
+    return int(_mix(np.array([(value + GOLDEN) & MASK], np.uint64))[0])

@@ -1,0 +1,60 @@
+"""ONNX Runtime sessions that behave inside someone's application."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
+
+import onnxruntime as ort  # noqa: E402
+
+from recycle_onnx.contract import GraphSpec  # noqa: E402
+from recycle_onnx.errors import InputError, RecycleError  # noqa: E402
+
+PROVIDERS = {"cpu": "CPUExecutionProvider"}
+ERRORS_ONLY = 3
+
+
+def open_session(path: Path, spec: GraphSpec, provider: str, threads: int | None) -> ort.InferenceSession:
+    """Load a graph and compare its interface with the contract.
+
+    `threads` is the number of intra-op threads, None for one a physical core.
+
+    Raises:
+        InputError: an unknown provider, or a number of threads below one.
+        RecycleError: ONNX Runtime cannot load the graph, or the graph does not follow the contract.
+    """
+    if provider not in PROVIDERS:
+        raise InputError(f"provider {provider!r} is not known; expected one of: {', '.join(PROVIDERS)}")
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; expected at least 1")
+    ort.disable_telemetry_events()
+    try:
+        session = ort.InferenceSession(path, _options(threads), providers=[PROVIDERS[provider]])
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        raise RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
+    _check_interface(session, spec, path)
+    return session
+
+
+def _options(threads: int | None) -> ort.SessionOptions:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.inter_op_num_threads = 1
+    options.log_severity_level = ERRORS_ONLY
+    # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:
+    found = (
+        [value.name for value in session.get_inputs()],
+        [value.name for value in session.get_overridable_initializers()],
+        [value.name for value in session.get_outputs()],
+    )
+    expected = (list(spec.inputs()), list(spec.optional_inputs()), list(spec.outputs()))
+    if found != expected:
+        odd = sorted(set(sum(found, [])) ^ set(sum(expected, [])))
+        raise RecycleError(f"{path}: does not follow the graph contract ({', '.join(odd) or 'another order'})")
