@@ -15,7 +15,13 @@ from recycle_onnx.files import read_json, sha256, write_json
 
 FORMAT = "1.0"
 MANIFEST = "recycle.json"
-ADVISORY = ("tokenizer_config.json", "generation_config.json", "genai_config.json", "config.json", "chat_template.jinja")
+ADVISORY = (
+    "tokenizer_config.json",
+    "generation_config.json",
+    "genai_config.json",
+    "config.json",
+    "chat_template.jinja",
+)
 """Files that users may edit: a change is worth a warning only."""
 
 logger = logging.getLogger(__name__)
@@ -144,5 +150,7 @@ def _check_file(path: Path, expected: File, verified: VerifiedFiles, *, verify: 
     if advisory:
         logger.warning("%s was edited after the export", path)
         return
-    what = f"{size} bytes, expected {expected.bytes}" if size != expected.bytes else "another SHA-256 than the manifest's"
+    what = (
+        f"{size} bytes, expected {expected.bytes}" if size != expected.bytes else "another SHA-256 than the manifest's"
+    )
     raise InputError(f"{path}: altered or damaged ({what}); copy the bundle again, or export it again")

@@ -125,9 +125,7 @@ class BaseConfig:
 def _refuse_unsupported(raw: Mapping[str, Any], path: Path) -> None:
     kind = raw.get("model_type")
     if kind not in SUPPORTED_MODEL_TYPES:
-        raise InputError(
-            f"{path}: model_type {kind!r} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}"
-        )
+        raise InputError(f"{path}: model_type {kind!r} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}")
     scaling = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
     rope = scaling.get("rope_type", scaling.get("type", "default"))
     if rope != "default":

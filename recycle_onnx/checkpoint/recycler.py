@@ -57,7 +57,9 @@ class RecyclerConfig:
         if version.split(".")[0] != FORMAT.split(".")[0]:
             raise InputError(f"{path}: format {version!r} is not known; this version reads {FORMAT}: upgrade it")
         known = {f.name for f in fields(cls)}
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in raw.items() if name in known}
+        values: dict[str, Any] = {
+            name: tuple(v) if isinstance(v, list) else v for name, v in raw.items() if name in known
+        }
         if values.get("base"):
             values["base"] = BaseReference(**{f.name: values["base"].get(f.name) for f in fields(BaseReference)})
         if not isinstance(values.get("num_layers"), int) or values["num_layers"] < 1:

@@ -47,3 +47,13 @@ def _lines(title: str) -> Callable[[int, int, str], None]:
         click.echo(f"{title} {done}/{total} {note}".rstrip(), err=True)
 
     return update
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Give `report(stage)`: a spinner on a terminal, a line a stage otherwise, on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda stage: click.echo(stage, err=True)
+        return
+    with Console(stderr=True).status("reading the checkpoint") as status:
+        yield lambda stage: status.update(stage)

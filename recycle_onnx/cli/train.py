@@ -74,7 +74,9 @@ def train(
     if json_:
         click.echo(as_json({"checkpoint": str(checkpoint), **asdict(result)}))
     else:
-        click.echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{' (interrupted)' * result.interrupted}")
+        click.echo(
+            f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{' (interrupted)' * result.interrupted}"
+        )
         click.echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
         click.echo(f"held-out acceptance {result.held_out_acceptance:.1%} (greedy, on the given text)")
     if result.interrupted:

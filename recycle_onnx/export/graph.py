@@ -109,6 +109,4 @@ class DecoderGraph:
         for value, (name, tensor) in zip(outputs, self.spec.outputs().items(), strict=True):
             value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(TYPES[tensor.dtype])
             self.builder.add_output(value, name)
-        return ir.Model(
-            self.graph, ir_version=IR_VERSION, producer_name="recycle-onnx", producer_version=__version__
-        )
+        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="recycle-onnx", producer_version=__version__)

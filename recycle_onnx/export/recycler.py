@@ -15,9 +15,7 @@ from recycle_onnx.export.graph import DecoderGraph
 
 def recycler_spec(config: RecyclerConfig, base: BaseConfig) -> GraphSpec:
     """The module's interface."""
-    return GraphSpec(
-        "recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, base.vocab_size
-    )
+    return GraphSpec("recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, base.vocab_size)
 
 
 def build_recycler(

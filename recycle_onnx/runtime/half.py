@@ -75,13 +75,13 @@ class Half:
         logits: Floats = call.logits[0]
         return logits
 
-    def read(self, ids: list[int], hidden_in: Floats | None, hidden_out: Floats) -> Floats:
-        """Read one piece of a prompt; give the logits [1, V] of its last token.
+    def read(self, ids: list[int], hidden_in: Floats | None, hidden_out: Floats, keep: int = 1) -> Floats:
+        """Read one piece of a prompt; give the logits [keep, V] of its last tokens.
 
         `hidden_in` (a module's input) and `hidden_out` are [S, H], contiguous.
         """
         self._advance(len(ids))
-        call = _Call(self, hidden_in, hidden_out, len(ids), keep=1)
+        call = _Call(self, hidden_in, hidden_out, len(ids), keep)
         call.ids[0] = ids
         self.session.run_with_iobinding(call.binding)
         self.runs += 1

@@ -7,10 +7,10 @@ from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
 
-import onnxruntime as ort  # noqa: E402
+import onnxruntime as ort
 
-from recycle_onnx.contract import GraphSpec  # noqa: E402
-from recycle_onnx.errors import InputError, RecycleError  # noqa: E402
+from recycle_onnx.contract import GraphSpec
+from recycle_onnx.errors import InputError, RecycleError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 ERRORS_ONLY = 3

@@ -39,9 +39,7 @@ def full(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int) ->
     yield Choice(sampling.choose(logits[-1], position), recycled=False)
 
 
-def alternate(
-    decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts
-) -> Iterator[Choice]:
+def alternate(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts) -> Iterator[Choice]:
     """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding)."""
     logits = decoder.prefill(prompt)
     position, end = len(prompt), len(prompt) + limit

@@ -71,7 +71,7 @@ class Corpus:
         """At most `limit` windows of the held-out text, in order, without overlap."""
         count = min(len(self.held_out) // length, limit)
         windows = torch.from_numpy(self.held_out[: count * length].reshape(count, length))
-        yield from windows.split(batch_size)
+        yield from torch.split(windows, batch_size)
 
 
 def load_corpus(
@@ -90,5 +90,7 @@ def load_corpus(
         train, rest = train[: max(cut, 0)], train[max(cut, 0) :]
     if min(len(train), len(rest)) < length:
         names = ", ".join(map(str, paths))
-        raise InputError(f"{names}: {len(train) + len(rest)} tokens; expected at least {2 * length} for this --sequence-length")
+        raise InputError(
+            f"{names}: {len(train) + len(rest)} tokens; expected at least {2 * length} for this --sequence-length"
+        )
     return Corpus(train, rest)

@@ -51,7 +51,11 @@ def save_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: 
 
 
 def save_both(
-    checkpoint: Checkpoint, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtypes: tuple[torch.dtype, torch.dtype]
+    checkpoint: Checkpoint,
+    model: RecycleGPT,
+    config: RecyclerConfig,
+    ids: Tensor,
+    dtypes: tuple[torch.dtype, torch.dtype],
 ) -> None:
     """Replace the checkpoint as a whole: base, module and its reference; other files are carried over."""
     old = [path.name for path in checkpoint.base_weights.files] + ["model.safetensors.index.json", "recycler"]

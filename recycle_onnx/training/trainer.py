@@ -82,7 +82,9 @@ def train(
     _check(options)
     with Checkpoint.open(folder) as checkpoint:
         if options.joint and checkpoint.base_folder != checkpoint.folder:
-            raise InputError(f"{folder}: its base lies elsewhere and stays untouched; use --freeze-base, or attach a copy")
+            raise InputError(
+                f"{folder}: its base lies elsewhere and stays untouched; use --freeze-base, or attach a copy"
+            )
         length = options.sequence_length
         if length > checkpoint.base.context_length:
             raise InputError(f"--sequence-length {length} is beyond the context of {checkpoint.base.context_length}")
@@ -150,7 +152,9 @@ class _Run:
 
     def _step(self, batch: Tensor) -> objective.Losses:
         losses = self.losses(self.model, batch)
-        total = losses.next_token + self.options.recycle_weight * losses.recycle if self.options.joint else losses.recycle
+        total = (
+            losses.next_token + self.options.recycle_weight * losses.recycle if self.options.joint else losses.recycle
+        )
         if not torch.isfinite(total):
             raise InputError(f"the loss became {total.item()}; nothing more was saved: train with a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -68,7 +67,9 @@ def main(tinystories: Path, out: Path, seed: int) -> None:
         write_bytes(out / name, f"\n{SEPARATOR}\n".join(part).encode())
     model = FullModel(CONFIG)
     model.initialise(seed)
-    weights = {name: value.detach().half() for name, value in model.named_parameters() if name in CONFIG.tensor_shapes()}
+    weights = {
+        name: value.detach().half() for name, value in model.named_parameters() if name in CONFIG.tensor_shapes()
+    }
     with new_folder(out / "base", force=True) as folder:
         train_tokenizer(train).save(str(folder / "tokenizer.json"))
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

@@ -57,7 +57,9 @@ def main(base: Path, out: Path, megabytes: float, seed: int) -> None:
     with torch.no_grad():
         for _ in track(range(-(-wanted // 450_000)), "sampling"):
             batch = sample(model, special["bos_token_id"], generator)
-            pieces += [text.strip() for text in tokenizer.decode_batch(batch) if len(text) > 50 and "\ufffd" not in text]
+            pieces += [
+                text.strip() for text in tokenizer.decode_batch(batch) if len(text) > 50 and "\ufffd" not in text
+            ]
             if sum(map(len, pieces)) >= wanted:
                 break
     write_bytes(out, f"\n{SEPARATOR}\n".join(pieces).encode())

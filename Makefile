@@ -1,0 +1,62 @@
+# Every target makes the virtual environment it needs; `make clean` removes them all.
+PYTHON ?= python3
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+ifeq ($(OS),Windows_NT)
+BIN = Scripts
+else
+BIN = bin
+endif
+
+DEMO = .venv-demo/$(BIN)
+DEV = .venv/$(BIN)
+REFERENCE = .venv-reference/$(BIN)
+PEERS = .venv-peers/$(BIN)
+PROMPT = Once upon a time, a little fox
+
+.PHONY: demo test test-reference test-peers lint format clean
+
+demo: .venv-demo/ready  ## export the shipped sample and generate with each strategy
+	$(DEMO)/recycle-onnx export samples/stories demo-bundle --force
+	$(DEMO)/python samples/compare.py demo-bundle "$(PROMPT)"
+
+test: .venv/ready  ## the suite without torch
+	$(DEV)/python -m pytest -m "not reference and not peers"
+
+test-reference: .venv-reference/ready  ## against torch and transformers
+	$(REFERENCE)/python -m pytest -m reference
+
+test-peers: .venv/ready .venv-peers/ready  ## against other runtimes, each in an environment of its own
+	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python $(DEV)/python -m pytest -m peers
+
+lint: .venv/ready  ## style, types and the walls between the halves
+	$(DEV)/ruff check .
+	$(DEV)/ruff format --check .
+	$(DEV)/mypy
+	$(DEV)/lint-imports
+
+format: .venv/ready
+	$(DEV)/ruff check --fix .
+	$(DEV)/ruff format .
+
+.venv-demo/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-demo
+	$(DEMO)/python $(PIP_INSTALL) -e ".[export]"
+	touch $@
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(DEV)/python $(PIP_INSTALL) -e ".[dev]"
+	touch $@
+
+.venv-reference/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-reference
+	$(REFERENCE)/python $(PIP_INSTALL) -e ".[reference]"
+	touch $@
+
+.venv-peers/ready: tests/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/python $(PIP_INSTALL) -r tests/peers/requirements.txt
+	touch $@
+
+clean:
+	rm -rf .venv .venv-demo .venv-reference .venv-peers demo-bundle

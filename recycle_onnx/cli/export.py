@@ -1,0 +1,36 @@
+"""`recycle-onnx export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from recycle_onnx.cli.report import as_json, stages
+
+
+@click.command()
+@click.argument("checkpoint", type=Path)
+@click.argument("bundle", type=Path)
+@click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def export(checkpoint: Path, bundle: Path, force: bool, json_: bool) -> None:
+    """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE."""
+    from dataclasses import asdict
+
+    from recycle_onnx.export import export as run
+
+    with stages() as report:
+        done = run(checkpoint, bundle, force=force, report=report)
+    size = sum(file.bytes for file in done.manifest.files.values())
+    if json_:
+        strategies = list(done.manifest.strategies)
+        check = asdict(done.self_check)
+        click.echo(as_json({"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}))
+        return
+    click.echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
+    click.echo(
+        f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit"
+    )
+    if (difference := done.self_check.against_reference) is not None:
+        click.echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")

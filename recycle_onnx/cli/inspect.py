@@ -1,0 +1,132 @@
+"""`recycle-onnx inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
+from recycle_onnx.cli.report import as_json
+
+CONVENTIONS = (
+    "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "embedding", "lm_head",
+    "draft_vocabulary", "trained_depth",
+)  # fmt: skip
+
+
+@click.command()
+@click.argument("path", type=Path, metavar="CHECKPOINT_OR_BUNDLE")
+@click.option("--verify", is_flag=True, help="Hash every file of a bundle, weights included.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def inspect(path: Path, verify: bool, json_: bool) -> None:
+    """Say what a checkpoint or a bundle is: dimensions, parameters, conventions, bytes and contracts."""
+    found = _describe_bundle(path, verify) if (path / MANIFEST).exists() else _describe_checkpoint(path)
+    if json_:
+        click.echo(as_json(found))
+        return
+    table = Table(title=f"{path}: a {found['kind']}", show_header=False, title_justify="left")
+    for name, value in _rows(found):
+        table.add_row(name, Text(value))
+    Console().print(table)
+
+
+def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
+    manifest = Bundle.open(path, verify=verify).manifest
+    return {
+        "kind": "bundle",
+        "format": manifest.format,
+        "flavour": manifest.flavour,
+        "precision": manifest.precision,
+        "strategies": list(manifest.strategies),
+        **_halves(manifest.base, manifest.recycler),
+        "bytes": {name: file.bytes for name, file in manifest.files.items()},
+        "contracts": _contracts(manifest),
+        "provenance": manifest.provenance,
+        "verified": verify,
+    }
+
+
+def _contracts(manifest: Manifest) -> dict[str, Any]:
+    """Inputs and outputs of each graph as `type[dimensions]`."""
+
+    def shown(tensors: dict[str, Any]) -> dict[str, str]:
+        return {name: f"{t.dtype}[{', '.join(map(str, t.shape))}]" for name, t in tensors.items()}
+
+    return {
+        name: {
+            "inputs": shown(spec.inputs()),
+            "optional_inputs": shown(spec.optional_inputs()),
+            "outputs": shown(spec.outputs()),
+        }
+        for name, spec in manifest.graphs.items()
+    }
+
+
+def _describe_checkpoint(path: Path) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from recycle_onnx.checkpoint import Checkpoint
+
+    with Checkpoint.open(path) as checkpoint:
+        base = {
+            "model_type": "llama",
+            **asdict(checkpoint.base),
+            "parameters": checkpoint.base_weights.num_parameters(),
+        }
+        recycler = None
+        files = list(checkpoint.base_weights.files)
+        if checkpoint.recycler and checkpoint.recycler_weights:
+            recycler = {**checkpoint.recycler.to_json(), "parameters": checkpoint.recycler_weights.num_parameters()}
+            files += checkpoint.recycler_weights.files
+        sizes = {
+            str(file.relative_to(path)) if file.is_relative_to(path) else str(file): file.stat().st_size
+            for file in files
+        }
+        return {"kind": "checkpoint", **_halves(base, recycler), "bytes": sizes}
+
+
+def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, Any]:
+    ratio = recycler["parameters"] / base["parameters"] if recycler else None
+    return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
+
+
+def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
+    base, recycler = found["base"], found["recycler"]
+    rows: list[tuple[str, str]] = [
+        (name, str(found[name])) for name in ("format", "flavour", "precision") if name in found
+    ]
+    rows += [
+        ("base", f"{base['model_type']}, {base['parameters']:,} parameters"),
+        ("dimensions", f"{base['num_layers']} layers × {base['hidden_size']}, {base['num_heads']} heads "
+         f"({base['num_kv_heads']} KV) × {base['head_dim']}, feed-forward {base['intermediate_size']}"),
+        ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
+        ("context", f"{base['context_length']:,} tokens"),
+    ]  # fmt: skip
+    if recycler:
+        ratio = found["parameter_ratio"]
+        rows.append(
+            (
+                "module",
+                f"layers {recycler['num_layers']}, {recycler['parameters']:,} parameters ({ratio:.1%} of the base)",
+            )
+        )
+        rows += [(f"module {name}", _text(recycler[name])) for name in CONVENTIONS]
+    else:
+        rows.append(("module", "none"))
+    if "strategies" in found:
+        rows.append(("strategies", ", ".join(found["strategies"])))
+    rows += [(f"bytes {name}", f"{size:,}") for name, size in found["bytes"].items()]
+    for graph, contract in found.get("contracts", {}).items():
+        for part in ("inputs", "optional_inputs", "outputs"):
+            lines = [f"{name}: {kind}" for name, kind in contract[part].items() if ".0." in name or "." not in name]
+            rows.append((f"{graph} {part.replace('_', ' ')}", "\n".join(lines)))
+    return rows
+
+
+def _text(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

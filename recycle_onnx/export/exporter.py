@@ -1,0 +1,124 @@
+"""A checkpoint folder to a bundle, written whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from recycle_onnx import __version__
+from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint
+from recycle_onnx.checkpoint.folder import TEXT_FILES
+from recycle_onnx.contract import GraphSpec
+from recycle_onnx.errors import InputError
+from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.full_model import build_full_model, full_spec
+from recycle_onnx.export.genai import genai_config
+from recycle_onnx.export.graph import IR_VERSION, OPSET
+from recycle_onnx.export.recycler import build_recycler, recycler_spec
+from recycle_onnx.export.self_check import SelfCheck, check_bundle
+from recycle_onnx.files import new_folder, read_json, write_json
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how the graphs compared with themselves and with torch."""
+
+    bundle: Path
+    manifest: Manifest
+    self_check: SelfCheck
+
+
+def export(checkpoint: Path, bundle: Path, *, force: bool = False, report: Report = lambda _: None) -> ExportReport:
+    """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
+
+    `report` is told each stage as it begins.
+
+    Raises:
+        InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
+        RecycleError: the disk is full or not writable, or the graphs failed their self-check.
+    """
+    with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force) as folder:
+        specs = _write_graphs(source, folder, report)
+        eos = _write_text_files(source, folder)
+        manifest = _manifest(source, specs, folder)
+        manifest.write(folder / MANIFEST)
+        report("checking the graphs")
+        reference = source.folder / "recycler" / "reference.safetensors"
+        checked = check_bundle(Bundle(folder, manifest), reference if source.recycler else None, eos)
+        manifest.provenance["self_check"] = asdict(checked)
+        manifest.write(folder / MANIFEST)
+    return ExportReport(bundle, manifest, checked)
+
+
+def _write_graphs(source: Checkpoint, folder: Path, report: Report) -> dict[str, GraphSpec]:
+    specs = {"full": full_spec(source.base)}
+    report("writing model.onnx")
+    with ExternalDataWriter(folder / "model.onnx.data") as writer:
+        model = build_full_model(source.base, source.base_weights, writer)
+        shared = dict(writer.tensors)
+    ir.save(model, folder / graph_file("full"))
+    if source.recycler and source.recycler_weights:
+        specs["recycler"] = recycler_spec(source.recycler, source.base)
+        report("writing recycler.onnx")
+        with ExternalDataWriter(folder / "recycler.onnx.data") as writer:
+            model = build_recycler(source.recycler, source.base, source.recycler_weights, writer, shared)
+        ir.save(model, folder / graph_file("recycler"))
+    return specs
+
+
+def _write_text_files(source: Checkpoint, folder: Path) -> list[int]:
+    """Copy tokenizer and configs, add what the runtime and genai need; give the ids that end a text."""
+    origin = source.base_folder
+    if not (origin / "tokenizer.json").exists():
+        raise InputError(f"{origin / 'tokenizer.json'}: no such file; expected the base's tokenizer")
+    for name in ("config.json", *TEXT_FILES):
+        if (origin / name).exists():
+            shutil.copyfile(origin / name, folder / name)
+    generation = _generation_config(origin, source.base)
+    write_json(folder / "generation_config.json", generation)
+    eos = generation.get("eos_token_id")
+    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+    write_json(folder / "genai_config.json", genai_config(source.base, generation.get("bos_token_id"), ids))
+    return ids
+
+
+def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
+    """The base's generation config, with special tokens from its config where it says none."""
+    path = origin / "generation_config.json"
+    own = read_json(path) if path.exists() else {}
+    config = read_json(origin / "config.json")
+    names = ("bos_token_id", "eos_token_id")
+    special = {name: config[name] for name in names if config.get(name) is not None}
+    merged = {**special, **{name: value for name, value in own.items() if value is not None}}
+    for name in names:
+        ids = merged.get(name, [])
+        for token in ids if isinstance(ids, list) else [ids]:
+            if not isinstance(token, int) or not 0 <= token < base.vocab_size:
+                raise InputError(f"{origin}: {name} is {token!r}; expected an id below {base.vocab_size}")
+    return merged
+
+
+def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path) -> Manifest:
+    names = sorted(path.name for path in folder.iterdir())
+    recycler, weights = source.recycler, source.recycler_weights
+    return Manifest(
+        base={"model_type": "llama", **asdict(source.base), "parameters": source.base_weights.num_parameters()},
+        recycler={**recycler.to_json(), "parameters": weights.num_parameters()} if recycler and weights else None,
+        graphs=specs,
+        files=describe_files(folder, names),
+        default_strategy="verify" if recycler else "full",
+        provenance={
+            "producer": f"recycle-onnx {__version__}",
+            "checkpoint": source.folder.resolve().name,
+            "opset": OPSET,
+            "ir_version": IR_VERSION,
+        },
+    )

@@ -1,0 +1,154 @@
+"""One generation: tokens as they become final, when to stop, and what it took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from tokenizers import Tokenizer
+
+from recycle_onnx.runtime import strategies
+from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.text import StopStrings, TextStream
+
+Lossless = Literal["exact", "within_rounding", "no"]
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Token:
+    """A new token: its id, the text that became certain with it, and whether it is a recycled one."""
+
+    id: int
+    text: str
+    recycled: bool
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Counts of one generation, and seconds of wall time.
+
+    `proposed` and `accepted` count recycled tokens; `acceptance_rate` is None where nothing was verified.
+    `time_to_first_token_s` includes reading the prompt, `prefill_s` is that of both halves, `decode_s` all but
+    `prefill_s`; `tokens_per_second` is that of the tokens after the first.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    full_runs: int
+    recycle_runs: int
+    proposed: int
+    accepted: int
+    acceptance_rate: float | None
+    tokens_per_second: float
+    time_to_first_token_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """New text and tokens, and how they came about.
+
+    `lossless` says how the tokens relate to those of `full`: `exact` (identical), `within_rounding`, or `no`.
+    """
+
+    text: str
+    tokens: list[int]
+    recycled: list[bool]
+    strategy: str
+    lossless: Lossless
+    finish_reason: FinishReason
+    stats: Stats
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return asdict(self)
+
+
+@dataclass
+class Generation:
+    """An iterator over new tokens; once it is exhausted, `result` holds the whole."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    prompt: list[int]
+    strategy: str
+    lossless: Lossless
+    sampling: Sampling
+    limit: int
+    stop_ids: frozenset[int]
+    stop_strings: tuple[str, ...]
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: FinishReason = "length"
+
+    def __post_init__(self) -> None:
+        self._started = time.perf_counter()
+        self._first = self._last = self._started
+        self._counts = strategies.Counts()
+        self._tokens = self._generate()
+
+    def __iter__(self) -> Iterator[Token]:
+        return self
+
+    def __next__(self) -> Token:
+        return next(self._tokens)
+
+    def _generate(self) -> Iterator[Token]:
+        text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
+        choices = strategies.run(self.strategy, self.decoder, self.prompt, self.sampling, self.limit, self._counts)
+        for choice in choices:
+            self._last = time.perf_counter()
+            if not self.tokens:
+                self._first = self._last
+            at_stop_id = choice.id in self.stop_ids
+            new = "" if at_stop_id else stops.push(text.push(choice.id))
+            ends = at_stop_id or stops.found
+            if ends:
+                self.finish_reason = "stop"
+            if at_stop_id or (len(self.tokens) + 1 == self.limit and not stops.found):
+                new += stops.push(text.flush())
+                new += stops.flush()
+            token = Token(choice.id, new, choice.recycled)
+            self.tokens.append(token)
+            yield token
+            if ends:
+                return
+
+    @property
+    def result(self) -> Result:
+        """What was generated so far."""
+        return Result(
+            text="".join(token.text for token in self.tokens),
+            tokens=[token.id for token in self.tokens],
+            recycled=[token.recycled for token in self.tokens],
+            strategy=self.strategy,
+            lossless=self.lossless,
+            finish_reason=self.finish_reason,
+            stats=self._stats(),
+        )
+
+    def _stats(self) -> Stats:
+        decoder, counts = self.decoder, self._counts
+        chunks = -(-len(self.prompt) // decoder.chunk)
+        prefilled = decoder.recycler is not None and decoder.recycler.runs > 0
+        decode = max(0.0, self._last - self._started - decoder.prefill_seconds)
+        later = len(self.tokens) - 1
+        return Stats(
+            prompt_tokens=len(self.prompt),
+            new_tokens=len(self.tokens),
+            full_runs=decoder.full.runs - chunks + 1,
+            recycle_runs=decoder.recycler.runs - chunks + 1 if decoder.recycler and prefilled else 0,
+            proposed=counts.proposed,
+            accepted=counts.accepted,
+            acceptance_rate=counts.accepted / counts.proposed
+            if self.strategy == "verify" and counts.proposed
+            else None,
+            tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
+            time_to_first_token_s=self._first - self._started,
+            prefill_s=decoder.prefill_seconds,
+            decode_s=decode,
+        )

@@ -1,0 +1,195 @@
+"""The Python face: load a bundle, generate or stream text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.contract import Kind
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json
+from recycle_onnx.runtime import strategies
+from recycle_onnx.runtime.decoder import CHUNK, Decoder
+from recycle_onnx.runtime.generation import Generation, Lossless, Result
+from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.sessions import open_session
+
+
+class RecycleModel:
+    """A loaded bundle. Every generation has caches of its own."""
+
+    def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
+        manifest = bundle.manifest
+        self.bundle = bundle
+        self.tokenizer = _load_tokenizer(bundle.folder / "tokenizer.json")
+        self.stop_ids = _stop_ids(bundle.folder)
+        self.prefill_chunk = CHUNK
+
+        def open_half(kind: Kind):  # type: ignore[no-untyped-def]
+            spec = manifest.graphs.get(kind)
+            return spec and open_session(bundle.graph(kind), spec, provider, threads)
+
+        self._sessions = (open_half("full"), open_half("recycler"))
+        self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
+
+    @property
+    def strategies(self) -> tuple[str, ...]:
+        """Strategies that this bundle can run; without a module only `full`."""
+        return self.bundle.manifest.strategies
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        strategy: str | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Result:
+        """Continue `prompt`, a text or token ids.
+
+        Args:
+            prompt: text, encoded with the special tokens the tokenizer adds; or token ids, taken as they are.
+            max_new_tokens: most tokens to make; None and anything beyond it means to the end of the context.
+            strategy: `full`, `alternate` or `verify`; None for the bundle's default.
+            temperature: 0 is greedy.
+            top_k: sample among so many most likely tokens; 0 for all.
+            top_p: sample among the fewest most likely tokens that have this probability together.
+            seed: the same seed gives the same text under `full` and `verify`.
+            stop: strings that end the text, themselves left out.
+
+        Raises:
+            InputError: an empty prompt, one longer than the context, or an option out of range.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        generation = self._start(prompt, max_new_tokens, strategy, sampling, stop)
+        for _ in generation:
+            pass
+        return generation.result
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int | None = None,
+        strategy: str | None = None,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+    ) -> Generation:
+        """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`) as they become final.
+
+        Its `result` holds what `generate` would give.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        return self._start(prompt, max_new_tokens, strategy, sampling, stop)
+
+    def decoder(self, strategy: str) -> Decoder:
+        """Fresh caches for one text; without the module's where `strategy` does not need them."""
+        needed = strategy != "full"
+        sessions = (self._sessions[0], self._sessions[1] if needed else None)
+        specs = (self._specs[0], self._specs[1] if needed else None)
+        return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
+        return list(self.tokenizer.encode(prompt).ids)
+
+    def _start(
+        self,
+        prompt: str | Sequence[int],
+        max_new_tokens: int | None,
+        strategy: str | None,
+        sampling: Sampling,
+        stop: Sequence[str],
+    ) -> Generation:
+        strategy = self._strategy(strategy)
+        ids = self._prompt_ids(prompt)
+        room = self.bundle.manifest.context_length - len(ids)
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise InputError(f"max-new-tokens is {max_new_tokens}; expected at least 1")
+        if room < 1:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens; the context of {len(ids) + room} leaves no room for more"
+            )
+        return Generation(
+            decoder=self.decoder(strategy),
+            tokenizer=self.tokenizer,
+            prompt=ids,
+            strategy=strategy,
+            lossless=self._lossless(strategy),
+            sampling=sampling,
+            limit=room if max_new_tokens is None else min(max_new_tokens, room),
+            stop_ids=self.stop_ids,
+            stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
+        )
+
+    def _strategy(self, strategy: str | None) -> str:
+        name = strategy or self.bundle.manifest.default_strategy
+        if name in self.strategies:
+            return name
+        if name in strategies.NAMES:
+            raise InputError(
+                f"strategy {name!r} needs a recyclable module, and {self.bundle.folder} has none; use 'full'"
+            )
+        raise InputError(f"strategy {name!r} is not known; expected one of: {', '.join(self.strategies)}")
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if len(prompt) == 0:
+            raise InputError("the prompt is empty; expected some text to continue")
+        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        vocab_size = self._specs[0].vocab_size
+        if not ids:
+            raise InputError("the prompt has no tokens; expected some text to continue")
+        if bad := [token for token in ids if not 0 <= token < vocab_size]:
+            raise InputError(f"token id {bad[0]} is outside the vocabulary of {vocab_size}")
+        return ids
+
+    def _lossless(self, strategy: str) -> Lossless:
+        if strategy == "full":
+            return "exact"
+        if strategy == "alternate":
+            return "no"
+        return "exact" if self.bundle.manifest.precision == "fp32" else "within_rounding"
+
+
+def load(
+    path: str | PathLike[str], *, provider: str = "cpu", threads: int | None = None, verify: bool = False
+) -> RecycleModel:
+    """Load a bundle.
+
+    Args:
+        path: the folder that `recycle-onnx export` wrote.
+        provider: where to run; `cpu`.
+        threads: threads of each session, None for one a physical core.
+        verify: hash the weights again, even if this very file was checked before.
+
+    Raises:
+        InputError: not a bundle, an altered file, a future format, an unknown provider.
+        RecycleError: ONNX Runtime cannot load a graph.
+    """
+    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads)
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise InputError(f"{path}: not a tokenizer that `tokenizers` can read ({error})") from error
+
+
+def _stop_ids(folder: Path) -> frozenset[int]:
+    path = folder / "generation_config.json"
+    eos = read_json(path).get("eos_token_id") if path.exists() else None
+    if eos is None:
+        return frozenset()
+    return frozenset([eos] if isinstance(eos, int) else eos)
