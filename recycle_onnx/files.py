@@ -43,8 +43,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -66,7 +66,7 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         InputError: `target` exists and `force` is false, or is not a folder.
         RecycleError: the parent cannot be written to, or the disk is full.
     """
-    target = Path(os.path.abspath(target))
+    target = Path.cwd() / target  # not resolved: a link stays what the user named
     if target.exists() and not force:
         raise InputError(f"{target} exists; give another name, or --force to replace it")
     if target.exists() and not target.is_dir():
@@ -78,12 +78,19 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise RecycleError(f"{target.parent}: cannot write there ({error.strerror})") from error
     try:
         yield temporary
-        temporary.chmod(0o755)
+        _make_readable(temporary)
         _replace_folder(temporary, target)
     except OSError as error:
         raise RecycleError(f"{target}: cannot write ({error.strerror or error}); nothing was left behind") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Undo the private permissions that temporary folders and safetensors' files are made with."""
+    folder.chmod(0o755)
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _replace_folder(temporary: Path, target: Path) -> None:

@@ -102,8 +102,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     rows += [
         ("base", f"{base['model_type']}, {base['parameters']:,} parameters"),
-        ("dimensions", f"{base['num_layers']} layers × {base['hidden_size']}, {base['num_heads']} heads "
-         f"({base['num_kv_heads']} KV) × {base['head_dim']}, feed-forward {base['intermediate_size']}"),
+        ("dimensions", f"{base['num_layers']} layers of {base['hidden_size']}, {base['num_heads']} heads "
+         f"({base['num_kv_heads']} KV) of {base['head_dim']}, feed-forward {base['intermediate_size']}"),
         ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
         ("context", f"{base['context_length']:,} tokens"),
     ]  # fmt: skip

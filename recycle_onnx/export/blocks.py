@@ -11,7 +11,8 @@ from recycle_onnx.export.graph import INT64_MAX, DecoderGraph
 def norm(graph: DecoderGraph, x: ir.Value, weights: Weights, name: str) -> ir.Value:
     """RMSNormalization (opset 23) of x [B, S, H]."""
     weight = graph.weight(name, weights.float32(name))
-    return graph.op.RMSNormalization(x, weight, axis=-1, epsilon=graph.config.rms_norm_eps)
+    normalised: ir.Value = graph.op.RMSNormalization(x, weight, axis=-1, epsilon=graph.config.rms_norm_eps)
+    return normalised
 
 
 def add_norm(
@@ -88,4 +89,5 @@ def logits(graph: DecoderGraph, hidden: ir.Value, head: ir.ExternalTensor) -> ir
     """Logits of the last `logits_to_keep` rows (0: of all), with the head [V, H] stored as the embedding is."""
     start = graph.op.Reshape(graph.op.Neg(graph.keep), graph.ints(1))
     kept = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
-    return graph.microsoft.FusedMatMul(kept, graph.shared(head), transB=1)
+    product: ir.Value = graph.microsoft.FusedMatMul(kept, graph.shared(head), transB=1)
+    return product

@@ -70,7 +70,8 @@ class DecoderGraph:
         count = op.Squeeze(op.Shape(self.inputs[INPUT_IDS], start=1, end=2))
         offsets = op.Range(self.scalar(0), count, self.scalar(1))
         first = op.Unsqueeze(op.Sub(length, count), self.ints(1))
-        return op.Max(op.Add(first, op.Unsqueeze(offsets, self.ints(0))), self.ints(0))
+        positions: ir.Value = op.Max(op.Add(first, op.Unsqueeze(offsets, self.ints(0))), self.ints(0))
+        return positions
 
     def ints(self, *values: int) -> ir.Value:
         """A constant i64 vector."""
@@ -102,7 +103,8 @@ class DecoderGraph:
     def linear(self, x: ir.Value, weights: Weights, *names: str, store_as: str | None = None) -> ir.Value:
         """x [B, S, in] times the [out, in] matrices `names`, side by side in one product."""
         matrix = np.concatenate([weights.float32(name) for name in names]).T
-        return self.op.MatMul(x, self.weight(store_as or names[0], matrix))
+        product: ir.Value = self.op.MatMul(x, self.weight(store_as or names[0], matrix))
+        return product
 
     def finish(self, outputs: list[ir.Value]) -> ir.Model:
         """Declare the outputs as the contract names and shapes them."""

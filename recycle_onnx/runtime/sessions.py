@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import chain
 from pathlib import Path
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
@@ -56,5 +57,5 @@ def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path)
     )
     expected = (list(spec.inputs()), list(spec.optional_inputs()), list(spec.outputs()))
     if found != expected:
-        odd = sorted(set(sum(found, [])) ^ set(sum(expected, [])))
+        odd = sorted(set(chain(*found)) ^ set(chain(*expected)))
         raise RecycleError(f"{path}: does not follow the graph contract ({', '.join(odd) or 'another order'})")

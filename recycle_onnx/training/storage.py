@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,13 @@ def load_model(checkpoint: Checkpoint) -> RecycleGPT:
     if checkpoint.recycler is None or checkpoint.recycler_weights is None:
         raise InputError(f"{checkpoint.folder}: has no recyclable module; make one with `recycle-onnx attach` first")
     model = RecycleGPT(checkpoint.base, checkpoint.recycler)
-    _fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
-    _fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
+    fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
+    fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
     return model
 
 
-def _fill(module: torch.nn.Module, weights: Weights, names: Any) -> None:
+def fill(module: torch.nn.Module, weights: Weights, names: Iterable[str]) -> None:
+    """Copy the tensors `names` into the parameters of the same names."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for name in names:

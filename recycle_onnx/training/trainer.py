@@ -152,9 +152,9 @@ class _Run:
 
     def _step(self, batch: Tensor) -> objective.Losses:
         losses = self.losses(self.model, batch)
-        total = (
-            losses.next_token + self.options.recycle_weight * losses.recycle if self.options.joint else losses.recycle
-        )
+        total = losses.recycle
+        if self.options.joint:
+            total = losses.next_token + self.options.recycle_weight * losses.recycle
         if not torch.isfinite(total):
             raise InputError(f"the loss became {total.item()}; nothing more was saved: train with a lower --lr")
         self.optimizer.zero_grad(set_to_none=True)
@@ -167,16 +167,17 @@ class _Run:
     def _progress(self, step: int, losses: objective.Losses) -> Progress:
         tokens = step * self.options.batch_size * self.options.sequence_length
         speed = tokens / (time.perf_counter() - self.started)
-        values = (value.item() for value in losses)
-        return Progress(step, self.options.steps, *values, tokens_per_second=speed)
+        next_token, recycle, acceptance = (value.item() for value in losses)
+        return Progress(step, self.options.steps, next_token, recycle, acceptance, speed)
 
     def _result(self, step: int, interrupted: bool) -> TrainingResult:
         batches = self.corpus.held_out_batches(self.options.batch_size, self.options.sequence_length, HELD_OUT_WINDOWS)
         with torch.no_grad():
             rows = [torch.stack(list(self.losses(self.model, batch))) * len(batch) for batch in batches]
         count = min(len(self.corpus.held_out) // self.options.sequence_length, HELD_OUT_WINDOWS)
-        means = (torch.stack(rows).sum(0) / count).tolist()
-        return TrainingResult(step, interrupted, *means, seconds=time.perf_counter() - self.started)
+        next_token, recycle, acceptance = (torch.stack(rows).sum(0) / count).tolist()
+        seconds = time.perf_counter() - self.started
+        return TrainingResult(step, interrupted, next_token, recycle, acceptance, seconds)
 
     def _save(self, result: TrainingResult) -> None:
         config = self.checkpoint.recycler
@@ -185,7 +186,7 @@ class _Run:
         runs = [*earlier, {**asdict(self.options), **asdict(result)}]
         config = replace(config, trained_depth=1, training={"runs": runs})
         ids = torch.from_numpy(self.corpus.held_out[: storage.REFERENCE_TOKENS])
-        with _rounded_later(self.model):
+        with _Unrounded(self.model):
             if self.options.joint:
                 storage.save_both(self.checkpoint, self.model, config, ids, self.dtypes)
             else:
@@ -193,8 +194,8 @@ class _Run:
         self.saved = time.perf_counter()
 
 
-class _rounded_later:
-    """Saving rounds the weights to the stored type; training goes on with the unrounded ones."""
+class _Unrounded:
+    """Restores the weights after saving has rounded them to the stored type."""
 
     def __init__(self, model: RecycleGPT) -> None:
         self.model = model

@@ -67,9 +67,8 @@ def main(tinystories: Path, out: Path, seed: int) -> None:
         write_bytes(out / name, f"\n{SEPARATOR}\n".join(part).encode())
     model = FullModel(CONFIG)
     model.initialise(seed)
-    weights = {
-        name: value.detach().half() for name, value in model.named_parameters() if name in CONFIG.tensor_shapes()
-    }
+    own = dict(model.named_parameters())
+    weights = {name: own[name].detach().half() for name in CONFIG.tensor_shapes()}
     with new_folder(out / "base", force=True) as folder:
         train_tokenizer(train).save(str(folder / "tokenizer.json"))
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

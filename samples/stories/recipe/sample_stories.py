@@ -19,7 +19,7 @@ from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.files import read_json, write_bytes
 from recycle_onnx.training.data import SEPARATOR
 from recycle_onnx.training.model import FullModel, new_cache
-from recycle_onnx.training.storage import _fill
+from recycle_onnx.training.storage import fill
 from recycle_onnx.training.trainer import load_tokenizer
 
 BATCH = 512
@@ -50,16 +50,15 @@ def main(base: Path, out: Path, megabytes: float, seed: int) -> None:
     tokenizer = load_tokenizer(base)
     with Checkpoint.open(base) as checkpoint:
         model = FullModel(checkpoint.base)
-        _fill(model, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
+        fill(model, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
     special = read_json(base / "generation_config.json")
     pieces: list[str] = []
     wanted = int(megabytes * 1e6)
     with torch.no_grad():
         for _ in track(range(-(-wanted // 450_000)), "sampling"):
             batch = sample(model, special["bos_token_id"], generator)
-            pieces += [
-                text.strip() for text in tokenizer.decode_batch(batch) if len(text) > 50 and "\ufffd" not in text
-            ]
+            texts = tokenizer.decode_batch(batch)
+            pieces += [text.strip() for text in texts if len(text) > 50 and "\ufffd" not in text]
             if sum(map(len, pieces)) >= wanted:
                 break
     write_bytes(out, f"\n{SEPARATOR}\n".join(pieces).encode())
