@@ -33,12 +33,13 @@ def attach(
     Raises:
         InputError: `base` is not a supported checkpoint, has fewer layers, or `out` exists (unless `force`).
     """
-    with Checkpoint.open(base) as checkpoint:
+    with Checkpoint.open(base, base_only=True) as checkpoint:
         if not 1 <= num_layers <= checkpoint.base.num_layers:
             raise InputError(f"--layers is {num_layers}; expected 1 to {checkpoint.base.num_layers}, the base's own")
         in_place = out.exists() and out.samefile(base)
         origin = checkpoint.base_folder
-        path = Path(os.path.relpath(origin.resolve(), out.resolve())) if reference and not in_place else None
+        elsewhere = origin != checkpoint.folder if in_place else reference
+        path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
         config = RecyclerConfig(num_layers, base=base_reference(origin, checkpoint.base_weights, path=path))
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, seed)
         with _destination(out, in_place, force) as folder:

@@ -35,14 +35,18 @@ class Checkpoint:
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path) -> Iterator[Checkpoint]:
+    def open(cls, folder: Path, *, base_only: bool = False) -> Iterator[Checkpoint]:
         """Open a base, with its module if it has one, and close the files afterwards.
+
+        `base_only` leaves a module alone that may be there, whatever its state.
 
         Raises:
             InputError: not a checkpoint; damaged or contradictory files; a base that the module was not made for.
         """
-        recycler = _read_recycler(folder)
+        own_base = (folder / "config.json").exists()
+        recycler = None if base_only and own_base else _read_recycler(folder)
         base_folder = _find_base(folder, recycler)
+        recycler = None if base_only else recycler
         base = BaseConfig.read(base_folder / "config.json")
         base_weights = Weights.find(base_folder)
         recycler_weights = None
@@ -91,7 +95,7 @@ def _check_base(expected: BaseReference | None, base_folder: Path, weights: Weig
         if getattr(found, name) != getattr(expected, name):
             what = name.removesuffix("_sha256")
             raise InputError(
-                f"{base_folder}: its {what} is not the one this module was made for "
+                f"{base_folder}: the {what} differ from what this module was made for "
                 f"(SHA-256 {getattr(found, name)[:12]}…, expected {getattr(expected, name)[:12]}…); "
                 "restore the base, or attach and train a module for this one"
             )

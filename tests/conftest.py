@@ -1,0 +1,47 @@
+"""Bundles that many tests share, and a cache of their own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import recycle_onnx
+from recycle_onnx.export import export
+from recycle_onnx.runtime.model import RecycleModel
+from tests import tiny
+
+SAMPLE = Path(__file__).parents[1] / "samples" / "stories"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's cache out of the tests, and the tests out of it."""
+    os.environ["RECYCLE_ONNX_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    del os.environ["RECYCLE_ONNX_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("tiny") / "model", tiny.tiny_config())
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    export(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
+    return tiny_checkpoint.parent / "bundle"
+
+
+@pytest.fixture(scope="session")
+def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sample") / "bundle"
+    export(SAMPLE, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sample_model(sample_bundle: Path) -> RecycleModel:
+    return recycle_onnx.load(sample_bundle)

@@ -1,0 +1,34 @@
+"""Decoding in plain torch: every token from a run over the whole text, no cache, no batching of tokens."""
+
+from __future__ import annotations
+
+import torch
+
+from recycle_onnx.training.model import RecycleGPT
+
+
+@torch.no_grad()
+def full(model: RecycleGPT, prompt: list[int], count: int, stops: frozenset[int] = frozenset()) -> list[int]:
+    """`count` greedy tokens of the base."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count:
+        tokens.append(int(model.full(torch.tensor([tokens])).logits[0, -1].argmax()))
+        if tokens[-1] in stops:
+            break
+    return tokens[len(prompt) :]
+
+
+@torch.no_grad()
+def alternate(model: RecycleGPT, prompt: list[int], count: int, stops: frozenset[int] = frozenset()) -> list[int]:
+    """`count` greedy tokens, by turns from the base and from the module."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + count:
+        output = model.full(torch.tensor([tokens]))
+        tokens.append(int(output.logits[0, -1].argmax()))
+        if tokens[-1] in stops or len(tokens) == len(prompt) + count:
+            break
+        recycled = model.recycle(torch.tensor([tokens[1:]]), output.hidden_states)
+        tokens.append(int(recycled.logits[0, -1].argmax()))
+        if tokens[-1] in stops:
+            break
+    return tokens[len(prompt) :]

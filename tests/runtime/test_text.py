@@ -1,0 +1,76 @@
+"""Streaming text: whole characters, leading spaces, stop strings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer
+
+from recycle_onnx.runtime.text import StopStrings, TextStream
+
+SAMPLE = Path(__file__).parents[2] / "samples" / "stories" / "tokenizer.json"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(SAMPLE))
+
+
+def pieces(tokenizer: Tokenizer, prompt: str, ids: list[int]) -> list[str]:
+    stream = TextStream(tokenizer, tokenizer.encode(prompt).ids)
+    return [*(stream.push(token) for token in ids), stream.flush()]
+
+
+@given(text=st.text(min_size=1, max_size=40))
+def test_the_pieces_of_any_text_make_the_text(text: str) -> None:
+    tokenizer = Tokenizer.from_file(str(SAMPLE))
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert "".join(pieces(tokenizer, "A cat", ids)) == tokenizer.decode(ids)
+
+
+def test_a_character_of_several_tokens_comes_with_its_last_one(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("🙂", add_special_tokens=False).ids
+    assert len(ids) > 1
+    assert pieces(tokenizer, "A cat", ids) == [""] * (len(ids) - 1) + ["🙂", ""]
+
+
+def test_a_character_cut_by_the_end_is_shown_as_a_replacement(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("🙂", add_special_tokens=False).ids[:-1]
+    assert set("".join(pieces(tokenizer, "A cat", ids))) == {"\ufffd"}
+
+
+def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
+    assert pieces(tokenizer, "A cat", [0]) == ["", ""]
+
+
+def test_text_before_a_stop_string_is_given_and_the_string_is_not() -> None:
+    stops = StopStrings(["END"])
+    shown = [stops.push(piece) for piece in ("one E", "N", "D two")]
+    assert ("".join(shown), stops.found) == ("one ", True)
+
+
+def test_withheld_text_is_given_when_it_turns_out_to_be_no_stop_string() -> None:
+    stops = StopStrings(["END"])
+    assert [stops.push("E"), stops.push("N"), stops.push("t")] == ["", "", "ENt"]
+    assert [stops.push("E"), stops.flush()] == ["", "E"]
+
+
+@given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3), st.integers(1, 5))
+def test_stop_strings_cut_where_the_first_one_begins(text: str, strings: list[str], size: int) -> None:
+    stops = StopStrings(strings)
+    shown = ""
+    for start in range(0, len(text), size):
+        shown += stops.push(text[start : start + size])
+        if stops.found:
+            break
+    shown += stops.flush()
+    ends = [text.find(string) + len(string) for string in strings if string in text]
+    if not ends:
+        assert shown == text
+    else:
+        assert stops.found
+        assert text.startswith(shown)
+        assert not any(string in shown for string in strings)

@@ -1,0 +1,38 @@
+"""What importing and running a bundle pulls in."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "recycle_onnx.export")
+
+
+def test_running_a_bundle_imports_no_exporter_and_no_torch(sample_bundle: Path) -> None:
+    code = (
+        "import sys, recycle_onnx\n"
+        f"recycle_onnx.load({str(sample_bundle)!r}).generate('A', max_new_tokens=2)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_importing_the_package_does_no_work() -> None:
+    code = "import sys, recycle_onnx; print([n for n in ('onnxruntime', 'numpy', 'tokenizers') if n in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"
+
+
+def test_exporting_and_attaching_import_no_torch(tmp_path: Path) -> None:
+    sample = Path(__file__).parents[1] / "samples" / "stories"
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from recycle_onnx.checkpoint import attach; from recycle_onnx.export import export\n"
+        f"attach(Path({str(sample)!r}), Path({str(tmp_path / 'c')!r}))\n"
+        f"export(Path({str(tmp_path / 'c')!r}), Path({str(tmp_path / 'b')!r}))\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"
