@@ -12,6 +12,7 @@ DEV = .venv/$(BIN)
 REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
 PROMPT = Once upon a time, a little fox
+TORCH ?= torch>=2.13
 
 .PHONY: demo test test-reference test-peers lint format clean
 
@@ -50,6 +51,7 @@ format: .venv/ready
 
 .venv-reference/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-reference
+	$(REFERENCE)/python $(PIP_INSTALL) "$(TORCH)"
 	$(REFERENCE)/python $(PIP_INSTALL) -e ".[reference]"
 	touch $@
 

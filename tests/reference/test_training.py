@@ -105,7 +105,7 @@ def test_missing_empty_and_short_text_is_refused(checkpoint: Path, tmp_path: Pat
         path.unlink(missing_ok=True)
         if content is not None:
             path.write_text(content)
-        with pytest.raises(InputError, match="data.txt"):
+        with pytest.raises(InputError, match=r"data\.txt"):
             train(checkpoint, [path], OPTIONS)
 
 
