@@ -42,6 +42,8 @@ class BaseConfig:
         _refuse_unsupported(raw, path)
         try:
             heads = int(raw["num_attention_heads"])
+            if heads < 1:
+                raise InputError(f"{path}: num_attention_heads is {heads}; expected at least 1")
             config = cls(
                 hidden_size=int(raw["hidden_size"]),
                 intermediate_size=int(raw["intermediate_size"]),
@@ -63,7 +65,10 @@ class BaseConfig:
         return config
 
     def _check(self, path: Path) -> None:
-        for name in ("hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+        for name in (
+            "hidden_size", "intermediate_size", "num_layers", "num_kv_heads", "head_dim", "vocab_size",
+            "context_length",
+        ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{path}: {name} is {getattr(self, name)}; expected at least 1")
         if self.num_heads % self.num_kv_heads:

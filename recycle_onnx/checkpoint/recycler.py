@@ -60,8 +60,11 @@ class RecyclerConfig:
         values: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in raw.items() if name in known
         }
-        if values.get("base"):
-            values["base"] = BaseReference(**{f.name: values["base"].get(f.name) for f in fields(BaseReference)})
+        if base := values.get("base"):
+            if not isinstance(base, dict):
+                raise InputError(f"{path}: base is {base!r}; expected the digests of the module's base")
+            digests: dict[str, Any] = {f.name: base.get(f.name) for f in fields(BaseReference)}
+            values["base"] = BaseReference(**digests)
         if not isinstance(values.get("num_layers"), int) or values["num_layers"] < 1:
             raise InputError(f"{path}: num_layers is {values.get('num_layers')!r}; expected at least 1")
         config = cls(**values)

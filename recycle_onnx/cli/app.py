@@ -21,9 +21,9 @@ class Verbs(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name not in VERBS:
-            return None
+            raise click.UsageError(f"No such command {name!r}; expected one of: {', '.join(VERBS)}.", ctx)
         command = getattr(importlib.import_module(f"recycle_onnx.cli.{name}"), name)
         assert isinstance(command, click.Command)
         return command
@@ -31,10 +31,13 @@ class Verbs(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except click.UsageError as error:
+            command = (error.ctx or ctx).command_path
+            _end(f"{error.format_message()} See: {command} --help", error.exit_code)
+        except KeyboardInterrupt as interruption:
             if ctx.params["debug"]:
                 raise
-            _end("interrupted", INTERRUPTED)
+            _end(str(interruption) or "interrupted", INTERRUPTED)
         except BrokenPipeError:
             # the reader (`head`, a closed pager) has had enough; keep Python from complaining at exit
             sys.stdout = None

@@ -80,9 +80,11 @@ def generate(
         return
     try:
         _show(text, generation)
-    finally:
-        for line in summary(generation.result):
-            click.echo(line, err=True)
+    except KeyboardInterrupt as interruption:
+        click.echo()
+        raise KeyboardInterrupt(f"interrupted after {len(generation.tokens)} tokens") from interruption
+    for line in summary(generation.result):
+        click.echo(line, err=True)
 
 
 def _read_standard_input() -> str:

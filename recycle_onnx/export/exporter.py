@@ -23,6 +23,7 @@ from recycle_onnx.export.graph import IR_VERSION, OPSET
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, write_json
+from recycle_onnx.tokenizer import load_tokenizer
 
 Report = Callable[[str], None]
 
@@ -77,8 +78,7 @@ def _write_graphs(source: Checkpoint, folder: Path, report: Report) -> dict[str,
 def _write_text_files(source: Checkpoint, folder: Path) -> list[int]:
     """Copy tokenizer and configs, add what the runtime and genai need; give the ids that end a text."""
     origin = source.base_folder
-    if not (origin / "tokenizer.json").exists():
-        raise InputError(f"{origin / 'tokenizer.json'}: no such file; expected the base's tokenizer")
+    load_tokenizer(origin)  # refuses a missing or damaged one
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             shutil.copyfile(origin / name, folder / name)

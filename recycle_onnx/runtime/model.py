@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
-from tokenizers import Tokenizer
-
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
@@ -17,6 +15,7 @@ from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.runtime.sessions import open_session
+from recycle_onnx.tokenizer import load_tokenizer
 
 
 class RecycleModel:
@@ -25,7 +24,7 @@ class RecycleModel:
     def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
-        self.tokenizer = _load_tokenizer(bundle.folder / "tokenizer.json")
+        self.tokenizer = load_tokenizer(bundle.folder)
         self.stop_ids = _stop_ids(bundle.folder)
         self.prefill_chunk = CHUNK
 
@@ -178,13 +177,6 @@ def load(
         RecycleError: ONNX Runtime cannot load a graph.
     """
     return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads)
-
-
-def _load_tokenizer(path: Path) -> Tokenizer:
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{path}: not a tokenizer that `tokenizers` can read ({error})") from error
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:

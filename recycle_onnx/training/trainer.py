@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.errors import InputError
+from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training import objective, storage
 from recycle_onnx.training.data import Corpus, load_corpus
 from recycle_onnx.training.model import RecycleGPT
@@ -93,21 +93,6 @@ def train(
         corpus = load_corpus(tokenizer, data, held_out or [], checkpoint.base.vocab_size, length)
         run = _Run(checkpoint, model, corpus, options)
         return run.go(report)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json`.
-
-    Raises:
-        InputError: missing or damaged.
-    """
-    path = folder / "tokenizer.json"
-    if not path.exists():
-        raise InputError(f"{path}: no such file; expected the base's tokenizer")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{path}: not a tokenizer that `tokenizers` can read ({error})") from error
 
 
 def _check(options: TrainingOptions) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.files import write_json
+from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.storage import load_model
-from recycle_onnx.training.trainer import load_tokenizer
 from tests.prompts import LONG_STORY, story_prompts
 from tests.reference import plain
 

@@ -15,10 +15,10 @@ import torch
 from torch.nn import functional
 
 from recycle_onnx.checkpoint import Checkpoint
+from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.data import read_documents
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.storage import fill
-from recycle_onnx.training.trainer import load_tokenizer
 
 CONTINUATIONS = 20
 WORDS = 8

@@ -17,10 +17,10 @@ from rich.progress import track
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.files import read_json, write_bytes
+from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.data import SEPARATOR
 from recycle_onnx.training.model import FullModel, new_cache
 from recycle_onnx.training.storage import fill
-from recycle_onnx.training.trainer import load_tokenizer
 
 BATCH = 512
 TOKENS = 500
