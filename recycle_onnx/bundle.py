@@ -66,8 +66,9 @@ class Manifest:
             known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
             known["graphs"] = {name: _known(GraphSpec, spec) for name, spec in raw["graphs"].items()}
             known["files"] = {name: _known(File, file) for name, file in raw["files"].items()}
+            known["base"] = {**raw["base"], "context_length": int(raw["base"]["context_length"])}
             return cls(**known)
-        except (KeyError, TypeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"{path}: damaged manifest ({error}); export the bundle again") from error
 
     def write(self, path: Path) -> None:

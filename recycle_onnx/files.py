@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,13 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) -> Iterator[Path]:
     """Give a temporary sibling of `target` to fill; rename it to `target` when the block ends well.
 
     Whatever goes wrong, Ctrl-C included, the temporary folder is removed and `target` is left as it was.
 
     Raises:
-        InputError: `target` exists and `force` is false, or is not a folder.
+        InputError: `target` exists and `force` is false, is not a folder, or holds something to `keep`.
         RecycleError: the parent cannot be written to, or the disk is full.
     """
     target = Path.cwd() / target  # not resolved: a link stays what the user named
@@ -71,6 +71,9 @@ def new_folder(target: Path, *, force: bool = False) -> Iterator[Path]:
         raise InputError(f"{target} exists; give another name, or --force to replace it")
     if target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; expected a folder to replace")
+    for path in keep:
+        if target.exists() and path.resolve().is_relative_to(target.resolve()):
+            raise InputError(f"{target} holds {path}, which replacing it would delete; give another name")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

@@ -42,7 +42,7 @@ def attach(
         path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
         config = RecyclerConfig(num_layers, base=base_reference(origin, checkpoint.base_weights, path=path))
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, seed)
-        with _destination(out, in_place, force) as folder:
+        with _destination(out, in_place, force, checkpoint.folders()) as folder:
             if not in_place and path is None:
                 shutil.copytree(origin, folder.parent, dirs_exist_ok=True, ignore=_except_weights_of(checkpoint))
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -51,13 +51,13 @@ def attach(
 
 
 @contextmanager
-def _destination(out: Path, in_place: bool, force: bool) -> Iterator[Path]:
+def _destination(out: Path, in_place: bool, force: bool, keep: list[Path]) -> Iterator[Path]:
     """The `recycler/` folder to fill: alone when the base is already there, in a new checkpoint otherwise."""
     if in_place:
         with new_folder(out / "recycler", force=force) as folder:
             yield folder
         return
-    with new_folder(out, force=force) as checkpoint:
+    with new_folder(out, force=force, keep=keep) as checkpoint:
         (checkpoint / "recycler").mkdir()
         yield checkpoint / "recycler"
 

@@ -62,6 +62,10 @@ class Checkpoint:
             if recycler_weights:
                 recycler_weights.close()
 
+    def folders(self) -> list[Path]:
+        """What a command that reads this checkpoint must not delete: its folders, and where the user is at home."""
+        return [self.folder, self.folder / "recycler", self.base_folder, Path.cwd(), Path.home()]
+
 
 def base_reference(base_folder: Path, weights: Weights, *, path: Path | None = None) -> BaseReference:
     """Digests by which a module recognises its base."""

@@ -42,7 +42,9 @@ class Verbs(click.Group):
             # the reader (`head`, a closed pager) has had enough; keep Python from complaining at exit
             sys.stdout = None
             sys.exit(0)
-        except (RecycleError, OSError, ImportError, MemoryError) as error:
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception as error:
             if ctx.params["debug"]:
                 raise
             _end(_describe(error), getattr(error, "exit_code", 1))
@@ -54,7 +56,9 @@ def _describe(error: BaseException) -> str:
         return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"
-    return str(error)
+    if isinstance(error, RecycleError | OSError | ImportError):
+        return str(error)
+    return f"unexpected {type(error).__name__} ({error}); please report it with what `recycle-onnx --debug …` shows"
 
 
 def _end(message: str, code: int) -> None:

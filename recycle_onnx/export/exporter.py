@@ -46,7 +46,7 @@ def export(checkpoint: Path, bundle: Path, *, force: bool = False, report: Repor
         InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
         RecycleError: the disk is full or not writable, or the graphs failed their self-check.
     """
-    with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force) as folder:
+    with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
         specs = _write_graphs(source, folder, report)
         eos = _write_text_files(source, folder)
         manifest = _manifest(source, specs, folder)

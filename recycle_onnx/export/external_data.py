@@ -34,7 +34,8 @@ class ExternalDataWriter:
         """Append `array` under `name`."""
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
         offset = self._file.tell()
-        np.ascontiguousarray(array).tofile(self._file)
+        # not `tofile`: it loses bytes without an error when the disk is full
+        self._file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         tensor = ir.ExternalTensor(
             self.path.name,
             offset,

@@ -182,6 +182,7 @@ def load(
 def _stop_ids(folder: Path) -> frozenset[int]:
     path = folder / "generation_config.json"
     eos = read_json(path).get("eos_token_id") if path.exists() else None
-    if eos is None:
-        return frozenset()
-    return frozenset([eos] if isinstance(eos, int) else eos)
+    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
+    if not all(isinstance(token, int) for token in ids):
+        raise InputError(f"{path}: eos_token_id is {eos!r}; expected a token id, a list of them, or null")
+    return frozenset(ids)

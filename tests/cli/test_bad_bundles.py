@@ -1,0 +1,122 @@
+"""A bundle that is damaged or not one is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from recycle_onnx.files import read_json, write_json
+from tests.cli.command import assert_refused, run
+
+BINDING = ("model.onnx", "model.onnx.data", "recycler.onnx", "recycler.onnx.data", "tokenizer.json")
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def edit_manifest(bundle: Path, **values: object) -> None:
+    write_json(bundle / "recycle.json", read_json(bundle / "recycle.json") | values)
+
+
+@pytest.mark.parametrize("name", BINDING)
+@pytest.mark.parametrize("verb", ["generate", "inspect"])
+def test_a_missing_truncated_or_altered_file_is_named(verb: str, name: str, bundle: Path) -> None:
+    arguments = (verb, bundle, "the cat") if verb == "generate" else (verb, bundle)
+    data = (bundle / name).read_bytes()
+    altered = bytearray(data)
+    altered[len(data) // 2] ^= 1
+    for content, word in ((bytes(altered), "SHA-256"), (data[:-1], f"{len(data) - 1} bytes"), (b"", "0 bytes")):
+        (bundle / name).write_bytes(content)
+        assert_refused(run(*arguments), 2, name, "altered or damaged", word)
+    (bundle / name).unlink()
+    assert_refused(run(*arguments), 2, name, "missing")
+
+
+def test_weights_altered_behind_an_unchanged_time_are_found_by_verify(bundle: Path) -> None:
+    import os
+
+    path = bundle / "model.onnx.data"
+    assert run("inspect", bundle).exit_code == 0
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(100)
+        file.write(b"\xff")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert_refused(run("inspect", bundle, "--verify"), 2, "model.onnx.data", "SHA-256")
+    assert_refused(run("generate", bundle, "the cat", "--verify-files"), 2, "model.onnx.data", "SHA-256")
+
+
+def test_a_graph_that_the_manifest_vouches_for_but_is_none_is_a_failure(bundle: Path) -> None:
+    from recycle_onnx.bundle import describe_files
+
+    (bundle / "model.onnx").write_bytes(b"no graph at all")
+    described = describe_files(bundle, ["model.onnx"])["model.onnx"]
+    files = read_json(bundle / "recycle.json")["files"]
+    files["model.onnx"] = {"bytes": described.bytes, "sha256": described.sha256}
+    edit_manifest(bundle, files=files)
+    assert_refused(run("generate", bundle, "the cat"), 1, "model.onnx", "cannot load")
+
+
+def test_graphs_of_another_model_are_a_failure(bundle: Path) -> None:
+    graphs = read_json(bundle / "recycle.json")["graphs"]
+    graphs["full"]["num_layers"] = 3
+    edit_manifest(bundle, graphs=graphs)
+    assert_refused(run("generate", bundle, "the cat"), 1, "model.onnx", "graph contract", "present.2.key")
+
+
+@pytest.mark.parametrize("version", ["2.0", "10.1", None])
+def test_a_future_format_is_refused_and_says_what_to_do(version: str | None, bundle: Path) -> None:
+    edit_manifest(bundle, format=version)
+    for arguments in (("generate", bundle, "the cat"), ("inspect", bundle)):
+        assert_refused(run(*arguments), 2, "format", str(version), "upgrade")
+
+
+def test_a_later_minor_format_is_read(bundle: Path) -> None:
+    edit_manifest(bundle, format="1.7", moods=["curious"])
+    assert run("generate", bundle, "the cat", "-n", "2").exit_code == 0
+
+
+@pytest.mark.parametrize("key", ["graphs", "files", "base"])
+def test_a_manifest_without_its_parts_is_damaged(key: str, bundle: Path) -> None:
+    manifest = read_json(bundle / "recycle.json")
+    for value in (None, [], "text"):
+        write_json(bundle / "recycle.json", {**manifest, key: value})
+        assert_refused(run("generate", bundle, "the cat"), 2, "recycle.json")
+    write_json(bundle / "recycle.json", {name: part for name, part in manifest.items() if name != key})
+    assert_refused(run("generate", bundle, "the cat"), 2, "recycle.json", key)
+
+
+def test_what_nobody_foresaw_is_one_line_too(bundle: Path) -> None:
+    base = read_json(bundle / "recycle.json")["base"]
+    edit_manifest(bundle, base={"context_length": base["context_length"]})
+    assert_refused(run("inspect", bundle), 1, "unexpected KeyError", "--debug")
+
+
+def test_a_file_outside_the_bundle_is_not_followed(bundle: Path) -> None:
+    files = read_json(bundle / "recycle.json")["files"]
+    edit_manifest(bundle, files={**files, "../elsewhere": {"bytes": 1, "sha256": "0"}})
+    assert_refused(run("generate", bundle, "the cat"), 2, "../elsewhere")
+
+
+def test_what_is_no_bundle_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert_refused(run("generate", tmp_path / "nowhere", "the cat"), 2, "nowhere", "no such folder")
+    assert_refused(run("generate", tiny_checkpoint, "the cat"), 2, "not a bundle", "recycle-onnx export")
+
+
+@pytest.mark.parametrize("name", ["generation_config.json", "tokenizer_config.json", "genai_config.json"])
+def test_an_edited_config_is_a_warning_only(name: str, bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (bundle / name).write_text(json.dumps(read_json(bundle / name) | {"note": "mine"}))
+    assert run("generate", bundle, "the cat", "-n", "2").exit_code == 0
+    assert f"{name} was edited" in caplog.text
+
+
+def test_an_edited_generation_config_that_makes_no_sense_is_refused(bundle: Path) -> None:
+    for text, word in (("{", "not valid JSON"), ('{"eos_token_id": "end"}', "eos_token_id")):
+        (bundle / "generation_config.json").write_text(text)
+        assert_refused(run("generate", bundle, "the cat"), 2, "generation_config.json", word)

@@ -1,0 +1,113 @@
+"""Ctrl-C and a full disk: one line, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from recycle_onnx.export import export
+from recycle_onnx.files import sha256
+from tests import tiny
+from tests.cli.command import assert_one_error, names
+
+SAMPLE = Path(__file__).parents[2] / "samples" / "stories"
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals and sets POSIX limits")
+
+
+def start(*arguments: object, limit: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "recycle_onnx", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit)
+
+
+@pytest.mark.parametrize("stage", ["writing model.onnx", "writing recycler.onnx", "checking the graphs"])
+@pytest.mark.parametrize("replaces", [False, True], ids=["new", "force"])
+def test_ctrl_c_during_an_export_leaves_nothing_behind(stage: str, replaces: bool, tmp_path: Path) -> None:
+    target = tmp_path / "bundle"
+    if replaces:
+        export(tiny.write_checkpoint(tmp_path / "tiny", tiny.tiny_config()), target)
+    before = {path: sha256(path) for path in tmp_path.rglob("*") if path.is_file()}
+    process = start("export", SAMPLE, target, "--force")
+    assert process.stderr is not None
+    while process.stderr.readline().decode().strip() != stage:
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == b""
+    assert_one_error(stderr.decode(), "interrupted")
+    assert {path: sha256(path) for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert names(tmp_path) == (["bundle", "tiny"] if replaces else [])
+
+
+@pytest.fixture(scope="module")
+def endless_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that writes for minutes unless somebody stops it."""
+    folder = tmp_path_factory.mktemp("endless")
+    checkpoint = tiny.write_base(folder / "model", tiny.tiny_config(context_length=100_000))
+    for name in ("config.json", "generation_config.json"):
+        text = (checkpoint / name).read_text().replace('"eos_token_id": 0', '"eos_token_id": null')
+        (checkpoint / name).write_text(text)
+    export(checkpoint, folder / "bundle")
+    return folder / "bundle"
+
+
+def test_ctrl_c_during_a_generation_keeps_the_text_so_far(endless_bundle: Path) -> None:
+    process = start("generate", endless_bundle, "the cat", "-n", 99_000)
+    assert process.stdout is not None
+    seen = process.stdout.read(40)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (seen + stdout).startswith(b"the cat")
+    assert stdout.endswith(b"\n")
+    assert_one_error(stderr.decode(), "interrupted after", "tokens")
+
+
+def test_ctrl_c_prints_no_half_json(endless_bundle: Path) -> None:
+    process = start("generate", endless_bundle, "the cat", "-n", 99_000, "--json")
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(2.0)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stdout == b""
+    assert_one_error(stderr.decode(), "interrupted")
+
+
+def test_a_reader_that_has_had_enough_is_no_error(endless_bundle: Path) -> None:
+    process = start("generate", endless_bundle, "the cat", "-n", 99_000)
+    assert process.stdout is not None
+    process.stdout.read(40)
+    process.stdout.close()
+    assert process.stderr is not None
+    assert process.stderr.read() == b""
+    assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("kilobytes", [0, 1, 40, 200, 600])
+def test_a_full_disk_leaves_nothing_behind(kilobytes: int, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The largest file a process may write stands for the space that is left."""
+    import resource
+
+    target = tmp_path / "bundle"
+    export(tiny_checkpoint, target)
+    largest = max(path.stat().st_size for path in target.iterdir())
+    before = {path.name: sha256(path) for path in target.iterdir()}
+    size = min(1024 * kilobytes, largest - 1)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    process = start("export", tiny_checkpoint, target, "--force", limit=limit)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert stdout == b""
+    assert_one_error(stderr.decode(), "bundle", "cannot write")
+    assert {path.name: sha256(path) for path in target.iterdir()} == before
+    assert names(tmp_path) == ["bundle"]
