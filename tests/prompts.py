@@ -28,6 +28,8 @@ LONG_STORY = " ".join(
         "Her brother was waiting at the gate with both their coats, for the evening was cold.",
         "They hung the kite over the fire to warm it, and the cat watched its long tail swing.",
         "That night the wind knocked at the window and asked if they would come out and play again.",
+        "The girl gave it a yellow ribbon to play with, and it promised to bring the ribbon back.",
+        "I have nobody else, it whistled, and the chimney is such a narrow place to sleep in.",
         "Tomorrow, said the girl, and the wind went off to tell the trees that it had been forgiven.",
     ]
 )

@@ -55,7 +55,13 @@ def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "fl
     write_json(folder / "generation_config.json", special)
     write_json(
         folder / "tokenizer_config.json",
-        {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": END, "eos_token": END},
+        {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": END,
+            "eos_token": END,
+            "add_bos_token": True,
+            "add_eos_token": False,
+        },
     )
     tokenizer().save(str(folder / "tokenizer.json"))
     return folder

@@ -81,6 +81,8 @@ def main(tinystories: Path, out: Path, seed: int) -> None:
                 "tokenizer_class": "PreTrainedTokenizerFast",
                 "bos_token": SEPARATOR,
                 "eos_token": SEPARATOR,
+                "add_bos_token": True,
+                "add_eos_token": False,
                 "model_max_length": CONFIG.context_length,
                 "clean_up_tokenization_spaces": False,
             },
