@@ -31,8 +31,14 @@ def open_session(path: Path, spec: GraphSpec, provider: str, threads: int | None
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
     ort.disable_telemetry_events()
+    providers = [PROVIDERS[provider]]
     try:
-        session = ort.InferenceSession(path, _options(threads), providers=[PROVIDERS[provider]])
+        try:
+            session = ort.InferenceSession(path, _options(threads), providers=providers)
+        except RuntimeError as error:
+            if "global thread pool" not in str(error):
+                raise
+            session = ort.InferenceSession(path, _options_in_global_pool(), providers=providers)
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
     _check_interface(session, spec, path)
@@ -41,11 +47,23 @@ def open_session(path: Path, spec: GraphSpec, provider: str, threads: int | None
 
 def _options(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
-    options.log_severity_level = ERRORS_ONLY
     # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _options_in_global_pool() -> ort.SessionOptions:
+    """For an application that gave its process one pool for all sessions: then there may be no other.
+
+    (Making such a pool ourselves would suit two sessions that take turns, but every other session of the application
+    that asks for its own threads would then fail.)
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.use_per_session_threads = False
     return options
 
 

@@ -1,0 +1,38 @@
+"""A bundle runs beside whatever else the application does with ONNX Runtime."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import recycle_onnx
+from recycle_onnx.runtime.model import RecycleModel
+
+PROMPT = "One day, a shy robot by the river"
+
+
+def run(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_number_of_threads_does_not_change_the_text(
+    threads: int, sample_bundle: Path, sample_model: RecycleModel
+) -> None:
+    expected = sample_model.generate(PROMPT, max_new_tokens=40).tokens
+    assert recycle_onnx.load(sample_bundle, threads=threads).generate(PROMPT, max_new_tokens=40).tokens == expected
+
+
+def test_an_application_with_one_pool_for_all_sessions_can_load_a_bundle(sample_bundle: Path) -> None:
+    pool = "import onnxruntime as ort; ort.set_global_thread_pool_sizes(2, 1)"
+    load = f"import recycle_onnx; model = recycle_onnx.load({str(sample_bundle)!r})"
+    assert run(f"{pool}\n{load}\nprint(len(model.generate('A', max_new_tokens=5).tokens))") == "5"
+
+
+def test_an_application_keeps_its_own_way_with_sessions(sample_bundle: Path) -> None:
+    load = f"import recycle_onnx; model = recycle_onnx.load({str(sample_bundle)!r}); model.generate('A')"
+    theirs = f"import onnxruntime as ort; ort.InferenceSession({str(sample_bundle / 'model.onnx')!r})"
+    assert run(f"{load}\n{theirs}\nprint('both')") == "both"
