@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
 
@@ -31,21 +32,26 @@ def open_session(path: Path, spec: GraphSpec, provider: str, threads: int | None
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
     ort.disable_telemetry_events()
-    providers = [PROVIDERS[provider]]
     try:
-        try:
-            session = ort.InferenceSession(path, _options(threads), providers=providers)
-        except RuntimeError as error:
-            if "global thread pool" not in str(error):
-                raise
-            session = ort.InferenceSession(path, _options_in_global_pool(), providers=providers)
+        session = _load(path, provider, threads)
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
     _check_interface(session, spec, path)
     return session
 
 
-def _options(threads: int | None) -> ort.SessionOptions:
+def _load(path: Path, provider: str, threads: int | None) -> ort.InferenceSession:
+    # without a fallback to other providers: it would print to standard output
+    options: dict[str, Any] = {"providers": [PROVIDERS[provider]], "enable_fallback": False}
+    try:
+        return ort.InferenceSession(path, _own_threads(threads), **options)
+    except RuntimeError as error:
+        if "global thread pool" not in str(error):
+            raise
+        return ort.InferenceSession(path, _global_threads(), **options)
+
+
+def _own_threads(threads: int | None) -> ort.SessionOptions:
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads or 0
@@ -55,7 +61,7 @@ def _options(threads: int | None) -> ort.SessionOptions:
     return options
 
 
-def _options_in_global_pool() -> ort.SessionOptions:
+def _global_threads() -> ort.SessionOptions:
     """For an application that gave its process one pool for all sessions: then there may be no other.
 
     (Making such a pool ourselves would suit two sessions that take turns, but every other session of the application
