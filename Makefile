@@ -29,11 +29,11 @@ test-reference: .venv-reference/ready  ## against torch and transformers
 test-peers: .venv/ready .venv-peers/ready  ## against other runtimes, each in an environment of its own
 	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python $(DEV)/python -m pytest -m peers
 
-lint: .venv/ready  ## style, types and the walls between the halves
-	$(DEV)/ruff check .
-	$(DEV)/ruff format --check .
-	$(DEV)/mypy
-	$(DEV)/lint-imports
+lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
+	$(REFERENCE)/ruff check .
+	$(REFERENCE)/ruff format --check .
+	$(REFERENCE)/mypy
+	$(REFERENCE)/lint-imports
 
 format: .venv/ready
 	$(DEV)/ruff check --fix .
