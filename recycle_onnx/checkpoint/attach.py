@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -62,7 +62,7 @@ def _destination(out: Path, in_place: bool, force: bool, keep: list[Path]) -> It
         yield checkpoint / "recycler"
 
 
-def _except_weights_of(checkpoint: Checkpoint):  # type: ignore[no-untyped-def]  # shutil's callback
+def _except_weights_of(checkpoint: Checkpoint) -> Callable[[str, list[str]], list[str]]:
     """Leave out other weight formats, caches and an older module: only what belongs to this base is copied."""
     ours = {path.name for path in checkpoint.base_weights.files}
     heavy = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".data")

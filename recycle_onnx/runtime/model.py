@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.runtime import strategies
@@ -27,13 +26,11 @@ class RecycleModel:
         self.tokenizer = load_tokenizer(bundle.folder)
         self.stop_ids = _stop_ids(bundle.folder)
         self.prefill_chunk = CHUNK
-
-        def open_half(kind: Kind):  # type: ignore[no-untyped-def]
-            spec = manifest.graphs.get(kind)
-            return spec and open_session(bundle.graph(kind), spec, provider, threads)
-
-        self._sessions = (open_half("full"), open_half("recycler"))
         self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
+        self._sessions = (
+            open_session(bundle.graph("full"), self._specs[0], provider, threads),
+            self._specs[1] and open_session(bundle.graph("recycler"), self._specs[1], provider, threads),
+        )
 
     @property
     def strategies(self) -> tuple[str, ...]:

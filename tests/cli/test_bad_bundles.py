@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from recycle_onnx.bundle import describe_files
 from recycle_onnx.files import read_json, write_json
 from tests.cli.command import assert_refused, run
 
@@ -39,8 +41,6 @@ def test_a_missing_truncated_or_altered_file_is_named(verb: str, name: str, bund
 
 
 def test_weights_altered_behind_an_unchanged_time_are_found_by_verify(bundle: Path) -> None:
-    import os
-
     path = bundle / "model.onnx.data"
     assert run("inspect", bundle).exit_code == 0
     before = path.stat()
@@ -53,8 +53,6 @@ def test_weights_altered_behind_an_unchanged_time_are_found_by_verify(bundle: Pa
 
 
 def test_a_graph_that_the_manifest_vouches_for_but_is_none_is_a_failure(bundle: Path) -> None:
-    from recycle_onnx.bundle import describe_files
-
     (bundle / "model.onnx").write_bytes(b"no graph at all")
     described = describe_files(bundle, ["model.onnx"])["model.onnx"]
     files = read_json(bundle / "recycle.json")["files"]
