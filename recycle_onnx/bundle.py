@@ -45,7 +45,7 @@ class Manifest:
     recycler: dict[str, Any] | None = None
     flavour: str = "ort"
     precision: str = "fp32"
-    quantization: None = None
+    quantization: dict[str, Any] | None = None
     draft_vocabulary: None = None
     default_strategy: str = "full"
     provenance: dict[str, Any] = field(default_factory=dict)

@@ -56,6 +56,23 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) -> None:
+    """Say no before any work is done where `new_folder` would.
+
+    Raises:
+        InputError: `target` exists and `force` is false, is not a folder, or holds something to `keep`.
+    """
+    if not target.exists():
+        return
+    if not force:
+        raise InputError(f"{target} exists; give another name, or --force to replace it")
+    if not target.is_dir():
+        raise InputError(f"{target} is a file; expected a folder to replace")
+    for path in keep:
+        if path.resolve().is_relative_to(target.resolve()):
+            raise InputError(f"{target} holds {path}, which replacing it would delete; give another name")
+
+
 @contextmanager
 def new_folder(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) -> Iterator[Path]:
     """Give a temporary sibling of `target` to fill; rename it to `target` when the block ends well.
@@ -67,13 +84,20 @@ def new_folder(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) 
         RecycleError: the parent cannot be written to, or the disk is full.
     """
     target = Path.cwd() / target  # not resolved: a link stays what the user named
-    if target.exists() and not force:
-        raise InputError(f"{target} exists; give another name, or --force to replace it")
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target} is a file; expected a folder to replace")
-    for path in keep:
-        if target.exists() and path.resolve().is_relative_to(target.resolve()):
-            raise InputError(f"{target} holds {path}, which replacing it would delete; give another name")
+    check_target(target, force=force, keep=keep)
+    with temporary_sibling(target) as temporary:
+        yield temporary
+        _make_readable(temporary)
+        _replace_folder(temporary, target)
+
+
+@contextmanager
+def temporary_sibling(target: Path) -> Iterator[Path]:
+    """Give an empty folder beside `target`, and remove it afterwards, whatever happens.
+
+    Raises:
+        RecycleError: the parent cannot be written to, or the disk is full.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
@@ -81,8 +105,6 @@ def new_folder(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) 
         raise RecycleError(f"{target.parent}: cannot write there ({error.strerror})") from error
     try:
         yield temporary
-        _make_readable(temporary)
-        _replace_folder(temporary, target)
     except OSError as error:
         raise RecycleError(f"{target}: cannot write ({error.strerror or error}); nothing was left behind") from error
     finally:

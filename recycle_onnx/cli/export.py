@@ -6,31 +6,45 @@ from pathlib import Path
 
 import click
 
+from recycle_onnx.cli.quantize import fidelity_line
 from recycle_onnx.cli.report import as_json, stages
 
 
 @click.command()
 @click.argument("checkpoint", type=Path)
 @click.argument("bundle", type=Path)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "int8", "int4"]),
+    default="fp32",
+    show_default=True,
+    help="Of the weights; `recycle-onnx quantize` has more options.",
+)
+@click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: the model's own]")
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def export(checkpoint: Path, bundle: Path, force: bool, json_: bool) -> None:
+def export(checkpoint: Path, bundle: Path, precision: str, text: Path | None, force: bool, json_: bool) -> None:
     """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE."""
     from dataclasses import asdict
 
+    from recycle_onnx.export import Quantization
     from recycle_onnx.export import export as run
 
+    quantization = None if precision == "fp32" else Quantization(bits=int(precision.removeprefix("int")))
     with stages() as report:
-        done = run(checkpoint, bundle, force=force, report=report)
+        done = run(checkpoint, bundle, quantization=quantization, text=text, force=force, report=report)
     size = sum(file.bytes for file in done.manifest.files.values())
     if json_:
         strategies = list(done.manifest.strategies)
         check = asdict(done.self_check)
-        click.echo(as_json({"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}))
+        described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}
+        click.echo(as_json({**described, "quantization": done.manifest.quantization}))
         return
     click.echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
     click.echo(
         f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit"
     )
+    if done.fidelity is not None:
+        click.echo(fidelity_line(done.manifest.precision, done.fidelity))
     if (difference := done.self_check.against_reference) is not None:
         click.echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")

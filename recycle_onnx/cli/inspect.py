@@ -42,6 +42,7 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "format": manifest.format,
         "flavour": manifest.flavour,
         "precision": manifest.precision,
+        "quantization": manifest.quantization,
         "strategies": list(manifest.strategies),
         **_halves(manifest.base, manifest.recycler),
         "bytes": {name: file.bytes for name, file in manifest.files.items()},
@@ -107,6 +108,9 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
         ("context", f"{base['context_length']:,} tokens"),
     ]  # fmt: skip
+    if quantization := found.get("quantization"):
+        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name != "fidelity"]
+        rows += [(f"fidelity {name}", _text(value)) for name, value in quantization.get("fidelity", {}).items()]
     if recycler:
         ratio = found["parameter_ratio"]
         rows.append(

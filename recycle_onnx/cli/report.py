@@ -49,11 +49,29 @@ def _lines(title: str) -> Callable[[int, int, str], None]:
     return update
 
 
+def _stage_lines() -> Callable[[str], None]:
+    last, current = time.monotonic(), ""
+
+    def report(text: str) -> None:
+        nonlocal last, current
+        stage, _, _ = text.partition(": ")
+        now = time.monotonic()
+        if stage == current and now - last < SECONDS_BETWEEN_LINES:
+            return
+        click.echo(text if stage == current else stage, err=True)
+        last, current = now, stage
+
+    return report
+
+
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """Give `report(stage)`: a spinner on a terminal, a line a stage otherwise, on standard error."""
+    """Give `report(stage)` or `report("stage: detail")`: a spinner on a terminal, otherwise a line a stage.
+
+    Details come every few seconds. All of it goes to standard error.
+    """
     if not sys.stderr.isatty():
-        yield lambda stage: click.echo(stage, err=True)
+        yield _stage_lines()
         return
     with Console(stderr=True).status("reading the checkpoint") as status:
         yield lambda stage: status.update(stage)

@@ -16,13 +16,16 @@ from recycle_onnx.checkpoint import BaseConfig, Checkpoint
 from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError
+from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
 from recycle_onnx.export.graph import IR_VERSION, OPSET
+from recycle_onnx.export.quantizer import quantize_bundle
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
-from recycle_onnx.files import new_folder, read_json, write_json
+from recycle_onnx.files import check_target, new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.tokenizer import load_tokenizer
 
 Report = Callable[[str], None]
@@ -35,17 +38,40 @@ class ExportReport:
     bundle: Path
     manifest: Manifest
     self_check: SelfCheck
+    fidelity: Fidelity | None = None
 
 
-def export(checkpoint: Path, bundle: Path, *, force: bool = False, report: Report = lambda _: None) -> ExportReport:
+def export(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    quantization: Quantization | None = None,
+    text: Path | None = None,
+    force: bool = False,
+    report: Report = lambda _: None,
+) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
 
-    `report` is told each stage as it begins.
+    With `quantization` a float32 bundle is made beside it, quantized and compared on `text` (see `quantize_bundle`),
+    and deleted. `report` is told each stage as it begins.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
         RecycleError: the disk is full or not writable, or the graphs failed their self-check.
     """
+    if quantization is None:
+        return _export(checkpoint, bundle, force, report)
+    with Checkpoint.open(checkpoint) as source:
+        check_target(bundle, force=force, keep=source.folders())
+    with temporary_sibling(bundle) as beside:
+        done = _export(checkpoint, beside / "fp32", False, report)
+        manifest, fidelity = quantize_bundle(
+            beside / "fp32", bundle, quantization, text=text, force=force, report=report
+        )
+    return ExportReport(bundle, manifest, done.self_check, fidelity)
+
+
+def _export(checkpoint: Path, bundle: Path, force: bool, report: Report) -> ExportReport:
     with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
         specs = _write_graphs(source, folder, report)
         eos = _write_text_files(source, folder)

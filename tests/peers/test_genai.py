@@ -13,7 +13,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.checkpoint import attach
-from recycle_onnx.export import export
+from recycle_onnx.export import Quantization, export, quantize_bundle
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.model import RecycleModel
 from tests import tiny
@@ -86,3 +86,12 @@ def test_a_head_size_that_needs_the_rotary_operator_works_too(tmp_path: Path) ->
     model = recycle_onnx.load(tmp_path / "bundle")
     [answer] = genai(tmp_path / "bundle", [{"prompt": "the cat sat on", "new_tokens": 40}])
     assert answer["tokens"] == model.generate("the cat sat on", max_new_tokens=40).tokens
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_bundle_opens_too(bits: int, sample_bundle: Path, tmp_path: Path) -> None:
+    quantize_bundle(sample_bundle, tmp_path / "small", Quantization(bits=bits))
+    model = recycle_onnx.load(tmp_path / "small")
+    answers = genai(tmp_path / "small", [{"prompt": prompt, "new_tokens": NEW_TOKENS} for prompt in PROMPTS])
+    for answer, prompt in zip(answers, PROMPTS, strict=True):
+        assert_equal(answer, model, prompt, NEW_TOKENS)

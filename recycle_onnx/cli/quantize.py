@@ -1,0 +1,86 @@
+"""`recycle-onnx quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from recycle_onnx.cli.report import as_json, stages
+
+if TYPE_CHECKING:
+    from recycle_onnx.export.fidelity import Fidelity
+
+
+@click.command()
+@click.argument("bundle", type=Path)
+@click.argument("out", type=Path)
+@click.option("--bits", type=int, default=4, show_default=True, help="Bits of a weight: 4 or 8.")
+@click.option("--block-size", type=int, default=64, show_default=True, help="Weights that share a scale.")
+@click.option(
+    "--symmetric/--asymmetric", default=False, show_default=True, help="Blocks without a zero point, or with."
+)
+@click.option("--method", help="mse or rtn.  [default: mse for 4 bits, rtn for 8]")
+@click.option("--keep", default="projection", show_default=True, help="Parts with 8 bits instead of 4, or float32.")
+@click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
+@click.option("--report", "table", is_flag=True, help="Print what it costs as a table.")
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def quantize(
+    bundle: Path,
+    out: Path,
+    bits: int,
+    block_size: int,
+    symmetric: bool,
+    method: str | None,
+    keep: str,
+    text: Path | None,
+    table: bool,
+    force: bool,
+    json_: bool,
+) -> None:
+    """Write the float32 bundle BUNDLE with weights of few bits as OUT.
+
+    --keep takes names separated by commas: embed_tokens, lm_head, projection, qkv_proj, o_proj, gate_proj, up_proj,
+    down_proj.
+    """
+    from recycle_onnx.export import Quantization, quantize_bundle
+
+    parts = tuple(part.strip() for part in keep.split(",") if part.strip())
+    how = Quantization(bits, block_size, symmetric, method or ("mse" if bits == 4 else "rtn"), parts)
+    with stages() as report:
+        manifest, fidelity = quantize_bundle(bundle, out, how, text=text, force=force, report=report)
+    size = sum(file.bytes for file in manifest.files.values())
+    if json_:
+        click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": manifest.quantization}))
+        return
+    click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {block_size}")
+    if table:
+        Console().print(_table(manifest.precision, fidelity))
+    else:
+        click.echo(fidelity_line(manifest.precision, fidelity))
+
+
+def fidelity_line(precision: str, fidelity: Fidelity) -> str:
+    """What a quantization costs, in one line."""
+    change = fidelity.perplexity / fidelity.perplexity_fp32 - 1
+    accepted = ""
+    if fidelity.acceptance is not None and fidelity.acceptance_fp32 is not None:
+        accepted = f", acceptance {fidelity.acceptance_fp32:.1%} to {fidelity.acceptance:.1%}"
+    return (
+        f"{precision}: perplexity {fidelity.perplexity_fp32:.3f} to {fidelity.perplexity:.3f} ({change:+.2%}), "
+        f"same best token {fidelity.top1_agreement:.1%}{accepted}; verify is within {fidelity.epsilon:.2g} of full"
+    )
+
+
+def _table(precision: str, fidelity: Fidelity) -> Table:
+    table = Table("", "fp32", precision, title=f"{fidelity.tokens} tokens: {fidelity.text}", title_justify="left")
+    table.add_row("perplexity", f"{fidelity.perplexity_fp32:.4f}", f"{fidelity.perplexity:.4f}")
+    table.add_row("same best token", "", f"{fidelity.top1_agreement:.2%}")
+    if fidelity.acceptance is not None and fidelity.acceptance_fp32 is not None:
+        table.add_row("acceptance", f"{fidelity.acceptance_fp32:.2%}", f"{fidelity.acceptance:.2%}")
+    table.add_row("verify against full: within, in logits", "0", f"{fidelity.epsilon:.3g}")
+    return table

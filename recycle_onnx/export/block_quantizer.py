@@ -1,0 +1,150 @@
+"""Matrices to blocks of small integers, as MatMulNBits and GatherBlockQuantized read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
+
+from recycle_onnx.errors import InputError
+
+BITS = (4, 8)
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+METHODS = ("mse", "rtn")
+PARTS = ("embed_tokens", "lm_head", "projection", "qkv_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ROWS_AT_ONCE = 4096
+SMALLEST_BLOCK = 16
+RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How weights are stored: `bits` a value, in blocks of `block_size` values that share a scale.
+
+    Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
+    where the others get 8. Methods: `rtn` rounds to nearest; `mse` searches the range of each block for the least
+    squared error.
+    """
+
+    bits: int = 4
+    block_size: int = 64
+    symmetric: bool = False
+    method: str = "mse"
+    keep: tuple[str, ...] = ("projection",)
+
+    def __post_init__(self) -> None:
+        for name, choices in (("bits", BITS), ("block_size", BLOCK_SIZES), ("method", METHODS)):
+            if getattr(self, name) not in choices:
+                listed = ", ".join(map(str, choices))
+                raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected one of: {listed}")
+        if unknown := sorted(set(self.keep) - set(PARTS)):
+            raise InputError(f"--keep names {unknown[0]!r}; expected some of: {', '.join(PARTS)}")
+
+    @property
+    def precision(self) -> str:
+        """The bundle's precision: `int4` or `int8`."""
+        return f"int{self.bits}"
+
+    def for_matrix(self, name: str, width: int) -> Quantization | None:
+        """What the matrix `name` with rows of `width` values gets: blocks that divide a row; None is float32."""
+        kept = any(part in name for part in self.keep)
+        if kept and self.bits == 8:
+            return None
+        block_size = self.block_size
+        while width % block_size:
+            block_size //= 2
+        if block_size < SMALLEST_BLOCK:
+            return None
+        own = replace(self, block_size=block_size, bits=8 if kept else self.bits)
+        # at 8 bits the search finds what rounding gives
+        return replace(own, method="rtn") if own.bits == 8 else own
+
+
+class Blocks(NamedTuple):
+    """A quantized matrix [N, K] of B = K / block size blocks a row.
+
+    `packed` u8 [N, B, block size · bits / 8], low bits first; `scales` f32 [N, B]; `zero_points` u8 [N, ⌈B · bits / 8⌉]
+    or None where blocks are symmetric.
+    """
+
+    packed: NDArray[np.uint8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.uint8] | None
+
+
+def quantize(matrix: NDArray[np.float32], how: Quantization) -> Blocks:
+    """Quantize `matrix` [N, K], some rows at a time."""
+    quantize_rows = _least_squares if how.method == "mse" else _round_to_nearest
+    pieces = [quantize_rows(matrix[start : start + ROWS_AT_ONCE], how) for start in range(0, len(matrix), ROWS_AT_ONCE)]
+    packed, scales, zero_points = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
+    return Blocks(packed, scales, None if how.symmetric else zero_points)
+
+
+def dequantize(blocks: Blocks, how: Quantization) -> NDArray[np.float32]:
+    """The matrix [N, K] that the kernels compute with."""
+    rows, count = blocks.scales.shape
+    values = _unpack(blocks.packed, how.bits).reshape(rows, count, how.block_size).astype(np.float32)
+    middle = np.full((rows, count), 1 << (how.bits - 1), np.float32)
+    if blocks.zero_points is not None:
+        middle = _unpack(blocks.zero_points, how.bits)[:, :count].astype(np.float32)
+    product: NDArray[np.float32] = (values - middle[..., None]) * blocks.scales[..., None]
+    return product.reshape(rows, -1)
+
+
+def _round_to_nearest(rows: NDArray[np.float32], how: Quantization) -> tuple[NDArray[np.generic], ...]:
+    config = DefaultWeightOnlyQuantConfig(block_size=how.block_size, is_symmetric=how.symmetric, bits=how.bits)
+    result: tuple[NDArray[np.generic], ...] = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
+        np.ascontiguousarray(rows.T)
+    )
+    return result
+
+
+def _least_squares(rows: NDArray[np.float32], how: Quantization) -> tuple[NDArray[np.generic], ...]:
+    """For each block the range, a part of its own, and then the scale that leave the least squared error."""
+    blocks = rows.reshape(len(rows), -1, how.block_size)
+    best, *found = _rounded(blocks, how, 1.0)
+    for part in RANGES:
+        error, *other = _rounded(blocks, how, part)
+        better = error < best
+        best = np.where(better, error, best)
+        found = [np.where(better, new, old) for new, old in zip(other, found, strict=True)]
+    values, scales, zero_points = found
+    return (
+        _pack(values.astype(np.uint8), how.bits),
+        scales[..., 0].astype(np.float32),
+        _pack(zero_points[..., 0].astype(np.uint8), how.bits),
+    )
+
+
+def _rounded(blocks: NDArray[np.float32], how: Quantization, part: float) -> tuple[NDArray[np.float32], ...]:
+    """Squared error, values, scales and zero points of blocks [N, B, size], when `part` of their range is covered."""
+    top, middle = np.float32(2**how.bits - 1), np.float32(2 ** (how.bits - 1))
+    low, high = np.minimum(blocks.min(-1, keepdims=True), 0), np.maximum(blocks.max(-1, keepdims=True), 0)
+    scale = np.where(high > -low, high, low) * (-part / middle) if how.symmetric else (high - low) * (part / top)
+    scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
+    zero = np.full_like(scale, middle) if how.symmetric else np.clip(np.round(-part * low / scale), 0, top)
+    values = np.clip(np.round(blocks / scale + zero), 0, top)
+    centred = values - zero
+    power = np.square(centred).sum(-1, keepdims=True)
+    fitted = (blocks * centred).sum(-1, keepdims=True) / np.maximum(power, 1)
+    scale = np.where(power > 0, fitted, scale)
+    return np.square(scale * centred - blocks).sum(-1, keepdims=True), values, scale, zero
+
+
+def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Two 4-bit values a byte, the first one low; an odd last one alone."""
+    if bits == 8:
+        return values
+    if values.shape[-1] % 2:
+        values = np.concatenate([values, np.zeros_like(values[..., :1])], axis=-1)
+    packed: NDArray[np.uint8] = values[..., ::2] | np.left_shift(values[..., 1::2], np.uint8(4))
+    return packed
+
+
+def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -1,0 +1,129 @@
+"""What a quantized bundle costs in quality, measured against the float32 bundle it was made from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.model import RecycleModel
+
+TEXTS = 8
+TOKENS = 96
+PAIRS = 32
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Perplexity on `tokens` tokens of `text`, how often both bundles' best tokens agree, and acceptance rates.
+
+    `epsilon` bounds how far below the best logit a token of `verify` may lie when one-token runs score it: twice the
+    largest difference between the logits of a two-token run and of one-token runs.
+    """
+
+    text: str
+    tokens: int
+    perplexity_fp32: float
+    perplexity: float
+    top1_agreement: float
+    acceptance_fp32: float | None
+    acceptance: float | None
+    epsilon: float
+
+
+def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Report) -> Fidelity:
+    """Compare both bundles on `text`, or on what the original says when it is sampled.
+
+    Raises:
+        InputError: `text` is missing, is not UTF-8, or has too few tokens.
+    """
+    models = [RecycleModel(bundle, "cpu", None) for bundle in (original, quantized)]
+    report("choosing the text to compare on")
+    texts = _read(models[0], text) if text else _sampled(models[0])
+    report("comparing with float32")
+    scores = [[_score(model, ids) for ids in texts] for model in models]
+    nats = [np.concatenate([score.nats for score in part]) for part in scores]
+    best = [np.concatenate([score.best for score in part]) for part in scores]
+    report("comparing runs on two tokens with runs on one")
+    difference = max(_two_against_one(models[1], ids[:PAIRS]) for ids in texts)
+    return Fidelity(
+        text=text.name if text else "sampled from the float32 bundle at temperature 1, seeds 0 …",
+        tokens=len(nats[0]),
+        perplexity_fp32=math.exp(float(nats[0].mean())),
+        perplexity=math.exp(float(nats[1].mean())),
+        top1_agreement=float((best[0] == best[1]).mean()),
+        acceptance_fp32=_acceptance(scores[0]),
+        acceptance=_acceptance(scores[1]),
+        epsilon=2 * difference,
+    )
+
+
+@dataclass(frozen=True)
+class _Score:
+    nats: NDArray[np.float64]
+    best: NDArray[np.int64]
+    accepted: NDArray[np.bool_] | None
+
+
+def _read(model: RecycleModel, path: Path) -> list[list[int]]:
+    try:
+        ids = model.encode(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{path}: no such text file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    length = min(TOKENS, model.bundle.manifest.context_length)
+    texts = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
+    if not texts:
+        raise InputError(f"{path}: has {len(ids)} tokens; expected at least {length} to compare on")
+    return texts[:: max(1, len(texts) // TEXTS)][:TEXTS]
+
+
+def _sampled(model: RecycleModel) -> list[list[int]]:
+    start = model.encode("") or [0]
+    length = min(TOKENS, model.bundle.manifest.context_length) - len(start)
+    texts = []
+    for seed in range(TEXTS):
+        result = model.generate(start, strategy="full", max_new_tokens=length, temperature=1.0, seed=seed)
+        texts.append([*start, *result.tokens])
+    return [ids for ids in texts if len(ids) > len(start) + 1] or texts
+
+
+def _score(model: RecycleModel, ids: list[int]) -> _Score:
+    """Teacher-forced: nats of each next token, the best token after each, and whether the module names it too."""
+    decoder = model.decoder(model.bundle.manifest.default_strategy)
+    full = decoder.full
+    hidden = np.empty((len(ids), full.spec.hidden_size), np.float32)
+    logits = full.read(ids, None, hidden, keep=len(ids)).copy()
+    shifted = logits[:-1].astype(np.float64) - logits[:-1].max(-1, keepdims=True)
+    following = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(ids) - 1), ids[1:]]
+    best = logits.argmax(-1)
+    if decoder.recycler is None or len(ids) < 2:
+        return _Score(following, best, None)
+    drafts = decoder.recycler.read(ids[1:], hidden[:-1], np.empty_like(hidden[1:]), keep=len(ids) - 1)
+    return _Score(following, best, drafts.argmax(-1) == best[1:])
+
+
+def _acceptance(scores: list[_Score]) -> float | None:
+    parts = [score.accepted for score in scores if score.accepted is not None]
+    return float(np.concatenate(parts).mean()) if parts else None
+
+
+def _two_against_one(model: RecycleModel, ids: list[int]) -> float:
+    """Largest difference between the logits of two-token and of one-token runs over the same text."""
+    rows: list[list[Floats]] = []
+    for size in (1, 2):
+        decoder: Decoder = model.decoder("full")
+        pieces = [ids[start : start + size] for start in range(0, len(ids) - len(ids) % 2, size)]
+        rows.append([row for piece in pieces for row in decoder.full_step(piece, keep=size).copy()])
+    return max((float(np.abs(a - b).max()) for a, b in zip(*rows, strict=True)), default=0.0)
