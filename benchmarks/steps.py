@@ -73,7 +73,8 @@ def measure_overhead(model: RecycleModel, tokens: int) -> list[float]:
     for part in (decoder.full, decoder.recycler):
         assert isinstance(part, half.Half)
         part.session = TimedSession(part.session)
-    choices = strategies.verify(decoder, model.encode(PROMPT), Sampling(), tokens, strategies.Counts())
+    plan, counts = strategies.Plan("verify"), strategies.Counts()
+    choices = strategies.run(plan, decoder, model.encode(PROMPT), Sampling(), tokens, counts)
     cycles = []
     next(choices)
     mark, runs = time.perf_counter(), spent

@@ -83,7 +83,7 @@ class Manifest:
     @property
     def strategies(self) -> tuple[str, ...]:
         """Strategies that this bundle can run."""
-        return ("full", "alternate", "verify") if "recycler" in self.graphs else ("full",)
+        return ("full", "alternate", "verify", "lookup") if "recycler" in self.graphs else ("full", "lookup")
 
 
 def _known(cls: Any, values: dict[str, Any]) -> Any:

@@ -16,6 +16,7 @@ import recycle_onnx
 from recycle_onnx.runtime.model import RecycleModel
 
 TOKENS = 120
+STRATEGIES = ("full", "alternate", "verify")
 
 
 def column(model: RecycleModel, prompt: str, strategy: str, width: int) -> Panel:
@@ -40,8 +41,9 @@ def main(bundle: str, prompt: str) -> None:
     """Print the columns, or one below the other where the terminal is narrow."""
     console = Console()
     model = recycle_onnx.load(bundle)
-    width = max(40, console.width // len(model.strategies) - 1)
-    console.print(Columns([column(model, prompt, strategy, width) for strategy in model.strategies]))
+    names = [name for name in STRATEGIES if name in model.strategies]
+    width = max(40, console.width // len(names) - 1)
+    console.print(Columns([column(model, prompt, strategy, width) for strategy in names]))
     console.print("recycled tokens are [bold green]green[/]; `verify` gives the text of `full`, exactly")
 
 

@@ -27,7 +27,13 @@ LOSSLESS = {
 @click.command()
 @click.argument("bundle", type=Path)
 @click.argument("prompt")
-@click.option("--strategy", help="full, alternate or verify.  [default: the bundle's, verify where it has a module]")
+@click.option(
+    "--strategy", help="full, alternate, verify or lookup.  [default: the bundle's, verify where it has a module]"
+)
+@click.option("--chain", type=int, help="Most tokens to propose a cycle.  [default: 1 for verify, 4 for lookup]")
+@click.option(
+    "--min-confidence", type=float, default=0.0, show_default=True, help="Propose no token less likely to the module."
+)
 @click.option("--max-new-tokens", "-n", type=int, default=128, show_default=True)
 @click.option("--temperature", type=float, default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", type=int, default=0, show_default=True, help="Sample among so many tokens; 0 for all.")
@@ -42,6 +48,8 @@ def generate(
     bundle: Path,
     prompt: str,
     strategy: str | None,
+    chain: int | None,
+    min_confidence: float,
     max_new_tokens: int,
     temperature: float,
     top_k: int,
@@ -67,6 +75,8 @@ def generate(
         text,
         max_new_tokens=max_new_tokens,
         strategy=strategy,
+        chain=chain,
+        min_confidence=min_confidence,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,

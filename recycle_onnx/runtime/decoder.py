@@ -34,6 +34,8 @@ class Decoder:
         self._prompt: list[int] = []
         self._prompt_hidden: Floats = np.zeros((0, specs[0].hidden_size), np.float32)
         self.prefill_seconds = 0.0
+        self._own_state: Floats = np.zeros((1, specs[0].hidden_size), np.float32)
+        self._last_row = 0
 
     def prefill(self, prompt: list[int]) -> Floats:
         """Read the prompt in chunks; give the logits [1, V] after its last token.
@@ -54,10 +56,11 @@ class Decoder:
         assert self.recycler is not None
         started = time.perf_counter()
         tokens, hidden = [*self._prompt[1:], first], self._prompt_hidden
-        unused = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), np.float32)
+        states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), np.float32)
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
-            logits = self.recycler.read(piece, hidden[start : start + len(piece)], unused[: len(piece)])
+            logits = self.recycler.read(piece, hidden[start : start + len(piece)], states[: len(piece)])
+        self.recycler.hidden[0], self._last_row = states[len(piece) - 1], 0
         self._prompt_hidden = hidden[:0]
         self.prefill_seconds += time.perf_counter() - started
         return logits
@@ -72,4 +75,15 @@ class Decoder:
         `kept[i]` follows the i-th token of the last full step, whose hidden state it is paired with.
         """
         assert self.recycler is not None
+        self._last_row = len(kept) - 1
         return self.recycler.step(kept, keep=1)
+
+    def chain_step(self, token: int) -> Floats:
+        """Let the module read a token of its own with the state it had before; give logits [1, V] for the next.
+
+        The row it writes stands on a guess: crop the module before the next `recycle_step`.
+        """
+        assert self.recycler is not None
+        self._own_state[0] = self.recycler.hidden[self._last_row]
+        self._last_row = 0
+        return self.recycler.step([token], keep=1, hidden_in=self._own_state)

@@ -76,7 +76,7 @@ class Generation:
     decoder: Decoder
     tokenizer: Tokenizer
     prompt: list[int]
-    strategy: str
+    plan: strategies.Plan
     lossless: Lossless
     sampling: Sampling
     limit: int
@@ -99,7 +99,7 @@ class Generation:
 
     def _generate(self) -> Iterator[Token]:
         text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
-        choices = strategies.run(self.strategy, self.decoder, self.prompt, self.sampling, self.limit, self._counts)
+        choices = strategies.run(self.plan, self.decoder, self.prompt, self.sampling, self.limit, self._counts)
         for choice in choices:
             self._last = time.perf_counter()
             if not self.tokens:
@@ -125,7 +125,7 @@ class Generation:
             text="".join(token.text for token in self.tokens),
             tokens=[token.id for token in self.tokens],
             recycled=[token.recycled for token in self.tokens],
-            strategy=self.strategy,
+            strategy=self.plan.strategy,
             lossless=self.lossless,
             finish_reason=self.finish_reason,
             stats=self._stats(),
@@ -145,7 +145,7 @@ class Generation:
             proposed=counts.proposed,
             accepted=counts.accepted,
             acceptance_rate=counts.accepted / counts.proposed
-            if self.strategy == "verify" and counts.proposed
+            if self.plan.strategy != "alternate" and counts.proposed
             else None,
             tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
             time_to_first_token_s=self._first - self._started,

@@ -46,7 +46,7 @@ class Half:
         self.hidden = np.zeros((STEP_ROWS, spec.hidden_size), np.float32)
         self.runs = 0
         self._hidden_in = hidden_in
-        self._calls: dict[tuple[int, int], _Call] = {}
+        self._calls: dict[tuple[int, int, int], _Call] = {}
 
     @property
     def length(self) -> int:
@@ -57,18 +57,19 @@ class Half:
         """Forget everything after the first `length` tokens, without copying."""
         self.cache.set_length(length)
 
-    def step(self, ids: list[int], keep: int) -> Floats:
+    def step(self, ids: list[int], keep: int, hidden_in: Floats | None = None) -> Floats:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
 
-        The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of its
-        `hidden_in`. Both, and the logits, are overwritten by the next call.
+        The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of `hidden_in`,
+        by default those given at its making. All of them, and the logits, are overwritten by the next call.
         """
-        rows = len(ids)
+        rows, source = len(ids), self._hidden_in if hidden_in is None else hidden_in
         self._advance(rows)
-        call = self._calls.get((rows, keep))
+        key = (rows, keep, id(source))
+        call = self._calls.get(key)
         if call is None:
-            hidden_in = None if self._hidden_in is None else self._hidden_in[:rows]
-            call = self._calls[rows, keep] = _Call(self, hidden_in, self.hidden[:rows], rows, keep)
+            part = None if source is None else source[:rows]
+            call = self._calls[key] = _Call(self, part, self.hidden[:rows], rows, keep)
         call.ids[0] = ids
         self.session.run_with_iobinding(call.binding)
         self.runs += 1

@@ -9,11 +9,11 @@ from pathlib import Path
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
-from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.runtime.sessions import open_session
+from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.tokenizer import load_tokenizer
 
 
@@ -43,6 +43,8 @@ class RecycleModel:
         *,
         max_new_tokens: int | None = None,
         strategy: str | None = None,
+        chain: int | None = None,
+        min_confidence: float = 0.0,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -54,7 +56,9 @@ class RecycleModel:
         Args:
             prompt: text, encoded with the special tokens the tokenizer adds; or token ids, taken as they are.
             max_new_tokens: most tokens to make; None and anything beyond it means to the end of the context.
-            strategy: `full`, `alternate` or `verify`; None for the bundle's default.
+            strategy: `full`, `alternate`, `verify` or `lookup`; None for the bundle's default.
+            chain: most tokens that `verify` (default 1) or `lookup` (4) proposes a cycle.
+            min_confidence: the module proposes no token to which it gives less probability.
             temperature: 0 is greedy.
             top_k: sample among so many most likely tokens; 0 for all.
             top_p: sample among the fewest most likely tokens that have this probability together.
@@ -64,8 +68,9 @@ class RecycleModel:
         Raises:
             InputError: an empty prompt, one longer than the context, or an option out of range.
         """
+        plan = Plan.make(self._strategy(strategy), chain, min_confidence)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        generation = self._start(prompt, max_new_tokens, strategy, sampling, stop)
+        generation = self._start(prompt, max_new_tokens, plan, sampling, stop)
         for _ in generation:
             pass
         return generation.result
@@ -76,6 +81,8 @@ class RecycleModel:
         *,
         max_new_tokens: int | None = None,
         strategy: str | None = None,
+        chain: int | None = None,
+        min_confidence: float = 0.0,
         temperature: float = 0.0,
         top_k: int = 0,
         top_p: float = 1.0,
@@ -86,12 +93,13 @@ class RecycleModel:
 
         Its `result` holds what `generate` would give.
         """
+        plan = Plan.make(self._strategy(strategy), chain, min_confidence)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return self._start(prompt, max_new_tokens, strategy, sampling, stop)
+        return self._start(prompt, max_new_tokens, plan, sampling, stop)
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        needed = strategy != "full"
+        needed = strategy in ("alternate", "verify")
         sessions = (self._sessions[0], self._sessions[1] if needed else None)
         specs = (self._specs[0], self._specs[1] if needed else None)
         return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk)
@@ -104,11 +112,10 @@ class RecycleModel:
         self,
         prompt: str | Sequence[int],
         max_new_tokens: int | None,
-        strategy: str | None,
+        plan: Plan,
         sampling: Sampling,
         stop: Sequence[str],
     ) -> Generation:
-        strategy = self._strategy(strategy)
         ids = self._prompt_ids(prompt)
         room = self.bundle.manifest.context_length - len(ids)
         if max_new_tokens is not None and max_new_tokens < 1:
@@ -118,11 +125,11 @@ class RecycleModel:
                 f"the prompt has {len(ids)} tokens; the context of {len(ids) + room} leaves no room for more"
             )
         return Generation(
-            decoder=self.decoder(strategy),
+            decoder=self.decoder(plan.strategy),
             tokenizer=self.tokenizer,
             prompt=ids,
-            strategy=strategy,
-            lossless=self._lossless(strategy),
+            plan=plan,
+            lossless=self._lossless(plan.strategy),
             sampling=sampling,
             limit=room if max_new_tokens is None else min(max_new_tokens, room),
             stop_ids=self.stop_ids,
@@ -133,7 +140,7 @@ class RecycleModel:
         name = strategy or self.bundle.manifest.default_strategy
         if name in self.strategies:
             return name
-        if name in strategies.NAMES:
+        if name in NAMES:
             raise InputError(
                 f"strategy {name!r} needs a recyclable module, and {self.bundle.folder} has none; use 'full'"
             )

@@ -6,10 +6,43 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.half import STEP_ROWS
+from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.sampling import Sampling
 
-NAMES = ("full", "alternate", "verify")
+NAMES = ("full", "alternate", "verify", "lookup")
+LONGEST_CHAIN = STEP_ROWS - 1
+DEFAULT_CHAIN = {"verify": 1, "lookup": 4}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A strategy, how many tokens it proposes a cycle, and how sure the module must be of each."""
+
+    strategy: str
+    chain: int = 1
+    min_confidence: float = 0.0
+
+    @classmethod
+    def make(cls, strategy: str, chain: int | None, min_confidence: float) -> Plan:
+        """Fill in the strategy's own chain length.
+
+        Raises:
+            InputError: a chain length or confidence out of range, or where the strategy has none.
+        """
+        if chain is not None and strategy not in DEFAULT_CHAIN:
+            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {' and '.join(DEFAULT_CHAIN)}")
+        if chain is not None and not 1 <= chain <= LONGEST_CHAIN:
+            raise InputError(f"chain is {chain}; expected 1 to {LONGEST_CHAIN}")
+        if not 0 <= min_confidence < 1:
+            raise InputError(
+                f"min-confidence is {min_confidence}; expected 0 (always propose) or more, and less than 1"
+            )
+        if min_confidence and strategy != "verify":
+            raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for verify")
+        return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence)
 
 
 class Choice(NamedTuple):
@@ -61,14 +94,15 @@ def alternate(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: in
         logits = decoder.full_step(pending, keep=1)
 
 
-def verify(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts) -> Iterator[Choice]:
-    """A recycled token stays where it equals the full model's own choice: the same text as `full`.
+def verify(
+    decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts, proposer: Proposer
+) -> Iterator[Choice]:
+    """A proposed token stays where it equals the full model's own choice: the same text as `full`.
 
     One full step reads the last token and the proposals; its row i says what follows pending[i].
     """
     logits = decoder.prefill(prompt)
     position, end = len(prompt), len(prompt) + limit
-    pending: list[int] = []
     proposals: list[int] = []
     while True:
         # 1. Keep proposals while the full model agrees; its choice after the last kept one comes for free.
@@ -87,21 +121,23 @@ def verify(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, 
         yield Choice(token, recycled=False)
         if position == end:
             return
-        # 3. The module reads the kept tokens with their true hidden states, and proposes what follows.
-        proposals = []
-        if position + 1 < end:
-            draft = decoder.recycle_step(kept) if pending else decoder.start_recycling(token)
-            proposals = [sampling.choose(draft[-1], position)]
-            counts.proposed += 1
-        # 4. The full model reads the last token and the proposal together.
-        pending = [token, *proposals]
-        logits = decoder.full_step(pending, keep=len(pending))
+        # 3. The tokens before the last one are proposed: the module reads the kept ones with their true hidden states.
+        room = end - position - 1
+        proposals = proposer.propose(kept, position, room) if room else []
+        counts.proposed += len(proposals)
+        # 4. The full model reads the last token and the proposals together.
+        logits = decoder.full_step([token, *proposals], keep=1 + len(proposals))
 
 
 def run(
-    strategy: str, decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts
+    plan: Plan, decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts
 ) -> Iterator[Choice]:
     """Yield `limit` tokens after `prompt` as they become final; the consumer may stop at any of them."""
-    if strategy == "full":
+    if plan.strategy == "full":
         return full(decoder, prompt, sampling, limit)
-    return (alternate if strategy == "alternate" else verify)(decoder, prompt, sampling, limit, counts)
+    if plan.strategy == "alternate":
+        return alternate(decoder, prompt, sampling, limit, counts)
+    proposer: Proposer = LookupProposer(prompt, plan.chain)
+    if plan.strategy == "verify":
+        proposer = ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence)
+    return verify(decoder, prompt, sampling, limit, counts, proposer)

@@ -21,7 +21,7 @@ REQUESTS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "no new tokens": (("the", "--max-new-tokens", 0), ("max-new-tokens is 0", "at least 1")),
     "fewer than no new tokens": (("the", "-n", -5), ("max-new-tokens is -5", "at least 1")),
     "an unknown provider": (("the", "--provider", "quantum"), ("'quantum'", "cpu")),
-    "an unknown strategy": (("the", "--strategy", "guess"), ("'guess'", "full, alternate, verify")),
+    "an unknown strategy": (("the", "--strategy", "guess"), ("'guess'", "full, alternate, verify, lookup")),
     "no threads": (("the", "--threads", 0), ("threads is 0", "at least 1")),
     "a negative temperature": (("the", "--temperature", -0.1), ("temperature is -0.1",)),
     "an infinite temperature": (("the", "--temperature", "inf"), ("temperature is inf",)),

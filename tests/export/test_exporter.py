@@ -74,6 +74,7 @@ def test_a_base_elsewhere_is_found_by_its_path(tmp_path: Path) -> None:
         "full",
         "alternate",
         "verify",
+        "lookup",
     )
 
 

@@ -131,7 +131,8 @@ LENIENCE = [0.0]
 def test_accepting_tokens_at_ten_epsilon_would_be_seen(model: RecycleModel) -> None:
     LENIENCE[0] = 10 * epsilon(model)
     prompt = story_prompts(1)[0]
-    choices = strategies.verify(model.decoder("verify"), model.encode(prompt), Careless(), 24, strategies.Counts())
+    plan, ids = strategies.Plan("verify"), model.encode(prompt)
+    choices = strategies.run(plan, model.decoder("verify"), ids, Careless(), 24, strategies.Counts())
     assert max(gaps(model, prompt, [choice.id for choice in choices])) > epsilon(model)
 
 

@@ -24,6 +24,7 @@ from tests.prompts import story_prompts
 VOCABULARY = 16
 SEEDS = 20_000
 PROMPT = [3, 1, 4, 1, 5]
+VERIFY = strategies.Plan("verify")
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,7 @@ def drawn(decoder: Decoder, samplings: Iterator[Sampling]) -> tuple[NDArray[np.i
         decoder.full.crop(0)
         assert decoder.recycler is not None
         decoder.recycler.crop(0)
-        choices = list(strategies.verify(decoder, PROMPT, sampling, 3, strategies.Counts()))
+        choices = list(strategies.run(VERIFY, decoder, PROMPT, sampling, 3, strategies.Counts()))
         counts[choices[1].id, choices[2].id] += 1
         recycled += choices[1].recycled
     return counts, recycled
@@ -149,7 +150,7 @@ def test_recycled_sampling_draws_from_the_full_models_distribution(dice: Recycle
 def test_a_bundle_without_a_module_runs_full_only(tmp_path: Path) -> None:
     export(tiny.write_base(tmp_path / "base", tiny.tiny_config()), tmp_path / "bundle")
     model = recycle_onnx.load(tmp_path / "bundle")
-    assert model.strategies == ("full",)
+    assert model.strategies == ("full", "lookup")
     assert model.generate("a cat", max_new_tokens=4).strategy == "full"
     with pytest.raises(recycle_onnx.InputError, match="needs a recyclable module"):
         model.generate("a cat", strategy="verify")

@@ -1,0 +1,82 @@
+"""Where proposals for the next tokens come from: the recyclable module, or the text itself."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.sampling import Sampling
+
+
+class Proposer(Protocol):
+    """Guesses what follows; the full model has the last word."""
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        """At most `room` tokens from `position` on, after the full model added `kept` to the text."""
+        ...
+
+
+class ModuleProposer:
+    """The recyclable module: one token from the full model's hidden state, more from the module's own (a chain).
+
+    A chain ends early at a token to which the module gives less than `min_confidence`.
+    """
+
+    def __init__(self, decoder: Decoder, sampling: Sampling, chain: int, min_confidence: float) -> None:
+        self.decoder, self.sampling = decoder, sampling
+        self.chain, self.min_confidence = chain, min_confidence
+        self._started = False
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        """Read the kept tokens with their true hidden states, then the module's own guesses with its own."""
+        draft = self.decoder.recycle_step(kept) if self._started else self.decoder.start_recycling(kept[-1])
+        self._started = True
+        module = self.decoder.recycler
+        assert module is not None
+        true_rows = module.length
+        proposals: list[int] = []
+        for index in range(min(self.chain, room)):
+            if index:
+                draft = self.decoder.chain_step(proposals[-1])
+            token = self.sampling.choose(draft[-1], position + index)
+            if self.min_confidence > 0 and _probability(draft[-1], token) < self.min_confidence:
+                break
+            proposals.append(token)
+        module.crop(true_rows)
+        return proposals
+
+
+class LookupProposer:
+    """The text itself: what followed the last time the latest tokens stood there (prompt lookup decoding).
+
+    Looks for the longest match of at most `longest` and at least `shortest` tokens.
+    """
+
+    def __init__(self, prompt: list[int], chain: int, longest: int = 4, shortest: int = 2) -> None:
+        self.chain, self.longest, self.shortest = chain, longest, shortest
+        self._text: list[int] = []
+        self._followed: dict[tuple[int, ...], int] = {}
+        self._add(prompt)
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        """The continuation of the longest earlier match of the text's end."""
+        self._add(kept)
+        for size in range(min(self.longest, len(self._text)), self.shortest - 1, -1):
+            start = self._followed.get(tuple(self._text[-size:]))
+            if start is not None:
+                return self._text[start : start + min(self.chain, room)]
+        return []
+
+    def _add(self, tokens: list[int]) -> None:
+        """Append tokens; remember, for every n-gram that now has a successor, where that stands."""
+        for token in tokens:
+            for size in range(self.shortest, min(self.longest, len(self._text)) + 1):
+                self._followed[tuple(self._text[-size:])] = len(self._text)
+            self._text.append(token)
+
+
+def _probability(logits: NDArray[np.float32], token: int) -> float:
+    return float(1 / np.exp(logits - logits[token]).sum())
