@@ -33,6 +33,7 @@ def main() -> None:
         for strategy in ("full", "alternate", "verify"):
             request = {"prompt": prompt, "max_new_tokens": count, "strategy": strategy}
             cases.append({"request": request, "expect": expect(model, ids, count, strategy)})
+    cases += proposal_cases(model, tokenizer)
     cases += stop_cases(model, tokenizer)
     cases += error_cases()
     write_json(Path(__file__).parent / "cases.json", {"bundle": "samples/stories", "cases": cases})
@@ -94,6 +95,21 @@ def propose(model: RecycleGPT, known: list[int]) -> int:
         return int(model.recycle(torch.tensor([known[1:]]), hidden).logits[0, -1].argmax())
 
 
+def proposal_cases(model: RecycleGPT, tokenizer: Any) -> list[dict[str, Any]]:
+    """Chains and lookup change how many runs a text takes, and never the text."""
+    plans: list[dict[str, Any]] = [
+        {"strategy": "verify", "chain": 3},
+        {"strategy": "lookup"},
+        {"strategy": "lookup", "chain": 9},
+    ]
+    return [
+        {"request": {"prompt": prompt, "max_new_tokens": 40, **plan}, "expect": {"tokens": expected}}
+        for prompt in (PROMPTS[0], LONG_STORY)
+        for expected in [plain.full(model, tokenizer.encode(prompt).ids, 40, STOPS)]
+        for plan in plans
+    ]
+
+
 def stop_cases(model: RecycleGPT, tokenizer: Any) -> list[dict[str, Any]]:
     """Stop strings, and the token that ends a story."""
     prompt = "Once upon a time, there was a little dog"
@@ -120,6 +136,8 @@ def error_cases() -> list[dict[str, Any]]:
         {"prompt": "a", "max_new_tokens": 0},
         {"prompt": "a", "max_new_tokens": -3},
         {"prompt": "a", "strategy": "nope"},
+        {"prompt": "a", "chain": 0},
+        {"prompt": "a", "strategy": "full", "chain": 2},
         {"prompt": "a", "temperature": -0.5},
         {"prompt": "a", "top_p": 0},
         {"prompt": "a", "top_k": -1},

@@ -32,3 +32,15 @@ def alternate(model: RecycleGPT, prompt: list[int], count: int, stops: frozenset
         if tokens[-1] in stops:
             break
     return tokens[len(prompt) :]
+
+
+@torch.no_grad()
+def chain(model: RecycleGPT, tokens: list[int], count: int) -> list[int]:
+    """`count` greedy tokens of the module after `tokens`: the first from true hidden states, then from its own."""
+    hidden = model.full(torch.tensor([tokens[:-1]])).hidden_states
+    known = list(tokens)
+    for _ in range(count):
+        output = model.recycle(torch.tensor([known[1:]]), hidden)
+        known.append(int(output.logits[0, -1].argmax()))
+        hidden = torch.cat([hidden, output.hidden_states[:, -1:]], dim=1)
+    return known[len(tokens) :]

@@ -12,6 +12,8 @@ import recycle_onnx
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.proposals import ModuleProposer
+from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.training.trainer import TrainingOptions, train
 from tests.prompts import story_prompts
 from tests.reference import plain
@@ -97,6 +99,16 @@ def test_alternate_equals_plain_torch_on_50_prompts(
         assert result.tokens == plain.alternate(reference, model.encode(prompt), count, model.stop_ids), prompt
         assert result.stats.full_runs == -(-len(result.tokens) // 2)
         assert result.stats.recycle_runs == len(result.tokens) // 2
+
+
+def test_chains_equal_plain_torch(model: RecycleModel, name: str, checkpoints: dict[str, Path]) -> None:
+    reference = torch_model(checkpoints[name])
+    for prompt in story_prompts(200)[::20]:
+        ids = model.encode(prompt)
+        decoder = model.decoder("verify")
+        first = int(decoder.prefill(ids)[-1].argmax())
+        found = ModuleProposer(decoder, Sampling(), 4, 0.0).propose([first], len(ids) + 1, 4)
+        assert found == plain.chain(reference, [*ids, first], 4), prompt
 
 
 def test_the_same_seed_gives_the_same_sample_under_full_and_verify(model: RecycleModel) -> None:
