@@ -46,7 +46,7 @@ class Manifest:
     flavour: str = "ort"
     precision: str = "fp32"
     quantization: dict[str, Any] | None = None
-    draft_vocabulary: None = None
+    draft_vocabulary: list[int] | None = None
     default_strategy: str = "full"
     provenance: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT

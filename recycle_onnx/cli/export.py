@@ -8,6 +8,7 @@ import click
 
 from recycle_onnx.cli.quantize import fidelity_line
 from recycle_onnx.cli.report import as_json, stages
+from recycle_onnx.errors import InputError
 
 
 @click.command()
@@ -20,19 +21,43 @@ from recycle_onnx.cli.report import as_json, stages
     show_default=True,
     help="Of the weights; `recycle-onnx quantize` has more options.",
 )
+@click.option(
+    "--draft-vocab", type=int, help="Let the module propose so many frequent tokens only; needs --draft-text."
+)
+@click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
 @click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: the model's own]")
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def export(checkpoint: Path, bundle: Path, precision: str, text: Path | None, force: bool, json_: bool) -> None:
+def export(
+    checkpoint: Path,
+    bundle: Path,
+    precision: str,
+    draft_vocab: int | None,
+    draft_text: Path | None,
+    text: Path | None,
+    force: bool,
+    json_: bool,
+) -> None:
     """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE."""
     from dataclasses import asdict
 
-    from recycle_onnx.export import Quantization
+    from recycle_onnx.export import DraftVocabulary, Quantization
     from recycle_onnx.export import export as run
 
     quantization = None if precision == "fp32" else Quantization(bits=int(precision.removeprefix("int")))
+    if (draft_vocab is None) != (draft_text is None):
+        raise InputError("--draft-vocab and --draft-text go together: how many tokens, and where to count them")
+    draft = DraftVocabulary(draft_vocab, draft_text) if draft_vocab is not None and draft_text is not None else None
     with stages() as report:
-        done = run(checkpoint, bundle, quantization=quantization, text=text, force=force, report=report)
+        done = run(
+            checkpoint,
+            bundle,
+            quantization=quantization,
+            draft_vocabulary=draft,
+            text=text,
+            force=force,
+            report=report,
+        )
     size = sum(file.bytes for file in done.manifest.files.values())
     if json_:
         strategies = list(done.manifest.strategies)

@@ -43,6 +43,7 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "flavour": manifest.flavour,
         "precision": manifest.precision,
         "quantization": manifest.quantization,
+        "draft_vocabulary": manifest.draft_vocabulary and len(manifest.draft_vocabulary),
         "strategies": list(manifest.strategies),
         **_halves(manifest.base, manifest.recycler),
         "bytes": {name: file.bytes for name, file in manifest.files.items()},
@@ -111,6 +112,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     if quantization := found.get("quantization"):
         rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name != "fidelity"]
         rows += [(f"fidelity {name}", _text(value)) for name, value in quantization.get("fidelity", {}).items()]
+    if size := found.get("draft_vocabulary"):
+        rows.append(("draft vocabulary", f"{size:,} tokens"))
     if recycler:
         ratio = found["parameter_ratio"]
         rows.append(

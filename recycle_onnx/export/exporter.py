@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
+from recycle_onnx.export.draft_vocabulary import DraftVocabulary
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.export.full_model import build_full_model, full_spec
@@ -46,36 +47,40 @@ def export(
     bundle: Path,
     *,
     quantization: Quantization | None = None,
+    draft_vocabulary: DraftVocabulary | None = None,
     text: Path | None = None,
     force: bool = False,
     report: Report = lambda _: None,
 ) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
 
-    With `quantization` a float32 bundle is made beside it, quantized and compared on `text` (see `quantize_bundle`),
-    and deleted. `report` is told each stage as it begins.
+    A `draft_vocabulary` gives the module a smaller LM head. With `quantization` a float32 bundle is made beside it,
+    quantized and compared on `text` (see `quantize_bundle`), and deleted. `report` is told each stage as it begins.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
         RecycleError: the disk is full or not writable, or the graphs failed their self-check.
     """
     if quantization is None:
-        return _export(checkpoint, bundle, force, report)
+        return _export(checkpoint, bundle, draft_vocabulary, force, report)
     with Checkpoint.open(checkpoint) as source:
         check_target(bundle, force=force, keep=source.folders())
     with temporary_sibling(bundle) as beside:
-        done = _export(checkpoint, beside / "fp32", False, report)
+        done = _export(checkpoint, beside / "fp32", draft_vocabulary, False, report)
         manifest, fidelity = quantize_bundle(
             beside / "fp32", bundle, quantization, text=text, force=force, report=report
         )
     return ExportReport(bundle, manifest, done.self_check, fidelity)
 
 
-def _export(checkpoint: Path, bundle: Path, force: bool, report: Report) -> ExportReport:
+def _export(
+    checkpoint: Path, bundle: Path, draft_vocabulary: DraftVocabulary | None, force: bool, report: Report
+) -> ExportReport:
     with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
-        specs = _write_graphs(source, folder, report)
         eos = _write_text_files(source, folder)
-        manifest = _manifest(source, specs, folder)
+        draft = _choose(draft_vocabulary, source)
+        specs = _write_graphs(source, folder, draft, report)
+        manifest = replace(_manifest(source, specs, folder), draft_vocabulary=draft)
         manifest.write(folder / MANIFEST)
         report("checking the graphs")
         reference = source.folder / "recycler" / "reference.safetensors"
@@ -85,7 +90,15 @@ def _export(checkpoint: Path, bundle: Path, force: bool, report: Report) -> Expo
     return ExportReport(bundle, manifest, checked)
 
 
-def _write_graphs(source: Checkpoint, folder: Path, report: Report) -> dict[str, GraphSpec]:
+def _choose(draft_vocabulary: DraftVocabulary | None, source: Checkpoint) -> list[int] | None:
+    if draft_vocabulary is None:
+        return None
+    if source.recycler is None:
+        raise InputError(f"{source.folder}: has no recyclable module, and only that can have a draft vocabulary")
+    return draft_vocabulary.choose(source.base_folder, source.base.vocab_size)
+
+
+def _write_graphs(source: Checkpoint, folder: Path, draft: list[int] | None, report: Report) -> dict[str, GraphSpec]:
     specs = {"full": full_spec(source.base)}
     report("writing model.onnx")
     with ExternalDataWriter(folder / "model.onnx.data") as writer:
@@ -93,10 +106,10 @@ def _write_graphs(source: Checkpoint, folder: Path, report: Report) -> dict[str,
         shared = dict(writer.tensors)
     ir.save(model, folder / graph_file("full"))
     if source.recycler and source.recycler_weights:
-        specs["recycler"] = recycler_spec(source.recycler, source.base)
+        specs["recycler"] = recycler_spec(source.recycler, source.base, draft)
         report("writing recycler.onnx")
         with ExternalDataWriter(folder / "recycler.onnx.data") as writer:
-            model = build_recycler(source.recycler, source.base, source.recycler_weights, writer, shared)
+            model = build_recycler(source.recycler, source.base, source.recycler_weights, writer, shared, draft)
         ir.save(model, folder / graph_file("recycler"))
     return specs
 

@@ -111,7 +111,10 @@ def _score(model: RecycleModel, ids: list[int]) -> _Score:
     if decoder.recycler is None or len(ids) < 2:
         return _Score(following, best, None)
     drafts = decoder.recycler.read(ids[1:], hidden[:-1], np.empty_like(hidden[1:]), keep=len(ids) - 1)
-    return _Score(following, best, drafts.argmax(-1) == best[1:])
+    proposed = drafts.argmax(-1)
+    if decoder.draft_ids is not None:
+        proposed = decoder.draft_ids[proposed]
+    return _Score(following, best, proposed == best[1:])
 
 
 def _acceptance(scores: list[_Score]) -> float | None:

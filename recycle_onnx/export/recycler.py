@@ -12,10 +12,13 @@ from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD
 from recycle_onnx.export.graph import DecoderGraph
 
+DRAFT_HEAD = "lm_head.draft.weight"
 
-def recycler_spec(config: RecyclerConfig, base: BaseConfig) -> GraphSpec:
-    """The module's interface."""
-    return GraphSpec("recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, base.vocab_size)
+
+def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | None = None) -> GraphSpec:
+    """The module's interface; with a draft vocabulary it has a logit for each of its tokens only."""
+    vocab_size = base.vocab_size if draft is None else len(draft)
+    return GraphSpec("recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, vocab_size)
 
 
 def build_recycler(
@@ -24,9 +27,13 @@ def build_recycler(
     weights: Weights,
     writer: ExternalDataWriter,
     shared: dict[str, ir.ExternalTensor],
+    draft: list[int] | None = None,
 ) -> ir.Model:
-    """Tokens at p+1 and hidden states at p to logits of p+2; embedding and LM head are the full model's own."""
-    graph = DecoderGraph(recycler_spec(config, base), base, writer)
+    """Tokens at p+1 and hidden states at p to logits of p+2.
+
+    Embedding and LM head are the full model's own; with a `draft` vocabulary the head is a copy of its rows.
+    """
+    graph = DecoderGraph(recycler_spec(config, base, draft), base, writer)
     embedding = graph.op.Gather(graph.shared(shared[EMBEDDING]), graph.inputs[INPUT_IDS])
     parts = (
         blocks.norm(graph, embedding, weights, "embedding_norm.weight"),
@@ -35,4 +42,6 @@ def build_recycler(
     x = graph.linear(graph.op.Concat(*parts, axis=-1), weights, "projection.weight")
     hidden, present = blocks.layers(graph, x, weights, "layers.", "norm.weight")
     head = shared.get(LM_HEAD, shared[EMBEDDING])
+    if draft is not None:
+        head = writer.write(DRAFT_HEAD, head.numpy()[draft])
     return graph.finish([blocks.logits(graph, hidden, head), hidden, *present])

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.runtime.half import Floats, Half
@@ -25,7 +26,10 @@ class Decoder:
         specs: tuple[GraphSpec, GraphSpec | None],
         context_length: int,
         chunk: int = CHUNK,
+        draft_ids: NDArray[np.int64] | None = None,
     ) -> None:
+        """`draft_ids` are the token ids of the module's logits where it has a vocabulary of its own."""
+        self.draft_ids = draft_ids
         self.full = Half(sessions[0], specs[0], context_length)
         self.recycler: Half | None = None
         if sessions[1] is not None and specs[1] is not None:

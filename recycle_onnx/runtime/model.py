@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
+
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
@@ -26,6 +28,8 @@ class RecycleModel:
         self.tokenizer = load_tokenizer(bundle.folder)
         self.stop_ids = _stop_ids(bundle.folder)
         self.prefill_chunk = CHUNK
+        draft = manifest.draft_vocabulary
+        self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
         self._sessions = (
             open_session(bundle.graph("full"), self._specs[0], provider, threads),
@@ -102,7 +106,7 @@ class RecycleModel:
         needed = strategy in ("alternate", "verify")
         sessions = (self._sessions[0], self._sessions[1] if needed else None)
         specs = (self._specs[0], self._specs[1] if needed else None)
-        return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk)
+        return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk, self._draft_ids)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""

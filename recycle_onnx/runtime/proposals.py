@@ -41,12 +41,17 @@ class ModuleProposer:
         for index in range(min(self.chain, room)):
             if index:
                 draft = self.decoder.chain_step(proposals[-1])
-            token = self.sampling.choose(draft[-1], position + index)
-            if self.min_confidence > 0 and _probability(draft[-1], token) < self.min_confidence:
+            token = self.sampling.choose(draft[-1], position + index, self.decoder.draft_ids)
+            if self.min_confidence > 0 and self._confidence(draft[-1], token) < self.min_confidence:
                 break
             proposals.append(token)
         module.crop(true_rows)
         return proposals
+
+    def _confidence(self, logits: NDArray[np.float32], token: int) -> float:
+        ids = self.decoder.draft_ids
+        index = token if ids is None else int(np.searchsorted(ids, token))
+        return float(1 / np.exp(logits - logits[index]).sum())
 
 
 class LookupProposer:
@@ -76,7 +81,3 @@ class LookupProposer:
             for size in range(self.shortest, min(self.longest, len(self._text)) + 1):
                 self._followed[tuple(self._text[-size:])] = len(self._text)
             self._text.append(token)
-
-
-def _probability(logits: NDArray[np.float32], token: int) -> float:
-    return float(1 / np.exp(logits - logits[token]).sum())

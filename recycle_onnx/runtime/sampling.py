@@ -37,13 +37,18 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise InputError(f"top-p is {self.top_p}; expected more than 0 and at most 1")
 
-    def choose(self, logits: NDArray[np.float32], position: int) -> int:
-        """The token id for `position` (tokens before it), from logits [V]."""
+    def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
+        """The token id for `position` (tokens before it), from logits [V].
+
+        `vocabulary` [V] holds the ids that the logits belong to where those are not 0 … V - 1: noise goes by id.
+        """
         if self.temperature == 0:
-            return int(logits.argmax())
+            best = int(logits.argmax())
+            return best if vocabulary is None else int(vocabulary[best])
         scaled = logits.astype(np.float64) / self.temperature
-        ids = self._candidates(scaled)
-        return int(ids[(scaled[ids] + self.noise(position, ids)).argmax()])
+        rows = self._candidates(scaled)
+        ids = rows if vocabulary is None else vocabulary[rows]
+        return int(ids[(scaled[rows] + self.noise(position, ids)).argmax()])
 
     def _candidates(self, scaled: NDArray[np.float64]) -> NDArray[np.int64]:
         """Ids that may be chosen, ascending."""

@@ -83,7 +83,7 @@ def alternate(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: in
         if position + 1 == end:
             return
         draft = decoder.recycle_step([*pending[1:], token]) if pending else decoder.start_recycling(token)
-        recycled = sampling.choose(draft[-1], position + 1)
+        recycled = sampling.choose(draft[-1], position + 1, decoder.draft_ids)
         counts.proposed += 1
         counts.accepted += 1
         yield Choice(recycled, recycled=True)

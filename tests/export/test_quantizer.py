@@ -120,7 +120,7 @@ def test_verify_is_within_epsilon_of_full_on_200_prompts(model: RecycleModel) ->
 class Careless(Sampling):
     """Takes the worst token within ten epsilon of the best."""
 
-    def choose(self, logits: NDArray[np.float32], position: int) -> int:
+    def choose(self, logits: NDArray[np.float32], position: int, vocabulary: object = None) -> int:
         near = np.flatnonzero(logits >= logits.max() - LENIENCE[0])
         return int(near[logits[near].argmin()])
 
