@@ -83,7 +83,8 @@ class Manifest:
     @property
     def strategies(self) -> tuple[str, ...]:
         """Strategies that this bundle can run."""
-        return ("full", "alternate", "verify", "lookup") if "recycler" in self.graphs else ("full", "lookup")
+        needing_module = ("alternate", "verify") if "recycler" in self.graphs else ()
+        return ("auto", "full", *needing_module, "lookup")
 
 
 def _known(cls: Any, values: dict[str, Any]) -> Any:

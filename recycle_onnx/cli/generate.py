@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -27,10 +27,8 @@ LOSSLESS = {
 @click.command()
 @click.argument("bundle", type=Path)
 @click.argument("prompt")
-@click.option(
-    "--strategy", help="full, alternate, verify or lookup.  [default: the bundle's, verify where it has a module]"
-)
-@click.option("--chain", type=int, help="Most tokens to propose a cycle.  [default: 1 for verify, 4 for lookup]")
+@click.option("--strategy", help="auto, full, alternate, verify or lookup.  [default: the bundle's, which is auto]")
+@click.option("--chain", type=int, help="Most tokens to propose a cycle.  [default: 1 for verify, otherwise 4]")
 @click.option(
     "--min-confidence", type=float, default=0.0, show_default=True, help="Propose no token less likely to the module."
 )
@@ -120,12 +118,21 @@ def _show(prompt: str, generation: Generation) -> None:
 
 
 def summary(result: Result) -> list[str]:
-    """Three lines on what was made, how fast, and how it relates to the full model's text."""
+    """Three lines (under `auto` four) on what was made, how fast, and how it relates to the full model's text."""
     stats = result.stats
     accepted = "" if stats.acceptance_rate is None else f", {stats.acceptance_rate:.0%} of the proposals accepted"
-    return [
+    lines = [
         f"{result.strategy}: {stats.new_tokens} tokens in {stats.full_runs} full and {stats.recycle_runs} recycle runs"
         f"{accepted} ({result.finish_reason})",
         f"{stats.tokens_per_second:.1f} tokens/s, first token after {1000 * stats.time_to_first_token_s:.1f} ms",
         f"{sum(result.recycled)} recycled tokens; {LOSSLESS[result.lossless]} (lossless: {result.lossless})",
     ]
+    return lines if result.decisions is None else [*lines, explanation(result.decisions)]
+
+
+def explanation(decisions: dict[str, Any]) -> str:
+    """One line on what `auto` chose, and why."""
+    chosen = ", ".join(f"{name.replace('_', ' x')} {count} times" for name, count in decisions["chosen"].items())
+    costs = ", ".join(f"{name.replace('_', ' x')} {value:.2f}" for name, value in decisions["step_ms"].items())
+    rates = ", ".join(f"{source} {places[0]:.0%}" for source, places in decisions["acceptance"].items())
+    return f"auto chose {chosen or 'nothing yet'}; steps in ms: {costs or 'none measured'}; accepted: {rates or 'none'}"

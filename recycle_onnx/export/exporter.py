@@ -153,7 +153,7 @@ def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path) -> 
         recycler={**recycler.to_json(), "parameters": weights.num_parameters()} if recycler and weights else None,
         graphs=specs,
         files=describe_files(folder, names),
-        default_strategy="verify" if recycler else "full",
+        default_strategy="auto",
         provenance={
             "producer": f"recycle-onnx {__version__}",
             "checkpoint": source.folder.resolve().name,

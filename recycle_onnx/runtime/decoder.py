@@ -12,6 +12,8 @@ from recycle_onnx.contract import GraphSpec
 from recycle_onnx.runtime.half import Floats, Half
 
 CHUNK = 256
+WINDOW = 64
+"""Most tokens that the module may fall behind."""
 
 
 class Decoder:
@@ -40,6 +42,8 @@ class Decoder:
         self.prefill_seconds = 0.0
         self._own_state: Floats = np.zeros((1, specs[0].hidden_size), np.float32)
         self._last_row = 0
+        self.waiting: list[int] = []
+        self._window: Floats = np.zeros((WINDOW, specs[0].hidden_size), np.float32)
 
     def prefill(self, prompt: list[int]) -> Floats:
         """Read the prompt in chunks; give the logits [1, V] after its last token.
@@ -76,11 +80,32 @@ class Decoder:
     def recycle_step(self, kept: list[int]) -> Floats:
         """Let the module read the tokens after the last full step's first rows; give logits [1, V] for the next.
 
-        `kept[i]` follows the i-th token of the last full step, whose hidden state it is paired with.
+        `kept[i]` follows the i-th token of the last full step, whose hidden state it is paired with. Postponed tokens
+        are read first, in the same run.
         """
         assert self.recycler is not None
+        if self.waiting:
+            self.postpone(kept)
+            return self._catch_up()
         self._last_row = len(kept) - 1
         return self.recycler.step(kept, keep=1)
+
+    def postpone(self, kept: list[int]) -> None:
+        """Keep tokens and hidden states for the next `recycle_step`; a full window is read without waiting for it."""
+        if len(self.waiting) + len(kept) > WINDOW:
+            self._catch_up()
+        rows = slice(len(self.waiting), len(self.waiting) + len(kept))
+        self._window[rows] = self.full.hidden[: len(kept)]
+        self.waiting += kept
+
+    def _catch_up(self) -> Floats:
+        assert self.recycler is not None
+        count = len(self.waiting)
+        states = np.empty((count, self._window.shape[1]), np.float32)
+        logits = self.recycler.read(self.waiting, self._window[:count], states)
+        self.recycler.hidden[0], self._last_row = states[-1], 0
+        self.waiting = []
+        return logits
 
     def chain_step(self, token: int) -> Floats:
         """Let the module read a token of its own with the state it had before; give logits [1, V] for the next.

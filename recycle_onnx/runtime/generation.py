@@ -54,6 +54,7 @@ class Result:
     """New text and tokens, and how they came about.
 
     `lossless` says how the tokens relate to those of `full`: `exact` (identical), `within_rounding`, or `no`.
+    `decisions` is what `auto` chose how often, and the step costs and acceptance that made it do so.
     """
 
     text: str
@@ -63,6 +64,7 @@ class Result:
     lossless: Lossless
     finish_reason: FinishReason
     stats: Stats
+    decisions: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values."""
@@ -129,6 +131,7 @@ class Generation:
             lossless=self.lossless,
             finish_reason=self.finish_reason,
             stats=self._stats(),
+            decisions=self._counts.decisions() if self._counts.decisions else None,
         )
 
     def _stats(self) -> Stats:

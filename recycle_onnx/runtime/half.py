@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -40,11 +42,15 @@ class Half:
     def __init__(
         self, session: ort.InferenceSession, spec: GraphSpec, limit: int, hidden_in: Floats | None = None
     ) -> None:
-        """`limit` is the most tokens it can read; `hidden_in` [rows, H] is where a module's input lies by default."""
+        """`limit` is the most tokens it can read; `hidden_in` [rows, H] is where a module's input lies by default.
+
+        `seconds` is what the latest `step` took, `runs` counts all runs.
+        """
         self.session, self.spec = session, spec
         self.cache = KVCache(spec, limit)
         self.hidden = np.zeros((STEP_ROWS, spec.hidden_size), np.float32)
         self.runs = 0
+        self.seconds = 0.0
         self._hidden_in = hidden_in
         self._calls: dict[tuple[int, int, int], _Call] = {}
 
@@ -71,7 +77,9 @@ class Half:
             part = None if source is None else source[:rows]
             call = self._calls[key] = _Call(self, part, self.hidden[:rows], rows, keep)
         call.ids[0] = ids
+        started = time.perf_counter()
         self.session.run_with_iobinding(call.binding)
+        self.seconds = time.perf_counter() - started
         self.runs += 1
         logits: Floats = call.logits[0]
         return logits

@@ -60,8 +60,8 @@ class RecycleModel:
         Args:
             prompt: text, encoded with the special tokens the tokenizer adds; or token ids, taken as they are.
             max_new_tokens: most tokens to make; None and anything beyond it means to the end of the context.
-            strategy: `full`, `alternate`, `verify` or `lookup`; None for the bundle's default.
-            chain: most tokens that `verify` (default 1) or `lookup` (4) proposes a cycle.
+            strategy: `auto`, `full`, `alternate`, `verify` or `lookup`; None for the bundle's default, `auto`.
+            chain: most tokens that `verify` (default 1), `lookup` or `auto` (4) proposes a cycle.
             min_confidence: the module proposes no token to which it gives less probability.
             temperature: 0 is greedy.
             top_k: sample among so many most likely tokens; 0 for all.
@@ -103,7 +103,7 @@ class RecycleModel:
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        needed = strategy in ("alternate", "verify")
+        needed = strategy in ("auto", "alternate", "verify")
         sessions = (self._sessions[0], self._sessions[1] if needed else None)
         specs = (self._specs[0], self._specs[1] if needed else None)
         return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk, self._draft_ids)

@@ -28,12 +28,20 @@ class ModuleProposer:
     def __init__(self, decoder: Decoder, sampling: Sampling, chain: int, min_confidence: float) -> None:
         self.decoder, self.sampling = decoder, sampling
         self.chain, self.min_confidence = chain, min_confidence
-        self._started = False
+        self.cycles = 0
+
+    def postpone(self, kept: list[int]) -> None:
+        """Leave the kept tokens for later: no proposal is wanted now."""
+        if self.cycles:
+            self.decoder.postpone(kept)
+        else:
+            self.decoder.start_recycling(kept[-1])
+            self.cycles = 1
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
         """Read the kept tokens with their true hidden states, then the module's own guesses with its own."""
-        draft = self.decoder.recycle_step(kept) if self._started else self.decoder.start_recycling(kept[-1])
-        self._started = True
+        draft = self.decoder.recycle_step(kept) if self.cycles else self.decoder.start_recycling(kept[-1])
+        self.cycles += 1
         module = self.decoder.recycler
         assert module is not None
         true_rows = module.length

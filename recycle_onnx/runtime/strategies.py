@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.auto import AutoProposer
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import STEP_ROWS
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.sampling import Sampling
 
-NAMES = ("full", "alternate", "verify", "lookup")
+NAMES = ("auto", "full", "alternate", "verify", "lookup")
 LONGEST_CHAIN = STEP_ROWS - 1
-DEFAULT_CHAIN = {"verify": 1, "lookup": 4}
+DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 
 
 @dataclass(frozen=True)
@@ -33,15 +34,15 @@ class Plan:
             InputError: a chain length or confidence out of range, or where the strategy has none.
         """
         if chain is not None and strategy not in DEFAULT_CHAIN:
-            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {' and '.join(DEFAULT_CHAIN)}")
+            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {', '.join(DEFAULT_CHAIN)}")
         if chain is not None and not 1 <= chain <= LONGEST_CHAIN:
             raise InputError(f"chain is {chain}; expected 1 to {LONGEST_CHAIN}")
         if not 0 <= min_confidence < 1:
             raise InputError(
                 f"min-confidence is {min_confidence}; expected 0 (always propose) or more, and less than 1"
             )
-        if min_confidence and strategy != "verify":
-            raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for verify")
+        if min_confidence and strategy not in ("auto", "verify"):
+            raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
         return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence)
 
 
@@ -54,10 +55,11 @@ class Choice(NamedTuple):
 
 @dataclass
 class Counts:
-    """Recycled tokens that were proposed, and those of them that stayed."""
+    """Recycled tokens that were proposed, and those of them that stayed; what `auto` decided, where it did."""
 
     proposed: int = 0
     accepted: int = 0
+    decisions: Callable[[], dict[str, Any]] | None = None
 
 
 def full(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int) -> Iterator[Choice]:
@@ -137,7 +139,16 @@ def run(
         return full(decoder, prompt, sampling, limit)
     if plan.strategy == "alternate":
         return alternate(decoder, prompt, sampling, limit, counts)
-    proposer: Proposer = LookupProposer(prompt, plan.chain)
-    if plan.strategy == "verify":
-        proposer = ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence)
+    proposer = make_proposer(plan, decoder, prompt, sampling)
+    if isinstance(proposer, AutoProposer):
+        counts.decisions = proposer.report
     return verify(decoder, prompt, sampling, limit, counts, proposer)
+
+
+def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Sampling) -> Proposer:
+    """Who proposes under `verify`, `lookup` and `auto`."""
+    if plan.strategy == "verify":
+        return ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence)
+    if plan.strategy == "auto":
+        return AutoProposer(decoder, sampling, prompt, plan.chain, plan.min_confidence)
+    return LookupProposer(prompt, plan.chain)

@@ -70,7 +70,13 @@ def test_the_head_has_the_rows_of_the_full_models(bundle: Path) -> None:
 def test_verify_gives_the_text_of_full(model: RecycleModel, sample_model: RecycleModel, chain: int) -> None:
     accepted = [0, 0]
     for index, prompt in enumerate(story_prompts(200)[::10]):
-        options = {"max_new_tokens": 40, "chain": chain, "seed": index, "temperature": (0.0, 0.9)[index % 2]}
+        options = {
+            "strategy": "verify",
+            "max_new_tokens": 40,
+            "chain": chain,
+            "seed": index,
+            "temperature": (0.0, 0.9)[index % 2],
+        }
         expected = sample_model.generate(prompt, **{**options, "strategy": "full", "chain": None})
         for place, candidate in enumerate((model, sample_model)):
             result = candidate.generate(prompt, **options)
@@ -88,7 +94,7 @@ def test_only_its_tokens_are_proposed(model: RecycleModel) -> None:
 
 def test_confidence_is_that_of_the_proposed_token(model: RecycleModel) -> None:
     sure, unsure = (
-        model.generate("Once upon a time", chain=4, min_confidence=confidence, max_new_tokens=60)
+        model.generate("Once upon a time", strategy="verify", chain=4, min_confidence=confidence, max_new_tokens=60)
         for confidence in (0.9, 0.0)
     )
     assert sure.tokens == unsure.tokens
@@ -110,7 +116,7 @@ def test_it_can_be_quantized(text: Path, tmp_path: Path) -> None:
     export(SAMPLE, tmp_path / "small", draft_vocabulary=draft, quantization=Quantization())
     model = recycle_onnx.load(tmp_path / "small")
     assert len(Bundle.open(tmp_path / "small").manifest.draft_vocabulary or []) == SIZE
-    rate = model.generate("Once upon a time", max_new_tokens=60).stats.acceptance_rate
+    rate = model.generate("Once upon a time", strategy="verify", max_new_tokens=60).stats.acceptance_rate
     assert rate is not None
     assert rate > 0.5
 

@@ -32,7 +32,7 @@ def dice(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
 @given(
     prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20),
     count=st.integers(1, 40),
-    strategy=st.sampled_from(["verify", "lookup"]),
+    strategy=st.sampled_from(["auto", "verify", "lookup"]),
     chain=st.integers(1, LONGEST_CHAIN),
     confidence=st.sampled_from([0.0, 0.2]),
     temperature=st.sampled_from([0.0, 0.8, 1.2]),
@@ -51,7 +51,7 @@ def test_every_proposer_and_chain_gives_the_text_of_full(
 ) -> None:
     sampling = {"max_new_tokens": count, "temperature": temperature, "seed": seed}
     first = dice.generate(prompt, strategy="full", **sampling)
-    plan = {"chain": chain, "min_confidence": confidence if strategy == "verify" else 0.0}
+    plan = {"chain": chain, "min_confidence": 0.0 if strategy == "lookup" else confidence}
     second = dice.generate(prompt, strategy=strategy, **plan, **sampling)
     assert (first.tokens, first.finish_reason) == (second.tokens, second.finish_reason)
     assert second.stats.full_runs <= first.stats.full_runs
@@ -63,7 +63,7 @@ def test_longer_chains_take_fewer_full_runs_on_the_sample(sample_model: RecycleM
     runs = new = 0
     for prompt in story_prompts(200)[::8]:
         first = sample_model.generate(prompt, strategy="full", max_new_tokens=60)
-        second = sample_model.generate(prompt, chain=chain, max_new_tokens=60)
+        second = sample_model.generate(prompt, strategy="verify", chain=chain, max_new_tokens=60)
         assert first.tokens == second.tokens
         runs, new = runs + second.stats.full_runs, new + second.stats.new_tokens
     assert new / runs > {1: 1.7, 2: 2.1, 3: 2.3, 5: 2.4}[chain]
@@ -91,7 +91,7 @@ def test_a_chain_starts_from_true_hidden_states_every_cycle(sample_model: Recycl
 def test_an_unsure_module_proposes_nothing(sample_model: RecycleModel) -> None:
     prompt = "Once upon a time, there was a"
     results = [
-        sample_model.generate(prompt, chain=4, min_confidence=confidence, max_new_tokens=80)
+        sample_model.generate(prompt, strategy="verify", chain=4, min_confidence=confidence, max_new_tokens=80)
         for confidence in (0.0, 0.5, 0.999)
     ]
     assert results[0].tokens == results[1].tokens == results[2].tokens
@@ -136,7 +136,7 @@ def test_a_prompt_of_several_chunks_can_start_a_chain(sample_model: RecycleModel
 
 
 def test_random_weights_are_no_reason_to_fail(dice: RecycleModel) -> None:
-    result = dice.generate([1, 2, 3], chain=LONGEST_CHAIN, max_new_tokens=40)
+    result = dice.generate([1, 2, 3], strategy="verify", chain=LONGEST_CHAIN, max_new_tokens=40)
     assert np.isfinite(result.stats.acceptance_rate or 0.0)
 
 

@@ -147,10 +147,10 @@ def test_recycled_sampling_draws_from_the_full_models_distribution(dice: Recycle
     assert p_value(broken, expected) < 1e-6
 
 
-def test_a_bundle_without_a_module_runs_full_only(tmp_path: Path) -> None:
+def test_a_bundle_without_a_module_runs_what_needs_none(tmp_path: Path) -> None:
     export(tiny.write_base(tmp_path / "base", tiny.tiny_config()), tmp_path / "bundle")
     model = recycle_onnx.load(tmp_path / "bundle")
-    assert model.strategies == ("full", "lookup")
-    assert model.generate("a cat", max_new_tokens=4).strategy == "full"
+    assert model.strategies == ("auto", "full", "lookup")
+    assert model.generate("a cat", max_new_tokens=4).strategy == "auto"
     with pytest.raises(recycle_onnx.InputError, match="needs a recyclable module"):
         model.generate("a cat", strategy="verify")

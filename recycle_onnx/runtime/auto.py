@@ -1,0 +1,192 @@
+"""The strategy `auto`: what to propose in each cycle, from what steps cost here and how often proposals were right."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
+from recycle_onnx.runtime.sampling import Sampling
+
+Source = Literal["nothing", "module", "lookup"]
+
+LONGEST = 4
+"""Most tokens that are proposed in a cycle."""
+MEMORY = 0.95
+"""What a cycle's outcome still counts for after the next one of its kind."""
+PRIOR = {"module": (1.5, 2.0), "lookup": (1.0, 2.0)}
+"""Accepted and tried proposals to start from."""
+TRIALS = (1, 1, 0, 0, 1)
+"""Chain lengths of the first cycles, from which the costs come."""
+FIRST_PAUSE, LONGEST_PAUSE = 16, 256
+MARGIN = 1.03
+"""How much faster than the full model alone a proposal must promise to be."""
+
+
+class Costs:
+    """Median seconds of the latest steps of each kind; a kind's first one also allocates, and is left out."""
+
+    def __init__(self) -> None:
+        self._samples: dict[str, deque[float]] = {}
+        self._medians: dict[str, float] = {}
+
+    def add(self, kind: str, seconds: float) -> None:
+        """Note what one step took."""
+        if kind not in self._samples:
+            self._samples[kind] = deque(maxlen=9)
+            return
+        self._samples[kind].append(seconds)
+        self._medians[kind] = statistics.median(self._samples[kind])
+
+    def get(self, kind: str) -> float | None:
+        """The median, None before the second step."""
+        return self._medians.get(kind)
+
+    def full(self, tokens: int) -> float:
+        """A full step on so many tokens; where none was measured, carefully extrapolated."""
+        measured = self.get(f"full_{tokens}")
+        if measured is not None:
+            return measured
+        one = self.get("full_1") or 0.0
+        two = self.get("full_2") or 1.1 * one
+        return two if tokens <= 2 else two + (tokens - 2) * max(two - one, 0.25 * one)
+
+    def module(self, chain: int) -> float:
+        """The module's steps for a chain of so many tokens; where none was measured, so many single ones."""
+        return self.get(f"module_{chain}") or chain * (self.get("module_1") or 0.0)
+
+    def to_json(self) -> dict[str, float]:
+        """Milliseconds by kind of step."""
+        return {kind: 1e3 * seconds for kind, seconds in sorted(self._medians.items())}
+
+
+@dataclass
+class Rates:
+    """How often the proposals of a source were right, by their place in the chain; the past fades."""
+
+    accepted: list[float] = field(default_factory=list)
+    tried: list[float] = field(default_factory=list)
+
+    @classmethod
+    def prior(cls, source: str) -> Rates:
+        """What is believed before anything was tried."""
+        accepted, tried = PRIOR[source]
+        return cls([accepted] * LONGEST, [tried] * LONGEST)
+
+    def learn(self, proposed: int, accepted: int) -> None:
+        """Note a cycle: what comes after the first wrong proposal was never tried."""
+        for place in range(min(proposed, accepted + 1)):
+            self.accepted[place] = MEMORY * self.accepted[place] + (place < accepted)
+            self.tried[place] = MEMORY * self.tried[place] + 1
+
+    def tokens(self, chain: int) -> float:
+        """Expected tokens of a cycle that proposes `chain` of them, the full model's own included."""
+        total = alive = 1.0
+        for place in range(chain):
+            alive *= self.accepted[place] / self.tried[place]
+            total += alive
+        return total
+
+
+def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -> tuple[Source, int]:
+    """The source and number of proposals that promise most tokens a second, up to `longest` of each source.
+
+    Nothing where no source beats the full model alone by `MARGIN`, or its cost is not known yet.
+    """
+    alone = costs.get("full_1")
+    if alone is None:
+        return "nothing", 0
+    best: float = MARGIN / alone
+    choice: tuple[Source, int] = ("nothing", 0)
+    for source, most in longest.items():
+        for chain in range(1, most + 1):
+            seconds = costs.full(1 + chain) + (costs.module(chain) if source == "module" else 0.0)
+            if rates[source].tokens(chain) / seconds > best:
+                best, choice = rates[source].tokens(chain) / seconds, (source, chain)
+    return choice
+
+
+class AutoProposer:
+    """Proposes what promises most tokens a second: a chain of the module, a lookup, or nothing."""
+
+    def __init__(
+        self, decoder: Decoder, sampling: Sampling, prompt: list[int], longest: int, min_confidence: float = 0.0
+    ) -> None:
+        self.decoder, self.longest = decoder, min(longest, LONGEST)
+        self.lookup = LookupProposer(prompt, self.longest)
+        self.module = ModuleProposer(decoder, sampling, 1, min_confidence) if decoder.recycler else None
+        self.costs = Costs()
+        self.rates = {source: Rates.prior(source) for source in PRIOR}
+        self.chosen: Counter[str] = Counter()
+        self._trials = [chain for chain in TRIALS if self.module or chain == 0]
+        self._last: tuple[Source, int] | None = None
+        self._pause = self._wait = FIRST_PAUSE
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        """At most `room` tokens, from whichever source is worth it."""
+        self._learn(len(kept) - 1)
+        found = self.lookup.propose(kept, position, min(room, self.longest))
+        source, chain = self._choose(len(found))
+        proposals: list[int] = []
+        if source == "module" and self.module is not None:
+            proposals = self._ask_module(self.module, kept, position, min(room, chain))
+        else:
+            if self.module is not None:
+                self.module.postpone(kept)
+            if source == "lookup":
+                proposals = found[:chain]
+        self._last = (source, len(proposals))
+        self.chosen[source if source != "module" else f"module_{chain}"] += 1
+        return proposals
+
+    def _ask_module(self, module: ModuleProposer, kept: list[int], position: int, chain: int) -> list[int]:
+        caught_up = not self.decoder.waiting
+        started = time.perf_counter()
+        module.chain = chain
+        proposals = module.propose(kept, position, chain)
+        seconds = time.perf_counter() - started
+        if caught_up and module.cycles > 1:  # the first one reads the prompt
+            self.costs.add(f"module_{chain}", seconds)
+        return proposals
+
+    def _learn(self, accepted: int) -> None:
+        if self._last is None:
+            return
+        source, proposed = self._last
+        self.costs.add(f"full_{1 + proposed}", self.decoder.full.seconds)
+        if source != "nothing" and proposed:
+            self.rates[source].learn(proposed, accepted)
+
+    def _choose(self, found: int) -> tuple[Source, int]:
+        if self._trials:
+            chain = self._trials.pop(0)
+            return ("module", chain) if chain else ("nothing", 0)
+        longest: dict[Source, int] = {"lookup": found, "module": self.longest if self.module else 0}
+        choice = fastest(self.costs, self.rates, longest)
+        if choice[0] == "module":
+            self._pause = self._wait = FIRST_PAUSE
+        return self._probe() if choice[0] == "nothing" else choice
+
+    def _probe(self) -> tuple[Source, int]:
+        """While nothing pays, ask the module now and then whether the text has become easier."""
+        self._wait -= 1
+        if self.module is None or self._wait > 0:
+            return "nothing", 0
+        self._pause = self._wait = min(2 * self._pause, LONGEST_PAUSE)
+        return "module", 1
+
+    def report(self) -> dict[str, Any]:
+        """What was chosen how often, and why: step costs in milliseconds, and acceptance by place in a chain."""
+        return {
+            "chosen": dict(self.chosen),
+            "step_ms": self.costs.to_json(),
+            "acceptance": {
+                source: [a / t for a, t in zip(rates.accepted, rates.tried, strict=True)]
+                for source, rates in self.rates.items()
+                if any(name.startswith(source) for name in self.chosen)
+            },
+        }
