@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--method", help="mse or rtn.  [default: mse for 4 bits, rtn for 8]")
 @click.option("--keep", default="projection", show_default=True, help="Parts with 8 bits instead of 4, or float32.")
 @click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Load both bundles, measure the cost.")
 @click.option("--report", "table", is_flag=True, help="Print what it costs as a table.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
@@ -38,6 +39,7 @@ def quantize(
     method: str | None,
     keep: str,
     text: Path | None,
+    compare: bool,
     table: bool,
     force: bool,
     json_: bool,
@@ -52,13 +54,15 @@ def quantize(
     parts = tuple(part.strip() for part in keep.split(",") if part.strip())
     how = Quantization(bits, block_size, symmetric, method or ("mse" if bits == 4 else "rtn"), parts)
     with stages() as report:
-        manifest, fidelity = quantize_bundle(bundle, out, how, text=text, force=force, report=report)
+        manifest, fidelity = quantize_bundle(bundle, out, how, text=text, compare=compare, force=force, report=report)
     size = sum(file.bytes for file in manifest.files.values())
     if json_:
         click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": manifest.quantization}))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {block_size}")
-    if table:
+    if fidelity is None:
+        click.echo("what that costs was not measured (--no-compare)")
+    elif table:
         Console().print(_table(manifest.precision, fidelity))
     else:
         click.echo(fidelity_line(manifest.precision, fidelity))

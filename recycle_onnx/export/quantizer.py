@@ -27,10 +27,13 @@ def quantize_bundle(
     how: Quantization | None = None,
     *,
     text: Path | None = None,
+    compare: bool = True,
     force: bool = False,
     report: Report = lambda _: None,
-) -> tuple[Manifest, Fidelity]:
+) -> tuple[Manifest, Fidelity | None]:
     """Write `bundle` with weights of few bits as `out`, and what that costs on `text` (default: its own words).
+
+    Comparing loads both bundles; without it nothing is known of the cost.
 
     Raises:
         InputError: not a float32 bundle, unsuitable options or text, or `out` exists (unless `force`).
@@ -49,9 +52,10 @@ def quantize_bundle(
                 shutil.copyfile(source.folder / name, folder / name)
         manifest = _manifest(source.manifest, folder, how)
         manifest.write(folder / MANIFEST)
-        fidelity = measure(source, Bundle(folder, manifest), text, report)
-        manifest = replace(manifest, quantization={**asdict(how), "fidelity": asdict(fidelity)})
-        manifest.write(folder / MANIFEST)
+        fidelity = measure(source, Bundle(folder, manifest), text, report) if compare else None
+        if fidelity is not None:
+            manifest = replace(manifest, quantization={**asdict(how), "fidelity": asdict(fidelity)})
+            manifest.write(folder / MANIFEST)
     return manifest, fidelity
 
 

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.proposals import Proposer
 from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
@@ -86,6 +87,8 @@ class Generation:
     stop_strings: tuple[str, ...]
     tokens: list[Token] = field(default_factory=list)
     finish_reason: FinishReason = "length"
+    proposer: Proposer | None = None
+    """Who proposes instead of the strategy's own proposer; to be set before the first token."""
 
     def __post_init__(self) -> None:
         self._started = time.perf_counter()
@@ -101,7 +104,9 @@ class Generation:
 
     def _generate(self) -> Iterator[Token]:
         text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
-        choices = strategies.run(self.plan, self.decoder, self.prompt, self.sampling, self.limit, self._counts)
+        choices = strategies.run(
+            self.plan, self.decoder, self.prompt, self.sampling, self.limit, self._counts, self.proposer
+        )
         for choice in choices:
             self._last = time.perf_counter()
             if not self.tokens:

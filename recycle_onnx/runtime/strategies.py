@@ -132,14 +132,23 @@ def verify(
 
 
 def run(
-    plan: Plan, decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts
+    plan: Plan,
+    decoder: Decoder,
+    prompt: list[int],
+    sampling: Sampling,
+    limit: int,
+    counts: Counts,
+    proposer: Proposer | None = None,
 ) -> Iterator[Choice]:
-    """Yield `limit` tokens after `prompt` as they become final; the consumer may stop at any of them."""
+    """Yield `limit` tokens after `prompt` as they become final; the consumer may stop at any of them.
+
+    `proposer` takes the place of the strategy's own.
+    """
     if plan.strategy == "full":
         return full(decoder, prompt, sampling, limit)
     if plan.strategy == "alternate":
         return alternate(decoder, prompt, sampling, limit, counts)
-    proposer = make_proposer(plan, decoder, prompt, sampling)
+    proposer = proposer or make_proposer(plan, decoder, prompt, sampling)
     if isinstance(proposer, AutoProposer):
         counts.decisions = proposer.report
     return verify(decoder, prompt, sampling, limit, counts, proposer)

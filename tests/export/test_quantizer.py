@@ -159,6 +159,7 @@ def test_odd_shapes_fall_back_to_smaller_blocks(tied: bool, keep: tuple[str, ...
 def test_the_cost_can_be_measured_on_a_text_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog on the log. " * 40)
     _, cost = quantize_bundle(tiny_bundle, tmp_path / "small", text=tmp_path / "text.txt")
+    assert cost is not None
     assert cost.text == "text.txt"
     assert cost.tokens > 100
 

@@ -1,0 +1,44 @@
+"""Random bundles of a known shape, made once and kept in the user's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from recycle_onnx.bench.shapes import shape, write_random_base
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import temporary_sibling
+
+PRECISIONS = ("fp32", "int8", "int4")
+
+
+def random_bundle(
+    name: str, precision: str, module_layers: int, block_size: int, report: Callable[[str], None] = lambda _: None
+) -> Path:
+    """The bundle, from the cache if it was made before.
+
+    Raises:
+        InputError: an unknown shape or precision, or more module layers than the shape has.
+        RecycleError: the disk is full.
+    """
+    from recycle_onnx.checkpoint import attach
+    from recycle_onnx.export import Quantization, export, quantize_bundle
+
+    config = shape(name)
+    if precision not in PRECISIONS:
+        raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
+    blocks = "" if precision == "fp32" else f"-block{block_size}"
+    target = cache_folder() / "shapes" / f"{name}-{precision}{blocks}-module{module_layers}"
+    if target.is_dir():
+        return target
+    how = Quantization(bits=int(precision[3:]), block_size=block_size, method="rtn") if blocks else None
+    with temporary_sibling(target) as work:
+        report(f"making random weights for {name}")
+        write_random_base(work / "model", config)
+        attach(work / "model", work / "model", num_layers=module_layers)
+        plain = target if how is None else work / "fp32"
+        export(work / "model", plain, report=report)
+        if how is not None:
+            quantize_bundle(plain, target, how, compare=False, report=report)
+    return target

@@ -1,0 +1,36 @@
+"""Proposals that are right as often as one likes: what a module of that quality would give, at this one's cost."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.proposals import ModuleProposer
+from recycle_onnx.runtime.sampling import Sampling
+
+
+class Script(Sampling):
+    """Pays for greedy choice, and then says what the script says: token 1 or 2, by turns."""
+
+    def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
+        """The script's token for `position`."""
+        super().choose(logits, position, vocabulary)
+        return 1 + position % 2
+
+
+class ForcedProposer:
+    """Runs the module on the script, and spoils its proposals so that each is right with probability `rate`.
+
+    (Given that those before it in the chain were right.)
+    """
+
+    def __init__(self, decoder: Decoder, script: Script, chain: int, rate: float, seed: int) -> None:
+        self.module, self.rate = ModuleProposer(decoder, script, chain, 0.0), rate
+        self._generator = np.random.default_rng(seed)
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        """As many tokens as the module proposes."""
+        proposals = self.module.propose(kept, position, room)
+        right = self._generator.random(len(proposals)) < self.rate
+        return [token if hit else 0 for token, hit in zip(proposals, right, strict=True)]

@@ -1,0 +1,208 @@
+"""Interleaved runs of strategies, thread counts and contexts."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recycle_onnx.bench import machine, steps
+from recycle_onnx.bench.forced import ForcedProposer, Script
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.generation import Generation, Result
+from recycle_onnx.runtime.model import RecycleModel, load
+
+RESAMPLES = 2000
+
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure: every combination of strategy, context and number of threads, `repeat` times in turns."""
+
+    strategies: tuple[str, ...] = ()
+    contexts: tuple[int, ...] = (128,)
+    new_tokens: int = 64
+    threads: tuple[int | None, ...] = (None,)
+    repeat: int = 10
+    chain: int = 1
+    forced_acceptance: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One strategy, context and number of threads. Speeds are medians; `interval` is that median's 95 % interval."""
+
+    strategy: str
+    threads: int | None
+    context: int
+    precision: str
+    decode_tokens_per_second: float
+    interval: tuple[float, float]
+    prefill_tokens_per_second: float
+    time_to_first_token_s: float
+    acceptance_rate: float | None
+    tokens_per_full_run: float
+    step_ms: dict[str, float]
+    predicted_speedup: float | None
+    measured_speedup: float
+    speedup_interval: tuple[float, float]
+    weights_gb_per_s: float
+    peak_rss_bytes: int | None
+    load_s: float
+    label: str | None
+
+
+def bench(bundle: Path, options: Options, report: Report = lambda *_: None) -> list[Measurement]:
+    """Measure `bundle`.
+
+    Raises:
+        InputError: an option out of range, or an unknown strategy.
+    """
+    _check(options)
+    found = []
+    for threads in options.threads:
+        started = time.perf_counter()
+        model = load(bundle, threads=threads)
+        load_s = time.perf_counter() - started
+        model.stop_ids = frozenset()  # texts of equal length
+        for context in options.contexts:
+            found += _measure(model, context, threads, load_s, options, report)
+    return found
+
+
+def _check(options: Options) -> None:
+    for name in ("new_tokens", "repeat"):
+        if getattr(options, name) < 2:
+            raise InputError(f"{name.replace('_', '-')} is {getattr(options, name)}; expected at least 2")
+    if bad := [context for context in options.contexts if context < 2]:
+        raise InputError(f"context is {bad[0]}; expected at least 2")
+    if options.forced_acceptance is not None and not 0 <= options.forced_acceptance <= 1:
+        raise InputError(f"forced-acceptance is {options.forced_acceptance}; expected 0 to 1")
+
+
+def _measure(
+    model: RecycleModel, context: int, threads: int | None, load_s: float, options: Options, report: Report
+) -> list[Measurement]:
+    room = model.bundle.manifest.context_length - steps.MOST_TOKENS
+    if context + options.new_tokens > room:
+        raise InputError(f"context {context} and {options.new_tokens} new tokens do not fit the model's {room}")
+    names = options.strategies or _usual(model, options)
+    names = ("full", *(name for name in names if name != "full"))  # what all are compared with
+    prompt = _prompt(model, context)
+    timer = steps.StepTimer(model, prompt)
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for index in range(options.repeat):
+        for name in names:
+            report(index, options.repeat, f"{name}, context {context}, threads {threads or 'default'}")
+            results[name].append(_generate(model, prompt, name, options, seed=index))
+            timer.round()
+    report(options.repeat, options.repeat, f"context {context} done")
+    step = timer.medians()
+    speeds = {name: [result.stats.tokens_per_second for result in runs] for name, runs in results.items()}
+    weights = (model.bundle.folder / "model.onnx.data").stat().st_size - _embedding_bytes(model)
+    return [
+        _summary(model, name, runs, speeds, step, options, weights, threads=threads, context=context, load_s=load_s)
+        for name, runs in results.items()
+    ]
+
+
+def _usual(model: RecycleModel, options: Options) -> tuple[str, ...]:
+    if options.forced_acceptance is not None:
+        return ("full", "alternate", "verify")
+    return tuple(name for name in ("full", "alternate", "verify", "lookup", "auto") if name in model.strategies)
+
+
+def _prompt(model: RecycleModel, context: int) -> list[int]:
+    """Text that the model itself says when it is sampled."""
+    start = (model.encode("") or [0])[:1]
+    rest = model.generate(start, strategy="full", max_new_tokens=context - len(start), temperature=1.0).tokens
+    return [*start, *rest]
+
+
+def _generate(model: RecycleModel, prompt: list[int], name: str, options: Options, seed: int) -> Result:
+    chain = options.chain if name == "verify" else None
+    generation = model.stream(prompt, strategy=name, chain=chain, max_new_tokens=options.new_tokens)
+    if name == "verify" and options.forced_acceptance is not None:
+        _force(generation, options, seed)
+    for _ in generation:
+        pass
+    return generation.result
+
+
+def _force(generation: Generation, options: Options, seed: int) -> None:
+    assert options.forced_acceptance is not None
+    generation.sampling = script = Script()
+    generation.proposer = ForcedProposer(generation.decoder, script, options.chain, options.forced_acceptance, seed)
+
+
+def _summary(
+    model: RecycleModel, name: str, runs: list[Result], speeds: dict[str, list[float]], step: dict[str, float],
+    options: Options, weights: int, *, threads: int | None, context: int, load_s: float,
+) -> Measurement:  # fmt: skip
+    stats = [run.stats for run in runs]
+    rates = [stat.acceptance_rate for stat in stats if stat.acceptance_rate is not None]
+    rate = statistics.median(rates) if rates else None
+    tokens_per_run = statistics.median((s.new_tokens - 1) / max(1, s.full_runs - 1) for s in stats)
+    ratios = [own / full for own, full in zip(speeds[name], speeds["full"], strict=True)]
+    forced = options.forced_acceptance
+    return Measurement(
+        strategy=name,
+        threads=threads,
+        context=context,
+        precision=model.bundle.manifest.precision,
+        decode_tokens_per_second=statistics.median(speeds[name]),
+        interval=_interval(speeds[name]),
+        prefill_tokens_per_second=statistics.median(context / s.time_to_first_token_s for s in stats),
+        time_to_first_token_s=statistics.median(s.time_to_first_token_s for s in stats),
+        acceptance_rate=rate,
+        tokens_per_full_run=tokens_per_run,
+        step_ms=step,
+        predicted_speedup=steps.predicted_speedup(name, step, options.chain, rate, tokens_per_run),
+        measured_speedup=statistics.median(ratios),
+        speedup_interval=_interval(ratios),
+        weights_gb_per_s=weights / (1e-3 * step["full_1"]) / 1e9,
+        peak_rss_bytes=machine.peak_rss_bytes(),
+        load_s=load_s,
+        label=f"acceptance forced to {forced}" if forced is not None and name == "verify" else None,
+    )
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the median, by resampling with a fixed seed."""
+    draws = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
+    low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _embedding_bytes(model: RecycleModel) -> int:
+    """Of an embedding of its own a step reads a row only; float32 and quantized ones alike."""
+    base = model.bundle.manifest.base
+    if base["tied_embeddings"]:
+        return 0
+    bits = {"int4": 4.6, "int8": 8.6}.get(model.bundle.manifest.precision, 32)
+    return int(base["vocab_size"] * base["hidden_size"] * bits / 8)
+
+
+def verdict(results: Sequence[Measurement]) -> str:
+    """One line: which strategy wins in the first setting, and what to do about it."""
+    first = [r for r in results if (r.threads, r.context) == (results[0].threads, results[0].context)]
+    best = max((r for r in first if r.strategy != "alternate"), key=lambda r: r.measured_speedup)
+    if best.strategy == "full" or best.speedup_interval[0] <= 1:
+        return "nothing is surely faster than full here: a better module, fewer threads or int4 may help"
+    advice = "leave it on" if best.strategy == "auto" else f"--strategy {best.strategy} pays, auto finds it by itself"
+    return f"{best.strategy} is {best.measured_speedup:.2f}x full; {advice}"
+
+
+def to_json(results: Sequence[Measurement], described: machine.Machine) -> dict[str, object]:
+    """Machine, results and verdict as plain values."""
+    return {
+        "machine": asdict(described),
+        "results": [asdict(result) for result in results],
+        "verdict": verdict(results),
+    }

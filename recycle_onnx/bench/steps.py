@@ -1,0 +1,64 @@
+"""What single steps cost: full steps on one to five tokens, recycle steps on one and two rows."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+from recycle_onnx.runtime.model import RecycleModel
+
+MOST_TOKENS = 5
+
+
+class StepTimer:
+    """Times the kinds of steps after a prompt: `full_1` … `full_5`, and with a module `recycle_1`, `recycle_2`.
+
+    They take turns, as full and recycle steps do in decoding; the first round, which allocates, is left out.
+    """
+
+    def __init__(self, model: RecycleModel, prompt: list[int]) -> None:
+        self._length = len(prompt)
+        self._decoder = decoder = model.decoder("auto")
+        decoder.prefill(prompt)
+        token = prompt[-1]
+        self._kinds: dict[str, Callable[[], object]] = {}
+        for count in range(1, MOST_TOKENS + 1):
+            self._kinds[f"full_{count}"] = partial(decoder.full_step, [token] * count, keep=count)
+            if decoder.recycler is not None and count <= 2:
+                self._kinds[f"recycle_{count}"] = partial(decoder.recycle_step, [token] * count)
+        if decoder.recycler is not None:
+            decoder.start_recycling(token)
+        self._samples: dict[str, list[float]] = {kind: [] for kind in self._kinds}
+        self.round()
+        self._samples = {kind: [] for kind in self._kinds}
+
+    def round(self) -> None:
+        """Run every kind of step once."""
+        for kind, step in self._kinds.items():
+            started = time.perf_counter()
+            step()
+            self._samples[kind].append(1e3 * (time.perf_counter() - started))
+            self._decoder.full.crop(self._length)
+            if self._decoder.recycler is not None:
+                self._decoder.recycler.crop(self._length)
+
+    def medians(self) -> dict[str, float]:
+        """Median milliseconds by kind."""
+        return {kind: statistics.median(values) for kind, values in self._samples.items()}
+
+
+def predicted_speedup(
+    strategy: str, step: dict[str, float], chain: int, acceptance: float | None, tokens_per_full_run: float
+) -> float | None:
+    """What step costs and acceptance allow against `full`; None where the steps of a cycle are not known."""
+    if strategy == "full":
+        return 1.0
+    if strategy == "alternate":
+        return 2 * step["full_1"] / (step["full_2"] + step["recycle_2"])
+    if strategy != "verify" or chain + 1 > MOST_TOKENS:
+        return None
+    rate = acceptance or 0.0
+    recycling = rate * step["recycle_2"] + (1 - rate) * step["recycle_1"] + (chain - 1) * step["recycle_1"]
+    return tokens_per_full_run * step["full_1"] / (step[f"full_{chain + 1}"] + recycling)

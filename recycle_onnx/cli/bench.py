@@ -1,0 +1,132 @@
+"""`recycle-onnx bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from recycle_onnx.cli.report import as_json, progress, stages
+from recycle_onnx.errors import InputError
+
+if TYPE_CHECKING:
+    from recycle_onnx.bench.run import Measurement
+
+RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to real ones, acceptance does not"
+
+
+@click.command()
+@click.argument("bundle", type=Path, required=False)
+@click.option("--shape", help="Instead of BUNDLE: random weights in the shape of tinyllama-1.1b, smollm2-135m, …")
+@click.option("--precision", default="int4", show_default=True, help="Of the shape: fp32, int8 or int4.")
+@click.option("--block-size", default=64, show_default=True, help="Of the shape's quantization.")
+@click.option("--module-layers", default=2, show_default=True, help="Of the shape's module.")
+@click.option("--forced-acceptance", type=float, help="Make the module's proposals right this often, at its cost.")
+@click.option("--strategies", default="", help="Separated by commas.  [default: all that the bundle has]")
+@click.option("--chain", default=1, show_default=True, help="Tokens that verify proposes a cycle.")
+@click.option("--context", default="128", show_default=True, help="Tokens before the new ones; several with commas.")
+@click.option("--new-tokens", default=64, show_default=True)
+@click.option("--threads", default="", help="Separated by commas.  [default: one a physical core]")
+@click.option("--repeat", default=10, show_default=True, help="Interleaved runs of each combination.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def bench(
+    bundle: Path | None,
+    shape: str | None,
+    precision: str,
+    block_size: int,
+    module_layers: int,
+    forced_acceptance: float | None,
+    strategies: str,
+    chain: int,
+    context: str,
+    new_tokens: int,
+    threads: str,
+    repeat: int,
+    json_: bool,
+) -> None:
+    """Measure BUNDLE, or random weights of a known shape, on this machine.
+
+    Strategies take turns; figures are medians with 95 % intervals.
+    """
+    from recycle_onnx.bench import machine
+    from recycle_onnx.bench.run import Options, to_json, verdict
+    from recycle_onnx.bench.run import bench as run
+
+    if (bundle is None) == (shape is None):
+        raise InputError("expected a BUNDLE, or --shape for random weights; not both")
+    options = Options(
+        strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
+        contexts=_numbers("context", context),
+        new_tokens=new_tokens,
+        threads=_numbers("threads", threads) or (None,),
+        repeat=repeat,
+        chain=chain,
+        forced_acceptance=forced_acceptance,
+    )
+    folder = bundle if bundle else _random_bundle(str(shape), precision, module_layers, block_size)
+    with progress("measuring") as update:
+        results = run(folder, options, update)
+    described = machine.describe()
+    if json_:
+        label = {"label": f"{shape}, {RANDOM}"} if shape else {}
+        click.echo(as_json({**to_json(results, described), **label}))
+        return
+    console = Console()
+    console.print(f"{described.cpu}, {described.threads} processors, ONNX Runtime {described.onnxruntime}, "
+                  f"reads {described.read_bandwidth_gb_s:.0f} GB/s", highlight=False)  # fmt: skip
+    if shape:
+        console.print(f"{shape}: {RANDOM}", highlight=False, soft_wrap=True)
+    for title, group in _settings(results):
+        console.print(_table(title, group))
+        console.print(_steps(group[0]), highlight=False, soft_wrap=True)
+    console.print(verdict(results), highlight=False, soft_wrap=True)
+
+
+def _random_bundle(shape: str, precision: str, module_layers: int, block_size: int) -> Path:
+    from recycle_onnx.bench.bundles import random_bundle
+
+    with stages() as report:
+        return random_bundle(shape, precision, module_layers, block_size, report)
+
+
+def _numbers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise InputError(f"--{name} is {text!r}; expected whole numbers separated by commas") from error
+
+
+def _settings(results: Sequence[Measurement]) -> Iterator[tuple[str, list[Measurement]]]:
+    """The measurements of each context and number of threads, with a heading."""
+    for (threads, context), group in groupby(results, key=lambda r: (r.threads, r.context)):
+        yield f"threads {threads or 'default'}, context {context}", list(group)
+
+
+def _table(title: str, results: Sequence[Measurement]) -> Table:
+    columns = ("strategy", "tokens/s", "x full", "predicted", "tokens/run", "accepted")
+    table = Table(*columns, title=f"{title} (medians, 95 % intervals)", title_justify="left")
+    for r in results:
+        table.add_row(
+            r.strategy + (f" ({r.label})" if r.label else ""),
+            f"{r.decode_tokens_per_second:.1f} ({r.interval[0]:.1f} to {r.interval[1]:.1f})",
+            f"{r.measured_speedup:.2f} ({r.speedup_interval[0]:.2f} to {r.speedup_interval[1]:.2f})",
+            "" if r.predicted_speedup is None else f"{r.predicted_speedup:.2f}",
+            f"{r.tokens_per_full_run:.2f}",
+            "" if r.acceptance_rate is None else f"{r.acceptance_rate:.0%}",
+        )
+    return table
+
+
+def _steps(full: Measurement) -> str:
+    """What steps cost, and how much of the memory's speed a full step uses."""
+    steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in full.step_ms.items())
+    return (
+        f"steps in ms: {steps}; weights read at {full.weights_gb_per_s:.1f} GB/s\n"
+        f"prompt {full.prefill_tokens_per_second:.0f} tokens/s, first token after "
+        f"{1e3 * full.time_to_first_token_s:.1f} ms, loaded in {full.load_s:.2f} s"
+    )
