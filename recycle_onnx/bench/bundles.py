@@ -14,22 +14,28 @@ PRECISIONS = ("fp32", "int8", "int4")
 
 
 def random_bundle(
-    name: str, precision: str, module_layers: int, block_size: int, report: Callable[[str], None] = lambda _: None
+    name: str,
+    precision: str,
+    module_layers: int,
+    block_size: int,
+    draft_vocab: int | None = None,
+    report: Callable[[str], None] = lambda _: None,
 ) -> Path:
-    """The bundle, from the cache if it was made before.
+    """The bundle, from the cache if it was made before. A draft vocabulary holds the first `draft_vocab` tokens.
 
     Raises:
         InputError: an unknown shape or precision, or more module layers than the shape has.
         RecycleError: the disk is full.
     """
     from recycle_onnx.checkpoint import attach
-    from recycle_onnx.export import Quantization, export, quantize_bundle
+    from recycle_onnx.export import DraftVocabulary, Quantization, export, quantize_bundle
 
     config = shape(name)
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
     blocks = "" if precision == "fp32" else f"-block{block_size}"
-    target = cache_folder() / "shapes" / f"{name}-{precision}{blocks}-module{module_layers}"
+    draft = "" if draft_vocab is None else f"-draft{draft_vocab}"
+    target = cache_folder() / "shapes" / f"{name}-{precision}{blocks}-module{module_layers}{draft}"
     if target.is_dir():
         return target
     how = Quantization(bits=int(precision[3:]), block_size=block_size, method="rtn") if blocks else None
@@ -38,7 +44,11 @@ def random_bundle(
         write_random_base(work / "model", config)
         attach(work / "model", work / "model", num_layers=module_layers)
         plain = target if how is None else work / "fp32"
-        export(work / "model", plain, report=report)
+        vocabulary = None
+        if draft_vocab is not None:
+            (work / "text.txt").write_text("<0>")  # nothing to count: tokens are taken in their order
+            vocabulary = DraftVocabulary(draft_vocab, work / "text.txt")
+        export(work / "model", plain, draft_vocabulary=vocabulary, report=report)
         if how is not None:
             quantize_bundle(plain, target, how, compare=False, report=report)
     return target

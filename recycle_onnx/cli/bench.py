@@ -26,6 +26,7 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.option("--precision", default="int4", show_default=True, help="Of the shape: fp32, int8 or int4.")
 @click.option("--block-size", default=64, show_default=True, help="Of the shape's quantization.")
 @click.option("--module-layers", default=2, show_default=True, help="Of the shape's module.")
+@click.option("--draft-vocab", type=int, help="Of the shape's module: so many tokens.  [default: all]")
 @click.option("--forced-acceptance", type=float, help="Make the module's proposals right this often, at its cost.")
 @click.option("--strategies", default="", help="Separated by commas.  [default: all that the bundle has]")
 @click.option("--chain", default=1, show_default=True, help="Tokens that verify proposes a cycle.")
@@ -40,6 +41,7 @@ def bench(
     precision: str,
     block_size: int,
     module_layers: int,
+    draft_vocab: int | None,
     forced_acceptance: float | None,
     strategies: str,
     chain: int,
@@ -68,7 +70,7 @@ def bench(
         chain=chain,
         forced_acceptance=forced_acceptance,
     )
-    folder = bundle if bundle else _random_bundle(str(shape), precision, module_layers, block_size)
+    folder = bundle if bundle else _random_bundle(str(shape), precision, module_layers, block_size, draft_vocab)
     with progress("measuring") as update:
         results = run(folder, options, update)
     described = machine.describe()
@@ -87,11 +89,11 @@ def bench(
     console.print(verdict(results), highlight=False, soft_wrap=True)
 
 
-def _random_bundle(shape: str, precision: str, module_layers: int, block_size: int) -> Path:
+def _random_bundle(shape: str, precision: str, module_layers: int, block_size: int, draft_vocab: int | None) -> Path:
     from recycle_onnx.bench.bundles import random_bundle
 
     with stages() as report:
-        return random_bundle(shape, precision, module_layers, block_size, report)
+        return random_bundle(shape, precision, module_layers, block_size, draft_vocab, report)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

@@ -134,6 +134,8 @@ def test_a_random_bundle_is_made_once(precision: str, monkeypatch: pytest.Monkey
     assert random_bundle("tiny", precision, 2, 32) == first
     assert (first / "recycle.json").stat().st_mtime_ns == stamp
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == [first.name]
+    drafted = random_bundle("tiny", precision, 2, 32, 32)
+    assert Bundle.open(drafted).manifest.draft_vocabulary == list(range(32))
     result = run("bench", "--shape", "tiny", "--precision", precision, "--block-size", 32, *SMALL, "--json")
     assert "random weights" in json.loads(result.stdout)["label"]
 
