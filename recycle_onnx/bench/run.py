@@ -157,7 +157,7 @@ def _summary(
         context=context,
         precision=model.bundle.manifest.precision,
         decode_tokens_per_second=statistics.median(speeds[name]),
-        interval=_interval(speeds[name]),
+        interval=median_interval(speeds[name]),
         prefill_tokens_per_second=statistics.median(context / s.time_to_first_token_s for s in stats),
         time_to_first_token_s=statistics.median(s.time_to_first_token_s for s in stats),
         acceptance_rate=rate,
@@ -165,7 +165,7 @@ def _summary(
         step_ms=step,
         predicted_speedup=steps.predicted_speedup(name, step, options.chain, rate, tokens_per_run),
         measured_speedup=statistics.median(ratios),
-        speedup_interval=_interval(ratios),
+        speedup_interval=median_interval(ratios),
         weights_gb_per_s=weights / (1e-3 * step["full_1"]) / 1e9,
         peak_rss_bytes=machine.peak_rss_bytes(),
         load_s=load_s,
@@ -173,7 +173,7 @@ def _summary(
     )
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float]:
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
     """95 % interval of the median, by resampling with a fixed seed."""
     draws = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])

@@ -68,5 +68,6 @@ def write_random_base(folder: Path, config: BaseConfig) -> None:
             tensors[name] = (values / np.float32(sizes[-1] ** 0.5)).astype(np.float16)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config.to_hugging_face())
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<0>"})
     letters = {f"<{index}>": index for index in range(config.vocab_size)}
     Tokenizer(models.WordLevel(letters, unk_token="<0>")).save(str(folder / "tokenizer.json"))

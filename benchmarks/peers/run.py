@@ -1,0 +1,134 @@
+"""Plain decoding of this project against its peers: same shape, same random weights, runs in turns.
+
+    python benchmarks/peers/run.py WORK --genai PYTHON --llama PYTHON [--shape tinyllama-1.1b] [--context 128]
+        [--new-tokens 64] [--threads 2] [--repeat 10] [--json]
+
+WORK keeps the models. PYTHON is the interpreter of an environment with the peer: onnxruntime-genai with torch,
+transformers and onnx_ir (for its model builder), or llama-cpp-python with gguf and safetensors. Workers load once and
+wait for their turn; figures are medians, ratios are paired, intervals are the median's 95 %.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+from recycle_onnx.bench import machine
+from recycle_onnx.bench.run import median_interval
+from recycle_onnx.bench.shapes import shape as shape_of
+from recycle_onnx.bench.shapes import write_random_base
+from recycle_onnx.export import Quantization, export, quantize_bundle
+
+HERE = Path(__file__).parent
+BLOCKS = (32, 64, 128)
+
+
+class Worker:
+    """A process that decodes when it is told to."""
+
+    def __init__(self, *command: object) -> None:
+        arguments = [str(part) for part in command]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._expect("ready")
+
+    def run(self) -> float:
+        """Decode once; tokens a second."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return float(self._expect(""))
+
+    def _expect(self, word: str) -> str:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.startswith(word):
+                return line
+        sys.exit(f"{self.process.args} ended early")
+
+    def close(self) -> None:
+        """Let the process end."""
+        self.process.communicate()
+
+
+def prepare(work: Path, shape: str, genai: str | None, llama: str | None) -> None:
+    """Make the models that are not there yet, all from one folder of random weights."""
+    base = work / "base"
+    if not base.exists():
+        write_random_base(base, shape_of(shape))
+    if not (work / "fp32").exists():
+        export(base, work / "fp32")
+    for block in BLOCKS:
+        if not (work / f"int4-{block}").exists():
+            how = Quantization(block_size=block, method="rtn")
+            quantize_bundle(work / "fp32", work / f"int4-{block}", how, compare=False)
+    if genai and not (work / "genai").exists():
+        options = ["int4_block_size=32", "int4_accuracy_level=4"]
+        builder = [genai, "-m", "onnxruntime_genai.models.builder", "-i", base, "-o", work / "genai"]
+        subprocess.run([*builder, "-p", "int4", "-e", "cpu", "--extra_options", *options], check=True)
+    if llama and not (work / "q4_0.gguf").exists():
+        subprocess.run([llama, HERE / "write_gguf.py", base, work / "q4_0.gguf"], check=True)
+
+
+@click.command()
+@click.argument("work", type=Path)
+@click.option("--genai", help="Interpreter with onnxruntime-genai.")
+@click.option("--llama", help="Interpreter with llama-cpp-python.")
+@click.option("--shape", default="tinyllama-1.1b", show_default=True)
+@click.option("--context", default=128, show_default=True)
+@click.option("--new-tokens", default=64, show_default=True)
+@click.option("--threads", default=2, show_default=True)
+@click.option("--repeat", default=10, show_default=True)
+@click.option("--json", "json_", is_flag=True)
+def main(
+    work: Path, genai: str | None, llama: str | None, shape: str, context: int, new_tokens: int, threads: int,
+    repeat: int, json_: bool,
+) -> None:  # fmt: skip
+    """Compare the strategy `full` with plain decoding of the peers."""
+    work.mkdir(parents=True, exist_ok=True)
+    prepare(work, shape, genai, llama)
+    sizes = (context, new_tokens, threads)
+    workers = {
+        f"recycle-onnx full, block {block}": Worker(
+            sys.executable, HERE / "ours.py", work / f"int4-{block}", "full", *sizes
+        )
+        for block in BLOCKS
+    }
+    if genai:
+        workers["onnxruntime-genai int4, block 32"] = Worker(genai, HERE / "genai.py", work / "genai", *sizes)
+    if llama:
+        workers["llama.cpp Q4_0"] = Worker(llama, HERE / "llama.py", work / "q4_0.gguf", *sizes)
+    speeds: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(repeat):
+        for name, worker in workers.items():
+            speeds[name].append(worker.run())
+    for worker in workers.values():
+        worker.close()
+    found = {
+        name: {
+            "tokens_per_second": statistics.median(values),
+            "interval": median_interval(values),
+            "against": {other: _ratio(values, speeds[other]) for other in workers if "recycle" not in other},
+        }
+        for name, values in speeds.items()
+    }
+    described = machine.describe()
+    if json_:
+        click.echo(json.dumps({"machine": vars(described), "shape": shape, "sizes": sizes, "results": found}, indent=2))
+        return
+    for name, values in found.items():
+        ratios = "".join(f", {ratio:.2f}x {other}" for other, (ratio, _) in values["against"].items() if other != name)
+        click.echo(f"{name}: {values['tokens_per_second']:.1f} tokens/s{ratios}")
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> tuple[float, tuple[float, float]]:
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return statistics.median(ratios), median_interval(ratios)
+
+
+if __name__ == "__main__":
+    main()
