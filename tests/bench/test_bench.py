@@ -95,8 +95,8 @@ def measurement(strategy: str, speedup: float, low: float) -> Measurement:
     [
         ([("auto", 1.47, 1.4), ("verify", 1.4, 1.3)], ("auto is 1.47x full", "leave it on")),
         ([("auto", 1.2, 1.1), ("verify", 1.4, 1.3)], ("verify is 1.40x full",)),
-        ([("alternate", 1.9, 1.8)], ("nothing is surely faster",)),
-        ([("auto", 1.1, 0.95)], ("nothing is surely faster",)),
+        ([("alternate", 1.9, 1.8)], ("nothing lossless is surely faster", "alternate is 1.90x", "a text of its own")),
+        ([("auto", 1.1, 0.95)], ("nothing lossless is surely faster",)),
     ],
 )
 def test_the_verdict_goes_by_what_is_sure_and_lossless(
