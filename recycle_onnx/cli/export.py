@@ -45,6 +45,8 @@ def export(
     from recycle_onnx.export import export as run
 
     quantization = None if precision == "fp32" else Quantization(bits=int(precision.removeprefix("int")))
+    if text is not None and quantization is None:
+        raise InputError("--text is for measuring quantization; it goes with --precision int8 or int4")
     if (draft_vocab is None) != (draft_text is None):
         raise InputError("--draft-vocab and --draft-text go together: how many tokens, and where to count them")
     draft = DraftVocabulary(draft_vocab, draft_text) if draft_vocab is not None and draft_text is not None else None

@@ -48,6 +48,8 @@ def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Repo
         InputError: `text` is missing, is not UTF-8, or has too few tokens.
     """
     models = [RecycleModel(bundle, "cpu", None) for bundle in (original, quantized)]
+    for model in models:
+        model.stop_ids = frozenset()  # a text that ends early would tell little
     report("choosing the text to compare on")
     texts = _read(models[0], text) if text else _sampled(models[0])
     report("comparing with float32")
@@ -96,7 +98,7 @@ def _sampled(model: RecycleModel) -> list[list[int]]:
     for seed in range(TEXTS):
         result = model.generate(start, strategy="full", max_new_tokens=length, temperature=1.0, seed=seed)
         texts.append([*start, *result.tokens])
-    return [ids for ids in texts if len(ids) > len(start) + 1] or texts
+    return texts
 
 
 def _score(model: RecycleModel, ids: list[int]) -> _Score:

@@ -60,6 +60,7 @@ def test_what_is_no_float32_bundle_is_refused(tiny_bundle: Path, tiny_checkpoint
     assert_refused(run("quantize", tmp_path / "nowhere", tmp_path / "b"), 2, "no such folder")
     assert_refused(run("quantize", tiny_bundle, tmp_path / "small"), 2, "small exists", "--force")
     assert_refused(run("export", tiny_checkpoint, tmp_path / "small", "--precision", "int4"), 2, "small exists")
+    assert_refused(run("export", tiny_checkpoint, tmp_path / "b", "--text", "t.txt"), 2, "--text", "--precision")
     assert names(tmp_path) == ["small"]
 
 
