@@ -116,7 +116,7 @@ class AutoProposer:
     def __init__(
         self, decoder: Decoder, sampling: Sampling, prompt: list[int], longest: int, min_confidence: float = 0.0
     ) -> None:
-        self.decoder, self.longest = decoder, min(longest, LONGEST)
+        self.decoder, self.longest = decoder, longest
         self.lookup = LookupProposer(prompt, self.longest)
         self.module = ModuleProposer(decoder, sampling, 1, min_confidence) if decoder.recycler else None
         self.costs = Costs()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.auto import AutoProposer
+from recycle_onnx.runtime.auto import LONGEST, AutoProposer
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import STEP_ROWS
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
@@ -35,8 +35,9 @@ class Plan:
         """
         if chain is not None and strategy not in DEFAULT_CHAIN:
             raise InputError(f"strategy {strategy!r} has no chain; --chain is for {', '.join(DEFAULT_CHAIN)}")
-        if chain is not None and not 1 <= chain <= LONGEST_CHAIN:
-            raise InputError(f"chain is {chain}; expected 1 to {LONGEST_CHAIN}")
+        longest = LONGEST if strategy == "auto" else LONGEST_CHAIN
+        if chain is not None and not 1 <= chain <= longest:
+            raise InputError(f"chain is {chain}; expected 1 to {longest} for strategy {strategy!r}")
         if not 0 <= min_confidence < 1:
             raise InputError(
                 f"min-confidence is {min_confidence}; expected 0 (always propose) or more, and less than 1"

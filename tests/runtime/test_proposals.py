@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import recycle_onnx
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
+from recycle_onnx.runtime.auto import LONGEST
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
 from recycle_onnx.runtime.sampling import Sampling
@@ -51,6 +52,7 @@ def test_every_proposer_and_chain_gives_the_text_of_full(
 ) -> None:
     sampling = {"max_new_tokens": count, "temperature": temperature, "seed": seed}
     first = dice.generate(prompt, strategy="full", **sampling)
+    chain = min(chain, LONGEST) if strategy == "auto" else chain
     plan = {"chain": chain, "min_confidence": 0.0 if strategy == "lookup" else confidence}
     second = dice.generate(prompt, strategy=strategy, **plan, **sampling)
     assert (first.tokens, first.finish_reason) == (second.tokens, second.finish_reason)
@@ -143,8 +145,9 @@ def test_random_weights_are_no_reason_to_fail(dice: RecycleModel) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chain": 0}, "chain is 0; expected 1 to 15"),
-        ({"chain": 16}, "chain is 16"),
+        ({"chain": 0}, "chain is 0; expected 1 to 4 for strategy 'auto'"),
+        ({"chain": 5}, "chain is 5"),
+        ({"chain": 16, "strategy": "verify"}, "chain is 16; expected 1 to 15"),
         ({"chain": 2, "strategy": "alternate"}, "has no chain"),
         ({"chain": 2, "strategy": "full"}, "has no chain"),
         ({"min_confidence": 1.0}, "min-confidence is 1.0"),
