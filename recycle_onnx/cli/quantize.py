@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--symmetric/--asymmetric", default=False, show_default=True, help="Blocks without a zero point, or with."
 )
-@click.option("--method", help="mse or rtn.  [default: mse for 4 bits, rtn for 8]")
+@click.option("--method", default="", help="mse or rtn.  [default: mse for 4 bits, rtn for 8]")
 @click.option("--keep", default="projection", show_default=True, help="Parts with 8 bits instead of 4, or float32.")
 @click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Load both bundles, measure the cost.")
@@ -36,7 +36,7 @@ def quantize(
     bits: int,
     block_size: int,
     symmetric: bool,
-    method: str | None,
+    method: str,
     keep: str,
     text: Path | None,
     compare: bool,
@@ -52,7 +52,7 @@ def quantize(
     from recycle_onnx.export import Quantization, quantize_bundle
 
     parts = tuple(part.strip() for part in keep.split(",") if part.strip())
-    how = Quantization(bits, block_size, symmetric, method or ("mse" if bits == 4 else "rtn"), parts)
+    how = Quantization(bits, block_size, symmetric, method, parts)
     with stages() as report:
         manifest, fidelity = quantize_bundle(bundle, out, how, text=text, compare=compare, force=force, report=report)
     size = sum(file.bytes for file in manifest.files.values())

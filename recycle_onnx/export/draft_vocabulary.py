@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_text
 from recycle_onnx.tokenizer import load_tokenizer
 
 SMALLEST = 16
@@ -31,12 +32,7 @@ class DraftVocabulary:
         """
         if not SMALLEST <= self.size <= vocab_size:
             raise InputError(f"draft-vocab is {self.size}; expected {SMALLEST} to {vocab_size}, the model's vocabulary")
-        try:
-            lines = self.text.read_text(encoding="utf-8").splitlines(keepends=True)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise InputError(f"{self.text}: no such text file") from error
-        except UnicodeDecodeError as error:
-            raise InputError(f"{self.text}: not UTF-8 text ({error})") from error
+        lines = read_text(self.text).splitlines(keepends=True)
         counts: Counter[int] = Counter()
         for encoding in load_tokenizer(folder).encode_batch_fast(lines):
             counts.update(encoding.ids)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,10 @@ from recycle_onnx.export.genai import genai_config
 from recycle_onnx.export.graph import IR_VERSION, OPSET
 from recycle_onnx.export.quantizer import quantize_bundle
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
+from recycle_onnx.export.report import Report
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import check_target, new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.tokenizer import load_tokenizer
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)

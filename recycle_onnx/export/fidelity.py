@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError
+from recycle_onnx.export.report import Report
+from recycle_onnx.files import read_text
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
@@ -19,8 +20,6 @@ from recycle_onnx.runtime.model import RecycleModel
 TEXTS = 8
 TOKENS = 96
 PAIRS = 32
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -78,12 +77,7 @@ class _Score:
 
 
 def _read(model: RecycleModel, path: Path) -> list[list[int]]:
-    try:
-        ids = model.encode(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise InputError(f"{path}: no such text file") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    ids = model.encode(read_text(path))
     length = min(TOKENS, model.bundle.manifest.context_length)
     texts = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not texts:
@@ -103,7 +97,7 @@ def _sampled(model: RecycleModel) -> list[list[int]]:
 
 def _score(model: RecycleModel, ids: list[int]) -> _Score:
     """Teacher-forced: nats of each next token, the best token after each, and whether the module names it too."""
-    decoder = model.decoder(model.bundle.manifest.default_strategy)
+    decoder = model.decoder("auto")
     full = decoder.full
     hidden = np.empty((len(ids), full.spec.hidden_size), np.float32)
     logits = full.read(ids, None, hidden, keep=len(ids)).copy()

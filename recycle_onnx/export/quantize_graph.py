@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +11,12 @@ from numpy.typing import NDArray
 
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, quantize
 from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.report import Report
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level: int8 activations, two to three times as fast on CPUs."""
 
-Report = Callable[[str], None]
 Place = tuple[str, int | None]
 """Where a tensor lies: its file and offset."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,9 +15,8 @@ from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.fidelity import Fidelity, measure
 from recycle_onnx.export.quantize_graph import GraphQuantizer
+from recycle_onnx.export.report import Report
 from recycle_onnx.files import new_folder
-
-Report = Callable[[str], None]
 
 
 def quantize_bundle(

@@ -56,7 +56,10 @@ class Costs:
         return two if tokens <= 2 else two + (tokens - 2) * max(two - one, 0.25 * one)
 
     def module(self, chain: int) -> float:
-        """The module's steps for a chain of so many tokens; where none was measured, so many single ones."""
+        """The module's steps for a chain of so many tokens; where none was measured, so many single ones.
+
+        Nothing before the first one: it looks free, and so it is tried and measured.
+        """
         return self.get(f"module_{chain}") or chain * (self.get("module_1") or 0.0)
 
     def to_json(self) -> dict[str, float]:

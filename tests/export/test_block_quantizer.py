@@ -121,3 +121,13 @@ def test_many_rows_are_quantized_as_few_are() -> None:
 def test_what_no_kernel_knows_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Quantization(**options)
+
+
+def test_the_method_that_was_asked_for_is_used_and_recorded() -> None:
+    assert [Quantization(bits=bits).method for bits in (4, 8)] == ["mse", "rtn"]
+    asked = Quantization(bits=8, method="mse").for_matrix("layers.0.mlp.up_proj.weight", 128)
+    assert asked is not None
+    assert asked.method == "mse"
+    kept = Quantization(bits=4).for_matrix("projection.weight", 128)
+    assert kept is not None
+    assert (kept.bits, kept.method) == (8, "rtn")
