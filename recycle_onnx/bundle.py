@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
@@ -128,6 +129,13 @@ class Bundle:
             _check_file(folder / name, expected, verified, verify=verify)
         verified.save()
         return cls(folder, manifest)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the hashes of graphs and weights: the same for the same model, wherever it lies."""
+        names = sorted(name for name in self.manifest.files if name.endswith((".onnx", ".data")))
+        text = "".join(f"{name} {self.manifest.files[name].sha256}\n" for name in names)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def graph(self, kind: Kind) -> Path:
         """Path of a half's graph."""

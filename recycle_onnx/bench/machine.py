@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import platform
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+
+from recycle_onnx import processor
 
 READ_BYTES = 512 << 20
 READS = 5
@@ -30,7 +30,7 @@ class Machine:
 def describe() -> Machine:
     """Describe this machine; measures its read bandwidth for about a second."""
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(_cpu(), processors, ort.__version__, read_bandwidth(processors))
+    return Machine(processor.name(), processors, ort.__version__, read_bandwidth(processors))
 
 
 def read_bandwidth(threads: int) -> float:
@@ -54,11 +54,3 @@ def peak_rss_bytes() -> int | None:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
 
-
-def _cpu() -> str:
-    path = Path("/proc/cpuinfo")
-    if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -41,6 +41,7 @@ LOSSLESS = {
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
 @click.option("--provider", default="cpu", show_default=True)
 @click.option("--verify-files", is_flag=True, help="Hash the weights again before loading them.")
+@click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of streaming.")
 def generate(
     bundle: Path,
@@ -57,6 +58,7 @@ def generate(
     threads: int | None,
     provider: str,
     verify_files: bool,
+    prepacked: bool,
     json_: bool,
 ) -> None:
     """Continue PROMPT with the model in BUNDLE; a PROMPT of - is read from standard input.
@@ -68,7 +70,9 @@ def generate(
     text = _read_standard_input() if prompt == "-" else prompt
     if not text:
         raise InputError("the prompt is empty; expected some text to continue")
-    model = recycle_onnx.load(bundle, provider=provider, threads=threads, verify=verify_files)
+    model = recycle_onnx.load(
+        bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked
+    )
     generation = model.stream(
         text,
         max_new_tokens=max_new_tokens,

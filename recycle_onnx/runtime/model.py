@@ -13,8 +13,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
+from recycle_onnx.runtime.prepacked import open_original, open_prepacked
 from recycle_onnx.runtime.sampling import Sampling
-from recycle_onnx.runtime.sessions import open_session
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.tokenizer import load_tokenizer
 
@@ -22,7 +22,7 @@ from recycle_onnx.tokenizer import load_tokenizer
 class RecycleModel:
     """A loaded bundle. Every generation has caches of its own."""
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
+    def __init__(self, bundle: Bundle, provider: str, threads: int | None, prepacked: bool = False) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
@@ -31,9 +31,10 @@ class RecycleModel:
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
+        opened = open_prepacked if prepacked else open_original
         self._sessions = (
-            open_session(bundle.graph("full"), self._specs[0], provider, threads),
-            self._specs[1] and open_session(bundle.graph("recycler"), self._specs[1], provider, threads),
+            opened(bundle, "full", provider, threads),
+            opened(bundle, "recycler", provider, threads) if self._specs[1] else None,
         )
 
     @property
@@ -170,7 +171,12 @@ class RecycleModel:
 
 
 def load(
-    path: str | PathLike[str], *, provider: str = "cpu", threads: int | None = None, verify: bool = False
+    path: str | PathLike[str],
+    *,
+    provider: str = "cpu",
+    threads: int | None = None,
+    verify: bool = False,
+    prepacked: bool = False,
 ) -> RecycleModel:
     """Load a bundle.
 
@@ -179,12 +185,14 @@ def load(
         provider: where to run; `cpu`.
         threads: threads of each session, None for one a physical core.
         verify: hash the weights again, even if this very file was checked before.
+        prepacked: keep weights in the user's cache, laid out for this processor (twice the bundle's size), and map
+            them: the memory they take can be shared and taken back. Without it every model has a private copy.
 
     Raises:
         InputError: not a bundle, an altered file, a future format, an unknown provider.
         RecycleError: ONNX Runtime cannot load a graph.
     """
-    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads)
+    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads, prepacked)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:

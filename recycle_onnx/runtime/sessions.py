@@ -18,10 +18,12 @@ PROVIDERS = {"cpu": "CPUExecutionProvider"}
 ERRORS_ONLY = 3
 
 
-def open_session(path: Path, spec: GraphSpec, provider: str, threads: int | None) -> ort.InferenceSession:
-    """Load a graph and compare its interface with the contract.
+def open_session(
+    path: Path, spec: GraphSpec | None, provider: str, threads: int | None, options: ort.SessionOptions | None = None
+) -> ort.InferenceSession:
+    """Load a graph and compare its interface with the contract, unless `spec` is None.
 
-    `threads` is the number of intra-op threads, None for one a physical core.
+    `threads` is the number of intra-op threads, None for one a physical core; `options` take the place of ours.
 
     Raises:
         InputError: an unknown provider, or a number of threads below one.
@@ -33,44 +35,42 @@ def open_session(path: Path, spec: GraphSpec, provider: str, threads: int | None
         raise InputError(f"threads is {threads}; expected at least 1")
     ort.disable_telemetry_events()
     try:
-        session = _load(path, provider, threads)
+        session = _load(path, provider, options or session_options(threads))
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
-    _check_interface(session, spec, path)
+    if spec is not None:
+        _check_interface(session, spec, path)
     return session
 
 
-def _load(path: Path, provider: str, threads: int | None) -> ort.InferenceSession:
-    # without a fallback to other providers: it would print to standard output
-    options: dict[str, Any] = {"providers": [PROVIDERS[provider]], "enable_fallback": False}
-    try:
-        return ort.InferenceSession(path, _own_threads(threads), **options)
-    except RuntimeError as error:
-        if "global thread pool" not in str(error):
-            raise
-        return ort.InferenceSession(path, _global_threads(), **options)
+def session_options(threads: int | None, *, prepack: bool = True) -> ort.SessionOptions:
+    """Quiet, and a good neighbour to the other session and to the application's.
 
-
-def _own_threads(threads: int | None) -> ort.SessionOptions:
+    With `prepack`, weights are laid out anew on all threads: faster, but it costs memory where they already are.
+    """
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.prepack.enable_parallel", str(int(prepack)))
     return options
 
 
-def _global_threads() -> ort.SessionOptions:
-    """For an application that gave its process one pool for all sessions: then there may be no other.
-
-    (Making such a pool ourselves would suit two sessions that take turns, but every other session of the application
-    that asks for its own threads would then fail.)
-    """
-    options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
-    options.use_per_session_threads = False
-    return options
+def _load(path: Path, provider: str, options: ort.SessionOptions) -> ort.InferenceSession:
+    # without a fallback to other providers: it would print to standard output
+    how: dict[str, Any] = {"providers": [PROVIDERS[provider]], "enable_fallback": False}
+    try:
+        return ort.InferenceSession(path, options, **how)
+    except RuntimeError as error:
+        if "global thread pool" not in str(error):
+            raise
+        # The application gave its process one pool for all sessions: then there may be no other. (Making such a pool
+        # ourselves would suit two sessions that take turns, but every other session of the application that asks for
+        # its own threads would then fail.)
+        options.use_per_session_threads = False
+        return ort.InferenceSession(path, options, **how)
 
 
 def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:

@@ -1,0 +1,32 @@
+"""Which processor this is: what is measured or laid out for one does not fit another."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+NAMES = ("model name", "Model")
+INSTRUCTIONS = ("flags", "Features")
+
+
+def name() -> str:
+    """What people call it."""
+    return _first(NAMES) or platform.processor() or platform.machine()
+
+
+def identity() -> str:
+    """Its name and, where the platform tells, a hash of its instruction sets."""
+    instructions = hashlib.sha256(_first(INSTRUCTIONS).encode()).hexdigest()[:12]
+    return f"{name()}, {platform.machine()}, {instructions}"
+
+
+def _first(keys: tuple[str, ...]) -> str:
+    if not CPUINFO.exists():
+        return ""
+    for line in CPUINFO.read_text(encoding="utf-8", errors="replace").splitlines():
+        key, _, value = line.partition(":")
+        if key.strip() in keys:
+            return value.strip()
+    return ""

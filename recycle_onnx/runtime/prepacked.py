@@ -1,0 +1,83 @@
+"""Weights as the kernels of this processor want them, kept in the user's cache and mapped instead of copied.
+
+Otherwise every session makes a copy of its own when it loads, in private memory.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import onnxruntime as ort
+
+from recycle_onnx import processor
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.contract import Kind
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.runtime.sessions import open_session, session_options
+
+GRAPH, WEIGHTS, MADE = "graph.onnx", "graph.onnx.data", "made.json"
+SMALLEST_BYTES = 1024
+"""Smaller tensors stay in the graph."""
+
+logger = logging.getLogger(__name__)
+
+
+def open_original(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+    """A session of the bundle's own graph."""
+    return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads)
+
+
+def open_prepacked(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+    """A session like `open_session`'s, from the cache; what is missing or stale there is made first.
+
+    A cache that cannot be written, or that does not load, is worth a warning: the bundle's own graph is loaded then.
+    """
+    path, spec = bundle.graph(kind), bundle.manifest.graphs[kind]
+    folder = cache_folder() / "prepacked" / bundle.digest[:32] / kind
+    try:
+        if not _is_current(folder):
+            _make(path, folder, provider)
+        return open_session(folder / GRAPH, spec, provider, threads, session_options(threads, prepack=False))
+    except InputError:
+        raise
+    except (RecycleError, OSError) as error:
+        logger.warning("%s: no prepacked weights (%s); loading %s itself", folder, error, path)
+        shutil.rmtree(folder, ignore_errors=True)
+        return open_original(bundle, kind, provider, threads)
+
+
+def _made_for() -> dict[str, str]:
+    return {"onnxruntime": ort.__version__, "processor": processor.identity()}
+
+
+def _is_current(folder: Path) -> bool:
+    if not (folder / MADE).exists():
+        return False
+    try:
+        made = json.loads((folder / MADE).read_text(encoding="utf-8"))
+        size = (folder / WEIGHTS).stat().st_size
+    except (OSError, ValueError):
+        return False
+    expected = {**_made_for(), "bytes": size}
+    if made != expected:
+        logger.warning("%s: stale (made for %s); making it again", folder, made)
+    return bool(made == expected)
+
+
+def _make(path: Path, folder: Path, provider: str) -> None:
+    with new_folder(folder, force=True) as work:
+        options = session_options(None, prepack=False)
+        options.optimized_model_filepath = str(work / GRAPH)
+        for name, value in (
+            ("optimized_model_external_initializers_file_name", WEIGHTS),
+            ("optimized_model_external_initializers_min_size_in_bytes", str(SMALLEST_BYTES)),
+            ("save_external_prepacked_constant_initializers", "1"),
+        ):
+            options.add_session_config_entry(f"session.{name}", value)
+        open_session(path, None, provider, None, options)
+        write_json(work / MADE, {**_made_for(), "bytes": (work / WEIGHTS).stat().st_size})

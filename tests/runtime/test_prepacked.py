@@ -1,0 +1,70 @@
+"""Weights laid out for this processor are kept in the user's cache, and never in the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import recycle_onnx
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.prepacked import GRAPH, MADE, WEIGHTS
+
+PROMPT = "One day, a shy robot by the river"
+
+
+@pytest.fixture(autouse=True)
+def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "cache"))
+
+
+def tokens(model: RecycleModel) -> list[int]:
+    return model.generate(PROMPT, strategy="verify", max_new_tokens=30).tokens
+
+
+def entry() -> Path:
+    return next(cache_folder().glob(f"prepacked/*/full/{MADE}")).parent
+
+
+def test_it_makes_the_same_text_and_is_made_once(sample_bundle: Path, sample_model: RecycleModel) -> None:
+    expected = tokens(sample_model)
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == expected
+    made = (entry() / WEIGHTS).stat().st_ino
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == expected
+    assert (entry() / WEIGHTS).stat().st_ino == made
+
+
+def test_what_another_version_made_is_made_again(sample_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    made = json.loads((entry() / MADE).read_text())
+    (entry() / MADE).write_text(json.dumps({**made, "onnxruntime": "1.0"}))
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    assert "stale" in caplog.text
+    assert json.loads((entry() / MADE).read_text()) == made
+
+
+def test_a_cut_file_is_made_again(sample_bundle: Path, sample_model: RecycleModel) -> None:
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    os.truncate(entry() / WEIGHTS, 1000)
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
+    assert (entry() / WEIGHTS).stat().st_size > 1000
+
+
+def test_a_damaged_graph_gives_way_to_the_bundle_s_own(
+    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    (entry() / GRAPH).write_bytes(b"not a graph")
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
+    assert "no prepacked weights" in caplog.text
+
+
+def test_a_cache_that_cannot_be_written_gives_way_too(
+    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache_folder().parent.joinpath("cache").write_text("a file where the folder should be")
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
+    assert "no prepacked weights" in caplog.text
