@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from recycle_onnx.bench import machine, steps
+from recycle_onnx.bench.calibrate import own_text
 from recycle_onnx.bench.forced import ForcedProposer, Script
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.generation import Generation, Result
@@ -94,7 +95,7 @@ def _measure(
         raise InputError(f"context {context} and {options.new_tokens} new tokens do not fit the model's {room}")
     names = options.strategies or _usual(model, options)
     names = ("full", *(name for name in names if name != "full"))  # what all are compared with
-    prompt = _prompt(model, context)
+    prompt = own_text(model, context)
     timer = steps.StepTimer(model, prompt)
     results: dict[str, list[Result]] = {name: [] for name in names}
     for index in range(options.repeat):
@@ -116,13 +117,6 @@ def _usual(model: RecycleModel, options: Options) -> tuple[str, ...]:
     if options.forced_acceptance is not None:
         return ("full", "alternate", "verify")
     return tuple(name for name in ("full", "alternate", "verify", "lookup", "auto") if name in model.strategies)
-
-
-def _prompt(model: RecycleModel, context: int) -> list[int]:
-    """Text that the model itself says when it is sampled."""
-    start = (model.encode("") or [0])[:1]
-    rest = model.generate(start, strategy="full", max_new_tokens=context - len(start), temperature=1.0).tokens
-    return [*start, *rest]
 
 
 def _generate(model: RecycleModel, prompt: list[int], name: str, options: Options, seed: int) -> Result:

@@ -11,7 +11,7 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "train", "export", "quantize", "inspect", "generate", "bench")
+VERBS = ("attach", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate")
 INTERRUPTED = 130
 
 

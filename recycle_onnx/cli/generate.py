@@ -70,9 +70,7 @@ def generate(
     text = _read_standard_input() if prompt == "-" else prompt
     if not text:
         raise InputError("the prompt is empty; expected some text to continue")
-    model = recycle_onnx.load(
-        bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked
-    )
+    model = recycle_onnx.load(bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked)
     generation = model.stream(
         text,
         max_new_tokens=max_new_tokens,

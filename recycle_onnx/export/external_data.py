@@ -14,6 +14,16 @@ ALIGNMENT = 4096
 """A page: ONNX Runtime maps an aligned tensor instead of copying it."""
 
 
+def read_tensor(tensor: ir.ExternalTensor) -> NDArray[Any]:
+    """A stored tensor, read into memory of its own.
+
+    (Not mapped: pages of a mapped file count as this process's memory until someone needs them.)
+    """
+    count = int(np.prod(tensor.shape.numpy(), dtype=np.int64))
+    array = np.fromfile(tensor.path, tensor.dtype.numpy(), count, offset=tensor.offset or 0)
+    return array.reshape(tensor.shape.numpy())
+
+
 class ExternalDataWriter:
     """Appends tensors to one file and gives references to put into graphs."""
 

@@ -16,6 +16,7 @@ from recycle_onnx.files import read_text
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.sessions import open_mapped
 
 TEXTS = 8
 TOKENS = 96
@@ -46,17 +47,18 @@ def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Repo
     Raises:
         InputError: `text` is missing, is not UTF-8, or has too few tokens.
     """
-    models = [RecycleModel(bundle, "cpu", None) for bundle in (original, quantized)]
-    for model in models:
-        model.stop_ids = frozenset()  # a text that ends early would tell little
     report("choosing the text to compare on")
-    texts = _read(models[0], text) if text else _sampled(models[0])
+    model = _load(original)
+    texts = _read(model, text) if text else _sampled(model)
     report("comparing with float32")
-    scores = [[_score(model, ids) for ids in texts] for model in models]
+    scores = [[_score(model, ids) for ids in texts]]
+    del model  # one at a time in memory
+    model = _load(quantized)
+    scores.append([_score(model, ids) for ids in texts])
     nats = [np.concatenate([score.nats for score in part]) for part in scores]
     best = [np.concatenate([score.best for score in part]) for part in scores]
     report("comparing runs on two tokens with runs on one")
-    difference = max(_two_against_one(models[1], ids[:PAIRS]) for ids in texts)
+    difference = max(_two_against_one(model, ids[:PAIRS]) for ids in texts)
     return Fidelity(
         text=text.name if text else "sampled from the float32 bundle at temperature 1, seeds 0 …",
         tokens=len(nats[0]),
@@ -67,6 +69,12 @@ def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Repo
         acceptance=_acceptance(scores[1]),
         epsilon=2 * difference,
     )
+
+
+def _load(bundle: Bundle) -> RecycleModel:
+    model = RecycleModel(bundle, "cpu", None, open_mapped)
+    model.stop_ids = frozenset()  # a text that ends early would tell little
+    return model
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, quantize
-from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.external_data import ExternalDataWriter, read_tensor
 from recycle_onnx.export.report import Report
 
 MICROSOFT = "com.microsoft"
@@ -94,7 +94,7 @@ class GraphQuantizer:
     def _copy(self, tensor: ir.ExternalTensor, writer: ExternalDataWriter) -> ir.ExternalTensor:
         place = _place(tensor)
         if place not in self._copied:
-            self._copied[place] = writer.write(str(tensor.name), tensor.numpy())
+            self._copied[place] = writer.write(str(tensor.name), read_tensor(tensor))
         return self._copied[place]
 
 
@@ -106,7 +106,7 @@ def _matrix(weight: ir.Value | None, *, transposed: bool) -> NDArray[np.float32]
     """A stored weight as [N, K], one row an output; None for anything else."""
     if weight is None or not isinstance(weight.const_value, ir.ExternalTensor):
         return None
-    array = weight.const_value.numpy()
+    array = read_tensor(weight.const_value)
     if array.ndim != 2 or array.dtype != np.float32:
         return None
     return array.T if transposed else array

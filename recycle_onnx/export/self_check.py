@@ -14,7 +14,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.half import Floats, Half
-from recycle_onnx.runtime.sessions import open_session
+from recycle_onnx.runtime.sessions import open_mapped
 
 TOLERANCE = 1e-3
 """Largest allowed difference, as a part of the largest logit."""
@@ -60,7 +60,7 @@ class _Halves:
         for kind in ("full", "recycler"):
             if kind in bundle.manifest.graphs:
                 self.specs[kind] = bundle.manifest.graphs[kind]
-                self.sessions[kind] = open_session(bundle.graph(kind), self.specs[kind], "cpu", None)
+                self.sessions[kind] = open_mapped(bundle, kind, "cpu", None)
 
     def logits(self, ids: list[int], split: int) -> list[Floats]:
         """Logits [S, V] of each half: the first `split` tokens at once, the others one by one."""

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
 from recycle_onnx.runtime.sampling import Sampling
@@ -20,6 +21,8 @@ MEMORY = 0.95
 """What a cycle's outcome still counts for after the next one of its kind."""
 PRIOR = {"module": (1.5, 2.0), "lookup": (1.0, 2.0)}
 """Accepted and tried proposals to start from."""
+CALIBRATED = 8.0
+"""Proposals that a calibration counts for."""
 TRIALS = (1, 1, 0, 0, 1)
 """Chain lengths of the first cycles, from which the costs come."""
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256
@@ -30,17 +33,21 @@ MARGIN = 1.03
 class Costs:
     """Median seconds of the latest steps of each kind; a kind's first one also allocates, and is left out."""
 
-    def __init__(self) -> None:
-        self._samples: dict[str, deque[float]] = {}
-        self._medians: dict[str, float] = {}
+    def __init__(self, calibration: Calibration | None = None) -> None:
+        """A calibration counts as one step of each kind."""
+        known = _seconds(calibration.step_ms) if calibration else {}
+        self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
+        self._medians = dict(known)
+        self._seen: set[str] = set()
 
     def add(self, kind: str, seconds: float) -> None:
         """Note what one step took."""
-        if kind not in self._samples:
-            self._samples[kind] = deque(maxlen=9)
+        if kind not in self._seen:
+            self._seen.add(kind)
             return
-        self._samples[kind].append(seconds)
-        self._medians[kind] = statistics.median(self._samples[kind])
+        samples = self._samples.setdefault(kind, deque(maxlen=9))
+        samples.append(seconds)
+        self._medians[kind] = statistics.median(samples)
 
     def get(self, kind: str) -> float | None:
         """The median, None before the second step."""
@@ -67,6 +74,15 @@ class Costs:
         return {kind: 1e3 * seconds for kind, seconds in sorted(self._medians.items())}
 
 
+def _seconds(step_ms: dict[str, float]) -> dict[str, float]:
+    """Of full steps, and of the module's chains as `Costs` names them."""
+    known = {kind: 1e-3 * ms for kind, ms in step_ms.items() if kind.startswith("full")}
+    if "recycle_1" in step_ms and "recycle_2" in step_ms:
+        for chain in range(1, LONGEST + 1):
+            known[f"module_{chain}"] = 1e-3 * (step_ms["recycle_2"] + (chain - 1) * step_ms["recycle_1"])
+    return known
+
+
 @dataclass
 class Rates:
     """How often the proposals of a source were right, by their place in the chain; the past fades."""
@@ -75,10 +91,13 @@ class Rates:
     tried: list[float] = field(default_factory=list)
 
     @classmethod
-    def prior(cls, source: str) -> Rates:
-        """What is believed before anything was tried."""
+    def prior(cls, source: str, calibration: Calibration | None = None) -> Rates:
+        """What is believed before anything was tried here."""
         accepted, tried = PRIOR[source]
-        return cls([accepted] * LONGEST, [tried] * LONGEST)
+        prior = cls([accepted] * LONGEST, [tried] * LONGEST)
+        for place, rate in enumerate(calibration.acceptance.get(source, ())[:LONGEST] if calibration else ()):
+            prior.accepted[place], prior.tried[place] = rate * CALIBRATED, CALIBRATED
+        return prior
 
     def learn(self, proposed: int, accepted: int) -> None:
         """Note a cycle: what comes after the first wrong proposal was never tried."""
@@ -113,19 +132,37 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -
     return choice
 
 
+def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
+    """What a calibration makes `auto` start with: source, tokens it proposes, and the speed-up it expects."""
+    costs = Costs(calibration)
+    rates = {source: Rates.prior(source, calibration) for source in calibration.acceptance}
+    longest: dict[Source, int] = {"module": LONGEST} if "module" in rates else {}
+    source, chain = fastest(costs, rates, longest)
+    if chain == 0:
+        return source, 0, 1.0
+    seconds = costs.full(1 + chain) + costs.module(chain)
+    return source, chain, rates[source].tokens(chain) * costs.full(1) / seconds
+
+
 class AutoProposer:
     """Proposes what promises most tokens a second: a chain of the module, a lookup, or nothing."""
 
     def __init__(
-        self, decoder: Decoder, sampling: Sampling, prompt: list[int], longest: int, min_confidence: float = 0.0
+        self,
+        decoder: Decoder,
+        sampling: Sampling,
+        prompt: list[int],
+        longest: int,
+        min_confidence: float = 0.0,
+        calibration: Calibration | None = None,
     ) -> None:
         self.decoder, self.longest = decoder, longest
         self.lookup = LookupProposer(prompt, self.longest)
         self.module = ModuleProposer(decoder, sampling, 1, min_confidence) if decoder.recycler else None
-        self.costs = Costs()
-        self.rates = {source: Rates.prior(source) for source in PRIOR}
+        self.costs = Costs(calibration)
+        self.rates = {source: Rates.prior(source, calibration) for source in PRIOR}
         self.chosen: Counter[str] = Counter()
-        self._trials = [chain for chain in TRIALS if self.module or chain == 0]
+        self._trials = [] if calibration else [chain for chain in TRIALS if self.module or chain == 0]
         self._last: tuple[Source, int] | None = None
         self._pause = self._wait = FIRST_PAUSE
 

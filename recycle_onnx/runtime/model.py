@@ -2,39 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 
 import numpy as np
+import onnxruntime as ort
 
 from recycle_onnx.bundle import Bundle
+from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
+from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
-from recycle_onnx.runtime.prepacked import open_original, open_prepacked
+from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.tokenizer import load_tokenizer
+
+Opener = Callable[[Bundle, Kind, str, int | None], ort.InferenceSession]
+"""Gives a session of one half: bundle, half, provider, threads."""
 
 
 class RecycleModel:
     """A loaded bundle. Every generation has caches of its own."""
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int | None, prepacked: bool = False) -> None:
+    def __init__(self, bundle: Bundle, provider: str, threads: int | None, opener: Opener = open_original) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
         self.stop_ids = _stop_ids(bundle.folder)
         self.prefill_chunk = CHUNK
+        self.calibration = Calibration.find(bundle, provider, threads)
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
-        opened = open_prepacked if prepacked else open_original
         self._sessions = (
-            opened(bundle, "full", provider, threads),
-            opened(bundle, "recycler", provider, threads) if self._specs[1] else None,
+            opener(bundle, "full", provider, threads),
+            opener(bundle, "recycler", provider, threads) if self._specs[1] else None,
         )
 
     @property
@@ -73,7 +80,7 @@ class RecycleModel:
         Raises:
             InputError: an empty prompt, one longer than the context, or an option out of range.
         """
-        plan = Plan.make(self._strategy(strategy), chain, min_confidence)
+        plan = Plan.make(self._strategy(strategy), chain, min_confidence, self.calibration)
         sampling = Sampling(temperature, top_k, top_p, seed)
         generation = self._start(prompt, max_new_tokens, plan, sampling, stop)
         for _ in generation:
@@ -98,7 +105,7 @@ class RecycleModel:
 
         Its `result` holds what `generate` would give.
         """
-        plan = Plan.make(self._strategy(strategy), chain, min_confidence)
+        plan = Plan.make(self._strategy(strategy), chain, min_confidence, self.calibration)
         sampling = Sampling(temperature, top_k, top_p, seed)
         return self._start(prompt, max_new_tokens, plan, sampling, stop)
 
@@ -192,7 +199,8 @@ def load(
         InputError: not a bundle, an altered file, a future format, an unknown provider.
         RecycleError: ONNX Runtime cannot load a graph.
     """
-    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads, prepacked)
+    opener = open_prepacked if prepacked else open_original
+    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads, opener)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:

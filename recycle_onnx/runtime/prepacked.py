@@ -18,18 +18,13 @@ from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import new_folder, write_json
-from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.runtime.sessions import open_original, open_session, session_options
 
 GRAPH, WEIGHTS, MADE = "graph.onnx", "graph.onnx.data", "made.json"
 SMALLEST_BYTES = 1024
 """Smaller tensors stay in the graph."""
 
 logger = logging.getLogger(__name__)
-
-
-def open_original(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
-    """A session of the bundle's own graph."""
-    return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads)
 
 
 def open_prepacked(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
@@ -42,7 +37,7 @@ def open_prepacked(bundle: Bundle, kind: Kind, provider: str, threads: int | Non
     try:
         if not _is_current(folder):
             _make(path, folder, provider)
-        return open_session(folder / GRAPH, spec, provider, threads, session_options(threads, prepack=False))
+        return open_session(folder / GRAPH, spec, provider, threads, session_options(threads, "serial"))
     except InputError:
         raise
     except (RecycleError, OSError) as error:
@@ -71,7 +66,7 @@ def _is_current(folder: Path) -> bool:
 
 def _make(path: Path, folder: Path, provider: str) -> None:
     with new_folder(folder, force=True) as work:
-        options = session_options(None, prepack=False)
+        options = session_options(None, "serial")
         options.optimized_model_filepath = str(work / GRAPH)
         for name, value in (
             ("optimized_model_external_initializers_file_name", WEIGHTS),

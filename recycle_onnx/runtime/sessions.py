@@ -5,17 +5,24 @@ from __future__ import annotations
 import os
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
 
 import onnxruntime as ort
 
-from recycle_onnx.contract import GraphSpec
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.contract import GraphSpec, Kind
 from recycle_onnx.errors import InputError, RecycleError
 
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 ERRORS_ONLY = 3
+Prepacking = Literal["parallel", "serial", "off"]
+PREPACKING: dict[Prepacking, tuple[str, str]] = {
+    "parallel": ("session.prepack.enable_parallel", "1"),
+    "serial": ("session.prepack.enable_parallel", "0"),
+    "off": ("session.disable_prepacking", "1"),
+}
 
 
 def open_session(
@@ -43,10 +50,23 @@ def open_session(
     return session
 
 
-def session_options(threads: int | None, *, prepack: bool = True) -> ort.SessionOptions:
+def open_original(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+    """A session of the bundle's own graph."""
+    return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads)
+
+
+def open_mapped(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+    """One for a check or two: float32 weights stay in the mapped file, and steps on a few tokens are slower."""
+    prepacking: Prepacking = "off" if bundle.manifest.precision == "fp32" else "parallel"
+    options = session_options(threads, prepacking)
+    return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads, options)
+
+
+def session_options(threads: int | None, prepacking: Prepacking = "parallel") -> ort.SessionOptions:
     """Quiet, and a good neighbour to the other session and to the application's.
 
-    With `prepack`, weights are laid out anew on all threads: faster, but it costs memory where they already are.
+    Prepacking copies weights into the kernels' layout, on all threads unless it is `serial`. Where they have that
+    layout already, `serial` copies nothing, and `parallel` still a part of them.
     """
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
@@ -54,7 +74,7 @@ def session_options(threads: int | None, *, prepack: bool = True) -> ort.Session
     options.inter_op_num_threads = 1
     # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    options.add_session_config_entry("session.prepack.enable_parallel", str(int(prepack)))
+    options.add_session_config_entry(*PREPACKING[prepacking])
     return options
 
 

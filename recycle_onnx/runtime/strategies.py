@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.auto import LONGEST, AutoProposer
+from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import STEP_ROWS
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
@@ -20,14 +21,20 @@ DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 
 @dataclass(frozen=True)
 class Plan:
-    """A strategy, how many tokens it proposes a cycle, and how sure the module must be of each."""
+    """A strategy, how many tokens it proposes a cycle, and how sure the module must be of each.
+
+    `auto` starts from the calibration, if there is one.
+    """
 
     strategy: str
     chain: int = 1
     min_confidence: float = 0.0
+    calibration: Calibration | None = None
 
     @classmethod
-    def make(cls, strategy: str, chain: int | None, min_confidence: float) -> Plan:
+    def make(
+        cls, strategy: str, chain: int | None, min_confidence: float, calibration: Calibration | None = None
+    ) -> Plan:
         """Fill in the strategy's own chain length.
 
         Raises:
@@ -44,7 +51,7 @@ class Plan:
             )
         if min_confidence and strategy not in ("auto", "verify"):
             raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
-        return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence)
+        return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence, calibration)
 
 
 class Choice(NamedTuple):
@@ -160,5 +167,5 @@ def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Sam
     if plan.strategy == "verify":
         return ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence)
     if plan.strategy == "auto":
-        return AutoProposer(decoder, sampling, prompt, plan.chain, plan.min_confidence)
+        return AutoProposer(decoder, sampling, prompt, plan.chain, plan.min_confidence, plan.calibration)
     return LookupProposer(prompt, plan.chain)

@@ -1,0 +1,122 @@
+"""Measures what `auto` would otherwise find out in every text: step costs, and acceptance on prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_text
+from recycle_onnx.runtime.auto import LONGEST
+from recycle_onnx.runtime.calibration import Calibration
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
+
+ROUNDS = 20
+PROMPTS, PROMPT_TOKENS = 8, 16
+
+Report = Callable[[int, int, str], None]
+
+
+class _Watched:
+    """Counts how often another proposer's proposals were tried and right, by their place."""
+
+    def __init__(self, inner: Proposer) -> None:
+        self.inner = inner
+        self.tried, self.right = [0] * LONGEST, [0] * LONGEST
+        self._proposed = 0
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        accepted = len(kept) - 1
+        for place in range(min(self._proposed, accepted + 1)):
+            self.tried[place] += 1
+            self.right[place] += place < accepted
+        proposals = self.inner.propose(kept, position, room)
+        self._proposed = len(proposals)
+        return proposals
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines are left out.
+
+    Raises:
+        InputError: no such text, or nothing in it.
+    """
+    prompts = [line for line in read_text(path).splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"{path}: is empty; expected a prompt a line")
+    return prompts
+
+
+def calibrate(
+    model: RecycleModel,
+    prompts: Sequence[str] = (),
+    *,
+    context: int = 128,
+    new_tokens: int = 64,
+    report: Report = lambda *_: None,
+) -> Calibration:
+    """Time steps after `context` tokens, and count acceptance in `new_tokens` after each prompt, chosen greedily.
+
+    Without prompts, texts that the model itself says when it is sampled take their place.
+
+    Raises:
+        InputError: a prompt or context that leaves no room.
+    """
+    room = model.bundle.manifest.context_length - MOST_TOKENS
+    if not 2 <= context <= room:
+        raise InputError(f"context is {context}; expected 2 to {room}")
+    texts: list[list[int]] = [model.encode(prompt) for prompt in prompts] or own_texts(model)
+    sources = ("module", "lookup") if "verify" in model.strategies else ("lookup",)
+    total = ROUNDS + len(texts) * len(sources)
+    timer = StepTimer(model, own_text(model, context))
+    for index in range(ROUNDS):
+        report(index, total, "timing steps")
+        timer.round()
+    acceptance = {}
+    for count, source in enumerate(sources):
+        runs = [_watch(model, text, source, new_tokens, report, ROUNDS + count * len(texts), total) for text in texts]
+        acceptance[source] = runs
+    report(total, total, "done")
+    return Calibration.of_this_machine(timer.medians(), {name: _rates(runs) for name, runs in acceptance.items()})
+
+
+def _watch(
+    model: RecycleModel, text: list[int], source: str, new_tokens: int, report: Report, done: int, total: int
+) -> _Watched:
+    report(done, total, f"counting what the {source} gets right")
+    generation = model.stream(text, strategy="verify" if source == "module" else "lookup", max_new_tokens=new_tokens)
+    inner: Proposer = LookupProposer(text, LONGEST)
+    if source == "module":
+        inner = ModuleProposer(generation.decoder, generation.sampling, LONGEST, 0.0)
+    generation.proposer = watched = _Watched(inner)
+    for _ in generation:
+        pass
+    return watched
+
+
+def _rates(runs: Sequence[_Watched]) -> list[float]:
+    """By place, as far as anything was tried there."""
+    rates = []
+    for place in range(LONGEST):
+        tried = sum(run.tried[place] for run in runs)
+        if tried == 0:
+            break
+        rates.append(sum(run.right[place] for run in runs) / tried)
+    return rates
+
+
+def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
+    """`length` tokens that the model itself says when it is sampled."""
+    start = (model.encode("") or [0])[:1]
+    if length == 1:
+        return start
+    result = model.generate(start, strategy="full", max_new_tokens=length - 1, temperature=1.0, seed=seed)
+    return [*start, *result.tokens]
+
+
+def own_texts(model: RecycleModel) -> list[list[int]]:
+    """Beginnings of several such texts."""
+    length = min(PROMPT_TOKENS, model.bundle.manifest.context_length // 2)
+    return [own_text(model, length, seed) for seed in range(PROMPTS)]

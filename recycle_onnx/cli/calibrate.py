@@ -1,0 +1,51 @@
+"""`recycle-onnx calibrate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from recycle_onnx.cli.report import as_json, progress
+
+
+@click.command()
+@click.argument("bundle", type=Path)
+@click.option("--prompts", type=Path, help="A text file, one prompt a line.  [default: the model's own texts]")
+@click.option("--context", default=128, show_default=True, help="Tokens before the steps that are timed.")
+@click.option("--new-tokens", default=64, show_default=True, help="After each prompt, to count acceptance.")
+@click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
+@click.option("--provider", default="cpu", show_default=True)
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def calibrate(
+    bundle: Path, prompts: Path | None, context: int, new_tokens: int, threads: int | None, provider: str, json_: bool
+) -> None:
+    """Measure BUNDLE on this machine, and let `auto` start from that.
+
+    It is kept in the user's cache, for this bundle, processor, provider, ONNX Runtime and number of threads.
+    """
+    from dataclasses import asdict
+
+    import recycle_onnx
+    from recycle_onnx.bench.calibrate import calibrate as run
+    from recycle_onnx.bench.calibrate import read_prompts
+    from recycle_onnx.runtime.auto import first_choice
+
+    texts = read_prompts(prompts) if prompts else []
+    model = recycle_onnx.load(bundle, provider=provider, threads=threads)
+    with progress("calibrating") as update:
+        found = run(model, texts, context=context, new_tokens=new_tokens, report=update)
+    path = found.save(model.bundle, provider, threads)
+    source, chain, speedup = first_choice(found)
+    if json_:
+        start = {"source": source, "chain": chain, "expected_speedup": speedup}
+        click.echo(as_json({"file": str(path), **asdict(found), "auto_starts_with": start}))
+        return
+    steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in found.step_ms.items())
+    click.echo(f"steps in ms: {steps}")
+    for name, places in found.acceptance.items():
+        listed = ", ".join(f"{rate:.0%}" for rate in places) or "nothing was proposed"
+        click.echo(f"{name}, accepted by place in a chain: {listed}")
+    choice = f"{chain} tokens of the {source}, {speedup:.2f}x full expected" if chain else "the full model alone"
+    click.echo(f"auto starts with {choice}")
+    click.echo(f"kept in {path}")

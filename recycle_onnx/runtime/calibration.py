@@ -1,0 +1,72 @@
+"""What `recycle-onnx calibrate` found on this machine, kept in the user's cache: what `auto` believes at first."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import onnxruntime as ort
+
+from recycle_onnx import processor
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, write_json
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Milliseconds of steps (`full_1` … `full_5`, `recycle_1`, `recycle_2`), and how often proposals were right.
+
+    `acceptance` is by source (`module`, `lookup`) and place in a chain, given that those before were right.
+    """
+
+    step_ms: dict[str, float]
+    acceptance: dict[str, list[float]]
+    processor: str
+    onnxruntime: str
+
+    @classmethod
+    def of_this_machine(cls, step_ms: dict[str, float], acceptance: dict[str, list[float]]) -> Calibration:
+        """One that holds for this processor and this ONNX Runtime."""
+        return cls(step_ms, acceptance, processor.identity(), ort.__version__)
+
+    @classmethod
+    def find(cls, bundle: Bundle, provider: str, threads: int | None) -> Calibration | None:
+        """The one in the cache, None if there is none; a stale or damaged one is ignored with a warning."""
+        path = calibration_file(bundle, provider, threads)
+        if not path.exists():
+            return None
+        again = f"`recycle-onnx calibrate {bundle.folder}` makes a new one"
+        try:
+            raw = read_json(path)
+            found = cls(**{f.name: raw[f.name] for f in fields(cls)})
+            found._check()
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            logger.warning("%s: ignored, a damaged calibration (%s); %s", path, error, again)
+            return None
+        if (found.processor, found.onnxruntime) != (processor.identity(), ort.__version__):
+            made_for = f"ONNX Runtime {found.onnxruntime} on {found.processor}"
+            logger.warning("%s: ignored, a stale calibration (made for %s); %s", path, made_for, again)
+            return None
+        return found
+
+    def _check(self) -> None:
+        rates = [rate for places in self.acceptance.values() for rate in places]
+        if not (all(ms > 0 for ms in self.step_ms.values()) and all(0 <= rate <= 1 for rate in rates)):
+            raise ValueError("a step that takes no time, or a rate that is none")
+
+    def save(self, bundle: Bundle, provider: str, threads: int | None) -> Path:
+        """Write it into the cache; give the file."""
+        path = calibration_file(bundle, provider, threads)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, asdict(self))
+        return path
+
+
+def calibration_file(bundle: Bundle, provider: str, threads: int | None) -> Path:
+    """Where the calibration of this bundle lies for this provider and number of threads."""
+    return cache_folder() / "calibration" / f"{bundle.digest[:32]}-{provider}-{threads or 'default'}.json"
