@@ -89,7 +89,7 @@ class Manifest:
 
 
 def _known(cls: Any, values: dict[str, Any]) -> Any:
-    return cls(**{f.name: values[f.name] for f in fields(cls)})
+    return cls(**{f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def graph_file(kind: Kind | str) -> str:

@@ -23,10 +23,11 @@ PAST = "past_sequence_length"
 TOTAL = "past_sequence_length + sequence_length"
 
 Kind = Literal["full", "recycler"]
+FloatType = Literal["float32", "float16"]
 
 
 class Tensor(NamedTuple):
-    """Element type (`int64` or `float32`) and shape; a string is a free dimension's name."""
+    """Element type (`int64`, `float32` or `float16`) and shape; a string is a free dimension's name."""
 
     dtype: str
     shape: tuple[str | int, ...]
@@ -34,7 +35,10 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """Dimensions that decide a graph's interface. `vocab_size` is the number of logits."""
+    """What decides a graph's interface. `vocab_size` is the number of logits, which are float32 always.
+
+    `float_type` is that of hidden states and key-value buffers.
+    """
 
     kind: Kind
     num_layers: int
@@ -42,6 +46,7 @@ class GraphSpec:
     head_dim: int
     hidden_size: int
     vocab_size: int
+    float_type: FloatType = "float32"
 
     @property
     def hidden_output(self) -> str:
@@ -58,7 +63,7 @@ class GraphSpec:
 
     def inputs(self) -> dict[str, Tensor]:
         """Required inputs, in the graph's order."""
-        hidden = {HIDDEN_STATES: Tensor("float32", (BATCH, SEQUENCE, self.hidden_size))}
+        hidden = {HIDDEN_STATES: Tensor(self.float_type, (BATCH, SEQUENCE, self.hidden_size))}
         return {
             INPUT_IDS: Tensor("int64", (BATCH, SEQUENCE)),
             **(hidden if self.kind == "recycler" else {}),
@@ -74,9 +79,9 @@ class GraphSpec:
         """All outputs, in the graph's order."""
         return {
             LOGITS: Tensor("float32", (BATCH, SEQUENCE, self.vocab_size)),
-            self.hidden_output: Tensor("float32", (BATCH, SEQUENCE, self.hidden_size)),
+            self.hidden_output: Tensor(self.float_type, (BATCH, SEQUENCE, self.hidden_size)),
             **dict.fromkeys(self.present_names(), self._cache(TOTAL)),
         }
 
     def _cache(self, rows: str) -> Tensor:
-        return Tensor("float32", (BATCH, self.num_kv_heads, rows, self.head_dim))
+        return Tensor(self.float_type, (BATCH, self.num_kv_heads, rows, self.head_dim))

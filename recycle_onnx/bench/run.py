@@ -175,11 +175,11 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _embedding_bytes(model: RecycleModel) -> int:
-    """Of an embedding of its own a step reads a row only; float32 and quantized ones alike."""
+    """Of an embedding of its own a step reads a row only; in any precision."""
     base = model.bundle.manifest.base
     if base["tied_embeddings"]:
         return 0
-    bits = {"int4": 4.6, "int8": 8.6}.get(model.bundle.manifest.precision, 32)
+    bits = {"int4": 4.6, "int8": 8.6, "fp16": 16}.get(model.bundle.manifest.precision, 32)
     return int(base["vocab_size"] * base["hidden_size"] * bits / 8)
 
 

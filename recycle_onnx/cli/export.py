@@ -16,7 +16,7 @@ from recycle_onnx.errors import InputError
 @click.argument("bundle", type=Path)
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8", "int4"]),
+    type=click.Choice(["fp32", "fp16", "int8", "int4"]),
     default="fp32",
     show_default=True,
     help="Of the weights; `recycle-onnx quantize` has more options.",
@@ -41,12 +41,14 @@ def export(
     """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE."""
     from dataclasses import asdict
 
-    from recycle_onnx.export import DraftVocabulary, Quantization
+    from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization
     from recycle_onnx.export import export as run
 
-    quantization = None if precision == "fp32" else Quantization(bits=int(precision.removeprefix("int")))
+    quantization: Quantization | HalfPrecision | None = None
+    if precision != "fp32":
+        quantization = HalfPrecision() if precision == "fp16" else Quantization(bits=int(precision[3:]))
     if text is not None and quantization is None:
-        raise InputError("--text is for measuring quantization; it goes with --precision int8 or int4")
+        raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
     if (draft_vocab is None) != (draft_text is None):
         raise InputError("--draft-vocab and --draft-text go together: how many tokens, and where to count them")
     draft = DraftVocabulary(draft_vocab, draft_text) if draft_vocab is not None and draft_text is not None else None
@@ -71,6 +73,8 @@ def export(
     click.echo(
         f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit"
     )
+    if precision == "fp16":
+        click.echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if done.fidelity is not None:
         click.echo(fidelity_line(done.manifest.precision, done.fidelity))
     if (difference := done.self_check.against_reference) is not None:

@@ -22,6 +22,7 @@ from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
 from recycle_onnx.export.graph import IR_VERSION, OPSET
+from recycle_onnx.export.half_precision import HalfPrecision
 from recycle_onnx.export.quantizer import quantize_bundle
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
 from recycle_onnx.export.report import Report
@@ -44,7 +45,7 @@ def export(
     checkpoint: Path,
     bundle: Path,
     *,
-    quantization: Quantization | None = None,
+    quantization: Quantization | HalfPrecision | None = None,
     draft_vocabulary: DraftVocabulary | None = None,
     text: Path | None = None,
     force: bool = False,

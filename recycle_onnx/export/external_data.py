@@ -14,6 +14,15 @@ ALIGNMENT = 4096
 """A page: ONNX Runtime maps an aligned tensor instead of copying it."""
 
 
+Place = tuple[str, int | None]
+"""Where a tensor lies: its file and offset."""
+
+
+def place(tensor: ir.ExternalTensor) -> Place:
+    """The same for tensors that share their bytes, in whichever graph."""
+    return (str(tensor.path), tensor.offset)
+
+
 def read_tensor(tensor: ir.ExternalTensor) -> NDArray[Any]:
     """A stored tensor, read into memory of its own.
 

@@ -107,7 +107,7 @@ def _score(model: RecycleModel, ids: list[int]) -> _Score:
     """Teacher-forced: nats of each next token, the best token after each, and whether the module names it too."""
     decoder = model.decoder("auto")
     full = decoder.full
-    hidden = np.empty((len(ids), full.spec.hidden_size), np.float32)
+    hidden = np.empty((len(ids), full.spec.hidden_size), full.spec.float_type)
     logits = full.read(ids, None, hidden, keep=len(ids)).copy()
     shifted = logits[:-1].astype(np.float64) - logits[:-1].max(-1, keepdims=True)
     following = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(ids) - 1), ids[1:]]

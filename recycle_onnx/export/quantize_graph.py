@@ -10,15 +10,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, quantize
-from recycle_onnx.export.external_data import ExternalDataWriter, read_tensor
+from recycle_onnx.export.external_data import ExternalDataWriter, Place, place, read_tensor
 from recycle_onnx.export.report import Report
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS = 4
 """MatMulNBits' accuracy level: int8 activations, two to three times as fast on CPUs."""
-
-Place = tuple[str, int | None]
-"""Where a tensor lies: its file and offset."""
 
 
 @dataclass(frozen=True)
@@ -82,24 +79,20 @@ class GraphQuantizer:
         if weight is None or matrix is None:
             return None
         assert isinstance(weight.const_value, ir.ExternalTensor)
-        name, place = str(weight.name), _place(weight.const_value)
+        name, where = str(weight.name), place(weight.const_value)
         how = self.how.for_matrix(name, matrix.shape[1])
         if how is None:
             return None
-        if place not in self._stored:
+        if where not in self._stored:
             self.report(f"quantizing {writer.path.stem}: {name}")
-            self._stored[place] = _write(name, quantize(matrix, how), how, writer)
-        return self._stored[place]
+            self._stored[where] = _write(name, quantize(matrix, how), how, writer)
+        return self._stored[where]
 
     def _copy(self, tensor: ir.ExternalTensor, writer: ExternalDataWriter) -> ir.ExternalTensor:
-        place = _place(tensor)
-        if place not in self._copied:
-            self._copied[place] = writer.write(str(tensor.name), read_tensor(tensor))
-        return self._copied[place]
-
-
-def _place(tensor: ir.ExternalTensor) -> Place:
-    return (str(tensor.path), tensor.offset)
+        where = place(tensor)
+        if where not in self._copied:
+            self._copied[where] = writer.write(str(tensor.name), read_tensor(tensor))
+        return self._copied[where]
 
 
 def _matrix(weight: ir.Value | None, *, transposed: bool) -> NDArray[np.float32] | None:

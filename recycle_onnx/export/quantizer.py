@@ -10,10 +10,12 @@ import onnx_ir as ir
 
 from recycle_onnx import __version__
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
+from recycle_onnx.contract import FloatType
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.fidelity import Fidelity, measure
+from recycle_onnx.export.half_precision import HalfPrecision, HalfPrecisionRewriter
 from recycle_onnx.export.quantize_graph import GraphQuantizer
 from recycle_onnx.export.report import Report
 from recycle_onnx.files import new_folder
@@ -22,14 +24,14 @@ from recycle_onnx.files import new_folder
 def quantize_bundle(
     bundle: Path,
     out: Path,
-    how: Quantization | None = None,
+    how: Quantization | HalfPrecision | None = None,
     *,
     text: Path | None = None,
     compare: bool = True,
     force: bool = False,
     report: Report = lambda _: None,
 ) -> tuple[Manifest, Fidelity | None]:
-    """Write `bundle` with weights of few bits as `out`, and what that costs on `text` (default: its own words).
+    """Write `bundle` with weights of fewer bits as `out`, and what that costs on `text` (default: its own words).
 
     Comparing loads both bundles; without it nothing is known of the cost.
 
@@ -44,7 +46,7 @@ def quantize_bundle(
     if text and not text.is_file():
         raise InputError(f"{text}: no such text file")
     with new_folder(out, force=force, keep=[bundle, Path.cwd(), Path.home()]) as folder:
-        _write_graphs(source, folder, GraphQuantizer(how, report))
+        _write_graphs(source, folder, _rewriter(how, report))
         for name in source.manifest.files:
             if (source.folder / name).exists() and not (folder / name).exists():
                 shutil.copyfile(source.folder / name, folder / name)
@@ -57,18 +59,24 @@ def quantize_bundle(
     return manifest, fidelity
 
 
-def _write_graphs(source: Bundle, folder: Path, quantizer: GraphQuantizer) -> None:
+def _rewriter(how: Quantization | HalfPrecision, report: Report) -> GraphQuantizer | HalfPrecisionRewriter:
+    return HalfPrecisionRewriter(report) if isinstance(how, HalfPrecision) else GraphQuantizer(how, report)
+
+
+def _write_graphs(source: Bundle, folder: Path, rewriter: GraphQuantizer | HalfPrecisionRewriter) -> None:
     for kind in source.manifest.graphs:
         name = graph_file(kind)
         model = ir.load(source.folder / name)
         with ExternalDataWriter(folder / f"{name}.data") as writer:
-            quantizer.rewrite(model, writer)
+            rewriter.rewrite(model, writer)
         ir.save(model, folder / name)
 
 
-def _manifest(source: Manifest, folder: Path, how: Quantization) -> Manifest:
+def _manifest(source: Manifest, folder: Path, how: Quantization | HalfPrecision) -> Manifest:
+    float_type: FloatType = "float16" if isinstance(how, HalfPrecision) else "float32"
     return replace(
         source,
+        graphs={name: replace(spec, float_type=float_type) for name, spec in source.graphs.items()},
         precision=how.precision,
         quantization=asdict(how),
         files=describe_files(folder, sorted(path.name for path in folder.iterdir())),

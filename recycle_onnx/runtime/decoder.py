@@ -9,7 +9,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
-from recycle_onnx.runtime.half import Floats, Half
+from recycle_onnx.runtime.half import Floats, Half, States
 
 CHUNK = 256
 WINDOW = 64
@@ -38,12 +38,12 @@ class Decoder:
             self.recycler = Half(sessions[1], specs[1], context_length, hidden_in=self.full.hidden)
         self.chunk = chunk
         self._prompt: list[int] = []
-        self._prompt_hidden: Floats = np.zeros((0, specs[0].hidden_size), np.float32)
+        self._prompt_hidden: States = np.zeros((0, specs[0].hidden_size), specs[0].float_type)
         self.prefill_seconds = 0.0
-        self._own_state: Floats = np.zeros((1, specs[0].hidden_size), np.float32)
+        self._own_state: States = np.zeros((1, specs[0].hidden_size), specs[0].float_type)
         self._last_row = 0
         self.waiting: list[int] = []
-        self._window: Floats = np.zeros((WINDOW, specs[0].hidden_size), np.float32)
+        self._window: States = np.zeros((WINDOW, specs[0].hidden_size), specs[0].float_type)
 
     def prefill(self, prompt: list[int]) -> Floats:
         """Read the prompt in chunks; give the logits [1, V] after its last token.
@@ -52,7 +52,7 @@ class Decoder:
         """
         started = time.perf_counter()
         self._prompt = prompt
-        self._prompt_hidden = np.empty((len(prompt), self.full.spec.hidden_size), np.float32)
+        self._prompt_hidden = np.empty((len(prompt), self.full.spec.hidden_size), self.full.spec.float_type)
         for start in range(0, len(prompt), self.chunk):
             piece = slice(start, start + self.chunk)
             logits = self.full.read(prompt[piece], None, self._prompt_hidden[piece])
@@ -64,7 +64,7 @@ class Decoder:
         assert self.recycler is not None
         started = time.perf_counter()
         tokens, hidden = [*self._prompt[1:], first], self._prompt_hidden
-        states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), np.float32)
+        states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), hidden.dtype)
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             logits = self.recycler.read(piece, hidden[start : start + len(piece)], states[: len(piece)])
@@ -101,7 +101,7 @@ class Decoder:
     def _catch_up(self) -> Floats:
         assert self.recycler is not None
         count = len(self.waiting)
-        states = np.empty((count, self._window.shape[1]), np.float32)
+        states = np.empty((count, self._window.shape[1]), self._window.dtype)
         logits = self.recycler.read(self.waiting, self._window[:count], states)
         self.recycler.hidden[0], self._last_row = states[-1], 0
         self.waiting = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -13,6 +14,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.kv_cache import KVCache
 
 Floats = NDArray[np.float32]
+States = NDArray[np.floating[Any]]
+"""Hidden states, in the bundle's float type."""
 STEP_ROWS = 16
 """Calls of up to this many tokens keep their buffers bound; longer ones are prefill, and are bound anew."""
 
@@ -20,7 +23,7 @@ STEP_ROWS = 16
 class _Call:
     """A call's small buffers, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out."""
 
-    def __init__(self, half: Half, hidden_in: Floats | None, hidden_out: Floats, rows: int, keep: int) -> None:
+    def __init__(self, half: Half, hidden_in: States | None, hidden_out: States, rows: int, keep: int) -> None:
         self.ids = np.zeros((1, rows), np.int64)
         self.logits = np.zeros((1, keep, half.spec.vocab_size), np.float32)
         self._keep = np.array(keep, np.int64)
@@ -40,7 +43,7 @@ class Half:
     """Runs the full model or the recyclable module, and remembers what it has read."""
 
     def __init__(
-        self, session: ort.InferenceSession, spec: GraphSpec, limit: int, hidden_in: Floats | None = None
+        self, session: ort.InferenceSession, spec: GraphSpec, limit: int, hidden_in: States | None = None
     ) -> None:
         """`limit` is the most tokens it can read; `hidden_in` [rows, H] is where a module's input lies by default.
 
@@ -48,7 +51,7 @@ class Half:
         """
         self.session, self.spec = session, spec
         self.cache = KVCache(spec, limit)
-        self.hidden = np.zeros((STEP_ROWS, spec.hidden_size), np.float32)
+        self.hidden: States = np.zeros((STEP_ROWS, spec.hidden_size), spec.float_type)
         self.runs = 0
         self.seconds = 0.0
         self._hidden_in = hidden_in
@@ -63,7 +66,7 @@ class Half:
         """Forget everything after the first `length` tokens, without copying."""
         self.cache.set_length(length)
 
-    def step(self, ids: list[int], keep: int, hidden_in: Floats | None = None) -> Floats:
+    def step(self, ids: list[int], keep: int, hidden_in: States | None = None) -> Floats:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
 
         The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of `hidden_in`,
@@ -84,7 +87,7 @@ class Half:
         logits: Floats = call.logits[0]
         return logits
 
-    def read(self, ids: list[int], hidden_in: Floats | None, hidden_out: Floats, keep: int = 1) -> Floats:
+    def read(self, ids: list[int], hidden_in: States | None, hidden_out: States, keep: int = 1) -> Floats:
         """Read one piece of a prompt; give the logits [keep, V] of its last tokens.
 
         `hidden_in` (a module's input) and `hidden_out` are [S, H], contiguous.

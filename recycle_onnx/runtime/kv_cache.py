@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
@@ -12,7 +14,7 @@ FIRST_CAPACITY = 256
 
 
 class KVCache:
-    """Buffers f32 [1, K, capacity, D] that grow as the text grows, and a mask that tells how much is valid.
+    """Buffers [1, K, capacity, D] that grow as the text grows, and a mask that tells how much is valid.
 
     Rolling back is shortening: rows beyond `length` are overwritten by the next run.
     """
@@ -23,7 +25,7 @@ class KVCache:
         self.length = 0
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
         shape = (1, spec.num_kv_heads, self.capacity, spec.head_dim)
-        self.arrays = [np.zeros(shape, np.float32) for _ in self._names]
+        self.arrays: list[NDArray[Any]] = [np.zeros(shape, spec.float_type) for _ in self._names]
         self._wrap()
 
     def _wrap(self) -> None:
@@ -50,8 +52,8 @@ class KVCache:
         self._wrap()
         return True
 
-    def _grown(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        larger = np.zeros((1, array.shape[1], self.capacity, array.shape[3]), np.float32)
+    def _grown(self, array: NDArray[Any]) -> NDArray[Any]:
+        larger = np.zeros((1, array.shape[1], self.capacity, array.shape[3]), array.dtype)
         larger[:, :, : self.length] = array[:, :, : self.length]
         return larger
 
