@@ -11,6 +11,7 @@ wait for their turn; figures are medians, ratios are paired, intervals are the m
 from __future__ import annotations
 
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,14 @@ from recycle_onnx.bench.shapes import write_random_base
 from recycle_onnx.export import Quantization, export, quantize_bundle
 
 HERE = Path(__file__).parent
-BLOCKS = (32, 64, 128)
+RECIPES = {
+    "block 32": Quantization(block_size=32, method="rtn", keep=("projection",)),
+    "block 64": Quantization(block_size=64, method="rtn", keep=("projection",)),
+    "block 64, output 8 bits (the default)": Quantization(method="rtn"),
+    "block 128": Quantization(block_size=128, method="rtn", keep=("projection",)),
+    "block 128, output 8 bits": Quantization(block_size=128, method="rtn"),
+}
+"""genai's builder gives the output four bits; llama.cpp's Q4_0 more: here Q8_0."""
 
 
 class Worker:
@@ -55,6 +63,11 @@ class Worker:
         self.process.communicate()
 
 
+def bundle(work: Path, recipe: str) -> Path:
+    """Where a recipe's bundle lies."""
+    return work / re.sub(r"[^a-z0-9]+", "-", recipe)
+
+
 def prepare(work: Path, shape: str, genai: str | None, llama: str | None) -> None:
     """Make the models that are not there yet, all from one folder of random weights."""
     base = work / "base"
@@ -62,10 +75,9 @@ def prepare(work: Path, shape: str, genai: str | None, llama: str | None) -> Non
         write_random_base(base, shape_of(shape))
     if not (work / "fp32").exists():
         export(base, work / "fp32")
-    for block in BLOCKS:
-        if not (work / f"int4-{block}").exists():
-            how = Quantization(block_size=block, method="rtn")
-            quantize_bundle(work / "fp32", work / f"int4-{block}", how, compare=False)
+    for name, how in RECIPES.items():
+        if not bundle(work, name).exists():
+            quantize_bundle(work / "fp32", bundle(work, name), how, compare=False)
     if genai and not (work / "genai").exists():
         options = ["int4_block_size=32", "int4_accuracy_level=4"]
         builder = [genai, "-m", "onnxruntime_genai.models.builder", "-i", base, "-o", work / "genai"]
@@ -93,10 +105,8 @@ def main(
     prepare(work, shape, genai, llama)
     sizes = (context, new_tokens, threads)
     workers = {
-        f"recycle-onnx full, block {block}": Worker(
-            sys.executable, HERE / "ours.py", work / f"int4-{block}", "full", *sizes
-        )
-        for block in BLOCKS
+        f"recycle-onnx full, {name}": Worker(sys.executable, HERE / "ours.py", bundle(work, name), "full", *sizes)
+        for name in RECIPES
     }
     if genai:
         workers["onnxruntime-genai int4, block 32"] = Worker(genai, HERE / "genai.py", work / "genai", *sizes)

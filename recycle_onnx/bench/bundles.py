@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,12 +34,13 @@ def random_bundle(
     config = shape(name)
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
-    blocks = "" if precision == "fp32" else f"-block{block_size}"
+    quantized = precision != "fp32"
+    how = Quantization(bits=int(precision[3:]), block_size=block_size, method="rtn") if quantized else None
+    recipe = f"-{hashlib.sha256(repr(how).encode()).hexdigest()[:8]}" if quantized else ""
     draft = "" if draft_vocab is None else f"-draft{draft_vocab}"
-    target = cache_folder() / "shapes" / f"{name}-{precision}{blocks}-module{module_layers}{draft}"
+    target = cache_folder() / "shapes" / f"{name}-{precision}{recipe}-module{module_layers}{draft}"
     if target.is_dir():
         return target
-    how = Quantization(bits=int(precision[3:]), block_size=block_size, method="rtn") if blocks else None
     with temporary_sibling(target) as work:
         report(f"making random weights for {name}")
         write_random_base(work / "model", config)

@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     "--symmetric/--asymmetric", default=False, show_default=True, help="Blocks without a zero point, or with."
 )
 @click.option("--method", default="", help="mse or rtn.  [default: mse for 4 bits, rtn for 8]")
-@click.option("--keep", default="projection", show_default=True, help="Parts with 8 bits instead of 4, or float32.")
+@click.option(
+    "--keep",
+    help="Parts with 8 bits instead of 4, or float32 instead of 8.  [default: projection, and of 4 bits embed_tokens "
+    "and lm_head]",
+)
 @click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Load both bundles, measure the cost.")
 @click.option("--report", "table", is_flag=True, help="Print what it costs as a table.")
@@ -37,7 +41,7 @@ def quantize(
     block_size: int,
     symmetric: bool,
     method: str,
-    keep: str,
+    keep: str | None,
     text: Path | None,
     compare: bool,
     table: bool,
@@ -46,12 +50,12 @@ def quantize(
 ) -> None:
     """Write the float32 bundle BUNDLE with weights of few bits as OUT.
 
-    --keep takes names separated by commas: embed_tokens, lm_head, projection, qkv_proj, o_proj, gate_proj, up_proj,
-    down_proj.
+    --keep takes names separated by commas: embed_tokens, lm_head, draft_head, projection, qkv_proj, o_proj,
+    gate_proj, up_proj, down_proj.
     """
     from recycle_onnx.export import Quantization, quantize_bundle
 
-    parts = tuple(part.strip() for part in keep.split(",") if part.strip())
+    parts = None if keep is None else tuple(part.strip() for part in keep.split(",") if part.strip())
     how = Quantization(bits, block_size, symmetric, method, parts)
     with stages() as report:
         manifest, fidelity = quantize_bundle(bundle, out, how, text=text, compare=compare, force=force, report=report)

@@ -14,7 +14,18 @@ from recycle_onnx.errors import InputError
 BITS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 METHODS = ("mse", "rtn")
-PARTS = ("embed_tokens", "lm_head", "projection", "qkv_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+PARTS = (
+    "embed_tokens",
+    "lm_head",
+    "draft_head",
+    "projection",
+    "qkv_proj",
+    "o_proj",
+    "gate_proj",
+    "up_proj",
+    "down_proj",
+)
+KEEP = {4: ("projection", "embed_tokens", "lm_head"), 8: ("projection",)}
 ROWS_AT_ONCE = 4096
 SMALLEST_BLOCK = 16
 RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
@@ -25,24 +36,27 @@ class Quantization:
     """How weights are stored: `bits` a value, in blocks of `block_size` values that share a scale.
 
     Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
-    where the others get 8. Methods: `rtn` rounds to nearest; `mse` searches the range of each block for the least
-    squared error; by default `mse` for 4 bits and `rtn` for 8, where the search gains next to nothing.
+    where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:
+    `rtn` rounds to nearest; `mse` searches the range of each block for the least squared error; by default `mse` for
+    4 bits and `rtn` for 8, where the search gains next to nothing.
     """
 
     bits: int = 4
     block_size: int = 64
     symmetric: bool = False
     method: str = ""
-    keep: tuple[str, ...] = ("projection",)
+    keep: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", "rtn" if self.bits == 8 else "mse")
+        if self.keep is None:
+            object.__setattr__(self, "keep", KEEP.get(self.bits, ()))
         for name, choices in (("bits", BITS), ("block_size", BLOCK_SIZES), ("method", METHODS)):
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(str, choices))
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected one of: {listed}")
-        if unknown := sorted(set(self.keep) - set(PARTS)):
+        if unknown := sorted(set(self.keep or ()) - set(PARTS)):
             raise InputError(f"--keep names {unknown[0]!r}; expected some of: {', '.join(PARTS)}")
 
     @property
@@ -52,7 +66,7 @@ class Quantization:
 
     def for_matrix(self, name: str, width: int) -> Quantization | None:
         """What the matrix `name` with rows of `width` values gets: blocks that divide a row; None is float32."""
-        kept = any(part in name for part in self.keep)
+        kept = any(part in name for part in self.keep or ())
         if kept and self.bits == 8:
             return None
         block_size = self.block_size

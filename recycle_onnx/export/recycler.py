@@ -12,7 +12,7 @@ from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD
 from recycle_onnx.export.graph import DecoderGraph
 
-DRAFT_HEAD = "lm_head.draft.weight"
+DRAFT_HEAD = "draft_head.weight"
 
 
 def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | None = None) -> GraphSpec:

@@ -61,7 +61,7 @@ def test_the_head_has_the_rows_of_the_full_models(bundle: Path) -> None:
     assert spec.vocab_size == SIZE
     onnx.checker.check_model(bundle / "recycler.onnx", full_check=True)
     graph = onnx.load(bundle / "recycler.onnx").graph
-    head = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == "lm_head.draft.weight")
+    head = next(onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name == "draft_head.weight")
     embedding = load_file(SAMPLE / "model.safetensors")["model.embed_tokens.weight"].astype(np.float32)
     np.testing.assert_array_equal(head, embedding[Manifest.read(bundle / "recycle.json").draft_vocabulary])
 
