@@ -1,4 +1,4 @@
-"""Plain decoding of this project against its peers: same shape, same random weights, runs in turns.
+"""Decoding of this project against its peers: same shape, same random weights, runs in turns.
 
     python benchmarks/peers/run.py WORK --genai PYTHON --llama PYTHON [--shape tinyllama-1.1b] [--context 128]
         [--new-tokens 64] [--threads 2] [--repeat 10] [--json]
@@ -23,17 +23,23 @@ from recycle_onnx.bench import machine
 from recycle_onnx.bench.run import median_interval
 from recycle_onnx.bench.shapes import shape as shape_of
 from recycle_onnx.bench.shapes import write_random_base
-from recycle_onnx.export import Quantization, export, quantize_bundle
+from recycle_onnx.checkpoint import attach
+from recycle_onnx.export import DraftVocabulary, Quantization, export, quantize_bundle
 
 HERE = Path(__file__).parent
+DEFAULT = "block 64, output 8 bits (the default)"
 RECIPES = {
     "block 32": Quantization(block_size=32, method="rtn", keep=("projection",)),
     "block 64": Quantization(block_size=64, method="rtn", keep=("projection",)),
-    "block 64, output 8 bits (the default)": Quantization(method="rtn"),
+    DEFAULT: Quantization(method="rtn"),
     "block 128": Quantization(block_size=128, method="rtn", keep=("projection",)),
     "block 128, output 8 bits": Quantization(block_size=128, method="rtn"),
 }
 """genai's builder gives the output four bits; llama.cpp's Q4_0 more: here Q8_0."""
+
+DRAFT_VOCABULARY = 8192
+CHAINS, RATE = (1, 2, 3), 0.8
+"""llama.cpp's speculation at its best: proposals that cost nothing."""
 
 
 class Worker:
@@ -73,8 +79,10 @@ def prepare(work: Path, shape: str, genai: str | None, llama: str | None) -> Non
     base = work / "base"
     if not base.exists():
         write_random_base(base, shape_of(shape))
+        attach(base, base, num_layers=2)
     if not (work / "fp32").exists():
-        export(base, work / "fp32")
+        (work / "text.txt").write_text("<0>")  # nothing to count: tokens are taken in their order
+        export(base, work / "fp32", draft_vocabulary=DraftVocabulary(DRAFT_VOCABULARY, work / "text.txt"))
     for name, how in RECIPES.items():
         if not bundle(work, name).exists():
             quantize_bundle(work / "fp32", bundle(work, name), how, compare=False)
@@ -100,7 +108,7 @@ def main(
     work: Path, genai: str | None, llama: str | None, shape: str, context: int, new_tokens: int, threads: int,
     repeat: int, json_: bool,
 ) -> None:  # fmt: skip
-    """Compare the strategy `full` with plain decoding of the peers."""
+    """Compare `full`, and `verify` at a forced acceptance, with the peers."""
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, shape, genai, llama)
     sizes = (context, new_tokens, threads)
@@ -108,10 +116,16 @@ def main(
         f"recycle-onnx full, {name}": Worker(sys.executable, HERE / "ours.py", bundle(work, name), "full", *sizes)
         for name in RECIPES
     }
+    for chain in CHAINS:
+        command = (HERE / "ours.py", bundle(work, DEFAULT), "verify", *sizes, chain, RATE)
+        workers[f"recycle-onnx verify, chain {chain}, {RATE:.0%} right"] = Worker(sys.executable, *command)
     if genai:
         workers["onnxruntime-genai int4, block 32"] = Worker(genai, HERE / "genai.py", work / "genai", *sizes)
     if llama:
         workers["llama.cpp Q4_0"] = Worker(llama, HERE / "llama.py", work / "q4_0.gguf", *sizes)
+        for chain in CHAINS:
+            name = f"llama.cpp Q4_0, {chain} free proposals, {RATE:.0%} right"
+            workers[name] = Worker(llama, HERE / "llama.py", work / "q4_0.gguf", *sizes, chain, RATE)
     speeds: dict[str, list[float]] = {name: [] for name in workers}
     for _ in range(repeat):
         for name, worker in workers.items():

@@ -34,6 +34,7 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.option("--new-tokens", default=64, show_default=True)
 @click.option("--threads", default="", help="Separated by commas.  [default: one a physical core]")
 @click.option("--repeat", default=10, show_default=True, help="Interleaved runs of each combination.")
+@click.option("--plot", type=Path, help="Also write a picture, for instance bench.png; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def bench(
     bundle: Path | None,
@@ -49,6 +50,7 @@ def bench(
     new_tokens: int,
     threads: str,
     repeat: int,
+    plot: Path | None,
     json_: bool,
 ) -> None:
     """Measure BUNDLE, or random weights of a known shape, on this machine.
@@ -61,6 +63,10 @@ def bench(
 
     if (bundle is None) == (shape is None):
         raise InputError("expected a BUNDLE, or --shape for random weights; not both")
+    if plot:
+        from recycle_onnx.bench.plot import check_plot, write_plot
+
+        check_plot(plot)
     options = Options(
         strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
         contexts=_numbers("context", context),
@@ -74,6 +80,8 @@ def bench(
     with progress("measuring") as update:
         results = run(folder, options, update)
     described = machine.describe()
+    if plot:
+        write_plot(results, plot, f"{shape}, random weights" if shape else str(bundle))
     if json_:
         label = {"label": f"{shape}, {RANDOM}"} if shape else {}
         click.echo(as_json({**to_json(results, described), **label}))

@@ -46,6 +46,18 @@ def test_json_has_the_promised_form(tiny_bundle: Path) -> None:
             assert (r["measured_speedup"], r["predicted_speedup"]) == (1.0, 1.0)
 
 
+def test_plot_writes_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
+    result = run("bench", tiny_bundle, *SMALL, "--threads", "1,2", "--plot", tmp_path / "bench.png", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads(result.stdout)["results"]
+
+
+def test_a_plot_that_cannot_be_written_is_refused_before_measuring(tiny_bundle: Path, tmp_path: Path) -> None:
+    assert_refused(run("bench", tiny_bundle, "--plot", tmp_path / "bench.doc"), 2, "bench.doc", "png")
+    assert_refused(run("bench", tiny_bundle, "--plot", tmp_path / "none" / "bench.png"), 2, "no such folder")
+
+
 def test_people_get_a_table_and_a_verdict(tiny_bundle: Path) -> None:
     out = run("bench", tiny_bundle, *SMALL, "--strategies", "verify").stdout
     assert "threads default, context 8" in out
