@@ -105,13 +105,15 @@ class Rates:
             self.accepted[place] = MEMORY * self.accepted[place] + (place < accepted)
             self.tried[place] = MEMORY * self.tried[place] + 1
 
-    def tokens(self, chain: int) -> float:
-        """Expected tokens of a cycle that proposes `chain` of them, the full model's own included."""
+    def tokens(self, longest: int) -> list[float]:
+        """Expected tokens of a cycle that proposes 1 … `longest` of them, the full model's own included."""
         total = alive = 1.0
-        for place in range(chain):
-            alive *= self.accepted[place] / self.tried[place]
+        expected = []
+        for accepted, tried in zip(self.accepted[:longest], self.tried[:longest], strict=True):
+            alive *= accepted / tried
             total += alive
-        return total
+            expected.append(total)
+        return expected
 
 
 def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -> tuple[Source, int]:
@@ -122,13 +124,14 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -
     alone = costs.get("full_1")
     if alone is None:
         return "nothing", 0
-    best: float = MARGIN / alone
+    best = MARGIN / alone
     choice: tuple[Source, int] = ("nothing", 0)
     for source, most in longest.items():
-        for chain in range(1, most + 1):
-            seconds = costs.full(1 + chain) + (costs.module(chain) if source == "module" else 0.0)
-            if rates[source].tokens(chain) / seconds > best:
-                best, choice = rates[source].tokens(chain) / seconds, (source, chain)
+        by_module = source == "module"
+        for chain, tokens in enumerate(rates[source].tokens(most), start=1):
+            speed = tokens / (costs.full(1 + chain) + (costs.module(chain) if by_module else 0.0))
+            if speed > best:
+                best, choice = speed, (source, chain)
     return choice
 
 
@@ -141,7 +144,7 @@ def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
     if chain == 0:
         return source, 0, 1.0
     seconds = costs.full(1 + chain) + costs.module(chain)
-    return source, chain, rates[source].tokens(chain) * costs.full(1) / seconds
+    return source, chain, rates[source].tokens(chain)[-1] * costs.full(1) / seconds
 
 
 class AutoProposer:

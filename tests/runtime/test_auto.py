@@ -70,7 +70,7 @@ def test_no_choice_promises_less_than_the_full_model_alone(
     if source == "nothing":
         return
     seconds = known.full(1 + chain) + (known.module(chain) if source == "module" else 0.0)
-    assert believed[source].tokens(chain) / seconds > MARGIN / (known.get("full_1") or 0.0)
+    assert believed[source].tokens(chain)[-1] / seconds > MARGIN / (known.get("full_1") or 0.0)
     assert source != "lookup" or chain <= found
 
 
@@ -91,11 +91,11 @@ def test_acceptance_fades_and_is_kept_by_place() -> None:
     learnt = Rates.prior("module")
     for _ in range(60):
         learnt.learn(3, 1)  # the first right, the second wrong, the third never tried
-    assert learnt.tokens(1) > 1.9
-    assert learnt.tokens(2) < learnt.tokens(1) + 0.1
+    assert learnt.tokens(1)[-1] > 1.9
+    assert learnt.tokens(2)[-1] < learnt.tokens(1)[-1] + 0.1
     for _ in range(60):
         learnt.learn(1, 0)
-    assert learnt.tokens(1) < 1.1
+    assert learnt.tokens(1)[-1] < 1.1
 
 
 @pytest.mark.parametrize("count", [1, 10, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 2])
