@@ -6,13 +6,31 @@ Source of the module: RecycleGPT, arXiv 2308.03421.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
+
+
+class Past(Protocol):
+    """What a layer's attention sees besides its own rows."""
+
+    @property
+    def start(self) -> int:
+        """Position of the first row."""
+        ...
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append rows [B, K, S, D]; give all rows so far."""
+        ...
+
+    def mask(self, rows: int, device: torch.device) -> Tensor | None:
+        """Which keys the latest `rows` may see, bool [rows, keys]; None where causality says it all."""
+        ...
 
 
 class LayerCache:
@@ -23,6 +41,11 @@ class LayerCache:
         self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
         self.length = 0
 
+    @property
+    def start(self) -> int:
+        """Position of the next row."""
+        return self.length
+
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append rows [B, K, S, D]; give all rows so far."""
         stop = self.length + key.shape[2]
@@ -31,11 +54,53 @@ class LayerCache:
         self.length = stop
         return self.keys[:, :, :stop], self.values[:, :, :stop]
 
+    def mask(self, rows: int, device: torch.device) -> Tensor | None:
+        """Causal; `extend` has counted the rows already."""
+        if self.length == rows:
+            return None
+        return torch.ones(rows, self.length, dtype=torch.bool, device=device).tril(self.length - rows)
 
-Cache = list[LayerCache]
+
+class Unrolled:
+    """Keys and values of one layer in training, of all rows at once, through the steps of a chain.
+
+    Step 1 reads true hidden states, step k the states of step k-1, one position later. As in decoding, a row of step
+    k sees the true rows before its chain, and of the later steps its own chain only (EAGLE-3 trains the same way,
+    arXiv 2503.01840).
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+
+    @property
+    def start(self) -> int:
+        """Step k begins at position k - 1."""
+        return len(self.keys)
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a step; give the rows of all steps, one after the other."""
+        self.keys.append(key)
+        self.values.append(value)
+        return torch.cat(self.keys, dim=2), torch.cat(self.values, dim=2)
+
+    def mask(self, rows: int, device: torch.device) -> Tensor | None:
+        """True rows up to the chain's beginning, and of each later step the chain's own row."""
+        step = len(self.keys)
+        if step == 1:
+            return None
+        query = torch.arange(step - 1, step - 1 + rows, device=device)[:, None]
+        parts = []
+        for index, key in enumerate(self.keys):
+            position = torch.arange(index, index + key.shape[2], device=device)[None]
+            parts.append(position <= query - (step - 1) if index == 0 else position == query - (step - 1 - index))
+        return torch.cat(parts, dim=1)
 
 
-def new_cache(config: BaseConfig, num_layers: int, batch: int, capacity: int) -> Cache:
+Cache = Sequence[Past]
+
+
+def new_cache(config: BaseConfig, num_layers: int, batch: int, capacity: int) -> list[LayerCache]:
     """An empty cache for `num_layers` layers."""
     return [LayerCache(config, batch, capacity) for _ in range(num_layers)]
 
@@ -86,28 +151,22 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
-        start = cache.length if cache else 0
+    def forward(self, x: Tensor, rotary: Rotary, cache: Past | None) -> Tensor:
+        start = cache.start if cache is not None else 0
         query, key, value = (
             projection(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         query, key = rotary(query, start), rotary(key, start)
-        if cache:
+        mask = None
+        if cache is not None:
             key, value = cache.extend(key, value)
+            mask = cache.mask(x.shape[1], x.device)
         y = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=_after(start, x), is_causal=start == 0, enable_gqa=True
+            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
-
-
-def _after(start: int, x: Tensor) -> Tensor | None:
-    """Causal mask [S, start + S] of rows that follow a past; None where `is_causal` says it all."""
-    rows = x.shape[1]
-    if start == 0:
-        return None
-    return torch.ones(rows, start + rows, dtype=torch.bool, device=x.device).tril(start)
 
 
 class FeedForward(nn.Module):
@@ -134,7 +193,7 @@ class DecoderLayer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: LayerCache | None) -> Tensor:
+    def forward(self, x: Tensor, rotary: Rotary, cache: Past | None) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), rotary, cache)
         y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return y
@@ -149,7 +208,7 @@ class Output(NamedTuple):
 
 def _run(layers: nn.ModuleList, x: Tensor, rotary: Rotary, cache: Cache | None) -> Tensor:
     for index, layer in enumerate(layers):
-        x = layer(x, rotary, cache[index] if cache else None)
+        x = layer(x, rotary, cache[index] if cache is not None else None)
     return x
 
 

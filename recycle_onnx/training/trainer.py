@@ -4,33 +4,48 @@ from __future__ import annotations
 
 import math
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from recycle_onnx.checkpoint import Checkpoint
-from recycle_onnx.errors import InputError
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training import objective, storage
+from recycle_onnx.training.budget import Budget, Plateau, learning_rate
 from recycle_onnx.training.data import Corpus, load_corpus
+from recycle_onnx.training.log import Log
 from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.resume import State, discard_state, load_state, save_state
+
+Ended = Literal["budget", "plateau", "interrupted"]
 
 HELD_OUT_WINDOWS = 64
-WARM_UP = 0.05
 CLIP = 1.0
+LONGEST_CHAIN = 8
+MEASUREMENTS = 20
+"""Of held-out text in a training without a budget."""
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How to train. `learning_rate` None means 1e-3 · sqrt(256 / hidden size)."""
+    """How to train, at most one of `steps`, `tokens` and `minutes` (see `Budget`).
+
+    `depth` is the longest chain that is trained. `learning_rate` None means 1e-3 · sqrt(256 / hidden size).
+    """
 
     joint: bool = False
-    steps: int = 1000
+    depth: int = 3
+    steps: int | None = None
+    tokens: int | None = None
+    minutes: float | None = None
     batch_size: int = 16
     sequence_length: int = 256
     learning_rate: float | None = None
@@ -42,25 +57,31 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class Progress:
-    """The state after a step: training losses in nats a token, and how fast it goes."""
+    """The state after a step: training losses in nats a token, and how fast it goes.
+
+    `spent` is the part of the budget that is gone, `acceptance` is by place in the chain.
+    """
 
     step: int
-    steps: int
+    spent: float
     next_token: float
     recycle: float
-    acceptance: float
+    acceptance: tuple[float, ...]
     tokens_per_second: float
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What was reached, measured on held-out text (nats a token; acceptance is greedy, on the given text)."""
+    """What was reached, measured on held-out text (nats a token; acceptance is greedy, on the given text, by place).
+
+    `ended` says why: `budget`, `plateau` (acceptance stopped rising) or `interrupted`.
+    """
 
     steps: int
-    interrupted: bool
+    ended: Ended
     held_out_next_token: float
     held_out_recycle: float
-    held_out_acceptance: float
+    held_out_acceptance: tuple[float, ...]
     seconds: float
 
 
@@ -70,11 +91,13 @@ def train(
     options: TrainingOptions,
     *,
     held_out: list[Path] | None = None,
+    resume: bool = False,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> TrainingResult:
     """Train the module of the checkpoint `folder`, and its base too when `options.joint`.
 
-    Ctrl-C ends the training early and keeps what was learnt.
+    Ctrl-C ends the training early and keeps what was learnt; `resume` goes on where such a training, or one that was
+    killed, last saved.
 
     Raises:
         InputError: no module, no text, a base that cannot be changed, or options out of range.
@@ -92,13 +115,18 @@ def train(
         tokenizer = load_tokenizer(checkpoint.base_folder)
         corpus = load_corpus(tokenizer, data, held_out or [], checkpoint.base.vocab_size, length)
         run = _Run(checkpoint, model, corpus, options)
+        if resume:
+            run.restore()
+        else:
+            discard_state(folder)
         return run.go(report)
 
 
 def _check(options: TrainingOptions) -> None:
-    for name in ("steps", "batch_size"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; expected at least 1")
+    if options.batch_size < 1:
+        raise InputError(f"--batch-size is {options.batch_size}; expected at least 1")
+    if not 1 <= options.depth <= LONGEST_CHAIN:
+        raise InputError(f"--depth is {options.depth}; expected 1 to {LONGEST_CHAIN}")
     if options.sequence_length < 8:
         raise InputError(f"--sequence-length is {options.sequence_length}; expected at least 8")
     if options.learning_rate is not None and not 0 < options.learning_rate < 1:
@@ -106,77 +134,137 @@ def _check(options: TrainingOptions) -> None:
 
 
 class _Run:
-    """One training: model, optimiser, schedule and when to save."""
+    """One training: model, optimiser, budget and when to save."""
 
     def __init__(self, checkpoint: Checkpoint, model: RecycleGPT, corpus: Corpus, options: TrainingOptions) -> None:
         self.checkpoint, self.model, self.corpus, self.options = checkpoint, model, corpus, options
-        self.losses = objective.joint if options.joint else objective.frozen_base
+        self.losses = partial(objective.joint if options.joint else objective.frozen_base, depth=options.depth)
         self.model.full.requires_grad_(options.joint)
-        self.optimizer, self.schedule = _optimizer(model, options, checkpoint.base.hidden_size)
+        self.budget = Budget(options.steps, options.tokens, options.minutes)
+        self.peak = options.learning_rate or 1e-3 * math.sqrt(256 / checkpoint.base.hidden_size)
+        self.optimizer = _optimizer(model, options.weight_decay)
         self.dtypes = (_stored_dtype(checkpoint.base_weights), _stored_dtype(checkpoint.recycler_weights))
-        self.started = self.saved = time.perf_counter()
+        self.first = 1
+        self.plateau, self.measured = Plateau(), 0
+        self.began = self.started = self.saved = time.perf_counter()
+
+    def restore(self) -> None:
+        """Go on where an earlier run saved."""
+        state = load_state(self.checkpoint.folder, self._identity())
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in state.parameters:
+                    parameter.copy_(state.parameters[name])
+        self.optimizer.load_state_dict(state.optimizer)
+        self.first = state.step + 1
+        self.started -= state.seconds
 
     def go(self, report: Callable[[Progress], None]) -> TrainingResult:
-        step, interrupted = 0, False
+        log = Log(self.checkpoint.folder, self.first)
+        step = self.first - 1
+        ended: Ended = "budget"
         try:
-            for step, batch in enumerate(self._batches(), start=1):
-                losses = self._step(batch)
-                report(self._progress(step, losses))
+            for step, batch in enumerate(self._batches(), start=self.first):
+                losses = self._step(step, batch)
+                progress = self._progress(step, losses)
+                log.add(**asdict(progress))
+                report(progress)
+                if progress.spent >= 1:
+                    break
                 if time.perf_counter() - self.saved > 60 * self.options.save_minutes:
-                    self._save(self._result(step, interrupted=True))
+                    self._save(self._result(step, "interrupted"), unfinished=True)
+                if self.budget.is_open and self._has_stopped_rising(step, progress.spent):
+                    ended = "plateau"
+                    break
         except KeyboardInterrupt:
-            interrupted = True
-        result = self._result(step, interrupted)
-        self._save(result)
+            ended = "interrupted"
+        result = self._result(step, ended)
+        self._save(result, unfinished=ended == "interrupted")
         return result
 
     def _batches(self) -> Iterator[Tensor]:
         options = self.options
         endless = self.corpus.batches(options.batch_size, options.sequence_length, options.seed)
-        return islice(endless, options.steps)
+        return islice(endless, self.first - 1, None)
 
-    def _step(self, batch: Tensor) -> objective.Losses:
+    def _step(self, step: int, batch: Tensor) -> objective.Losses:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.peak, self._spent(step - 1), step - 1)
         losses = self.losses(self.model, batch)
         total = losses.recycle
         if self.options.joint:
             total = losses.next_token + self.options.recycle_weight * losses.recycle
         if not torch.isfinite(total):
-            raise InputError(f"the loss became {total.item()}; nothing more was saved: train with a lower --lr")
+            raise RecycleError(
+                f"the loss became {total.item()} in step {step}; what was saved before is kept: train with a lower --lr"
+            )
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
         self.optimizer.step()
-        self.schedule.step()
         return losses
 
-    def _progress(self, step: int, losses: objective.Losses) -> Progress:
+    def _spent(self, step: int) -> float:
         tokens = step * self.options.batch_size * self.options.sequence_length
-        speed = tokens / (time.perf_counter() - self.started)
-        next_token, recycle, acceptance = (value.item() for value in losses)
-        return Progress(step, self.options.steps, next_token, recycle, acceptance, speed)
+        return self.budget.progress(step, tokens, time.perf_counter() - self.started)
 
-    def _result(self, step: int, interrupted: bool) -> TrainingResult:
+    def _progress(self, step: int, losses: objective.Losses) -> Progress:
+        tokens = (step - self.first + 1) * self.options.batch_size * self.options.sequence_length
+        speed = tokens / (time.perf_counter() - self.began)
+        rates = tuple(losses.acceptance.tolist())
+        return Progress(step, self._spent(step), losses.next_token.item(), losses.recycle.item(), rates, speed)
+
+    def _has_stopped_rising(self, step: int, spent: float) -> bool:
+        if spent * MEASUREMENTS < self.measured + 1:
+            return False
+        self.measured += 1
+        return self.plateau.reached(self._result(step, "plateau").held_out_acceptance[0])
+
+    def _result(self, step: int, ended: Ended) -> TrainingResult:
         batches = self.corpus.held_out_batches(self.options.batch_size, self.options.sequence_length, HELD_OUT_WINDOWS)
+        rows = []
         with torch.no_grad():
-            rows = [torch.stack(list(self.losses(self.model, batch))) * len(batch) for batch in batches]
+            for batch in batches:
+                losses = self.losses(self.model, batch)
+                row = torch.cat([losses.next_token[None], losses.recycle[None], losses.acceptance])
+                rows.append(row * len(batch))
         count = min(len(self.corpus.held_out) // self.options.sequence_length, HELD_OUT_WINDOWS)
-        next_token, recycle, acceptance = (torch.stack(rows).sum(0) / count).tolist()
+        next_token, recycle, *acceptance = (torch.stack(rows).sum(0) / count).tolist()
         seconds = time.perf_counter() - self.started
-        return TrainingResult(step, interrupted, next_token, recycle, acceptance, seconds)
+        return TrainingResult(step, ended, next_token, recycle, tuple(acceptance), seconds)
 
-    def _save(self, result: TrainingResult) -> None:
+    def _save(self, result: TrainingResult, *, unfinished: bool) -> None:
         config = self.checkpoint.recycler
         assert config is not None
         earlier: list[Any] = list(config.training.get("runs", []))
+        if self.first > 1 and earlier and earlier[-1]["ended"] == "interrupted":
+            earlier = earlier[:-1]  # this run's own entry, up to where it was resumed
         runs = [*earlier, {**asdict(self.options), **asdict(result)}]
-        config = replace(config, trained_depth=1, training={"runs": runs})
+        config = replace(config, trained_depth=self.options.depth, training={"runs": runs})
         ids = torch.from_numpy(self.corpus.held_out[: storage.REFERENCE_TOKENS])
+        if unfinished:  # before the module: a training killed between the two goes on from the state alone
+            save_state(self.checkpoint.folder, self._state(result))
         with _Unrounded(self.model):
             if self.options.joint:
                 storage.save_both(self.checkpoint, self.model, config, ids, self.dtypes)
             else:
                 storage.save_recycler(self.checkpoint.folder, self.model, config, ids, self.dtypes[1])
+        if not unfinished:
+            discard_state(self.checkpoint.folder)
         self.saved = time.perf_counter()
+
+    def _state(self, result: TrainingResult) -> State:
+        parameters = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return State(parameters, self.optimizer.state_dict(), result.steps, result.seconds, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same in a resumed training; the budget may change."""
+        names = ("joint", "depth", "batch_size", "sequence_length", "seed", "recycle_weight", "weight_decay")
+        return {
+            **{name: getattr(self.options, name) for name in names},
+            "learning_rate": self.peak,
+            "data": f"{len(self.corpus.train)} tokens, {zlib.crc32(self.corpus.train.tobytes()):08x}",
+        }
 
 
 class _Unrounded:
@@ -196,21 +284,11 @@ def _stored_dtype(weights: Any) -> torch.dtype:
     return storage.TORCH_TYPES[weights.stored_type()]
 
 
-def _optimizer(
-    model: RecycleGPT, options: TrainingOptions, hidden_size: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW with a linear warm-up and a cosine decay to a tenth; norms are not decayed."""
-    rate = options.learning_rate or 1e-3 * math.sqrt(256 / hidden_size)
+def _optimizer(model: RecycleGPT, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW; norms are not decayed."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.dim() > 1], "weight_decay": options.weight_decay},
+        {"params": [p for p in trained if p.dim() > 1], "weight_decay": weight_decay},
         {"params": [p for p in trained if p.dim() == 1], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
-    warm_up = max(1, round(WARM_UP * options.steps))
-
-    def scale(step: int) -> float:
-        progress = min(1.0, max(0.0, (step - warm_up) / max(1, options.steps - warm_up)))
-        return min(1.0, (step + 1) / warm_up) * (0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
-
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, scale)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95))

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import random
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import LlamaForCausalLM
 
-from recycle_onnx.checkpoint import Checkpoint
-from recycle_onnx.errors import InputError
+from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
+from recycle_onnx.training import budget
+from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.objective import _chain
 from recycle_onnx.training.trainer import Progress, TrainingOptions, train
 from tests import tiny
 
@@ -69,6 +78,95 @@ def test_the_export_compares_its_graphs_with_the_trained_reference(
     assert difference < 1e-4
 
 
+def test_a_trained_chain_is_the_chain_that_decoding_runs() -> None:
+    """Every place of every chain, against the module on one text at a time without any mask or cache."""
+    torch.manual_seed(0)
+    model = RecycleGPT(tiny.tiny_config(), RecyclerConfig(num_layers=2))
+    ids = torch.randint(0, 300, (1, 14))
+    full = model.full(ids[:, :-1])
+    depth = 3
+    for place, step in enumerate(_chain(model, ids, full, depth)):
+        for row in range(step.logits.shape[1]):
+            states = full.hidden_states[:, : row + 1]
+            for index in range(place + 1):
+                output = model.recycle(ids[:, 1 : row + 2 + index], states)
+                states = torch.cat([states, output.hidden_states[:, -1:]], dim=1)
+            torch.testing.assert_close(step.logits[:, row], output.logits[:, -1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_resumed_training_goes_on_with_the_losses_of_an_uninterrupted_one(tmp_path: Path, text: Path) -> None:
+    whole, parted = (tiny.write_checkpoint(tmp_path / name, tiny.tiny_config()) for name in ("whole", "parted"))
+    expected = losses(whole, text, OPTIONS)
+    seen: list[Progress] = []
+
+    def interrupt(now: Progress) -> None:
+        seen.append(now)
+        if now.step in (7, 20):
+            raise KeyboardInterrupt
+
+    for resume in (False, True, True):
+        train(parted, [text], OPTIONS, report=interrupt, resume=resume)
+    assert [now.recycle for now in seen] == [now.recycle for now in expected]
+    assert digest(parted / "recycler" / "model.safetensors") == digest(whole / "recycler" / "model.safetensors")
+    log = [json.loads(line) for line in (parted / "training.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == list(range(1, 31))
+    with Checkpoint.open(parted) as source:
+        assert source.recycler is not None
+        assert [run["steps"] for run in source.recycler.training["runs"]] == [30]
+    with pytest.raises(InputError, match="no unfinished training"):
+        train(parted, [text], OPTIONS, resume=True)
+
+
+def test_a_training_is_not_resumed_under_other_options_or_on_other_text(checkpoint: Path, text: Path) -> None:
+    def interrupt(now: Progress) -> None:
+        raise KeyboardInterrupt
+
+    train(checkpoint, [text], OPTIONS, report=interrupt)
+    with pytest.raises(InputError, match="begun with seed 0, not 1"):
+        train(checkpoint, [text], TrainingOptions(**{**vars(OPTIONS), "seed": 1}), resume=True)
+    text.write_text(text.read_text() + TEXT)
+    with pytest.raises(InputError, match="begun with data"):
+        train(checkpoint, [text], OPTIONS, resume=True)
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_training_survives_being_killed_at_any_moment(joint: bool, tmp_path: Path, text: Path) -> None:
+    whole, killed = (tiny.write_checkpoint(tmp_path / name, tiny.tiny_config()) for name in ("whole", "killed"))
+    options = TrainingOptions(**{**vars(OPTIONS), "joint": joint, "steps": 60, "save_minutes": 0.0})
+    train(whole, [text], options)
+    code = (
+        "from pathlib import Path\n"
+        "from recycle_onnx.training.trainer import TrainingOptions, train\n"
+        f"folder = Path({str(killed)!r})\n"
+        f"train(folder, [Path({str(text)!r})], TrainingOptions(**{vars(options)!r}),"
+        " report=lambda now: print(now.step, flush=True), resume=(folder / 'training.pt').exists())"
+    )
+    moments = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.readline()  # training has begun
+        time.sleep(moments.uniform(0, 0.6))
+        process.kill()
+        process.wait()
+        with Checkpoint.open(killed) as source:
+            assert source.recycler is not None
+    last = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert last.returncode == 0, last.stderr
+    for part in ("model.safetensors", "recycler/model.safetensors"):
+        assert digest(killed / part) == digest(whole / part)
+
+
+def test_without_a_budget_it_stops_when_acceptance_stops_rising(
+    checkpoint: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "DEFAULT_MINUTES", 0.1)
+    options = TrainingOptions(**{**vars(OPTIONS), "steps": None, "learning_rate": 1e-9})
+    result = train(checkpoint, [text], options)
+    assert result.ended == "plateau"
+    assert result.seconds < 6
+
+
 def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
     before = digest(checkpoint / "recycler" / "model.safetensors")
 
@@ -77,7 +175,7 @@ def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
             raise KeyboardInterrupt
 
     result = train(checkpoint, [text], OPTIONS, report=interrupt)
-    assert (result.interrupted, result.steps) == (True, 5)
+    assert (result.ended, result.steps) == ("interrupted", 5)
     assert digest(checkpoint / "recycler" / "model.safetensors") != before
     with Checkpoint.open(checkpoint) as source:
         assert source.recycler is not None
@@ -88,6 +186,8 @@ def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
     ("change", "message"),
     [
         ({"steps": 0}, "--steps"),
+        ({"minutes": 1.0}, "one budget"),
+        ({"depth": 0}, "--depth"),
         ({"batch_size": 0}, "--batch-size"),
         ({"sequence_length": 4}, "--sequence-length"),
         ({"sequence_length": 4096}, "context"),
@@ -112,6 +212,6 @@ def test_missing_empty_and_short_text_is_refused(checkpoint: Path, tmp_path: Pat
 def test_a_diverging_training_stops_and_keeps_the_module(checkpoint: Path, text: Path) -> None:
     before = digest(checkpoint / "recycler" / "model.safetensors")
     options = TrainingOptions(**{**vars(OPTIONS), "learning_rate": 0.99, "joint": True, "recycle_weight": float("inf")})
-    with pytest.raises(InputError, match="lower --lr"):
+    with pytest.raises(RecycleError, match=r"step 1\b.*lower --lr"):
         train(checkpoint, [text], options)
     assert digest(checkpoint / "recycler" / "model.safetensors") == before

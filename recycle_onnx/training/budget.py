@@ -1,0 +1,67 @@
+"""How long a training goes on, and the learning rate on the way."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from recycle_onnx.errors import InputError
+
+WARM_UP = 0.05
+LOWEST = 0.1
+DEFAULT_MINUTES = 15.0
+PATIENCE = 4
+"""Measurements of held-out acceptance without a rise that end a training without a budget."""
+RISE = 0.002
+
+
+@dataclass(frozen=True)
+class Budget:
+    """One of steps, tokens or minutes; with none of them until acceptance stops rising, 15 minutes at the most."""
+
+    steps: int | None = None
+    tokens: int | None = None
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) > 1:
+            raise InputError(f"expected one budget, found {' and '.join(f'--{name}' for name in given)}")
+        for name, value in given.items():
+            if value <= 0:
+                raise InputError(f"--{name} is {value}; expected more than 0")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether acceptance decides when it is over."""
+        return self.steps is None and self.tokens is None and self.minutes is None
+
+    def progress(self, step: int, tokens: int, seconds: float) -> float:
+        """The part that is spent, 1 or more when it is over."""
+        if self.steps is not None:
+            return step / self.steps
+        if self.tokens is not None:
+            return tokens / self.tokens
+        return seconds / (60 * (self.minutes or DEFAULT_MINUTES))
+
+
+def learning_rate(peak: float, progress: float, step: int) -> float:
+    """Linear warm-up over the first part, then a cosine down to a tenth."""
+    warm = min(1.0, max(progress, 1e-3) / WARM_UP) if step else 1e-3 / WARM_UP
+    after = min(1.0, max(0.0, (progress - WARM_UP) / (1 - WARM_UP)))
+    return peak * warm * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * after)))
+
+
+class Plateau:
+    """Whether held-out acceptance has stopped rising."""
+
+    def __init__(self) -> None:
+        self.best, self.since = 0.0, 0
+
+    def reached(self, acceptance: float) -> bool:
+        """Note a measurement."""
+        if acceptance > self.best + RISE:
+            self.best, self.since = acceptance, 0
+        else:
+            self.since += 1
+        return self.since >= PATIENCE

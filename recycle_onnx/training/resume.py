@@ -1,0 +1,68 @@
+"""An unfinished training on disk: all it takes to go on as if nothing had happened, in one file, written whole."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from recycle_onnx.errors import InputError, RecycleError
+
+STATE = "training.pt"
+
+
+@dataclass
+class State:
+    """Weights unrounded, the optimiser's moments, and how far it went under which options."""
+
+    parameters: dict[str, torch.Tensor]
+    optimizer: dict[str, Any]
+    step: int
+    seconds: float
+    options: dict[str, Any]
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Write the state, or keep the one before.
+
+    Raises:
+        RecycleError: the disk is full or not writable.
+    """
+    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{STATE}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(vars(state), file)
+        Path(name).replace(folder / STATE)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError when the disk is full
+        raise RecycleError(f"{folder / STATE}: cannot write ({error}); the last state there was kept") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def load_state(folder: Path, options: dict[str, Any]) -> State:
+    """Read the state of a training under these options.
+
+    Raises:
+        InputError: there is none, it is damaged, or it was made under other options or data.
+    """
+    path = folder / STATE
+    if not path.exists():
+        raise InputError(f"{folder}: no unfinished training to resume; train without --resume")
+    try:
+        state = State(**torch.load(path, weights_only=True))
+    except Exception as error:  # torch.load raises whatever its parts do
+        raise InputError(f"{path}: damaged ({error}); delete it and train without --resume") from error
+    for name, value in options.items():
+        if state.options.get(name) != value:
+            begun = f"{name.replace('_', '-')} {state.options.get(name)}"
+            raise InputError(f"{path}: was begun with {begun}, not {value}; give the same, or leave --resume out")
+    return state
+
+
+def discard_state(folder: Path) -> None:
+    """Forget an unfinished training."""
+    (folder / STATE).unlink(missing_ok=True)
