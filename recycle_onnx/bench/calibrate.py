@@ -7,6 +7,7 @@ from pathlib import Path
 
 from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
+from recycle_onnx.evaluation.acceptance import Watched, rates
 from recycle_onnx.files import read_text
 from recycle_onnx.runtime.auto import LONGEST
 from recycle_onnx.runtime.calibration import Calibration
@@ -17,24 +18,6 @@ ROUNDS = 20
 PROMPTS, PROMPT_TOKENS = 8, 16
 
 Report = Callable[[int, int, str], None]
-
-
-class _Watched:
-    """Counts how often another proposer's proposals were tried and right, by their place."""
-
-    def __init__(self, inner: Proposer) -> None:
-        self.inner = inner
-        self.tried, self.right = [0] * LONGEST, [0] * LONGEST
-        self._proposed = 0
-
-    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        accepted = len(kept) - 1
-        for place in range(min(self._proposed, accepted + 1)):
-            self.tried[place] += 1
-            self.right[place] += place < accepted
-        proposals = self.inner.propose(kept, position, room)
-        self._proposed = len(proposals)
-        return proposals
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -79,32 +62,21 @@ def calibrate(
         runs = [_watch(model, text, source, new_tokens, report, ROUNDS + count * len(texts), total) for text in texts]
         acceptance[source] = runs
     report(total, total, "done")
-    return Calibration.of_this_machine(timer.medians(), {name: _rates(runs) for name, runs in acceptance.items()})
+    return Calibration.of_this_machine(timer.medians(), {name: rates(runs) for name, runs in acceptance.items()})
 
 
 def _watch(
     model: RecycleModel, text: list[int], source: str, new_tokens: int, report: Report, done: int, total: int
-) -> _Watched:
+) -> Watched:
     report(done, total, f"counting what the {source} gets right")
     generation = model.stream(text, strategy="verify" if source == "module" else "lookup", max_new_tokens=new_tokens)
     inner: Proposer = LookupProposer(text, LONGEST)
     if source == "module":
         inner = ModuleProposer(generation.decoder, generation.sampling, LONGEST, 0.0)
-    generation.proposer = watched = _Watched(inner)
+    generation.proposer = watched = Watched(inner, LONGEST)
     for _ in generation:
         pass
     return watched
-
-
-def _rates(runs: Sequence[_Watched]) -> list[float]:
-    """By place, as far as anything was tried there."""
-    rates = []
-    for place in range(LONGEST):
-        tried = sum(run.tried[place] for run in runs)
-        if tried == 0:
-            break
-        rates.append(sum(run.right[place] for run in runs) / tried)
-    return rates
 
 
 def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:

@@ -11,7 +11,7 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate")
+VERBS = ("attach", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
 INTERRUPTED = 130
 
 
@@ -24,7 +24,8 @@ class Verbs(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command:
         if name not in VERBS:
             raise click.UsageError(f"No such command {name!r}; expected one of: {', '.join(VERBS)}.", ctx)
-        command = getattr(importlib.import_module(f"recycle_onnx.cli.{name}"), name)
+        attribute = "eval_" if name == "eval" else name
+        command = getattr(importlib.import_module(f"recycle_onnx.cli.{name}"), attribute)
         assert isinstance(command, click.Command)
         return command
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError
+from recycle_onnx.evaluation.scoring import Score, score
 from recycle_onnx.export.report import Report
 from recycle_onnx.files import read_text
 from recycle_onnx.runtime.decoder import Decoder
@@ -51,12 +51,12 @@ def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Repo
     model = _load(original)
     texts = _read(model, text) if text else _sampled(model)
     report("comparing with float32")
-    scores = [[_score(model, ids) for ids in texts]]
+    scores = [[score(model, ids) for ids in texts]]
     del model  # one at a time in memory
     model = _load(quantized)
-    scores.append([_score(model, ids) for ids in texts])
-    nats = [np.concatenate([score.nats for score in part]) for part in scores]
-    best = [np.concatenate([score.best for score in part]) for part in scores]
+    scores.append([score(model, ids) for ids in texts])
+    nats = [np.concatenate([found.nats for found in part]) for part in scores]
+    best = [np.concatenate([found.best for found in part]) for part in scores]
     report("comparing runs on two tokens with runs on one")
     difference = max(_two_against_one(model, ids[:PAIRS]) for ids in texts)
     return Fidelity(
@@ -75,13 +75,6 @@ def _load(bundle: Bundle) -> RecycleModel:
     model = RecycleModel(bundle, "cpu", None, open_mapped)
     model.stop_ids = frozenset()  # a text that ends early would tell little
     return model
-
-
-@dataclass(frozen=True)
-class _Score:
-    nats: NDArray[np.float64]
-    best: NDArray[np.int64]
-    accepted: NDArray[np.bool_] | None
 
 
 def _read(model: RecycleModel, path: Path) -> list[list[int]]:
@@ -103,26 +96,8 @@ def _sampled(model: RecycleModel) -> list[list[int]]:
     return texts
 
 
-def _score(model: RecycleModel, ids: list[int]) -> _Score:
-    """Teacher-forced: nats of each next token, the best token after each, and whether the module names it too."""
-    decoder = model.decoder("auto")
-    full = decoder.full
-    hidden = np.empty((len(ids), full.spec.hidden_size), full.spec.float_type)
-    logits = full.read(ids, None, hidden, keep=len(ids)).copy()
-    shifted = logits[:-1].astype(np.float64) - logits[:-1].max(-1, keepdims=True)
-    following = np.log(np.exp(shifted).sum(-1)) - shifted[np.arange(len(ids) - 1), ids[1:]]
-    best = logits.argmax(-1)
-    if decoder.recycler is None or len(ids) < 2:
-        return _Score(following, best, None)
-    drafts = decoder.recycler.read(ids[1:], hidden[:-1], np.empty_like(hidden[1:]), keep=len(ids) - 1)
-    proposed = drafts.argmax(-1)
-    if decoder.draft_ids is not None:
-        proposed = decoder.draft_ids[proposed]
-    return _Score(following, best, proposed == best[1:])
-
-
-def _acceptance(scores: list[_Score]) -> float | None:
-    parts = [score.accepted for score in scores if score.accepted is not None]
+def _acceptance(scores: list[Score]) -> float | None:
+    parts = [found.accepted for found in scores if found.accepted is not None]
     return float(np.concatenate(parts).mean()) if parts else None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import recycle_onnx
-from recycle_onnx.bench.calibrate import _Watched
+from recycle_onnx.evaluation.acceptance import Watched
 from recycle_onnx.runtime.auto import first_choice
 from recycle_onnx.runtime.calibration import Calibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
@@ -101,7 +101,7 @@ class Always:
 
 
 def test_acceptance_is_counted_by_place_given_those_before_were_right() -> None:
-    watched = _Watched(Always())
+    watched = Watched(Always(), 4)
     for kept in ([9], [1, 9], [1, 2, 9], [1, 2, 3, 9]):
         watched.propose(kept, 0, 4)
     assert (watched.tried, watched.right) == ([3, 3, 2, 0], [3, 2, 1, 0])

@@ -1,0 +1,61 @@
+"""How well both halves predict given text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from recycle_onnx.evaluation.scoring import score
+from recycle_onnx.evaluation.texts import pieces
+from recycle_onnx.runtime.model import RecycleModel
+
+Report = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """Of the full model, a token and in bits a byte; of the module, for the token after next, given the true next one.
+
+    `module_coverage` is the part of those tokens that the module can name at all (its draft vocabulary); its
+    perplexity is over that part. `acceptance` is how often both halves' best tokens agree on this text.
+    """
+
+    documents: int
+    tokens: int
+    perplexity: float
+    bits_per_byte: float
+    module_perplexity: float | None
+    module_coverage: float | None
+    acceptance: float | None
+
+
+def perplexity(model: RecycleModel, documents: Sequence[str], report: Report = lambda *_: None) -> Perplexity:
+    """Score `documents` (tokens after the first of each; the first too where the tokenizer puts one before it)."""
+    nats, module, accepted, size = [], [], [], 0
+    for index, document in enumerate(documents):
+        report(index, len(documents), "perplexity")
+        size += len(document.encode())
+        for ids, first in pieces(model, document):
+            if len(ids) <= first:
+                continue
+            found = score(model, ids)
+            nats.append(found.nats[first - 1 :])
+            if found.module_nats is not None and found.accepted is not None:
+                module.append(found.module_nats[max(0, first - 2) :])
+                accepted.append(found.accepted[max(0, first - 2) :])
+    report(len(documents), len(documents), "perplexity")
+    every = np.concatenate([np.zeros(0), *nats])
+    theirs = np.concatenate([np.zeros(0), *module])
+    known = np.isfinite(theirs)
+    return Perplexity(
+        documents=len(documents),
+        tokens=len(every),
+        perplexity=math.exp(every.mean()) if len(every) else math.nan,
+        bits_per_byte=float(every.sum()) / math.log(2) / size,
+        module_perplexity=math.exp(theirs[known].mean()) if known.any() else None,
+        module_coverage=float(known.mean()) if len(theirs) else None,
+        acceptance=float(np.concatenate(accepted).mean()) if accepted else None,
+    )

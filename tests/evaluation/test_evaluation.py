@@ -1,0 +1,122 @@
+"""`eval`: every token is scored once, and what is counted adds up."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import recycle_onnx
+from recycle_onnx.evaluation.acceptance import acceptance
+from recycle_onnx.evaluation.agreement import agreement
+from recycle_onnx.evaluation.perplexity import perplexity
+from recycle_onnx.evaluation.scoring import score
+from recycle_onnx.evaluation.texts import pieces
+from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.runtime.model import RecycleModel
+from tests.cli.command import assert_refused, run
+from tests.conftest import SAMPLE
+from tests.prompts import LONG_STORY, story_prompts
+
+
+class Letters:
+    """As much of a model as `pieces` needs: a token a letter."""
+
+    def __init__(self, context_length: int) -> None:
+        self.bundle = self.manifest = self
+        self.context_length = context_length
+
+    def encode(self, text: str) -> list[int]:
+        return [int(letter) for letter in text]
+
+
+@given(length=st.integers(1, 200), context=st.integers(2, 50))
+def test_pieces_score_every_token_after_the_first_once_and_in_order(length: int, context: int) -> None:
+    text = "".join(str(index % 10) for index in range(length))
+    scored = []
+    for ids, first in pieces(Letters(context), text):  # type: ignore[arg-type]
+        assert len(ids) <= context
+        scored += ids[first:]
+    assert scored == [index % 10 for index in range(1, length)]
+
+
+def test_perplexity_is_that_of_the_logits(sample_model: RecycleModel) -> None:
+    text = LONG_STORY[:300]
+    ids = sample_model.encode(text)
+    half = sample_model.decoder("full").full
+    logits = half.read(ids, None, np.empty((len(ids), half.spec.hidden_size), np.float32), keep=len(ids))
+    odds = np.exp(logits[:-1].astype(np.float64))
+    nats = -np.log(odds[np.arange(len(ids) - 1), ids[1:]] / odds.sum(-1))
+    found = perplexity(sample_model, [text])
+    assert found.perplexity == pytest.approx(math.exp(nats.mean()), rel=1e-5)
+    assert found.bits_per_byte == pytest.approx(nats.sum() / math.log(2) / len(text.encode()), rel=1e-5)
+    assert found.tokens == len(ids) - 1
+
+
+def test_text_the_model_knows_is_likelier_than_noise(sample_model: RecycleModel) -> None:
+    known, noise = (perplexity(sample_model, [text]) for text in (LONG_STORY[:300], "zq xv jk " * 30))
+    assert known.perplexity < noise.perplexity
+    assert known.module_perplexity is not None
+    assert noise.module_perplexity is not None
+    assert known.module_perplexity < noise.module_perplexity
+
+
+def test_a_draft_vocabulary_shows_in_the_coverage(tmp_path: Path, sample_model: RecycleModel) -> None:
+    (tmp_path / "text.txt").write_text(LONG_STORY)
+    export(SAMPLE, tmp_path / "bundle", draft_vocabulary=DraftVocabulary(100, tmp_path / "text.txt"))
+    small = perplexity(recycle_onnx.load(tmp_path / "bundle"), [LONG_STORY[:300]])
+    whole = perplexity(sample_model, [LONG_STORY[:300]])
+    assert small.module_coverage is not None
+    assert 0.3 < small.module_coverage < 1 == whole.module_coverage
+    assert small.perplexity == whole.perplexity
+
+
+def test_acceptance_counts_what_verify_counts(sample_model: RecycleModel) -> None:
+    documents = story_prompts(6)
+    found = acceptance(sample_model, documents, chain=1, new_tokens=40)
+    stats = [
+        sample_model.generate(sample_model.encode(text)[:16], strategy="verify", max_new_tokens=40).stats
+        for text in documents
+    ]
+    assert found.by_place == [pytest.approx(sum(s.accepted for s in stats) / sum(s.proposed for s in stats), abs=0.03)]
+    runs = sum(s.full_runs - 1 for s in stats)
+    assert found.tokens_per_full_run == pytest.approx(sum(s.new_tokens - 1 for s in stats) / runs)
+
+
+def test_agreement_finds_the_first_difference_and_its_price(sample_model: RecycleModel) -> None:
+    found = agreement(sample_model, story_prompts(8), new_tokens=48)
+    assert 0 < found.tokens_until_difference < 48
+    assert found.nats_lost_interval[0] <= found.nats_lost <= found.nats_lost_interval[1]
+    assert found.nats_lost > 0  # greedy text of the base is likelier to the base
+
+
+def test_the_module_accepts_where_its_best_token_is_the_full_models(sample_model: RecycleModel) -> None:
+    found = score(sample_model, sample_model.encode(LONG_STORY)[:100])
+    assert found.accepted is not None
+    assert found.accepted.mean() > 0.5
+    assert len(found.nats) == len(found.accepted) == 99
+
+
+def test_the_command_reports_and_writes_markdown(sample_bundle: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("<|endoftext|>".join(story_prompts(4)))
+    every = ("--perplexity", text, "--acceptance", text, "--agreement", text, "--new-tokens", 20)
+    result = run("eval", sample_bundle, *every, "--report", tmp_path / "report.md", "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["perplexity"]["documents"] == found["agreement"]["texts"] == 4
+    assert [kind["temperature"] for kind in found["acceptance"]] == [0, 1]
+    assert "| accepted at place 1 |" in (tmp_path / "report.md").read_text()
+    assert "bits a byte" in run("eval", SAMPLE, "--perplexity", text).stdout
+
+
+def test_bad_requests_are_refused(sample_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text(" <|endoftext|> ")
+    assert_refused(run("eval", sample_bundle), 2, "nothing to measure")
+    assert_refused(run("eval", sample_bundle, "--perplexity", tmp_path / "empty.txt"), 2, "empty.txt", "is empty")
+    assert_refused(run("eval", sample_bundle, "--perplexity", tmp_path / "none.txt"), 2, "no such text file")
