@@ -12,6 +12,8 @@ from recycle_onnx.contract import GraphSpec
 from recycle_onnx.runtime.half import Floats, Half, States
 
 CHUNK = 256
+AHEAD = 1024
+"""New tokens that room is made for before they come."""
 WINDOW = 64
 """Most tokens that the module may fall behind."""
 
@@ -45,12 +47,16 @@ class Decoder:
         self.waiting: list[int] = []
         self._window: States = np.zeros((WINDOW, specs[0].hidden_size), specs[0].float_type)
 
-    def prefill(self, prompt: list[int]) -> Floats:
+    def prefill(self, prompt: list[int], limit: int = 0) -> Floats:
         """Read the prompt in chunks; give the logits [1, V] after its last token.
 
-        The hidden states are kept until the module reads them with `start_recycling`.
+        The hidden states are kept until the module reads them with `start_recycling`. At most `limit` tokens will
+        follow: room for them is made now, since to make it later is to copy the caches.
         """
         started = time.perf_counter()
+        for half in (self.full, self.recycler):
+            if half is not None:
+                half.reserve(len(prompt) + min(limit, AHEAD))
         self._prompt = prompt
         self._prompt_hidden = np.empty((len(prompt), self.full.spec.hidden_size), self.full.spec.float_type)
         for start in range(0, len(prompt), self.chunk):

@@ -62,6 +62,11 @@ class Half:
         """Tokens read so far."""
         return self.cache.length
 
+    def reserve(self, rows: int) -> None:
+        """Make room for `rows` tokens in all; memory is taken as they come."""
+        if self.cache.reserve(min(rows, self.cache.limit)):
+            self._calls.clear()
+
     def crop(self, length: int) -> None:
         """Forget everything after the first `length` tokens, without copying."""
         self.cache.set_length(length)
@@ -104,6 +109,5 @@ class Half:
         length = self.cache.length + rows
         if length > self.cache.limit:
             raise InputError(f"the text has {length} tokens; the model's context ends at {self.cache.limit}")
-        if self.cache.reserve(length):
-            self._calls.clear()
+        self.reserve(length)
         self.cache.set_length(length)

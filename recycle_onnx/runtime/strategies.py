@@ -72,7 +72,7 @@ class Counts:
 
 def full(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int) -> Iterator[Choice]:
     """One full step a token: what the other strategies are compared with."""
-    logits = decoder.prefill(prompt)
+    logits = decoder.prefill(prompt, limit)
     position = len(prompt)
     for _ in range(limit - 1):
         token = sampling.choose(logits[-1], position)
@@ -84,7 +84,7 @@ def full(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int) ->
 
 def alternate(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts) -> Iterator[Choice]:
     """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding)."""
-    logits = decoder.prefill(prompt)
+    logits = decoder.prefill(prompt, limit)
     position, end = len(prompt), len(prompt) + limit
     pending: list[int] = []
     while True:
@@ -111,7 +111,7 @@ def verify(
 
     One full step reads the last token and the proposals; its row i says what follows pending[i].
     """
-    logits = decoder.prefill(prompt)
+    logits = decoder.prefill(prompt, limit)
     position, end = len(prompt), len(prompt) + limit
     proposals: list[int] = []
     while True:
