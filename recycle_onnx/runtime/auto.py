@@ -53,9 +53,13 @@ class Costs:
         """The median, None before the second step."""
         return self._medians.get(kind)
 
-    def full(self, tokens: int) -> float:
-        """A full step on so many tokens; where none was measured, carefully extrapolated."""
-        measured = self.get(f"full_{tokens}")
+    def full(self, tokens: int, after_module: bool = False) -> float:
+        """A full step on so many tokens; where none was measured, carefully extrapolated.
+
+        On small models it costs more after the module's steps: they push the weights out of the processor's cache.
+        """
+        measured = self.get(f"full_{tokens}_module") if after_module else None
+        measured = measured or self.get(f"full_{tokens}")
         if measured is not None:
             return measured
         one = self.get("full_1") or 0.0
@@ -129,7 +133,7 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -
     for source, most in longest.items():
         by_module = source == "module"
         for chain, tokens in enumerate(rates[source].tokens(most), start=1):
-            speed = tokens / (costs.full(1 + chain) + (costs.module(chain) if by_module else 0.0))
+            speed = tokens / (costs.full(1 + chain, by_module) + (costs.module(chain) if by_module else 0.0))
             if speed > best:
                 best, choice = speed, (source, chain)
     return choice
@@ -143,7 +147,7 @@ def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
     source, chain = fastest(costs, rates, longest)
     if chain == 0:
         return source, 0, 1.0
-    seconds = costs.full(1 + chain) + costs.module(chain)
+    seconds = costs.full(1 + chain, after_module=True) + costs.module(chain)
     return source, chain, rates[source].tokens(chain)[-1] * costs.full(1) / seconds
 
 
@@ -168,10 +172,13 @@ class AutoProposer:
         self._trials = [] if calibration else [chain for chain in TRIALS if self.module or chain == 0]
         self._last: tuple[Source, int] | None = None
         self._pause = self._wait = FIRST_PAUSE
+        self._expected: list[int] = []
+        self._came = 0
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
         """At most `room` tokens, from whichever source is worth it."""
         self._learn(len(kept) - 1)
+        self._watch_lookup(kept)
         found = self.lookup.propose(kept, position, min(room, self.longest))
         source, chain = self._choose(len(found))
         proposals: list[int] = []
@@ -182,6 +189,8 @@ class AutoProposer:
                 self.module.postpone(kept)
             if source == "lookup":
                 proposals = found[:chain]
+        if not self._expected:
+            self._expected, self._came = found, 0
         self._last = (source, len(proposals))
         self.chosen[source if source != "module" else f"module_{chain}"] += 1
         return proposals
@@ -200,9 +209,20 @@ class AutoProposer:
         if self._last is None:
             return
         source, proposed = self._last
-        self.costs.add(f"full_{1 + proposed}", self.decoder.full.seconds)
-        if source != "nothing" and proposed:
+        self.costs.add(f"full_{1 + proposed}" + "_module" * (source == "module"), self.decoder.full.seconds)
+        if source == "module" and proposed:
             self.rates[source].learn(proposed, accepted)
+
+    def _watch_lookup(self, kept: list[int]) -> None:
+        """Compare what was found with what came, whoever proposed: a lookup costs nothing to try."""
+        for token in kept:
+            if not self._expected:
+                return
+            right = token == self._expected[self._came]
+            self._came += right
+            if not right or self._came == len(self._expected):
+                self.rates["lookup"].learn(len(self._expected), self._came)
+                self._expected = []
 
     def _choose(self, found: int) -> tuple[Source, int]:
         if self._trials:

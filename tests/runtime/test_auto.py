@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import recycle_onnx
 from recycle_onnx.export import export
-from recycle_onnx.runtime.auto import LONGEST, MARGIN, Costs, Rates, fastest
+from recycle_onnx.runtime.auto import LONGEST, MARGIN, AutoProposer, Costs, Rates, fastest
 from recycle_onnx.runtime.decoder import WINDOW
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import ModuleProposer
@@ -157,3 +158,24 @@ def test_generate_says_what_auto_chose_and_why(tiny_bundle: Path) -> None:
     assert result.exit_code == 0
     [line] = [line for line in result.stderr.splitlines() if line.startswith("auto chose")]
     assert "steps in ms: full x1" in line
+
+
+def test_lookups_are_learnt_from_while_they_are_not_trusted(sample_model: RecycleModel) -> None:
+    prompt = list(range(10, 30))
+    decoder = sample_model.decoder("lookup")
+    proposer = AutoProposer(decoder, Sampling(), prompt, LONGEST)
+    proposer.rates["lookup"] = Rates([0.0] * LONGEST, [4.0] * LONGEST)
+
+    def proposals(text: list[int]) -> list[list[int]]:
+        made: list[list[int]] = [[]]
+        for position, token in enumerate(text, start=100):
+            decoder.full.seconds = 0.03 * (1 + 0.2 * len(made[-1]))
+            made.append(proposer.propose([token], position, 50))
+        return made
+
+    copied = proposals(3 * prompt)
+    assert not any(copied[:5])
+    assert len(copied[-1]) > 1
+    assert copied[-1] == prompt[: len(copied[-1])]
+    noise = np.random.default_rng(0).integers(0, 8, 300).tolist()  # old pairs everywhere, and nothing follows from them
+    assert sum(map(bool, proposals(noise)[-50:])) <= 5
