@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from recycle_onnx.bundle import MANIFEST
 from recycle_onnx.cli.report import as_json, progress, stages
+from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_bytes
 
@@ -49,7 +51,7 @@ def eval_(
     markdown: Path | None,
     json_: bool,
 ) -> None:
-    """Measure the quality of both halves. Texts hold documents, split by <|endoftext|>.
+    """Measure the quality of both halves. Texts hold documents, split by <|endoftext|>; .jsonl and .gz too.
 
     A checkpoint is exported in float32 to a temporary folder first.
     """
@@ -76,11 +78,9 @@ def eval_(
 
 
 def _read(asked: dict[str, Path | None], limit: int) -> dict[str, list[str]]:
-    from recycle_onnx.evaluation.texts import read_documents
-
     if limit < 1:
         raise InputError(f"limit is {limit}; expected at least 1")
-    texts = {name: read_documents(path)[:limit] for name, path in asked.items() if path is not None}
+    texts = {name: list(islice(read_documents([path]), limit)) for name, path in asked.items() if path}
     if not texts:
         raise InputError("nothing to measure; expected --perplexity, --acceptance or --agreement with a text file")
     return texts

@@ -13,8 +13,13 @@ from recycle_onnx.cli.report import as_json, progress
 
 @click.command()
 @click.argument("checkpoint", type=Path)
-@click.option("--data", "-d", type=Path, multiple=True, required=True, help="UTF-8 text, .gz too; may be repeated.")
+@click.option(
+    "--data", "-d", type=Path, multiple=True, required=True, help="UTF-8 text or .jsonl, .gz too; repeatable."
+)
+@click.option("--field", default="text", show_default=True, help="Where the text is in JSON lines.")
 @click.option("--held-out", type=Path, multiple=True, help="Text to measure on.  [default: the end of the data]")
+@click.option("--regenerate", is_flag=True, help="Train on text that the base writes from the documents' beginnings.")
+@click.option("--temperature", default=0.8, show_default=True, help="Of the text that the base writes.")
 @click.option(
     "--freeze-base/--joint", default=True, show_default=True, help="Train the module alone, or the base with it."
 )
@@ -34,7 +39,10 @@ from recycle_onnx.cli.report import as_json, progress
 def train(
     checkpoint: Path,
     data: tuple[Path, ...],
+    field: str,
     held_out: tuple[Path, ...],
+    regenerate: bool,
+    temperature: float,
     freeze_base: bool,
     depth: int,
     steps: int | None,
@@ -56,7 +64,7 @@ def train(
     until acceptance on held-out text stops rising, 15 minutes at the most. Ctrl-C ends the training and keeps what
     was learnt; --resume goes on from there. Every step is a line in CHECKPOINT/training.jsonl.
     """
-    from recycle_onnx.training.trainer import Progress, TrainingOptions
+    from recycle_onnx.training.options import Progress, TrainingOptions
     from recycle_onnx.training.trainer import train as run
 
     options = TrainingOptions(
@@ -72,8 +80,14 @@ def train(
         recycle_weight=recycle_weight,
         seed=seed,
         save_minutes=save_minutes,
+        field=field,
+        regenerate=regenerate,
+        temperature=temperature,
     )
     with progress("training") as update:
+
+        def notice(text: str) -> None:
+            click.echo(text, err=True)
 
         def report(now: Progress) -> None:
             note = (
@@ -82,7 +96,9 @@ def train(
             )
             update(now.step, max(now.step, round(now.step / max(now.spent, 1e-9))), note)
 
-        result = run(checkpoint, list(data), options, held_out=list(held_out), resume=resume, report=report)
+        result = run(
+            checkpoint, list(data), options, held_out=list(held_out), resume=resume, notice=notice, report=report
+        )
     if json_:
         click.echo(as_json({"checkpoint": str(checkpoint), **asdict(result)}))
     else:

@@ -6,83 +6,32 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training import objective, storage
 from recycle_onnx.training.budget import Budget, Plateau, learning_rate
-from recycle_onnx.training.data import Corpus, load_corpus
+from recycle_onnx.training.data import Corpus, split
 from recycle_onnx.training.log import Log
 from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.options import Ended, Progress, TrainingOptions, TrainingResult
+from recycle_onnx.training.regenerate import regenerate
 from recycle_onnx.training.resume import State, discard_state, load_state, save_state
-
-Ended = Literal["budget", "plateau", "interrupted"]
+from recycle_onnx.training.tokens import Tokens, tokenise
 
 HELD_OUT_WINDOWS = 64
 CLIP = 1.0
-LONGEST_CHAIN = 8
 MEASUREMENTS = 20
 """Of held-out text in a training without a budget."""
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How to train, at most one of `steps`, `tokens` and `minutes` (see `Budget`).
-
-    `depth` is the longest chain that is trained. `learning_rate` None means 1e-3 · sqrt(256 / hidden size).
-    """
-
-    joint: bool = False
-    depth: int = 3
-    steps: int | None = None
-    tokens: int | None = None
-    minutes: float | None = None
-    batch_size: int = 16
-    sequence_length: int = 256
-    learning_rate: float | None = None
-    weight_decay: float = 0.01
-    recycle_weight: float = 1.0
-    seed: int = 0
-    save_minutes: float = 10.0
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The state after a step: training losses in nats a token, and how fast it goes.
-
-    `spent` is the part of the budget that is gone, `acceptance` is by place in the chain.
-    """
-
-    step: int
-    spent: float
-    next_token: float
-    recycle: float
-    acceptance: tuple[float, ...]
-    tokens_per_second: float
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What was reached, measured on held-out text (nats a token; acceptance is greedy, on the given text, by place).
-
-    `ended` says why: `budget`, `plateau` (acceptance stopped rising) or `interrupted`.
-    """
-
-    steps: int
-    ended: Ended
-    held_out_next_token: float
-    held_out_recycle: float
-    held_out_acceptance: tuple[float, ...]
-    seconds: float
 
 
 def train(
@@ -92,6 +41,7 @@ def train(
     *,
     held_out: list[Path] | None = None,
     resume: bool = False,
+    notice: Callable[[str], None] = lambda _: None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> TrainingResult:
     """Train the module of the checkpoint `folder`, and its base too when `options.joint`.
@@ -102,7 +52,7 @@ def train(
     Raises:
         InputError: no module, no text, a base that cannot be changed, or options out of range.
     """
-    _check(options)
+    options.check()
     with Checkpoint.open(folder) as checkpoint:
         if options.joint and checkpoint.base_folder != checkpoint.folder:
             raise InputError(
@@ -112,8 +62,7 @@ def train(
         if length > checkpoint.base.context_length:
             raise InputError(f"--sequence-length {length} is beyond the context of {checkpoint.base.context_length}")
         model = storage.load_model(checkpoint)
-        tokenizer = load_tokenizer(checkpoint.base_folder)
-        corpus = load_corpus(tokenizer, data, held_out or [], checkpoint.base.vocab_size, length)
+        corpus = _corpus(checkpoint, model, data, held_out or [], options, notice)
         run = _Run(checkpoint, model, corpus, options)
         if resume:
             run.restore()
@@ -122,15 +71,26 @@ def train(
         return run.go(report)
 
 
-def _check(options: TrainingOptions) -> None:
-    if options.batch_size < 1:
-        raise InputError(f"--batch-size is {options.batch_size}; expected at least 1")
-    if not 1 <= options.depth <= LONGEST_CHAIN:
-        raise InputError(f"--depth is {options.depth}; expected 1 to {LONGEST_CHAIN}")
-    if options.sequence_length < 8:
-        raise InputError(f"--sequence-length is {options.sequence_length}; expected at least 8")
-    if options.learning_rate is not None and not 0 < options.learning_rate < 1:
-        raise InputError(f"--lr is {options.learning_rate}; expected a number between 0 and 1")
+def _corpus(
+    checkpoint: Checkpoint,
+    model: RecycleGPT,
+    data: list[Path],
+    held_out: list[Path],
+    options: TrainingOptions,
+    notice: Callable[[str], None],
+) -> Corpus:
+    """The given text, or text of the base's own that begins like it."""
+
+    def read(paths: list[Path]) -> Tokens:
+        if not options.regenerate:
+            return tokenise(checkpoint.base_folder, paths, checkpoint.base.vocab_size, options.field, notice)
+        return regenerate(
+            checkpoint, model.full, paths, length=options.sequence_length, temperature=options.temperature,
+            seed=options.seed, field=options.field, notice=notice,
+        )  # fmt: skip
+
+    name = ", ".join(map(str, data))
+    return split(name, read(data), read(held_out) if held_out else None, options.sequence_length)
 
 
 class _Run:
@@ -241,7 +201,7 @@ class _Run:
             earlier = earlier[:-1]  # this run's own entry, up to where it was resumed
         runs = [*earlier, {**asdict(self.options), **asdict(result)}]
         config = replace(config, trained_depth=self.options.depth, training={"runs": runs})
-        ids = torch.from_numpy(self.corpus.held_out[: storage.REFERENCE_TOKENS])
+        ids = torch.from_numpy(self.corpus.held_out[: storage.REFERENCE_TOKENS].astype(np.int64))
         if unfinished:  # before the module: a training killed between the two goes on from the state alone
             save_state(self.checkpoint.folder, self._state(result))
         with _Unrounded(self.model):
@@ -263,7 +223,7 @@ class _Run:
         return {
             **{name: getattr(self.options, name) for name in names},
             "learning_rate": self.peak,
-            "data": f"{len(self.corpus.train)} tokens, {zlib.crc32(self.corpus.train.tobytes()):08x}",
+            "data": f"{len(self.corpus.train)} tokens, {zlib.crc32(self.corpus.train.data):08x}",
         }
 
 

@@ -118,5 +118,5 @@ def test_the_command_reports_and_writes_markdown(sample_bundle: Path, tmp_path: 
 def test_bad_requests_are_refused(sample_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "empty.txt").write_text(" <|endoftext|> ")
     assert_refused(run("eval", sample_bundle), 2, "nothing to measure")
-    assert_refused(run("eval", sample_bundle, "--perplexity", tmp_path / "empty.txt"), 2, "empty.txt", "is empty")
+    assert_refused(run("eval", sample_bundle, "--perplexity", tmp_path / "empty.txt"), 2, "empty.txt", "no text")
     assert_refused(run("eval", sample_bundle, "--perplexity", tmp_path / "none.txt"), 2, "no such text file")

@@ -14,7 +14,8 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import ModuleProposer
 from recycle_onnx.runtime.sampling import Sampling
-from recycle_onnx.training.trainer import TrainingOptions, train
+from recycle_onnx.training.options import TrainingOptions
+from recycle_onnx.training.trainer import train
 from tests.prompts import story_prompts
 from tests.reference import plain
 from tests.reference.models import SAMPLE, shared_folder, torch_model

@@ -20,8 +20,12 @@ from recycle_onnx.export import export
 from recycle_onnx.training import budget
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.objective import _chain
-from recycle_onnx.training.trainer import Progress, TrainingOptions, train
+from recycle_onnx.training.options import Progress, TrainingOptions
+from recycle_onnx.training.regenerate import OPENING, regenerate
+from recycle_onnx.training.storage import load_model
+from recycle_onnx.training.trainer import train
 from tests import tiny
+from tests.reference import plain
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 OPTIONS = TrainingOptions(steps=30, batch_size=4, sequence_length=32, learning_rate=5e-3)
@@ -136,7 +140,8 @@ def test_a_training_survives_being_killed_at_any_moment(joint: bool, tmp_path: P
     train(whole, [text], options)
     code = (
         "from pathlib import Path\n"
-        "from recycle_onnx.training.trainer import TrainingOptions, train\n"
+        "from recycle_onnx.training.trainer import train\n"
+        "from recycle_onnx.training.options import TrainingOptions\n"
         f"folder = Path({str(killed)!r})\n"
         f"train(folder, [Path({str(text)!r})], TrainingOptions(**{vars(options)!r}),"
         " report=lambda now: print(now.step, flush=True), resume=(folder / 'training.pt').exists())"
@@ -167,6 +172,30 @@ def test_without_a_budget_it_stops_when_acceptance_stops_rising(
     assert result.seconds < 6
 
 
+def test_the_base_writes_its_own_text_once_and_as_it_would(
+    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "cache"))
+    with Checkpoint.open(checkpoint) as source:
+        model = load_model(source)
+        notices: list[str] = []
+        options = {"length": 20, "temperature": 1e-4, "seed": 0, "notice": notices.append}
+        ids = regenerate(source, model.full, [text], **options)
+        again = regenerate(source, model.full, [text], **options)
+        warmer = regenerate(source, model.full, [text], **{**options, "temperature": 1.0})
+    assert len(notices) == 2  # one for each temperature
+    assert again.tolist() == ids.tolist() != warmer.tolist()
+    opening = ids[:OPENING].tolist()
+    expected = plain.full(model, opening, 20 - OPENING, frozenset({0}))
+    assert ids[OPENING : OPENING + len(expected)].tolist() == expected
+
+
+def test_training_on_the_bases_own_text_raises_acceptance(checkpoint: Path, text: Path) -> None:
+    options = TrainingOptions(**{**vars(OPTIONS), "steps": 60, "regenerate": True, "temperature": 1.0})
+    seen = losses(checkpoint, text, options)
+    assert seen[-1].recycle < seen[0].recycle
+
+
 def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
     before = digest(checkpoint / "recycler" / "model.safetensors")
 
@@ -188,6 +217,8 @@ def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
         ({"steps": 0}, "--steps"),
         ({"minutes": 1.0}, "one budget"),
         ({"depth": 0}, "--depth"),
+        ({"joint": True, "regenerate": True}, "frozen base"),
+        ({"regenerate": True, "temperature": 0.0}, "--temperature"),
         ({"batch_size": 0}, "--batch-size"),
         ({"sequence_length": 4}, "--sequence-length"),
         ({"sequence_length": 4096}, "context"),

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from recycle_onnx.checkpoint import BaseConfig
+from recycle_onnx.documents import SEPARATOR, read_documents
 from recycle_onnx.files import new_folder, write_bytes, write_json
-from recycle_onnx.training.data import SEPARATOR, read_documents
 from recycle_onnx.training.model import FullModel
 
 HELD_OUT = 200
@@ -60,7 +60,7 @@ def train_tokenizer(documents: list[str]) -> Tokenizer:
 @click.option("--seed", default=0)
 def main(tinystories: Path, out: Path, seed: int) -> None:
     """Write data, tokenizer and an untrained base under OUT."""
-    documents = read_documents([tinystories])
+    documents = list(read_documents([tinystories]))
     train, held_out = documents[:-HELD_OUT], documents[-HELD_OUT:]
     out.mkdir(parents=True, exist_ok=True)
     for name, part in (("train.txt", train), ("held_out.txt", held_out)):

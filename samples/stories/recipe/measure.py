@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from itertools import islice
 from pathlib import Path
 
 import click
@@ -15,8 +16,8 @@ import torch
 from torch.nn import functional
 
 from recycle_onnx.checkpoint import Checkpoint
+from recycle_onnx.documents import read_documents
 from recycle_onnx.tokenizer import load_tokenizer
-from recycle_onnx.training.data import read_documents
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.storage import fill
 
@@ -76,7 +77,7 @@ def bits(held_out: Path, bases: tuple[Path, ...]) -> None:
 def continuations(checkpoint: Path, held_out: Path) -> None:
     """Greedy continuations of the first words of the first held-out stories, as Markdown."""
     model, tokenizer = load(checkpoint), load_tokenizer(checkpoint)
-    for document in read_documents([held_out])[:CONTINUATIONS]:
+    for document in islice(read_documents([held_out]), CONTINUATIONS):
         prompt = " ".join(document.split()[:WORDS])
         ids = tokenizer.encode(prompt).ids
         start = len(ids)

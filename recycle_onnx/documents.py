@@ -1,0 +1,72 @@
+"""Text files and JSON lines, plain or gzipped, as documents, one at a time."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+from zlib import error as ZlibError
+
+from recycle_onnx.errors import InputError
+
+SEPARATOR = "<|endoftext|>"
+
+
+def read_documents(paths: Sequence[Path], field: str = "text") -> Iterator[str]:
+    """Documents in order: of text files what lies between `<|endoftext|>`, of JSON lines (.jsonl) the `field` of each.
+
+    Raises:
+        InputError: a file is missing, is not text, or a line has no such field; or no file holds any text.
+    """
+    found = False
+    for path in paths:
+        for document in _documents(path, field):
+            if text := document.strip():
+                found = True
+                yield text
+    if not found:
+        raise InputError(f"{', '.join(map(str, paths))}: no text; expected UTF-8 text, documents split by {SEPARATOR}")
+
+
+def _documents(path: Path, field: str) -> Iterator[str]:
+    try:
+        with _open(path) as file:
+            yield from _json_lines(path, file, field) if ".jsonl" in path.suffixes else _split(file)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(f"{path}: no such text file") from error
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, ZlibError) as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+
+
+def _open(path: Path) -> TextIO:
+    if path.suffix == ".gz":
+        return gzip.open(path, "rt", encoding="utf-8", newline="")
+    return path.open(encoding="utf-8", newline="")
+
+
+def _split(file: TextIO) -> Iterator[str]:
+    parts: list[str] = []
+    for line in file:
+        first, *others = line.split(SEPARATOR)
+        parts.append(first)
+        for other in others:
+            yield "".join(parts)
+            parts = [other]
+    yield "".join(parts)
+
+
+def _json_lines(path: Path, file: TextIO, field: str) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+        text = value.get(field) if isinstance(value, dict) else None
+        if not isinstance(text, str):
+            known = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+            raise InputError(f"{path}, line {number}: no text in {field!r} (found: {known}); name another with --field")
+        yield text

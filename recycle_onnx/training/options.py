@@ -1,0 +1,86 @@
+"""How to train, and what a training tells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.training.budget import Budget
+
+Ended = Literal["budget", "plateau", "interrupted"]
+LONGEST_CHAIN = 8
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How to train, at most one of `steps`, `tokens` and `minutes` (see `Budget`).
+
+    `depth` is the longest chain that is trained, `field` names the text in JSON lines. With `regenerate` the base
+    writes the text itself, at `temperature`, from the beginnings of the documents. `learning_rate` None means
+    1e-3 · sqrt(256 / hidden size).
+    """
+
+    joint: bool = False
+    depth: int = 3
+    steps: int | None = None
+    tokens: int | None = None
+    minutes: float | None = None
+    batch_size: int = 16
+    sequence_length: int = 256
+    learning_rate: float | None = None
+    weight_decay: float = 0.01
+    recycle_weight: float = 1.0
+    seed: int = 0
+    save_minutes: float = 5.0
+    field: str = "text"
+    regenerate: bool = False
+    temperature: float = 0.8
+
+    def check(self) -> None:
+        """Refuse what is out of range.
+
+        Raises:
+            InputError: names the option.
+        """
+        Budget(self.steps, self.tokens, self.minutes)
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size is {self.batch_size}; expected at least 1")
+        if not 1 <= self.depth <= LONGEST_CHAIN:
+            raise InputError(f"--depth is {self.depth}; expected 1 to {LONGEST_CHAIN}")
+        if self.sequence_length < 8:
+            raise InputError(f"--sequence-length is {self.sequence_length}; expected at least 8")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
+            raise InputError(f"--lr is {self.learning_rate}; expected a number between 0 and 1")
+        if self.joint and self.regenerate:
+            raise InputError("--regenerate is for a frozen base: a base does not learn from its own text")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The state after a step: training losses in nats a token, and how fast it goes.
+
+    `spent` is the part of the budget that is gone, `acceptance` is by place in the chain.
+    """
+
+    step: int
+    spent: float
+    next_token: float
+    recycle: float
+    acceptance: tuple[float, ...]
+    tokens_per_second: float
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What was reached, measured on held-out text (nats a token; acceptance is greedy, on the given text, by place).
+
+    `ended` says why: `budget`, `plateau` (acceptance stopped rising) or `interrupted`.
+    """
+
+    steps: int
+    ended: Ended
+    held_out_next_token: float
+    held_out_recycle: float
+    held_out_acceptance: tuple[float, ...]
+    seconds: float
