@@ -17,6 +17,7 @@ from recycle_onnx.checkpoint.folder import base_reference
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.training.card import model_card
 from recycle_onnx.training.model import RecycleGPT
 
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -78,6 +79,7 @@ def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids
     _write_tensors(folder / "model.safetensors", model.recycler, None, dtype)
     save_file(_reference(model, ids), folder / "reference.safetensors")
     write_json(folder / "config.json", config.to_json())
+    (folder / "README.md").write_text(model_card(config), encoding="utf-8")
 
 
 def _write_tensors(path: Path, module: torch.nn.Module, names: set[str] | None, dtype: torch.dtype) -> None:

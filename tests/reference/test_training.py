@@ -196,6 +196,14 @@ def test_training_on_the_bases_own_text_raises_acceptance(checkpoint: Path, text
     assert seen[-1].recycle < seen[0].recycle
 
 
+def test_the_module_gets_a_card_that_says_how_it_was_made(checkpoint: Path, text: Path) -> None:
+    result = train(checkpoint, [text], OPTIONS)
+    card = (checkpoint / "recycler" / "README.md").read_text()
+    rates = ", ".join(f"{rate:.1%}" for rate in result.held_out_acceptance)
+    assert f"| 1 | frozen | given | 30 x 4 x 32 | 3 | {result.seconds:.0f} |" in card
+    assert f"| {rates} |" in card
+
+
 def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
     before = digest(checkpoint / "recycler" / "model.safetensors")
 
