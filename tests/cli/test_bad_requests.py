@@ -59,8 +59,9 @@ def test_an_unknown_verb_lists_the_verbs() -> None:
     assert_refused(run("genrate", "x"), 2, "'genrate'", "export", "generate")
 
 
-def test_debug_shows_the_traceback() -> None:
-    arguments = [sys.executable, "-m", "recycle_onnx", "--debug", "inspect", "nowhere"]
+@pytest.mark.parametrize("words", [["--debug", "inspect", "nowhere"], ["inspect", "nowhere", "--debug"]])
+def test_debug_shows_the_traceback(words: list[str]) -> None:
+    arguments = [sys.executable, "-m", "recycle_onnx", *words]
     result = subprocess.run(arguments, capture_output=True, text=True)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
@@ -126,3 +127,8 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_checkpoint: Path, tmp_pat
         locked = Path("/proc")  # nobody creates folders there, not even root
     assert_refused(run("export", tiny_checkpoint, locked / "bundle"), 1, str(locked), "cannot write there")
     assert_refused(run("attach", tiny_checkpoint, locked / "model"), 1, str(locked), "cannot write there")
+
+
+def test_after_two_dashes_debug_is_a_prompt(tiny_bundle: Path) -> None:
+    result = run("generate", "-n", 3, tiny_bundle, "--", "--debug")
+    assert result.stdout.startswith("--debug")
