@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recycle_onnx.cache import cache_folder
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import read_json, temporary_sibling
+from recycle_onnx.files import read_json
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.model import FullModel, new_cache
-from recycle_onnx.training.tokens import Tokens, key, mapped
+from recycle_onnx.training.tokens import Tokens, kept, key
 
 OPENING = 8
 """Tokens of a document that the base is given to go on from."""
@@ -44,20 +43,18 @@ def regenerate(
         raise InputError(f"--temperature is {temperature}; expected more than 0")
     how = f"{checkpoint.base_weights.digest()}|{length}|{temperature}|{seed}"
     name = hashlib.sha256(f"{key(checkpoint.base_folder, paths, field)}|{how}".encode()).hexdigest()[:32]
-    path = cache_folder() / "tokens" / f"{name}.u32"
-    if not path.exists():
+
+    def make() -> Iterator[Tokens]:
         openings = _openings(checkpoint, paths, field)
         ends = _ends(checkpoint.base_folder)
         generator = torch.Generator().manual_seed(seed)
-        with temporary_sibling(path) as work:
-            with (work / path.name).open("wb") as file:
-                for start in range(0, len(openings), AT_ONCE):
-                    notice(f"the base writes its own text: {start} of {len(openings)}")
-                    part = openings[start : start + AT_ONCE]
-                    for ids in _continue(model, part, length, temperature, ends, generator):
-                        file.write(np.asarray(ids, np.uint32).tobytes())
-            (work / path.name).replace(path)
-    return mapped(path)
+        for start in range(0, len(openings), AT_ONCE):
+            notice(f"the base writes its own text: {start} of {len(openings)}")
+            part = openings[start : start + AT_ONCE]
+            for ids in _continue(model, part, length, temperature, ends, generator):
+                yield np.asarray(ids, np.uint32)
+
+    return kept(name, make)
 
 
 def _openings(checkpoint: Checkpoint, paths: Sequence[Path], field: str) -> Tensor:

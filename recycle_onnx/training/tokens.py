@@ -29,20 +29,27 @@ def tokenise(folder: Path, paths: Sequence[Path], vocab_size: int, field: str, n
         InputError: a file is not text, or the tokenizer knows more tokens than the model.
         RecycleError: the cache cannot be written.
     """
-    path = cache_folder() / "tokens" / f"{key(folder, paths, field)}.u32"
-    if not path.exists():
+
+    def make() -> Iterator[Tokens]:
         notice(f"tokenising {', '.join(path.name for path in paths)}")
-        tokenizer = load_tokenizer(folder)
+        return _encode(load_tokenizer(folder), read_documents(paths, field), vocab_size)
+
+    return kept(key(folder, paths, field), make)
+
+
+def kept(name: str, make: Callable[[], Iterator[Tokens]]) -> Tokens:
+    """The ids that are kept under `name`, mapped; what `make` gives, if there are none yet.
+
+    Raises:
+        RecycleError: the cache cannot be written.
+    """
+    path = cache_folder() / "tokens" / f"{name}.u32"
+    if not path.exists():
         with temporary_sibling(path) as work:
             with (work / path.name).open("wb") as file:
-                for ids in _encode(tokenizer, read_documents(paths, field), vocab_size):
+                for ids in make():
                     file.write(ids.tobytes())
             (work / path.name).replace(path)
-    return mapped(path)
-
-
-def mapped(path: Path) -> Tokens:
-    """The ids in a file."""
     return np.memmap(path, np.uint32, "r") if path.stat().st_size else np.zeros(0, np.uint32)
 
 
@@ -59,6 +66,7 @@ def _encode(tokenizer: Tokenizer, documents: Iterator[str], vocab_size: int) -> 
 
 def key(folder: Path, paths: Sequence[Path], field: str) -> str:
     """What the ids depend on: the tokenizer, and which files at which time."""
+    load_tokenizer(folder)  # refuses a missing or damaged one
     parts = [sha256(folder / "tokenizer.json"), field]
     for path in paths:
         try:
