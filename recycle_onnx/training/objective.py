@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recycle_onnx.training.model import Output, RecycleGPT, Unrolled
+from recycle_onnx.training.caches import Unrolled
+from recycle_onnx.training.model import Output, RecycleGPT
 
 DECAY = 0.8
 """What a step of the chain weighs against the one before it."""

@@ -15,7 +15,8 @@ from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.tokenizer import load_tokenizer
-from recycle_onnx.training.model import FullModel, new_cache
+from recycle_onnx.training.caches import new_cache
+from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.tokens import Tokens, kept, key
 
 OPENING = 8

@@ -17,7 +17,7 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import Half
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.training.model import new_cache
+from recycle_onnx.training.caches import new_cache
 from tests import tiny
 from tests.reference.models import SAMPLE, shared_folder, torch_model
 

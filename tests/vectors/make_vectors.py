@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache, LlamaForCausalLM
 
 from recycle_onnx.checkpoint import Checkpoint
-from recycle_onnx.training.model import new_cache
+from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.storage import load_model
 from tests.vectors import MODELS, VECTORS, write_model
 

@@ -19,7 +19,8 @@ from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.documents import SEPARATOR
 from recycle_onnx.files import read_json, write_bytes
 from recycle_onnx.tokenizer import load_tokenizer
-from recycle_onnx.training.model import FullModel, new_cache
+from recycle_onnx.training.caches import new_cache
+from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.storage import fill
 
 BATCH = 512
