@@ -91,7 +91,7 @@ def log_probabilities(bundle: Bundle, windows: list[list[int]]) -> Matrix:
     rows = []
     for ids in windows:
         half = model.decoder("full").full
-        logits = half.read(ids, None, np.empty((len(ids), half.spec.hidden_size), np.float32), keep=len(ids))
+        logits = half.read(ids, None, np.empty((len(ids), half.spec.state_size), np.float32), keep=len(ids))
         shifted = logits[:-1].astype(np.float64) - logits[:-1].max(-1, keepdims=True)
         rows.append((shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))).astype(np.float32))
     return np.concatenate(rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Manifest:
             raise InputError(f"{path}: bundle format {version} is not known; this version reads {FORMAT}: upgrade it")
         try:
             known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
-            known["graphs"] = {name: _known(GraphSpec, spec) for name, spec in raw["graphs"].items()}
+            known["graphs"] = {name: _graph(spec) for name, spec in raw["graphs"].items()}
             known["files"] = {name: _known(File, file) for name, file in raw["files"].items()}
             known["base"] = {**raw["base"], "context_length": int(raw["base"]["context_length"])}
             return cls(**known)
@@ -86,6 +86,11 @@ class Manifest:
         """Strategies that this bundle can run."""
         needing_module = ("alternate", "verify") if "recycler" in self.graphs else ()
         return ("auto", "full", *needing_module, "lookup")
+
+
+def _graph(values: dict[str, Any]) -> GraphSpec:
+    spec: GraphSpec = _known(GraphSpec, values)
+    return replace(spec, taps=tuple(spec.taps))
 
 
 def _known(cls: Any, values: dict[str, Any]) -> Any:

@@ -14,6 +14,7 @@ INPUT_IDS = "input_ids"
 ATTENTION_MASK = "attention_mask"
 HIDDEN_STATES = "hidden_states"
 HIDDEN_STATES_OUT = "hidden_states_out"
+RECYCLE_STATES = "recycle_states"
 LOGITS = "logits"
 LOGITS_TO_KEEP = "logits_to_keep"
 
@@ -21,6 +22,9 @@ BATCH = "batch_size"
 SEQUENCE = "sequence_length"
 PAST = "past_sequence_length"
 TOTAL = "past_sequence_length + sequence_length"
+
+FINAL_POST = "final_post"
+"""The tap that `hidden_states` is: the full model's residual stream after its final norm."""
 
 Kind = Literal["full", "recycler"]
 FloatType = Literal["float32", "float16"]
@@ -33,11 +37,17 @@ class Tensor(NamedTuple):
     shape: tuple[str | int, ...]
 
 
+def tap_output(tap: str) -> str:
+    """Name of the full model's output for a tap."""
+    return HIDDEN_STATES if tap == FINAL_POST else f"{HIDDEN_STATES}.{tap}"
+
+
 @dataclass(frozen=True)
 class GraphSpec:
     """What decides a graph's interface. `vocab_size` is the number of logits, which are float32 always.
 
-    `float_type` is that of hidden states and key-value buffers.
+    `float_type` is that of hidden states and key-value buffers. `taps` are the hidden states of the full model that
+    the module reads, side by side.
     """
 
     kind: Kind
@@ -47,11 +57,21 @@ class GraphSpec:
     hidden_size: int
     vocab_size: int
     float_type: FloatType = "float32"
+    taps: tuple[str, ...] = (FINAL_POST,)
 
     @property
-    def hidden_output(self) -> str:
-        """Name of the hidden states that come out [B, S, H], always after the final norm."""
-        return HIDDEN_STATES if self.kind == "full" else HIDDEN_STATES_OUT
+    def state_size(self) -> int:
+        """Width of what the module reads: a hidden state for each tap."""
+        return len(self.taps) * self.hidden_size
+
+    @property
+    def state_input(self) -> str:
+        """Name of what the module reads [B, S, state_size]."""
+        return HIDDEN_STATES if self.taps == (FINAL_POST,) else RECYCLE_STATES
+
+    def state_outputs(self) -> list[str]:
+        """Outputs that, side by side, are the module's next input: the taps, or the module's own state."""
+        return [tap_output(tap) for tap in self.taps] if self.kind == "full" else [HIDDEN_STATES_OUT]
 
     def past_names(self) -> list[str]:
         """Names of the key-value inputs, key and value of layer 0 first."""
@@ -63,10 +83,10 @@ class GraphSpec:
 
     def inputs(self) -> dict[str, Tensor]:
         """Required inputs, in the graph's order."""
-        hidden = {HIDDEN_STATES: Tensor(self.float_type, (BATCH, SEQUENCE, self.hidden_size))}
+        states = {self.state_input: self._states(self.state_size)}
         return {
             INPUT_IDS: Tensor("int64", (BATCH, SEQUENCE)),
-            **(hidden if self.kind == "recycler" else {}),
+            **(states if self.kind == "recycler" else {}),
             ATTENTION_MASK: Tensor("int64", (BATCH, TOTAL)),
             **dict.fromkeys(self.past_names(), self._cache(PAST)),
         }
@@ -77,11 +97,17 @@ class GraphSpec:
 
     def outputs(self) -> dict[str, Tensor]:
         """All outputs, in the graph's order."""
+        states = {HIDDEN_STATES: self._states(self.hidden_size)} if self.kind == "full" else {}
+        width = self.hidden_size if self.kind == "full" else self.state_size
         return {
             LOGITS: Tensor("float32", (BATCH, SEQUENCE, self.vocab_size)),
-            self.hidden_output: Tensor(self.float_type, (BATCH, SEQUENCE, self.hidden_size)),
+            **states,
+            **dict.fromkeys(self.state_outputs(), self._states(width)),
             **dict.fromkeys(self.present_names(), self._cache(TOTAL)),
         }
+
+    def _states(self, width: int) -> Tensor:
+        return Tensor(self.float_type, (BATCH, SEQUENCE, width))
 
     def _cache(self, rows: str) -> Tensor:
         return Tensor(self.float_type, (BATCH, self.num_kv_heads, rows, self.head_dim))

@@ -1,4 +1,4 @@
-"""Give a base an untrained module, initialised from the base's own last layers."""
+"""Give a base an untrained module, initialised from the base's own last layers or at random."""
 
 from __future__ import annotations
 
@@ -6,32 +6,54 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, DraftVocabulary
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
-from recycle_onnx.checkpoint.recycler import RecyclerConfig
+from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST, RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 
 PROJECTION_NOISE = 0.02
 
+Init = Literal["base", "random"]
+Tensors = dict[str, NDArray[np.generic]]
+
 
 def attach(
-    base: Path, out: Path, *, num_layers: int = 1, reference: bool = False, seed: int = 0, force: bool = False
+    base: Path,
+    out: Path,
+    *,
+    num_layers: int = 1,
+    init: Init = "base",
+    tap: tuple[str, ...] = (FINAL_POST,),
+    concat: tuple[str, ...] = EMBEDDING_FIRST,
+    recycle: str = "post_norm",
+    draft_vocabulary: DraftVocabulary | None = None,
+    reference: bool = False,
+    seed: int = 0,
+    force: bool = False,
 ) -> RecyclerConfig:
     """Write `out`: the base with an untrained module of `num_layers` decoder layers.
+
+    The module starts from the base's last layers, or with `init` random from nothing; `tap`, `concat` and `recycle`
+    are conventions that `RecyclerConfig` explains. With a `draft_vocabulary` it knows those tokens only.
 
     The base is copied; with `reference` it stays where it is and is found by path and digest. Where `out` is the
     base itself, only `recycler/` is added.
 
     Raises:
-        InputError: `base` is not a supported checkpoint, has fewer layers, or `out` exists (unless `force`).
+        InputError: `base` is not a supported checkpoint, has fewer layers or not these taps, a convention or draft
+            vocabulary that is not possible, or `out` exists (unless `force`).
     """
     with Checkpoint.open(base, base_only=True) as checkpoint:
         if not 1 <= num_layers <= checkpoint.base.num_layers:
@@ -40,12 +62,22 @@ def attach(
         origin = checkpoint.base_folder
         elsewhere = origin != checkpoint.folder if in_place else reference
         path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
-        config = RecyclerConfig(num_layers, base=base_reference(origin, checkpoint.base_weights, path=path))
-        tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, seed)
+        config = RecyclerConfig(num_layers, tap=tap, concat=concat, recycle=recycle)
+        config.check("attach")
+        config.check_base(checkpoint.base, "--tap")
+        draft_ids = draft_vocabulary and draft_vocabulary.choose(origin, checkpoint.base.vocab_size)
+        config = replace(
+            config,
+            draft_vocabulary=DraftFile(len(draft_ids)) if draft_ids else None,
+            base=base_reference(origin, checkpoint.base_weights, path=path),
+        )
+        tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, init, seed)
         with _destination(out, in_place, force, checkpoint.folders()) as folder:
             if not in_place and path is None:
                 shutil.copytree(origin, folder.parent, dirs_exist_ok=True, ignore=_except_weights_of(checkpoint))
             save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            if config.draft_vocabulary and draft_ids:
+                config.draft_vocabulary.write(folder, draft_ids)
             write_json(folder / "config.json", config.to_json())
     return config
 
@@ -76,25 +108,50 @@ def _except_weights_of(checkpoint: Checkpoint) -> Callable[[str, list[str]], lis
     return ignore
 
 
-def _initial_tensors(
-    base: BaseConfig, weights: Weights, config: RecyclerConfig, seed: int
-) -> dict[str, NDArray[np.generic]]:
-    """Last layers and final norm of the base; a projection that averages its two inputs, plus a little noise."""
+def _initial_tensors(base: BaseConfig, weights: Weights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:
+    """The module's tensors, in the type that the base is stored in."""
     generator = np.random.default_rng(seed)
-    half = 0.5 * np.eye(base.hidden_size, dtype=np.float32)
-    noise = generator.normal(0.0, PROJECTION_NOISE, (base.hidden_size, 2 * base.hidden_size)).astype(np.float32)
-    ones = np.ones(base.hidden_size, dtype=np.float32)
-    tensors: dict[str, NDArray[np.generic]] = {
-        "embedding_norm.weight": ones,
-        "hidden_norm.weight": ones.copy(),
-        "projection.weight": np.concatenate([half, half], axis=1) + noise,
-        "norm.weight": weights.stored("model.norm.weight"),
-    }
-    first = base.num_layers - config.num_layers
-    for index in range(config.num_layers):
+    if init == "random":
+        tensors = {name: _random(shape, generator) for name, shape in config.tensor_shapes(base).items()}
+    else:
+        tensors = {
+            **{
+                name: np.ones(base.hidden_size, np.float32)
+                for name in ("embedding_norm.weight", *config.hidden_norms())
+            },
+            "projection.weight": _averaging(base.hidden_size, config, generator),
+            "norm.weight": weights.stored("model.norm.weight"),
+            **_last_layers(base, weights, config.num_layers),
+        }
+    kind = weights.stored("model.norm.weight").dtype
+    return {name: value.astype(kind) for name, value in tensors.items()}
+
+
+def _random(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.generic]:
+    """Norms of one, and matrices that keep the variance of what they read."""
+    if len(shape) == 1:
+        return np.ones(shape)
+    return generator.normal(0.0, shape[1] ** -0.5, shape)
+
+
+def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator) -> NDArray[np.generic]:
+    """A projection that averages the embedding with the mean of the taps, plus a little noise.
+
+    An input has the same weights wherever its columns stand.
+    """
+    half, taps = 0.5 * np.eye(size, dtype=np.float32), len(config.tap)
+    noise = generator.normal(0.0, PROJECTION_NOISE, (size, (1 + taps) * size)).astype(np.float32)
+    embedding, states = np.split(np.concatenate([half, *[half / taps] * taps], axis=1) + noise, [size], axis=1)
+    parts = {"embedding": embedding, "hidden_state": states}
+    return np.concatenate([parts[name] for name in config.concat], axis=1)
+
+
+def _last_layers(base: BaseConfig, weights: Weights, count: int) -> Tensors:
+    first = base.num_layers - count
+    tensors: Tensors = {}
+    for index in range(count):
         for own, theirs in zip(
             base.layer_shapes(f"layers.{index}."), base.layer_shapes(f"model.layers.{first + index}."), strict=True
         ):
             tensors[own] = weights.stored(theirs)
-    kind = weights.stored("model.norm.weight").dtype
-    return {name: value.astype(kind) for name, value in tensors.items()}
+    return tensors

@@ -32,6 +32,8 @@ class Checkpoint:
     base_weights: Weights
     recycler: RecyclerConfig | None = None
     recycler_weights: Weights | None = None
+    draft_ids: list[int] | None = None
+    """The module's draft vocabulary, ascending; None for all tokens."""
 
     @classmethod
     @contextmanager
@@ -49,14 +51,17 @@ class Checkpoint:
         recycler = None if base_only else recycler
         base = BaseConfig.read(base_folder / "config.json")
         base_weights = Weights.find(base_folder)
-        recycler_weights = None
+        recycler_weights, draft_ids = None, None
         try:
             base_weights.check(base.tensor_shapes())
             if recycler:
+                recycler.check_base(base, str(folder / "recycler" / "config.json"))
                 recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
                 recycler_weights.check(recycler.tensor_shapes(base))
                 _check_base(recycler.base, base_folder, base_weights)
-            yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights)
+                if recycler.draft_vocabulary:
+                    draft_ids = recycler.draft_vocabulary.read(folder / "recycler", base.vocab_size)
+            yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
         finally:
             base_weights.close()
             if recycler_weights:

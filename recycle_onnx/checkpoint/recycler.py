@@ -11,10 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
+from recycle_onnx.checkpoint.draft_vocabulary import DraftFile
+from recycle_onnx.checkpoint.taps import check_taps
+from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 
 FORMAT = "1.0"
+EMBEDDING_FIRST = ("embedding", "hidden_state")
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "layer": ("llama",),
+    "concat": (EMBEDDING_FIRST, EMBEDDING_FIRST[::-1]),
+    "norms_before_projection": (EMBEDDING_FIRST,),
+    "final_norm": (True,),
+    "recycle": ("post_norm", "pre_norm"),
+    "embedding": ("shared",),
+    "lm_head": ("shared",),
+}
+"""What each convention may be; taps depend on the base."""
 
 
 @dataclass(frozen=True)
@@ -28,18 +42,23 @@ class BaseReference:
 
 @dataclass(frozen=True)
 class RecyclerConfig:
-    """Conventions of a module that reads the hidden state at p and the token at p+1, and predicts p+2."""
+    """Conventions of a module that reads the hidden state at p and the token at p+1, and predicts p+2.
+
+    `tap`: hidden states of the full model, side by side in this order (`taps.py`). `concat`: in which order they and
+    the embedding stand before the projection. `recycle`: the module's own state in a chain, after or before its final
+    norm; it takes the place of every tap.
+    """
 
     num_layers: int
     layer: str = "llama"
-    tap: str = "final_post"
-    concat: tuple[str, ...] = ("embedding", "hidden_state")
-    norms_before_projection: tuple[str, ...] = ("embedding", "hidden_state")
+    tap: tuple[str, ...] = (FINAL_POST,)
+    concat: tuple[str, ...] = EMBEDDING_FIRST
+    norms_before_projection: tuple[str, ...] = EMBEDDING_FIRST
     final_norm: bool = True
     recycle: str = "post_norm"
     embedding: str = "shared"
     lm_head: str = "shared"
-    draft_vocabulary: None = None
+    draft_vocabulary: DraftFile | None = None
     trained_depth: int = 0
     base: BaseReference | None = None
     training: dict[str, Any] = field(default_factory=dict)
@@ -65,35 +84,63 @@ class RecyclerConfig:
                 raise InputError(f"{path}: base is {base!r}; expected the digests of the module's base")
             digests: dict[str, Any] = {f.name: base.get(f.name) for f in fields(BaseReference)}
             values["base"] = BaseReference(**digests)
+        values["draft_vocabulary"] = _draft_file(values.get("draft_vocabulary"), path)
+        tap = values.get("tap", FINAL_POST)
+        values["tap"] = tuple(map(str, tap)) if isinstance(tap, tuple) else (str(tap),)
         if not isinstance(values.get("num_layers"), int) or values["num_layers"] < 1:
             raise InputError(f"{path}: num_layers is {values.get('num_layers')!r}; expected at least 1")
         config = cls(**values)
-        config._refuse_unknown_conventions(path)
+        config.check(str(path))
         return config
 
-    def _refuse_unknown_conventions(self, path: Path) -> None:
-        reference = RecyclerConfig(num_layers=1)
-        for name in (
-            "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "embedding", "lm_head",
-            "draft_vocabulary",
-        ):  # fmt: skip
-            given, expected = getattr(self, name), getattr(reference, name)
-            if given != expected:
-                raise InputError(f"{path}: {name} {given!r} is not supported; expected {expected!r}")
+    def check(self, where: str) -> None:
+        """Refuse conventions that this version does not know; `where` says who asks.
+
+        Raises:
+            InputError: names the convention and what it may be.
+        """
+        for name, accepted in CHOICES.items():
+            if (given := getattr(self, name)) not in accepted:
+                expected = " or ".join(map(repr, accepted))
+                raise InputError(f"{where}: {name} {given!r} is not supported; expected {expected}")
+
+    def check_base(self, base: BaseConfig, where: str) -> None:
+        """Refuse taps that the base has not.
+
+        Raises:
+            InputError: names the tap and what the base has.
+        """
+        check_taps(self.tap, base.num_layers, where)
 
     def to_json(self) -> dict[str, Any]:
         """The content of `recycler/config.json`."""
         return asdict(self)
+
+    def hidden_norms(self) -> list[str]:
+        """Names of the norms' weights, one a tap."""
+        if len(self.tap) == 1:
+            return ["hidden_norm.weight"]
+        return [f"hidden_norm.{index}.weight" for index in range(len(self.tap))]
 
     def tensor_shapes(self, base: BaseConfig) -> Shapes:
         """Names and shapes of the module's own tensors; embedding and LM head are the base's."""
         hidden = base.hidden_size
         shapes: Shapes = {
             "embedding_norm.weight": (hidden,),
-            "hidden_norm.weight": (hidden,),
-            "projection.weight": (hidden, 2 * hidden),
+            **dict.fromkeys(self.hidden_norms(), (hidden,)),
+            "projection.weight": (hidden, (1 + len(self.tap)) * hidden),
         }
         for index in range(self.num_layers):
             shapes |= base.layer_shapes(f"layers.{index}.")
         shapes["norm.weight"] = (hidden,)
         return shapes
+
+
+def _draft_file(value: Any, path: Path) -> DraftFile | None:
+    if value is None:
+        return None
+    if isinstance(value, dict):
+        size, file = value.get("size"), value.get("file")
+        if type(size) is int and size > 0 and isinstance(file, str) and Path(file).name == file:
+            return DraftFile(size, file)
+    raise InputError(f"{path}: draft_vocabulary {value!r} is not supported; expected null, or a size and a file beside")

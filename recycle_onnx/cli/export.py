@@ -22,7 +22,9 @@ from recycle_onnx.errors import InputError
     help="Of the weights; `recycle-onnx quantize` has more options.",
 )
 @click.option(
-    "--draft-vocab", type=int, help="Let the module propose so many frequent tokens only; needs --draft-text."
+    "--draft-vocab",
+    type=int,
+    help="Let the module propose so many frequent tokens only; needs --draft-text.  [default: the checkpoint's]",
 )
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
 @click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: the model's own]")
@@ -49,9 +51,7 @@ def export(
         quantization = HalfPrecision() if precision == "fp16" else Quantization(bits=int(precision[3:]))
     if text is not None and quantization is None:
         raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
-    if (draft_vocab is None) != (draft_text is None):
-        raise InputError("--draft-vocab and --draft-text go together: how many tokens, and where to count them")
-    draft = DraftVocabulary(draft_vocab, draft_text) if draft_vocab is not None and draft_text is not None else None
+    draft = DraftVocabulary.given(draft_vocab, draft_text)
     with stages() as report:
         done = run(
             checkpoint,

@@ -136,4 +136,6 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {part}" for name, part in value.items())
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -31,7 +31,7 @@ def score(model: RecycleModel, ids: list[int]) -> Score:
     """Score `ids`, as many as the context holds, in one run of each half."""
     decoder = model.decoder("auto")
     full = decoder.full
-    hidden = np.empty((len(ids), full.spec.hidden_size), full.spec.float_type)
+    hidden = np.empty((len(ids), full.spec.state_size), full.spec.float_type)
     logits = full.read(ids, None, hidden, keep=len(ids)).copy()
     best = logits.argmax(-1)
     following = _nats(logits[:-1], np.asarray(ids[1:]))

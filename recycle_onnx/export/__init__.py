@@ -1,7 +1,7 @@
 """Checkpoints to bundles: builds the two ONNX graphs from safetensors. Needs the extra `export`, and no torch."""
 
+from recycle_onnx.checkpoint import DraftVocabulary
 from recycle_onnx.export.block_quantizer import Quantization
-from recycle_onnx.export.draft_vocabulary import DraftVocabulary
 from recycle_onnx.export.exporter import ExportReport, export
 from recycle_onnx.export.half_precision import HalfPrecision
 from recycle_onnx.export.quantizer import quantize_bundle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint.weights import Weights
@@ -66,23 +68,34 @@ def feed_forward(graph: DecoderGraph, x: ir.Value, weights: Weights, prefix: str
     return graph.linear(activated, weights, f"{prefix}down_proj.weight")
 
 
-def layers(
-    graph: DecoderGraph, x: ir.Value, weights: Weights, prefix: str, final_norm: str
-) -> tuple[ir.Value, list[ir.Value]]:
-    """All decoder layers and the final norm; gives hidden states [B, S, H] and the present keys and values."""
+class Stack(NamedTuple):
+    """What a stack of layers gives: states after the final norm [B, S, H], present keys and values.
+
+    `streams[n]` [B, S, H] is the residual stream after n layers.
+    """
+
+    hidden: ir.Value
+    present: list[ir.Value]
+    streams: list[ir.Value]
+
+
+def layers(graph: DecoderGraph, x: ir.Value, weights: Weights, prefix: str, final_norm: str) -> Stack:
+    """All decoder layers and the final norm."""
     past = [graph.inputs[name] for name in graph.spec.past_names()]
     delta: ir.Value | None = None
     present: list[ir.Value] = []
+    streams: list[ir.Value] = []
     for index in range(graph.spec.num_layers):
         name = f"{prefix}{index}."
         normalised, x = add_norm(graph, x, delta, weights, f"{name}input_layernorm.weight")
+        streams.append(x)
         cache = (past[2 * index], past[2 * index + 1])
         delta, key, value = attention(graph, normalised, weights, f"{name}self_attn.", cache)
         normalised, x = add_norm(graph, x, delta, weights, f"{name}post_attention_layernorm.weight")
         delta = feed_forward(graph, normalised, weights, f"{name}mlp.")
         present += [key, value]
-    hidden, _ = add_norm(graph, x, delta, weights, final_norm)
-    return hidden, present
+    hidden, x = add_norm(graph, x, delta, weights, final_norm)
+    return Stack(hidden, present, [*streams, x])
 
 
 def logits(graph: DecoderGraph, hidden: ir.Value, head: ir.ExternalTensor) -> ir.Value:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,11 @@ import onnx_ir as ir
 
 from recycle_onnx import __version__
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
-from recycle_onnx.checkpoint import BaseConfig, Checkpoint
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, DraftVocabulary
 from recycle_onnx.checkpoint.folder import TEXT_FILES
-from recycle_onnx.contract import GraphSpec
+from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
-from recycle_onnx.export.draft_vocabulary import DraftVocabulary
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.export.full_model import build_full_model, full_spec
@@ -53,8 +52,8 @@ def export(
 ) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
 
-    A `draft_vocabulary` gives the module a smaller LM head. With `quantization` a float32 bundle is made beside it,
-    quantized and compared on `text` (see `quantize_bundle`), and deleted. `report` is told each stage as it begins.
+    A `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` a float32 bundle is made beside
+    it, quantized and compared on `text` (see `quantize_bundle`), and deleted. `report` is told each stage as it begins.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
@@ -79,7 +78,7 @@ def _export(
         eos = _write_text_files(source, folder)
         draft = _choose(draft_vocabulary, source)
         specs = _write_graphs(source, folder, draft, report)
-        manifest = replace(_manifest(source, specs, folder), draft_vocabulary=draft)
+        manifest = _manifest(source, specs, folder, draft)
         manifest.write(folder / MANIFEST)
         report("checking the graphs")
         reference = source.folder / "recycler" / "reference.safetensors"
@@ -91,17 +90,18 @@ def _export(
 
 def _choose(draft_vocabulary: DraftVocabulary | None, source: Checkpoint) -> list[int] | None:
     if draft_vocabulary is None:
-        return None
+        return source.draft_ids
     if source.recycler is None:
         raise InputError(f"{source.folder}: has no recyclable module, and only that can have a draft vocabulary")
     return draft_vocabulary.choose(source.base_folder, source.base.vocab_size)
 
 
 def _write_graphs(source: Checkpoint, folder: Path, draft: list[int] | None, report: Report) -> dict[str, GraphSpec]:
-    specs = {"full": full_spec(source.base)}
+    taps = source.recycler.tap if source.recycler else (FINAL_POST,)
+    specs = {"full": full_spec(source.base, taps)}
     report("writing model.onnx")
     with ExternalDataWriter(folder / "model.onnx.data") as writer:
-        model = build_full_model(source.base, source.base_weights, writer)
+        model = build_full_model(source.base, source.base_weights, writer, taps)
         shared = dict(writer.tensors)
     ir.save(model, folder / graph_file("full"))
     if source.recycler and source.recycler_weights:
@@ -144,14 +144,14 @@ def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
     return merged
 
 
-def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path) -> Manifest:
+def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, draft: list[int] | None) -> Manifest:
     names = sorted(path.name for path in folder.iterdir())
-    recycler, weights = source.recycler, source.recycler_weights
     return Manifest(
         base={"model_type": "llama", **asdict(source.base), "parameters": source.base_weights.num_parameters()},
-        recycler={**recycler.to_json(), "parameters": weights.num_parameters()} if recycler and weights else None,
+        recycler=_module(source, draft),
         graphs=specs,
         files=describe_files(folder, names),
+        draft_vocabulary=draft,
         default_strategy="auto",
         provenance={
             "producer": f"recycle-onnx {__version__}",
@@ -160,3 +160,14 @@ def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path) -> 
             "ir_version": IR_VERSION,
         },
     )
+
+
+def _module(source: Checkpoint, draft: list[int] | None) -> dict[str, Any] | None:
+    """The module's conventions as the bundle has them, and its size."""
+    if source.recycler is None or source.recycler_weights is None:
+        return None
+    return {
+        **source.recycler.to_json(),
+        "draft_vocabulary": None if draft is None else {"size": len(draft)},
+        "parameters": source.recycler_weights.num_parameters(),
+    }

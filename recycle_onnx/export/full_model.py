@@ -5,8 +5,9 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig
+from recycle_onnx.checkpoint.taps import FINAL_PRE, layer_of
 from recycle_onnx.checkpoint.weights import Weights
-from recycle_onnx.contract import INPUT_IDS, GraphSpec
+from recycle_onnx.contract import FINAL_POST, INPUT_IDS, GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.graph import DecoderGraph
@@ -15,18 +16,26 @@ EMBEDDING = "model.embed_tokens.weight"
 LM_HEAD = "lm_head.weight"
 
 
-def full_spec(config: BaseConfig) -> GraphSpec:
-    """The full model's interface."""
+def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> GraphSpec:
+    """The full model's interface, with the hidden states that its module reads."""
     return GraphSpec(
-        "full", config.num_layers, config.num_kv_heads, config.head_dim, config.hidden_size, config.vocab_size
-    )
+        "full", config.num_layers, config.num_kv_heads, config.head_dim, config.hidden_size, config.vocab_size,
+        taps=taps,
+    )  # fmt: skip
 
 
-def build_full_model(config: BaseConfig, weights: Weights, writer: ExternalDataWriter) -> ir.Model:
+def build_full_model(
+    config: BaseConfig, weights: Weights, writer: ExternalDataWriter, taps: tuple[str, ...] = (FINAL_POST,)
+) -> ir.Model:
     """Token ids to logits, hidden states and present keys and values."""
-    graph = DecoderGraph(full_spec(config), config, writer)
+    graph = DecoderGraph(full_spec(config, taps), config, writer)
     embedding = writer.write(EMBEDDING, weights.float32(EMBEDDING))
     head = embedding if config.tied_embeddings else writer.write(LM_HEAD, weights.float32(LM_HEAD))
     x = graph.op.Gather(graph.shared(embedding), graph.inputs[INPUT_IDS])
-    hidden, present = blocks.layers(graph, x, weights, "model.layers.", "model.norm.weight")
-    return graph.finish([blocks.logits(graph, hidden, head), hidden, *present])
+    stack = blocks.layers(graph, x, weights, "model.layers.", "model.norm.weight")
+    tapped = [_tapped(stack, tap) for tap in taps if tap != FINAL_POST]
+    return graph.finish([blocks.logits(graph, stack.hidden, head), stack.hidden, *tapped, *stack.present])
+
+
+def _tapped(stack: blocks.Stack, tap: str) -> ir.Value:
+    return stack.streams[-1 if tap == FINAL_PRE else layer_of(tap)]

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
-from recycle_onnx.contract import HIDDEN_STATES, INPUT_IDS, GraphSpec
+from recycle_onnx.contract import INPUT_IDS, GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD
@@ -18,7 +18,9 @@ DRAFT_HEAD = "draft_head.weight"
 def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | None = None) -> GraphSpec:
     """The module's interface; with a draft vocabulary it has a logit for each of its tokens only."""
     vocab_size = base.vocab_size if draft is None else len(draft)
-    return GraphSpec("recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, vocab_size)
+    return GraphSpec(
+        "recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, vocab_size, taps=config.tap
+    )
 
 
 def build_recycler(
@@ -29,19 +31,36 @@ def build_recycler(
     shared: dict[str, ir.ExternalTensor],
     draft: list[int] | None = None,
 ) -> ir.Model:
-    """Tokens at p+1 and hidden states at p to logits of p+2.
+    """Tokens at p+1 and hidden states at p to logits of p+2, and the module's own state in the form of its input.
 
     Embedding and LM head are the full model's own; with a `draft` vocabulary the head is a copy of its rows.
     """
     graph = DecoderGraph(recycler_spec(config, base, draft), base, writer)
     embedding = graph.op.Gather(graph.shared(shared[EMBEDDING]), graph.inputs[INPUT_IDS])
-    parts = (
-        blocks.norm(graph, embedding, weights, "embedding_norm.weight"),
-        blocks.norm(graph, graph.inputs[HIDDEN_STATES], weights, "hidden_norm.weight"),
-    )
-    x = graph.linear(graph.op.Concat(*parts, axis=-1), weights, "projection.weight")
-    hidden, present = blocks.layers(graph, x, weights, "layers.", "norm.weight")
+    states = zip(config.hidden_norms(), _split(graph, graph.inputs[graph.spec.state_input]), strict=True)
+    parts = {
+        "embedding": [blocks.norm(graph, embedding, weights, "embedding_norm.weight")],
+        "hidden_state": [blocks.norm(graph, state, weights, name) for name, state in states],
+    }
+    joined = graph.op.Concat(*(part for name in config.concat for part in parts[name]), axis=-1)
+    x = graph.linear(joined, weights, "projection.weight")
+    stack = blocks.layers(graph, x, weights, "layers.", "norm.weight")
+    own = stack.hidden if config.recycle == "post_norm" else stack.streams[-1]
     head = shared.get(LM_HEAD, shared[EMBEDDING])
     if draft is not None:
         head = writer.write(DRAFT_HEAD, head.numpy()[draft])
-    return graph.finish([blocks.logits(graph, hidden, head), hidden, *present])
+    return graph.finish([blocks.logits(graph, stack.hidden, head), _repeat(graph, own), *stack.present])
+
+
+def _split(graph: DecoderGraph, states: ir.Value) -> list[ir.Value]:
+    """The taps [B, S, H] of [B, S, n·H]."""
+    count = len(graph.spec.taps)
+    if count == 1:
+        return [states]
+    return list(graph.op.Split(states, axis=-1, num_outputs=count, _outputs=count))
+
+
+def _repeat(graph: DecoderGraph, own: ir.Value) -> ir.Value:
+    """In a chain the module's own state takes the place of every tap."""
+    count = len(graph.spec.taps)
+    return own if count == 1 else graph.op.Concat(*[own] * count, axis=-1)

@@ -71,7 +71,7 @@ class _Halves:
 
     def _run(self, kind: Kind, ids: list[int], hidden_in: Floats | None, split: int) -> tuple[Floats, Floats]:
         half = Half(self.sessions[kind], self.specs[kind], self.limit)
-        states = np.empty((len(ids), half.spec.hidden_size), np.float32)
+        states = np.empty((len(ids), half.spec.state_size), np.float32)
         rows = []
         for piece in (slice(0, split), *(slice(i, i + 1) for i in range(split, len(ids)))):
             given = None if hidden_in is None else hidden_in[piece]

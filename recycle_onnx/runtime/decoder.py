@@ -40,12 +40,12 @@ class Decoder:
             self.recycler = Half(sessions[1], specs[1], context_length, hidden_in=self.full.hidden)
         self.chunk = chunk
         self._prompt: list[int] = []
-        self._prompt_hidden: States = np.zeros((0, specs[0].hidden_size), specs[0].float_type)
+        self._prompt_hidden: States = np.zeros((0, specs[0].state_size), specs[0].float_type)
         self.prefill_seconds = 0.0
-        self._own_state: States = np.zeros((1, specs[0].hidden_size), specs[0].float_type)
+        self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
         self._last_row = 0
         self.waiting: list[int] = []
-        self._window: States = np.zeros((WINDOW, specs[0].hidden_size), specs[0].float_type)
+        self._window: States = np.zeros((WINDOW, specs[0].state_size), specs[0].float_type)
 
     def prefill(self, prompt: list[int], limit: int = 0) -> Floats:
         """Read the prompt in chunks; give the logits [1, V] after its last token.
@@ -58,7 +58,7 @@ class Decoder:
             if half is not None:
                 half.reserve(len(prompt) + min(limit, AHEAD))
         self._prompt = prompt
-        self._prompt_hidden = np.empty((len(prompt), self.full.spec.hidden_size), self.full.spec.float_type)
+        self._prompt_hidden = np.empty((len(prompt), self.full.spec.state_size), self.full.spec.float_type)
         for start in range(0, len(prompt), self.chunk):
             piece = slice(start, start + self.chunk)
             logits = self.full.read(prompt[piece], None, self._prompt_hidden[piece])

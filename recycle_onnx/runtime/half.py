@@ -9,34 +9,50 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import HIDDEN_STATES, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
+from recycle_onnx.contract import INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.kv_cache import KVCache
 
 Floats = NDArray[np.float32]
 States = NDArray[np.floating[Any]]
-"""Hidden states, in the bundle's float type."""
+"""Hidden states [rows, H], several taps side by side [rows, n·H], in the bundle's float type."""
 STEP_ROWS = 16
 """Calls of up to this many tokens keep their buffers bound; longer ones are prefill, and are bound anew."""
 
 
 class _Call:
-    """A call's small buffers, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out."""
+    """A call's small buffers, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out.
+
+    A single tap comes straight into `hidden_out`; several come one by one, and are laid side by side after the run.
+    """
 
     def __init__(self, half: Half, hidden_in: States | None, hidden_out: States, rows: int, keep: int) -> None:
         self.ids = np.zeros((1, rows), np.int64)
         self.logits = np.zeros((1, keep, half.spec.vocab_size), np.float32)
         self._keep = np.array(keep, np.int64)
+        outputs = half.spec.state_outputs()
+        width = half.spec.hidden_size
+        self._taps = [np.zeros((rows, width), hidden_out.dtype) for _ in outputs] if len(outputs) > 1 else []
         self._hidden = (hidden_in, hidden_out)  # kept alive: OrtValues only alias them
         self.binding = half.session.io_binding()
         wrap = ort.OrtValue.ortvalue_from_numpy
         self.binding.bind_ortvalue_input(INPUT_IDS, wrap(self.ids))
         self.binding.bind_ortvalue_input(LOGITS_TO_KEEP, wrap(self._keep))
         if hidden_in is not None:
-            self.binding.bind_ortvalue_input(HIDDEN_STATES, wrap(hidden_in[None]))
+            self.binding.bind_ortvalue_input(half.spec.state_input, wrap(hidden_in[None]))
         self.binding.bind_ortvalue_output(LOGITS, wrap(self.logits))
-        self.binding.bind_ortvalue_output(half.spec.hidden_output, wrap(hidden_out[None]))
+        for name, array in zip(outputs, self._taps or [hidden_out], strict=True):
+            self.binding.bind_ortvalue_output(name, wrap(array[None]))
         half.cache.bind(self.binding)
+
+    def run(self, session: ort.InferenceSession, ids: list[int]) -> Floats:
+        """Read `ids`; give the logits [keep, V]."""
+        self.ids[0] = ids
+        session.run_with_iobinding(self.binding)
+        if self._taps:
+            np.concatenate(self._taps, axis=1, out=self._hidden[1])
+        logits: Floats = self.logits[0]
+        return logits
 
 
 class Half:
@@ -45,13 +61,13 @@ class Half:
     def __init__(
         self, session: ort.InferenceSession, spec: GraphSpec, limit: int, hidden_in: States | None = None
     ) -> None:
-        """`limit` is the most tokens it can read; `hidden_in` [rows, H] is where a module's input lies by default.
+        """`limit` is the most tokens it can read; `hidden_in` is where a module's input lies by default.
 
         `seconds` is what the latest `step` took, `runs` counts all runs.
         """
         self.session, self.spec = session, spec
         self.cache = KVCache(spec, limit)
-        self.hidden: States = np.zeros((STEP_ROWS, spec.hidden_size), spec.float_type)
+        self.hidden: States = np.zeros((STEP_ROWS, spec.state_size), spec.float_type)
         self.runs = 0
         self.seconds = 0.0
         self._hidden_in = hidden_in
@@ -84,26 +100,21 @@ class Half:
         if call is None:
             part = None if source is None else source[:rows]
             call = self._calls[key] = _Call(self, part, self.hidden[:rows], rows, keep)
-        call.ids[0] = ids
         started = time.perf_counter()
-        self.session.run_with_iobinding(call.binding)
+        logits = call.run(self.session, ids)
         self.seconds = time.perf_counter() - started
         self.runs += 1
-        logits: Floats = call.logits[0]
         return logits
 
     def read(self, ids: list[int], hidden_in: States | None, hidden_out: States, keep: int = 1) -> Floats:
         """Read one piece of a prompt; give the logits [keep, V] of its last tokens.
 
-        `hidden_in` (a module's input) and `hidden_out` are [S, H], contiguous.
+        `hidden_in` (a module's input) and `hidden_out` are [S, state_size], contiguous.
         """
         self._advance(len(ids))
         call = _Call(self, hidden_in, hidden_out, len(ids), keep)
-        call.ids[0] = ids
-        self.session.run_with_iobinding(call.binding)
         self.runs += 1
-        logits: Floats = call.logits[0]
-        return logits
+        return call.run(self.session, ids)
 
     def _advance(self, rows: int) -> None:
         length = self.cache.length + rows

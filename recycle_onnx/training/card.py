@@ -26,7 +26,7 @@ def model_card(config: RecyclerConfig) -> str:
     """Markdown, from what `recycler/config.json` says."""
     runs: list[dict[str, Any]] = list(config.training.get("runs", []))
     layers = f"{config.num_layers} decoder layer{'s' * (config.num_layers > 1)}"
-    lines = [ABOUT.format(layers=layers, tap=config.tap)]
+    lines = [ABOUT.format(layers=layers, tap=", ".join(config.tap))]
     for number, run in enumerate(runs, start=1):
         base = "trained jointly" if run.get("joint") else "frozen"
         text = f"the base's own at {run['temperature']}" if run.get("regenerate") else "given"

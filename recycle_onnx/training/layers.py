@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -104,8 +106,13 @@ class DecoderLayer(nn.Module):
         return y
 
 
-def run_layers(layers: nn.ModuleList, x: Tensor, rotary: Rotary, cache: Cache | None) -> Tensor:
-    """x [B, S, H] through all layers."""
+def run_layers(
+    layers: nn.ModuleList, x: Tensor, rotary: Rotary, cache: Cache | None, keep: Collection[int] = ()
+) -> tuple[Tensor, dict[int, Tensor]]:
+    """x [B, S, H] through all layers; also the residual stream after so many of them as `keep` says."""
+    kept = {}
     for index, layer in enumerate(layers):
         x = layer(x, rotary, cache[index] if cache is not None else None)
-    return x
+        if index + 1 in keep:
+            kept[index + 1] = x
+    return x, kept

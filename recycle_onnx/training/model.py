@@ -6,18 +6,22 @@ Source of the module: RecycleGPT, arXiv 2308.03421.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
+from recycle_onnx.checkpoint.taps import FINAL_PRE, LAYER, layer_of
+from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.training.caches import Cache
 from recycle_onnx.training.layers import DecoderLayer, RMSNorm, Rotary, run_layers
 
 
 class Output(NamedTuple):
-    """What a half gives: logits [B, S, V], and hidden states [B, S, H] after the final norm."""
+    """What a half gives: logits [B, S, V], and hidden states [B, S, n·H] as the module reads them, one a tap."""
 
     logits: Tensor
     hidden_states: Tensor
@@ -34,11 +38,11 @@ class _Trunk(nn.Module):
 
 
 class FullModel(nn.Module):
-    """The base: an ordinary Llama decoder."""
+    """The base: an ordinary Llama decoder, whose hidden states are taken at `taps`."""
 
-    def __init__(self, config: BaseConfig) -> None:
+    def __init__(self, config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.taps = config, taps
         self.model = _Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tied_embeddings:
@@ -47,8 +51,18 @@ class FullModel(nn.Module):
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Output:
         """Predict the token after each of `ids` [B, S]."""
-        hidden = self.model.norm(run_layers(self.model.layers, self.model.embed_tokens(ids), self.rotary, cache))
-        return Output(self.lm_head(hidden), hidden)
+        inner = [layer_of(tap) for tap in self.taps]
+        x, kept = run_layers(self.model.layers, self.model.embed_tokens(ids), self.rotary, cache, inner)
+        hidden = self.model.norm(x)
+        found = {FINAL_PRE: x, FINAL_POST: hidden, **{f"{LAYER}{number}": stream for number, stream in kept.items()}}
+        states = [found[tap] for tap in self.taps]
+        return Output(self.logits(hidden), torch.cat(states, dim=-1) if len(states) > 1 else states[0])
+
+    def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Logits of hidden states [B, S, H] after a final norm, of the tokens `rows` only where they are given."""
+        if rows is None:
+            return self.lm_head(hidden)  # type: ignore[no-any-return]
+        return functional.linear(hidden, self.lm_head.weight[rows])
 
     def initialise(self, seed: int) -> None:
         """Draw fresh weights: normal with deviation 0.02, residual outputs scaled down by depth (GPT-2's way)."""
@@ -68,28 +82,57 @@ class Recycler(nn.Module):
         size = base.hidden_size
         self.config = config
         self.embedding_norm = RMSNorm(size, base.rms_norm_eps)
-        self.hidden_norm = RMSNorm(size, base.rms_norm_eps)
-        self.projection = nn.Linear(2 * size, size, bias=False)
+        norms = [RMSNorm(size, base.rms_norm_eps) for _ in config.tap]
+        self.hidden_norm = norms[0] if len(norms) == 1 else nn.ModuleList(norms)
+        self.projection = nn.Linear((1 + len(norms)) * size, size, bias=False)
         self.layers = nn.ModuleList(DecoderLayer(base) for _ in range(config.num_layers))
         self.norm = RMSNorm(size, base.rms_norm_eps)
 
-    def forward(self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None) -> Tensor:
-        """Embeddings of the tokens at p+1 and hidden states at p, both [B, S, H], to its own states [B, S, H]."""
-        x = self.projection(torch.cat([self.embedding_norm(embedding), self.hidden_norm(hidden)], dim=-1))
-        states: Tensor = self.norm(run_layers(self.layers, x, rotary, cache))
-        return states
+    def forward(
+        self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embeddings of the tokens at p+1 [B, S, H] and hidden states at p [B, S, n·H] to two states of its own.
+
+        The one after the final norm [B, S, H] is for the LM head, the other is in the form of `hidden`, for a chain.
+        """
+        parts = {"embedding": self.embedding_norm(embedding), "hidden_state": self._normalised(hidden)}
+        x = self.projection(torch.cat([parts[name] for name in self.config.concat], dim=-1))
+        x, _ = run_layers(self.layers, x, rotary, cache)
+        states: Tensor = self.norm(x)
+        own = states if self.config.recycle == "post_norm" else x
+        taps = len(self.config.tap)
+        return states, own if taps == 1 else own.repeat(1, 1, taps)
+
+    def _normalised(self, hidden: Tensor) -> Tensor:
+        """Each tap by its own norm."""
+        if not isinstance(self.hidden_norm, nn.ModuleList):
+            return self.hidden_norm(hidden)  # type: ignore[no-any-return]
+        taps = hidden.chunk(len(self.hidden_norm), dim=-1)
+        return torch.cat([norm(tap) for norm, tap in zip(self.hidden_norm, taps, strict=True)], dim=-1)
 
 
 class RecycleGPT(nn.Module):
     """Both halves. Row p of the module lies at position p, so it shares the full model's rotary tables."""
 
-    def __init__(self, base: BaseConfig, recycler: RecyclerConfig) -> None:
-        super().__init__()
-        self.full = FullModel(base)
-        self.recycler = Recycler(recycler, base)
+    draft_ids: Tensor | None
 
-    def recycle(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None) -> Output:
-        """Predict the token after each of `ids` [B, S] (at p+1) from `hidden` [B, S, H] (at p)."""
+    def __init__(self, base: BaseConfig, recycler: RecyclerConfig, draft_ids: Sequence[int] | None = None) -> None:
+        """`draft_ids` are the tokens that the module has logits for, ascending; all without them."""
+        super().__init__()
+        self.full = FullModel(base, recycler.tap)
+        self.recycler = Recycler(recycler, base)
+        self.register_buffer("draft_ids", None if draft_ids is None else torch.tensor(draft_ids), persistent=False)
+
+    def recycle(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None, *, every_token: bool = False) -> Output:
+        """Predict the token after each of `ids` [B, S] (at p+1) from `hidden` [B, S, n·H] (at p).
+
+        The logits are [B, S, draft vocabulary], of the whole vocabulary with `every_token`.
+        """
         embedding = self.full.model.embed_tokens(ids)
-        states = self.recycler(embedding, hidden, self.full.rotary, cache)
-        return Output(self.full.lm_head(states), states)
+        states, own = self.recycler(embedding, hidden, self.full.rotary, cache)
+        return Output(self.full.logits(states, None if every_token else self.draft_ids), own)
+
+    def chosen(self, output: Output) -> Tensor:
+        """Token ids [B, S] that the module gives most probability."""
+        best = output.logits.argmax(-1)
+        return best if self.draft_ids is None else self.draft_ids[best]

@@ -17,6 +17,8 @@ from recycle_onnx.training.model import Output, RecycleGPT
 
 DECAY = 0.8
 """What a step of the chain weighs against the one before it."""
+OUTSIDE = -100
+"""In the place of tokens that a draft vocabulary lacks."""
 
 
 class Losses(NamedTuple):
@@ -31,20 +33,28 @@ class Losses(NamedTuple):
 
 
 def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
-    """Both halves against the text `ids` [B, S] (RecycleGPT, section on training)."""
+    """Both halves against the text `ids` [B, S] (RecycleGPT, section on training).
+
+    Tokens outside a draft vocabulary are left out of the module's loss.
+    """
     full = model.full(ids[:, :-1])
     steps = _chain(model, ids, full, depth)
-    recycle = [_cross_entropy(step.logits, ids[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
-    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(steps, full))
+    targets = _draft_targets(model, ids)
+    recycle = [_cross_entropy(step.logits, targets[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
+    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(model, steps, full))
 
 
 def frozen_base(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
-    """The module against the base's own next-token distribution (soft cross-entropy); the base gets no gradient."""
+    """The module against the base's own next-token distribution (soft cross-entropy); the base gets no gradient.
+
+    With a draft vocabulary that is the base's distribution over its tokens alone.
+    """
     with torch.no_grad():
         full = model.full(ids[:, :-1])
     steps = _chain(model, ids, full, depth)
-    recycle = [_soft(step.logits, full.logits[:, place:]) for place, step in enumerate(steps, start=1)]
-    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(steps, full))
+    target = full.logits if model.draft_ids is None else full.logits[..., model.draft_ids]
+    recycle = [_soft(step.logits, target[:, place:]) for place, step in enumerate(steps, start=1)]
+    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(model, steps, full))
 
 
 def _chain(model: RecycleGPT, ids: Tensor, full: Output, depth: int) -> list[Output]:
@@ -68,13 +78,22 @@ def _soft(logits: Tensor, target: Tensor) -> Tensor:
     return -(target.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
 
 
+def _draft_targets(model: RecycleGPT, ids: Tensor) -> Tensor:
+    """Where the tokens `ids` stand among the module's logits; `OUTSIDE` for those it has none for."""
+    if model.draft_ids is None:
+        return ids
+    places = torch.full((model.full.config.vocab_size,), OUTSIDE, device=ids.device)
+    places[model.draft_ids] = torch.arange(len(model.draft_ids), device=ids.device)
+    return places[ids]
+
+
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+    total = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=OUTSIDE, reduction="sum")
+    return total / (targets != OUTSIDE).sum().clamp(min=1)
 
 
-def _acceptance(steps: list[Output], full: Output) -> Tensor:
-    rates = [
-        (step.logits.detach().argmax(-1) == full.logits.detach()[:, place:].argmax(-1)).float().mean()
-        for place, step in enumerate(steps, start=1)
-    ]
+def _acceptance(model: RecycleGPT, steps: list[Output], full: Output) -> Tensor:
+    """How often the module names the base's best token of all, also where its draft vocabulary lacks that."""
+    best = full.logits.detach().argmax(-1)
+    rates = [(model.chosen(step) == best[:, place:]).float().mean() for place, step in enumerate(steps, start=1)]
     return torch.stack(rates)

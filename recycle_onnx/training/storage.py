@@ -33,7 +33,7 @@ def load_model(checkpoint: Checkpoint) -> RecycleGPT:
     """
     if checkpoint.recycler is None or checkpoint.recycler_weights is None:
         raise InputError(f"{checkpoint.folder}: has no recyclable module; make one with `recycle-onnx attach` first")
-    model = RecycleGPT(checkpoint.base, checkpoint.recycler)
+    model = RecycleGPT(checkpoint.base, checkpoint.recycler, checkpoint.draft_ids)
     fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
     fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
     return model
@@ -78,6 +78,8 @@ def _ignore_at(root: Path, names: list[str]) -> Any:
 def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
     _write_tensors(folder / "model.safetensors", model.recycler, None, dtype)
     save_file(_reference(model, ids), folder / "reference.safetensors")
+    if config.draft_vocabulary and model.draft_ids is not None:
+        config.draft_vocabulary.write(folder, model.draft_ids.tolist())
     write_json(folder / "config.json", config.to_json())
     (folder / "README.md").write_text(model_card(config), encoding="utf-8")
 
@@ -100,7 +102,7 @@ def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:
     ids = ids.flatten()[:REFERENCE_TOKENS]
     with torch.no_grad():
         full = model.full(ids[None])
-        module = model.recycle(ids[None, 1:], full.hidden_states[:, :-1])
+        module = model.recycle(ids[None, 1:], full.hidden_states[:, :-1], every_token=True)
     last = len(ids) - 1
     rows = torch.linspace(0, last - 1, min(REFERENCE_ROWS, last)).long()
     return {

@@ -1,0 +1,80 @@
+"""A reduced vocabulary for the module: it only ever proposes tokens that are frequent."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, read_text, write_json
+from recycle_onnx.tokenizer import load_tokenizer
+
+SMALLEST = 16
+FILE = "draft_vocabulary.json"
+
+
+@dataclass(frozen=True)
+class DraftVocabulary:
+    """The `size` most frequent tokens of `text`.
+
+    The module's LM head then has so many rows, which is most of a small module's cost. A token outside is never
+    proposed, and costs a rejection; what `verify` gives stays the same. (FR-Spec, arXiv 2502.14856.)
+    """
+
+    size: int
+    text: Path
+
+    @classmethod
+    def given(cls, size: int | None, text: Path | None) -> DraftVocabulary | None:
+        """What the options --draft-vocab and --draft-text ask for; None where neither is given.
+
+        Raises:
+            InputError: only one of them is given.
+        """
+        if (size is None) != (text is None):
+            raise InputError("--draft-vocab and --draft-text go together: how many tokens, and where to count them")
+        return None if size is None or text is None else cls(size, text)
+
+    def choose(self, folder: Path, vocab_size: int) -> list[int]:
+        """Token ids, ascending; tokens that the text lacks fill up in the order of their ids.
+
+        Raises:
+            InputError: a size out of range, or no text.
+        """
+        if not SMALLEST <= self.size <= vocab_size:
+            raise InputError(f"draft-vocab is {self.size}; expected {SMALLEST} to {vocab_size}, the model's vocabulary")
+        lines = read_text(self.text).splitlines(keepends=True)
+        counts: Counter[int] = Counter()
+        for encoding in load_tokenizer(folder).encode_batch_fast(lines):
+            counts.update(encoding.ids)
+        if not counts:
+            raise InputError(f"{self.text}: is empty; expected text like that which the model will write")
+        frequent = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
+        return sorted(frequent[: self.size])
+
+
+@dataclass(frozen=True)
+class DraftFile:
+    """A checkpoint's draft vocabulary: how many tokens, and the file in `recycler/` that lists their ids."""
+
+    size: int
+    file: str = FILE
+
+    def read(self, folder: Path, vocab_size: int) -> list[int]:
+        """Token ids, ascending.
+
+        Raises:
+            InputError: the file is missing, or does not list `size` ids below `vocab_size` in ascending order.
+        """
+        path = folder / self.file
+        ids: list[int] = []
+        if isinstance(found := read_json(path).get("token_ids"), list):
+            ids = [token for token in found if type(token) is int and 0 <= token < vocab_size]
+        if len(ids) != self.size or ids != sorted(set(ids)) or ids != found:
+            raise InputError(f"{path}: expected {self.size} ascending 'token_ids' below {vocab_size}; attach again")
+        return ids
+
+    def write(self, folder: Path, ids: list[int]) -> None:
+        """Write the file."""
+        write_json(folder / self.file, {"token_ids": ids})
