@@ -88,6 +88,15 @@ def test_a_head_size_that_needs_the_rotary_operator_works_too(tmp_path: Path) ->
     assert answer["tokens"] == model.generate("the cat sat on", max_new_tokens=40).tokens
 
 
+def test_further_outputs_for_the_module_are_no_obstacle(tmp_path: Path) -> None:
+    config = tiny.tiny_config(num_layers=3, context_length=128)
+    attach(tiny.write_base(tmp_path / "base", config), tmp_path / "c", tap=("layer.1", "layer.2", "final_pre"))
+    export(tmp_path / "c", tmp_path / "bundle")
+    model = recycle_onnx.load(tmp_path / "bundle")
+    [answer] = genai(tmp_path / "bundle", [{"prompt": "the cat sat on", "new_tokens": 40}])
+    assert answer["tokens"] == model.generate("the cat sat on", strategy="full", max_new_tokens=40).tokens
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_bundle_opens_too(bits: int, sample_bundle: Path, tmp_path: Path) -> None:
     quantize_bundle(sample_bundle, tmp_path / "small", Quantization(bits=bits))

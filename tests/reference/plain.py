@@ -28,7 +28,7 @@ def alternate(model: RecycleGPT, prompt: list[int], count: int, stops: frozenset
         if tokens[-1] in stops or len(tokens) == len(prompt) + count:
             break
         recycled = model.recycle(torch.tensor([tokens[1:]]), output.hidden_states)
-        tokens.append(int(recycled.logits[0, -1].argmax()))
+        tokens.append(int(model.chosen(recycled)[0, -1]))
         if tokens[-1] in stops:
             break
     return tokens[len(prompt) :]
@@ -41,6 +41,6 @@ def chain(model: RecycleGPT, tokens: list[int], count: int) -> list[int]:
     known = list(tokens)
     for _ in range(count):
         output = model.recycle(torch.tensor([known[1:]]), hidden)
-        known.append(int(output.logits[0, -1].argmax()))
+        known.append(int(model.chosen(output)[0, -1]))
         hidden = torch.cat([hidden, output.hidden_states[:, -1:]], dim=1)
     return known[len(tokens) :]

@@ -83,10 +83,15 @@ def test_the_export_compares_its_graphs_with_the_trained_reference(
     assert difference < 1e-4
 
 
-def test_a_trained_chain_is_the_chain_that_decoding_runs() -> None:
+@pytest.mark.parametrize(
+    "config",
+    [RecyclerConfig(2), RecyclerConfig(2, recycle="pre_norm"), RecyclerConfig(2, tap=("layer.1", "final_post"))],
+    ids=["default", "before the norm", "two taps"],
+)
+def test_a_trained_chain_is_the_chain_that_decoding_runs(config: RecyclerConfig) -> None:
     """Every place of every chain, against the module on one text at a time without any mask or cache."""
     torch.manual_seed(0)
-    model = RecycleGPT(tiny.tiny_config(), RecyclerConfig(num_layers=2))
+    model = RecycleGPT(tiny.tiny_config(), config)
     ids = torch.randint(0, 300, (1, 14))
     full = model.full(ids[:, :-1])
     depth = 3
