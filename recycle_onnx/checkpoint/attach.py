@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
-from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 
@@ -40,7 +40,9 @@ def attach(
         origin = checkpoint.base_folder
         elsewhere = origin != checkpoint.folder if in_place else reference
         path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
-        config = RecyclerConfig(num_layers, base=base_reference(origin, checkpoint.base_weights, path=path))
+        config = RecyclerConfig(
+            num_layers, checkpoint.base.model_type, base=base_reference(origin, checkpoint.base_weights, path=path)
+        )
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, seed)
         with _destination(out, in_place, force, checkpoint.folders()) as folder:
             if not in_place and path is None:
@@ -77,7 +79,7 @@ def _except_weights_of(checkpoint: Checkpoint) -> Callable[[str, list[str]], lis
 
 
 def _initial_tensors(
-    base: BaseConfig, weights: Weights, config: RecyclerConfig, seed: int
+    base: BaseConfig, weights: BaseWeights, config: RecyclerConfig, seed: int
 ) -> dict[str, NDArray[np.generic]]:
     """Last layers and final norm of the base; a projection that averages its two inputs, plus a little noise."""
     generator = np.random.default_rng(seed)
@@ -88,8 +90,9 @@ def _initial_tensors(
         "embedding_norm.weight": ones,
         "hidden_norm.weight": ones.copy(),
         "projection.weight": np.concatenate([half, half], axis=1) + noise,
-        "norm.weight": weights.stored("model.norm.weight"),
     }
+    for own in base.norm_shapes("norm"):
+        tensors[own] = weights.stored(f"model.{own}")
     first = base.num_layers - config.num_layers
     for index in range(config.num_layers):
         for own, theirs in zip(

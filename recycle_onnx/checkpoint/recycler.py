@@ -74,7 +74,7 @@ class RecyclerConfig:
     def _refuse_unknown_conventions(self, path: Path) -> None:
         reference = RecyclerConfig(num_layers=1)
         for name in (
-            "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "embedding", "lm_head",
+            "tap", "concat", "norms_before_projection", "final_norm", "recycle", "embedding", "lm_head",
             "draft_vocabulary",
         ):  # fmt: skip
             given, expected = getattr(self, name), getattr(reference, name)
@@ -95,5 +95,4 @@ class RecyclerConfig:
         }
         for index in range(self.num_layers):
             shapes |= base.layer_shapes(f"layers.{index}.")
-        shapes["norm.weight"] = (hidden,)
-        return shapes
+        return shapes | base.norm_shapes("norm")

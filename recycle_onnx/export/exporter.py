@@ -148,7 +148,7 @@ def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path) -> 
     names = sorted(path.name for path in folder.iterdir())
     recycler, weights = source.recycler, source.recycler_weights
     return Manifest(
-        base={"model_type": "llama", **asdict(source.base), "parameters": source.base_weights.num_parameters()},
+        base={**source.base.summary(), "parameters": source.base_weights.num_parameters()},
         recycler={**recycler.to_json(), "parameters": weights.num_parameters()} if recycler and weights else None,
         graphs=specs,
         files=describe_files(folder, names),

@@ -5,12 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
-from recycle_onnx.checkpoint.weights import Weights
-from recycle_onnx.contract import HIDDEN_STATES, INPUT_IDS, GraphSpec
+from recycle_onnx.contract import HIDDEN_STATES, GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.external_data import ExternalDataWriter
-from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD
-from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS
+from recycle_onnx.export.graph import DecoderGraph, Tensors
 
 DRAFT_HEAD = "draft_head.weight"
 
@@ -24,7 +23,7 @@ def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | N
 def build_recycler(
     config: RecyclerConfig,
     base: BaseConfig,
-    weights: Weights,
+    weights: Tensors,
     writer: ExternalDataWriter,
     shared: dict[str, ir.ExternalTensor],
     draft: list[int] | None = None,
@@ -33,8 +32,8 @@ def build_recycler(
 
     Embedding and LM head are the full model's own; with a `draft` vocabulary the head is a copy of its rows.
     """
-    graph = DecoderGraph(recycler_spec(config, base, draft), base, writer)
-    embedding = graph.op.Gather(graph.shared(shared[EMBEDDING]), graph.inputs[INPUT_IDS])
+    graph = DecoderGraph(recycler_spec(config, base, draft), base.last(config.num_layers), writer)
+    embedding = blocks.embed(graph, shared[EMBEDDING], shared.get(POSITIONS))
     parts = (
         blocks.norm(graph, embedding, weights, "embedding_norm.weight"),
         blocks.norm(graph, graph.inputs[HIDDEN_STATES], weights, "hidden_norm.weight"),

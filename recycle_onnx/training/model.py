@@ -1,6 +1,6 @@
 """RecycleGPT in plain torch: the reference that the exported graphs are checked against.
 
-The full model carries the tensor names of a Hugging Face Llama, so that its state dict is the base's file.
+The full model carries the neutral tensor names of `checkpoint/base.py`.
 Source of the module: RecycleGPT, arXiv 2308.03421.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
 from recycle_onnx.training.caches import Cache
-from recycle_onnx.training.layers import DecoderLayer, RMSNorm, Rotary, run_layers
+from recycle_onnx.training.layers import DecoderLayer, RMSNorm, Rotary, new_norm, run_layers
 
 
 class Output(NamedTuple):
@@ -29,12 +29,15 @@ class _Trunk(nn.Module):
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.position_offset is not None:
+            rows = config.context_length + config.position_offset
+            self.embed_positions = nn.Embedding(rows, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in config.layers)
+        self.norm = new_norm(config.hidden_size, config.norm)
 
 
 class FullModel(nn.Module):
-    """The base: an ordinary Llama decoder."""
+    """The base: an ordinary decoder."""
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
@@ -47,8 +50,25 @@ class FullModel(nn.Module):
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Output:
         """Predict the token after each of `ids` [B, S]."""
-        hidden = self.model.norm(run_layers(self.model.layers, self.model.embed_tokens(ids), self.rotary, cache))
-        return Output(self.lm_head(hidden), hidden)
+        x = run_layers(self.model.layers, self.embed(ids, cache), self.rotary, cache)
+        hidden = self.model.norm(x)
+        return Output(self.head(hidden), hidden)
+
+    def embed(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """What the first layer reads for `ids` [B, S] in rows that follow the cache's."""
+        x: Tensor = self.model.embed_tokens(ids) * self.config.embedding_scale
+        if self.config.position_offset is None:
+            return x
+        first = self.config.position_offset + (cache[0].start if cache else 0)
+        places = torch.arange(first, first + ids.shape[1], device=ids.device)
+        learned: Tensor = self.model.embed_positions(places)
+        return x + learned
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [B, S, V] of hidden states after the final norm."""
+        logits: Tensor = self.lm_head(hidden * self.config.logit_scale)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def initialise(self, seed: int) -> None:
         """Draw fresh weights: normal with deviation 0.02, residual outputs scaled down by depth (GPT-2's way)."""
@@ -67,11 +87,11 @@ class Recycler(nn.Module):
         super().__init__()
         size = base.hidden_size
         self.config = config
-        self.embedding_norm = RMSNorm(size, base.rms_norm_eps)
-        self.hidden_norm = RMSNorm(size, base.rms_norm_eps)
+        self.embedding_norm = RMSNorm(size, base.norm.eps)
+        self.hidden_norm = RMSNorm(size, base.norm.eps)
         self.projection = nn.Linear(2 * size, size, bias=False)
-        self.layers = nn.ModuleList(DecoderLayer(base) for _ in range(config.num_layers))
-        self.norm = RMSNorm(size, base.rms_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(base, layer) for layer in base.last(config.num_layers).layers)
+        self.norm = new_norm(size, base.norm)
 
     def forward(self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None) -> Tensor:
         """Embeddings of the tokens at p+1 and hidden states at p, both [B, S, H], to its own states [B, S, H]."""
@@ -90,6 +110,6 @@ class RecycleGPT(nn.Module):
 
     def recycle(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None) -> Output:
         """Predict the token after each of `ids` [B, S] (at p+1) from `hidden` [B, S, H] (at p)."""
-        embedding = self.full.model.embed_tokens(ids)
+        embedding = self.full.embed(ids, cache)
         states = self.recycler(embedding, hidden, self.full.rotary, cache)
-        return Output(self.full.lm_head(states), states)
+        return Output(self.full.head(states), states)
