@@ -71,7 +71,7 @@ class FullModel(nn.Module):
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights: normal with deviation 0.02, residual outputs scaled down by depth (GPT-2's way)."""
+        """Draw fresh weights: normal with deviation 0.02, residual outputs scaled down by depth."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:

@@ -29,7 +29,8 @@ LLAMA3 = {
 }  # fmt: skip
 YARN = {"rope_type": "yarn", "rope_theta": 1000.0, "factor": 4.0, "original_max_position_embeddings": 24}
 LONGROPE = {
-    "rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.3, 1.6, 2.0], "long_factor": [2.0, 3.0, 4.0, 5.0],
+    "rope_type": "longrope", "rope_theta": 1000.0, "short_factor": [1.0, 1.3, 1.6, 2.0],
+    "long_factor": [2.0, 3.0, 4.0, 5.0],
 }  # fmt: skip
 BY_TYPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1000.0, "factor": 4.0},

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 import recycle_onnx
+from recycle_onnx.bundle import graph_file
 from recycle_onnx.checkpoint import attach
+from recycle_onnx.checkpoint.families import FAMILIES, describe
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import Quantization, export
+from recycle_onnx.export import HalfPrecision, Quantization, export
 from recycle_onnx.runtime.half import Half
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
+from tests import tiny
 from tests.prompts import story_prompts
-from tests.reference.families import CASES, reference, write
+from tests.reference.families import CASES, GROUPED, SIZES, reference, write
 from tests.reference.models import torch_model
 
 TOLERANCE = 1e-4
@@ -163,11 +169,103 @@ def test_int4_generates(trained: Path) -> None:
     report = export(trained, out, quantization=Quantization(bits=4))
     assert report.fidelity is not None
     assert np.isfinite(report.fidelity.perplexity)
-    assert report.fidelity.perplexity < 3 * report.fidelity.perplexity_fp32
+    assert report.fidelity.perplexity < 1.5 * report.fidelity.perplexity_fp32
+    for kind in ("full", "recycler"):
+        graph = onnx.load(out / graph_file(kind), load_external_data=False).graph
+        assert not [node.name for node in graph.node if node.op_type in ("MatMul", "FusedMatMul")]
     assert recycle_onnx.load(out).generate([0, 5, 9], max_new_tokens=8).tokens
+
+
+def test_float16_is_near(trained: Path) -> None:
+    report = export(trained, trained.parent / "fp16", quantization=HalfPrecision())
+    assert report.fidelity is not None
+    assert report.fidelity.top1_agreement > 0.97
 
 
 def test_beyond_the_original_context_longrope_is_refused(tmp_path: Path) -> None:
     export(write("phi3", tmp_path / "model"), tmp_path / "bundle")
     with pytest.raises(InputError, match="48"):
         recycle_onnx.load(tmp_path / "bundle").generate(IDS + IDS, max_new_tokens=1)
+
+
+def test_a_family_is_added_as_the_documentation_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(code.splitlines()) < 60
+    namespace: dict[str, Any] = {}
+    exec(code, namespace)
+    monkeypatch.setitem(FAMILIES, "ernie4_5", namespace["FAMILY"])
+    for head_dim in (24, 32):  # rotated by an operator of its own, and by the attention
+        values = {**GROUPED, "use_bias": True, "head_dim": head_dim}
+        monkeypatch.setitem(CASES, f"ernie, {head_dim}", ("ernie4_5", values))
+        folder = write(f"ernie, {head_dim}", tmp_path / str(head_dim))
+        attach(folder, folder)
+        export(folder, folder.parent / f"{head_dim}.bundle")
+        full = recycle_onnx.load(folder.parent / f"{head_dim}.bundle").decoder("full").full
+        wanted = expected(f"ernie, {head_dim}")[0]
+        assert difference(read(full, IDS, None, SPLITS[1])[0], wanted) < TOLERANCE
+        with torch.no_grad():
+            assert difference(torch_model(folder).full(torch.tensor([IDS])).logits[0].numpy(), wanted) < TOLERANCE
+
+
+OLD_AND_NEW: dict[str, tuple[str, dict[str, Any]]] = {
+    "linear": ("llama", {**GROUPED, "rope_theta": 500.0, "rope_scaling": {"type": "linear", "factor": 4.0}}),
+    "yarn": ("qwen2", {**GROUPED, "rope_theta": 500.0, "rope_scaling": {"type": "yarn", "factor": 2.0}}),
+    "longrope, then called su": (
+        "phi3",
+        {**GROUPED, "rope_theta": 500.0, "original_max_position_embeddings": 48, "sliding_window": 9,
+         "rope_scaling": {"type": "su", "original_max_position_embeddings": 48, "short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [2.0] * 8}},
+    ),
+    "a part of the head": ("gpt_neox", {**SIZES, "rotary_pct": 0.5, "rotary_emb_base": 500}),
+    "bases by type of layer": (
+        "gemma3_text",
+        {**GROUPED, "head_dim": 16, "rope_theta": 500.0, "rope_local_base_freq": 50.0, "sliding_window_pattern": 2,
+         "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "sliding_window": 6, "query_pre_attn_scalar": 20},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OLD_AND_NEW)
+def test_configs_of_older_versions_say_what_transformers_makes_of_them(case: str, tmp_path: Path) -> None:
+    model_type, values = OLD_AND_NEW[case]
+    old = {"model_type": model_type, **values}
+    new = AutoConfig.for_model(model_type, **values).to_dict()
+    assert "rope_scaling" in new or "rope_parameters" in new
+    newer = describe({k: v for k, v in new.items() if k not in ("rope_scaling", "rope_theta")}, tmp_path)[0]
+    older = describe(old | {"tie_word_embeddings": newer.tied_embeddings, "rms_norm_eps": 1e-6}, tmp_path)[0]
+    for field in ("layers", "context_length", "activation", "placement", "embedding_scale"):
+        assert getattr(older, field) == getattr(newer, field), field
+
+
+def test_the_text_part_of_a_model_that_sees_images_is_a_base(tmp_path: Path) -> None:
+    text = {**CASES["gemma3"][1], "tie_word_embeddings": True}
+    vision = {
+        "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 16,
+        "patch_size": 8,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, image_token_index=299)
+    model = Gemma3ForConditionalGeneration(config).eval()
+    model.save_pretrained(tmp_path / "model")
+    tiny.write_text_files(tmp_path / "model")
+    export(tmp_path / "model", tmp_path / "bundle")
+    ids = [token for token in IDS if token < 290]
+    with torch.no_grad():
+        wanted = model(torch.tensor([ids])).logits[0].numpy()
+    full = recycle_onnx.load(tmp_path / "bundle").decoder("full").full
+    assert difference(read(full, ids, None, [len(ids)])[0], wanted) < TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["phi3", "gpt2", "gpt_neox"])
+def test_sharded_half_precision_files_are_read_as_they_are(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    model = copy.deepcopy(reference(name)).to(dtype)
+    model.save_pretrained(tmp_path / "model", max_shard_size="30KB")
+    assert len(list((tmp_path / "model").glob("model-*.safetensors"))) > 2
+    tiny.write_text_files(tmp_path / "model")
+    attach(tmp_path / "model", tmp_path / "model")
+    with torch.no_grad():
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+        wanted = model(torch.tensor([IDS])).logits[0].numpy()
+        found = torch_model(tmp_path / "model").full(torch.tensor([IDS])).logits[0].numpy()
+    assert difference(found, wanted) < TOLERANCE
