@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,30 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recycle_onnx.checkpoint import BaseConfig, attach
+from recycle_onnx.checkpoint import BaseConfig, attach, plain_llama
 from recycle_onnx.files import write_json
 
 END = "<|endoftext|>"
+SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}
 TEXT = "the cat sat on the mat, the dog sat on the log, and a hen ran to the pen"
 
 
 def tiny_config(**changes: Any) -> BaseConfig:
     """Two layers of 32 with two heads of 16 that share one key-value head."""
-    config = BaseConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=16,
-        vocab_size=300,
-        context_length=64,
-        rms_norm_eps=1e-5,
-        rope_theta=10000.0,
-        tied_embeddings=True,
-    )
-    return replace(config, **changes)
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_layers": 2,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "head_dim": 16,
+        "vocab_size": 300,
+        "context_length": 64,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tied_embeddings": True,
+    }
+    return plain_llama(**{**sizes, **changes})
 
 
 def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "float32") -> Path:
@@ -50,9 +50,14 @@ def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "fl
             values = generator.standard_normal(shape) / shape[1] ** 0.5
         tensors[name] = values.astype(dtype)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    special = {"bos_token_id": 0, "eos_token_id": 0}
-    write_json(folder / "config.json", config.to_hugging_face(**special))
-    write_json(folder / "generation_config.json", special)
+    write_json(folder / "config.json", config.to_hugging_face(**SPECIAL))
+    write_text_files(folder)
+    return folder
+
+
+def write_text_files(folder: Path) -> None:
+    """A tokenizer, and configs that agree with it."""
+    write_json(folder / "generation_config.json", SPECIAL)
     write_json(
         folder / "tokenizer_config.json",
         {
@@ -64,7 +69,6 @@ def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "fl
         },
     )
     tokenizer().save(str(folder / "tokenizer.json"))
-    return folder
 
 
 def write_checkpoint(

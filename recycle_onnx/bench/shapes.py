@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
-from recycle_onnx.checkpoint import BaseConfig
+from recycle_onnx.checkpoint import BaseConfig, plain_llama
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
 
-_LLAMA = BaseConfig(
-    hidden_size=2048,
-    intermediate_size=5632,
-    num_layers=22,
-    num_heads=32,
-    num_kv_heads=4,
-    head_dim=64,
-    vocab_size=32000,
-    context_length=2048,
-    rms_norm_eps=1e-5,
-    rope_theta=10000.0,
-    tied_embeddings=False,
-)
-SHAPES = {
-    "tinyllama-1.1b": _LLAMA,
-    "smollm2-135m": replace(
-        _LLAMA, hidden_size=576, intermediate_size=1536, num_layers=30, num_heads=9, num_kv_heads=3,
-        vocab_size=49152, context_length=8192, tied_embeddings=True,
-    ),
-    "qwen3-0.6b": replace(
-        _LLAMA, hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16, num_kv_heads=8, head_dim=128,
-        vocab_size=151936, context_length=8192, tied_embeddings=True,
-    ),
-    "llama3.2-1b": replace(
-        _LLAMA, hidden_size=2048, intermediate_size=8192, num_layers=16, num_kv_heads=8,
-        vocab_size=128256, context_length=8192, tied_embeddings=True,
-    ),
+_LLAMA: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_layers": 22,
+    "num_heads": 32,
+    "num_kv_heads": 4,
+    "head_dim": 64,
+    "vocab_size": 32000,
+    "context_length": 2048,
+    "tied_embeddings": False,
+}
+_QWEN3 = {
+    "hidden_size": 1024, "intermediate_size": 3072, "num_layers": 28, "num_heads": 16, "num_kv_heads": 8,
+    "head_dim": 128, "vocab_size": 151936, "context_length": 8192, "tied_embeddings": True,
 }  # fmt: skip
+_SMOLLM2 = {
+    "hidden_size": 576, "intermediate_size": 1536, "num_layers": 30, "num_heads": 9, "num_kv_heads": 3,
+    "vocab_size": 49152, "context_length": 8192, "tied_embeddings": True,
+}  # fmt: skip
+_LLAMA32 = {
+    "intermediate_size": 8192, "num_layers": 16, "num_kv_heads": 8, "vocab_size": 128256, "context_length": 8192,
+    "tied_embeddings": True,
+}  # fmt: skip
+SHAPES = {
+    "tinyllama-1.1b": plain_llama(**_LLAMA),
+    "smollm2-135m": plain_llama(**{**_LLAMA, **_SMOLLM2}),
+    "qwen3-0.6b": plain_llama(**{**_LLAMA, **_QWEN3}),
+    "llama3.2-1b": plain_llama(**{**_LLAMA, **_LLAMA32}),
+}
 """Sizes only: every shape is built as a plain Llama, also where the model has norms or scalings of its own."""
 
 

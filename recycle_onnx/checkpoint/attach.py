@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, DraftVocabulary
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST, RecyclerConfig
-from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
@@ -62,7 +62,7 @@ def attach(
         origin = checkpoint.base_folder
         elsewhere = origin != checkpoint.folder if in_place else reference
         path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
-        config = RecyclerConfig(num_layers, tap=tap, concat=concat, recycle=recycle)
+        config = RecyclerConfig(num_layers, checkpoint.base.model_type, tap=tap, concat=concat, recycle=recycle)
         config.check("attach")
         config.check_base(checkpoint.base, "--tap")
         draft_ids = draft_vocabulary and draft_vocabulary.choose(origin, checkpoint.base.vocab_size)
@@ -108,29 +108,29 @@ def _except_weights_of(checkpoint: Checkpoint) -> Callable[[str, list[str]], lis
     return ignore
 
 
-def _initial_tensors(base: BaseConfig, weights: Weights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:
+def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:
     """The module's tensors, in the type that the base is stored in."""
     generator = np.random.default_rng(seed)
+    shapes = config.tensor_shapes(base)
+    own_norms = ("embedding_norm.weight", *config.hidden_norms())
+    tensors: Tensors = {name: np.ones(shapes[name], np.float32) for name in own_norms}
     if init == "random":
-        tensors = {name: _random(shape, generator) for name, shape in config.tensor_shapes(base).items()}
-    else:
-        tensors = {
-            **{
-                name: np.ones(base.hidden_size, np.float32)
-                for name in ("embedding_norm.weight", *config.hidden_norms())
-            },
-            "projection.weight": _averaging(base.hidden_size, config, generator),
-            "norm.weight": weights.stored("model.norm.weight"),
-            **_last_layers(base, weights, config.num_layers),
+        tensors |= {
+            name: _random(name, shape, base, generator) for name, shape in shapes.items() if name not in tensors
         }
+    else:
+        tensors["projection.weight"] = _averaging(base.hidden_size, config, generator)
+        tensors |= {name: weights.stored(f"model.{name}") for name in base.norm_shapes("norm")}
+        tensors |= _last_layers(base, weights, config.num_layers)
     kind = weights.stored("model.norm.weight").dtype
     return {name: value.astype(kind) for name, value in tensors.items()}
 
 
-def _random(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.generic]:
-    """Norms of one, and matrices that keep the variance of what they read."""
+def _random(name: str, shape: tuple[int, ...], base: BaseConfig, generator: np.random.Generator) -> NDArray[np.generic]:
+    """Norms that change nothing, no biases, and matrices that keep the variance of what they read."""
     if len(shape) == 1:
-        return np.ones(shape)
+        nothing = name.endswith(".bias") or base.norm.plus_one
+        return np.zeros(shape) if nothing else np.ones(shape)
     return generator.normal(0.0, shape[1] ** -0.5, shape)
 
 
@@ -146,7 +146,7 @@ def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator
     return np.concatenate([parts[name] for name in config.concat], axis=1)
 
 
-def _last_layers(base: BaseConfig, weights: Weights, count: int) -> Tensors:
+def _last_layers(base: BaseConfig, weights: BaseWeights, count: int) -> Tensors:
     first = base.num_layers - count
     tensors: Tensors = {}
     for index in range(count):

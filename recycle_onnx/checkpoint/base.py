@@ -1,147 +1,175 @@
-"""What a base model is: its dimensions, and the tensors it must consist of."""
+"""What a base model is, whatever its family: the numbers its computation depends on, and the tensors it consists of.
+
+A family (`checkpoint/families`) reads a `config.json` into this description; exporter, torch model and `attach` know
+the description only. Tensors have neutral names, those of a Hugging Face Llama where it has such a tensor.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-from recycle_onnx.errors import InputError
-from recycle_onnx.files import read_json
-
-SUPPORTED_MODEL_TYPES = ("llama",)
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 Shapes = dict[str, tuple[int, ...]]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Placement = Literal["pre", "post", "both", "parallel"]
+
+SIZES = (
+    "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
+    "context_length",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Norm:
+    """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over the last axis.
+
+    With `plus_one` a stored weight w acts as 1 + w.
+    """
+
+    eps: float
+    kind: Literal["rms", "layer"] = "rms"
+    bias: bool = False
+    plus_one: bool = False
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions (arXiv 2104.09864) of the first 2 · len(frequencies) values of a head.
+
+    Position p turns pair i by p · frequencies[i] radians, whatever scaling those came from, and stretches it by
+    `factor`. Pair i are values i and i + len(frequencies), or, `interleaved`, values 2i and 2i + 1.
+    """
+
+    frequencies: tuple[float, ...]
+    factor: float = 1.0
+    interleaved: bool = False
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What may differ from layer to layer: `scale` of the attention scores, `window` (keys seen, own one included)."""
+
+    scale: float
+    rope: Rope | None = None
+    window: int | None = None
 
 
 @dataclass(frozen=True)
 class BaseConfig:
-    """Dimensions of a LLaMA-type decoder, as its `config.json` states them."""
+    """A causal decoder of attention and feed-forward layers.
 
+    Norms stand before attention and feed-forward (`pre`), behind them and before the residual sum (`post`), in `both`
+    places; or before, where both read the same residual stream (`parallel`). `qk_norm` normalises queries and keys,
+    each head or their whole width. Learned positions begin in row `position_offset` of their table; None: there are
+    none. Softcaps are c · tanh(x / c). `logit_scale` and `embedding_scale` multiply, `residual_scale` what a sublayer
+    adds.
+    """
+
+    model_type: str
     hidden_size: int
     intermediate_size: int
-    num_layers: int
     num_heads: int
     num_kv_heads: int
     head_dim: int
     vocab_size: int
     context_length: int
-    rms_norm_eps: float
-    rope_theta: float
     tied_embeddings: bool
+    norm: Norm
+    layers: tuple[Layer, ...]
+    placement: Placement = "pre"
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["head", "width"] | None = None
+    attention_softcap: float | None = None
+    gated: bool = True
+    activation: Activation = "silu"
+    feed_forward_bias: bool = False
+    position_offset: int | None = None
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
+    genai_type: str = "decoder"
+    source: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    @classmethod
-    def read(cls, path: Path) -> BaseConfig:
-        """Read `config.json`.
+    @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return len(self.layers)
 
-        Raises:
-            InputError: the architecture is not supported, or a value is missing or contradictory.
-        """
-        raw = read_json(path)
-        _refuse_unsupported(raw, path)
-        try:
-            heads = int(raw["num_attention_heads"])
-            if heads < 1:
-                raise InputError(f"{path}: num_attention_heads is {heads}; expected at least 1")
-            config = cls(
-                hidden_size=int(raw["hidden_size"]),
-                intermediate_size=int(raw["intermediate_size"]),
-                num_layers=int(raw["num_hidden_layers"]),
-                num_heads=heads,
-                num_kv_heads=int(raw.get("num_key_value_heads") or heads),
-                head_dim=int(raw.get("head_dim") or int(raw["hidden_size"]) // heads),
-                vocab_size=int(raw["vocab_size"]),
-                context_length=int(raw["max_position_embeddings"]),
-                rms_norm_eps=float(raw["rms_norm_eps"]),
-                rope_theta=_rope_theta(raw),
-                tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            )
-        except KeyError as error:
-            raise InputError(f"{path}: no value for {error.args[0]!r}, which a llama config must have") from error
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: a dimension is not a number ({error})") from error
-        config._check(path)
-        return config
+    def last(self, count: int) -> BaseConfig:
+        """The same with the last `count` layers only: the kind that a module's layers have."""
+        return replace(self, layers=self.layers[len(self.layers) - count :])
 
-    def _check(self, path: Path) -> None:
-        for name in (
-            "hidden_size", "intermediate_size", "num_layers", "num_kv_heads", "head_dim", "vocab_size",
-            "context_length",
-        ):  # fmt: skip
+    def ropes(self) -> list[Rope]:
+        """Distinct rotary embeddings, in the order of their first layers."""
+        return list(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))
+
+    def contradiction(self) -> str | None:
+        """What is impossible about these numbers, if anything."""
+        for name in SIZES:
             if getattr(self, name) < 1:
-                raise InputError(f"{path}: {name} is {getattr(self, name)}; expected at least 1")
+                return f"{name} is {getattr(self, name)}; expected at least 1"
         if self.num_heads % self.num_kv_heads:
-            raise InputError(
-                f"{path}: {self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads evenly"
-            )
-        if self.head_dim % 2:
-            raise InputError(f"{path}: head_dim is {self.head_dim}; rotary embeddings need an even one")
+            return f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads evenly"
+        if any(2 * len(rope.frequencies) > self.head_dim for rope in self.ropes()):
+            return f"head_dim is {self.head_dim}; rotary embeddings need an even one, at least as wide as they are"
+        return None
 
     def layer_shapes(self, prefix: str) -> Shapes:
         """Names and shapes of one decoder layer's tensors, linear weights as [out, in]."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        return {
-            f"{prefix}input_layernorm.weight": (hidden,),
-            f"{prefix}self_attn.q_proj.weight": (queries, hidden),
-            f"{prefix}self_attn.k_proj.weight": (keys, hidden),
-            f"{prefix}self_attn.v_proj.weight": (keys, hidden),
-            f"{prefix}self_attn.o_proj.weight": (hidden, queries),
-            f"{prefix}post_attention_layernorm.weight": (hidden,),
-            f"{prefix}mlp.gate_proj.weight": (inner, hidden),
-            f"{prefix}mlp.up_proj.weight": (inner, hidden),
-            f"{prefix}mlp.down_proj.weight": (hidden, inner),
-        }
+        attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
+        shapes = self._norm_at(f"{prefix}input_layernorm", self.placement != "post")
+        for part, rows in (("q", queries), ("k", keys), ("v", keys)):
+            shapes |= _linear(f"{attention}{part}_proj", rows, hidden, self.qkv_bias)
+        if self.qk_norm:
+            widths = (self.head_dim, self.head_dim) if self.qk_norm == "head" else (queries, keys)
+            shapes |= {f"{attention}{part}_norm.weight": (width,) for part, width in zip("qk", widths, strict=True)}
+        shapes |= _linear(f"{attention}o_proj", hidden, queries, self.output_bias)
+        shapes |= self._norm_at(f"{prefix}attention_output_norm", self.placement in ("post", "both"))
+        shapes |= self._norm_at(f"{prefix}post_attention_layernorm", self.placement != "post")
+        for part in ("gate_proj", "up_proj") if self.gated else ("up_proj",):
+            shapes |= _linear(f"{mlp}{part}", inner, hidden, self.feed_forward_bias)
+        shapes |= _linear(f"{mlp}down_proj", hidden, inner, self.feed_forward_bias)
+        return shapes | self._norm_at(f"{prefix}feed_forward_output_norm", self.placement in ("post", "both"))
+
+    def _norm_at(self, name: str, present: bool) -> Shapes:
+        return self.norm_shapes(name) if present else {}
+
+    def norm_shapes(self, name: str) -> Shapes:
+        """Names and shapes of a norm's tensors."""
+        shapes: Shapes = {f"{name}.weight": (self.hidden_size,)}
+        return shapes | ({f"{name}.bias": (self.hidden_size,)} if self.norm.bias else {})
 
     def tensor_shapes(self) -> Shapes:
-        """Names and shapes of every tensor of the base."""
+        """Neutral names and shapes of every tensor of the base."""
         shapes: Shapes = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
+        if self.position_offset is not None:
+            rows = self.context_length + self.position_offset
+            shapes["model.embed_positions.weight"] = (rows, self.hidden_size)
         for index in range(self.num_layers):
             shapes |= self.layer_shapes(f"model.layers.{index}.")
-        shapes["model.norm.weight"] = (self.hidden_size,)
+        shapes |= self.norm_shapes("model.norm")
         if not self.tied_embeddings:
             shapes["lm_head.weight"] = (self.vocab_size, self.hidden_size)
         return shapes
 
-    def to_hugging_face(self, **special_tokens: int) -> dict[str, Any]:
-        """The `config.json` that transformers reads."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.context_length,
-            "rms_norm_eps": self.rms_norm_eps,
-            "rope_theta": self.rope_theta,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": self.tied_embeddings,
-            **special_tokens,
-        }
+    def summary(self) -> dict[str, Any]:
+        """The description as plain values, without its layers and its source."""
+        plain = replace(self, layers=(), source={})
+        return {"num_layers": self.num_layers, **{k: v for k, v in asdict(plain).items() if k not in _LONG}}
+
+    def to_hugging_face(self, **changes: Any) -> dict[str, Any]:
+        """The `config.json` it was read from."""
+        return {**self.source, **changes}
 
 
-def _refuse_unsupported(raw: Mapping[str, Any], path: Path) -> None:
-    kind = raw.get("model_type")
-    if kind not in SUPPORTED_MODEL_TYPES:
-        raise InputError(f"{path}: model_type {kind!r} is not supported; supported: {', '.join(SUPPORTED_MODEL_TYPES)}")
-    scaling = {**(raw.get("rope_scaling") or {}), **(raw.get("rope_parameters") or {})}
-    rope = scaling.get("rope_type", scaling.get("type", "default"))
-    if rope != "default":
-        raise InputError(f"{path}: RoPE scaling {rope!r} is not supported yet; expected unscaled rotary embeddings")
-    if (activation := raw.get("hidden_act", "silu")) != "silu":
-        raise InputError(f"{path}: hidden_act {activation!r} is not supported; expected 'silu'")
-    for name in ("attention_bias", "mlp_bias"):
-        if raw.get(name):
-            raise InputError(f"{path}: {name} is true; linear layers with a bias are not supported yet")
+_LONG = ("layers", "source")
 
 
-def _rope_theta(raw: Mapping[str, Any]) -> float:
-    parameters = raw.get("rope_parameters") or {}
-    return float(raw.get("rope_theta") or parameters.get("rope_theta") or 10000.0)
+def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:
+    shapes: Shapes = {f"{name}.weight": (rows, columns)}
+    return shapes | ({f"{name}.bias": (rows,)} if bias else {})

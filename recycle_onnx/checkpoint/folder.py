@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.base_weights import BaseWeights
+from recycle_onnx.checkpoint.families import read_config
 from recycle_onnx.checkpoint.recycler import BaseReference, RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
@@ -29,7 +31,7 @@ class Checkpoint:
     folder: Path
     base_folder: Path
     base: BaseConfig
-    base_weights: Weights
+    base_weights: BaseWeights
     recycler: RecyclerConfig | None = None
     recycler_weights: Weights | None = None
     draft_ids: list[int] | None = None
@@ -49,12 +51,13 @@ class Checkpoint:
         recycler = None if base_only and own_base else _read_recycler(folder)
         base_folder = _find_base(folder, recycler)
         recycler = None if base_only else recycler
-        base = BaseConfig.read(base_folder / "config.json")
-        base_weights = Weights.find(base_folder)
+        base, family = read_config(base_folder / "config.json")
+        weights = Weights.find(base_folder)
         recycler_weights, draft_ids = None, None
         try:
-            base_weights.check(base.tensor_shapes())
+            base_weights = BaseWeights(base, family, weights)
             if recycler:
+                _check_layer(recycler, base, folder)
                 recycler.check_base(base, str(folder / "recycler" / "config.json"))
                 recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
                 recycler_weights.check(recycler.tensor_shapes(base))
@@ -63,7 +66,7 @@ class Checkpoint:
                     draft_ids = recycler.draft_vocabulary.read(folder / "recycler", base.vocab_size)
             yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
         finally:
-            base_weights.close()
+            weights.close()
             if recycler_weights:
                 recycler_weights.close()
 
@@ -72,7 +75,7 @@ class Checkpoint:
         return [self.folder, self.folder / "recycler", self.base_folder, Path.cwd(), Path.home()]
 
 
-def base_reference(base_folder: Path, weights: Weights, *, path: Path | None = None) -> BaseReference:
+def base_reference(base_folder: Path, weights: Weights | BaseWeights, *, path: Path | None = None) -> BaseReference:
     """Digests by which a module recognises its base."""
     config = sha256(base_folder / "config.json")
     return BaseReference(config, weights.digest(), path=None if path is None else str(path))
@@ -96,7 +99,15 @@ def _find_base(folder: Path, recycler: RecyclerConfig | None) -> Path:
     return folder
 
 
-def _check_base(expected: BaseReference | None, base_folder: Path, weights: Weights) -> None:
+def _check_layer(recycler: RecyclerConfig, base: BaseConfig, folder: Path) -> None:
+    if recycler.layer != base.model_type:
+        raise InputError(
+            f"{folder / 'recycler' / 'config.json'}: layer {recycler.layer!r} is not supported; "
+            f"expected {base.model_type!r}, the kind of its base's layers"
+        )
+
+
+def _check_base(expected: BaseReference | None, base_folder: Path, weights: BaseWeights) -> None:
     if expected is None:
         return
     found = base_reference(base_folder, weights)

@@ -132,8 +132,7 @@ class RecyclerConfig:
         }
         for index in range(self.num_layers):
             shapes |= base.layer_shapes(f"layers.{index}.")
-        shapes["norm.weight"] = (hidden,)
-        return shapes
+        return shapes | base.norm_shapes("norm")
 
 
 def _draft_file(value: Any, path: Path) -> DraftFile | None:

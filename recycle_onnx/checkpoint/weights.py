@@ -18,6 +18,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
+INDEX = "model.safetensors.index.json"
+PICKLES = ("pytorch_model*.bin", "consolidated*.pth", "*.pt")
 
 
 class Weights:
@@ -39,13 +41,11 @@ class Weights:
     @classmethod
     def find(cls, folder: Path) -> Weights:
         """Open `model.safetensors`, or the shards of `model.safetensors.index.json`, in `folder`."""
-        index = folder / "model.safetensors.index.json"
+        index = folder / INDEX
+        _refuse_pickle(folder)
         if (folder / "model.safetensors").exists() or not index.exists():
             return cls([folder / "model.safetensors"])
-        mapping = read_json(index).get("weight_map")
-        if not isinstance(mapping, Mapping) or not mapping:
-            raise InputError(f"{index}: expected a 'weight_map' that names the shards")
-        return cls([folder / name for name in sorted(set(mapping.values()))])
+        return cls(_shards(index))
 
     def _open(self, path: Path) -> Any:
         try:
@@ -66,7 +66,11 @@ class Weights:
 
     def num_parameters(self) -> int:
         """Number of values in all tensors."""
-        return sum(int(np.prod(self._slice(name).get_shape())) for name in self._handles)
+        return sum(int(np.prod(self.shape(name))) for name in self._handles)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        return tuple(self._slice(name).get_shape())
 
     def check(self, expected: Shapes) -> None:
         """Compare names, shapes and types with what the config implies.
@@ -78,8 +82,7 @@ class Weights:
         for name, shape in expected.items():
             if name not in self._handles:
                 raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
-            found = tuple(self._slice(name).get_shape())
-            if found != shape:
+            if (found := self.shape(name)) != shape:
                 raise InputError(f"{where}: {name} has shape {list(found)}; the config implies {list(shape)}")
             if (kind := self._slice(name).get_dtype()) not in FLOAT_TYPES:
                 raise InputError(f"{where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
@@ -99,9 +102,9 @@ class Weights:
         """One tensor as float32; stored float32 values are not rounded."""
         return np.ascontiguousarray(self.stored(name), dtype=np.float32)
 
-    def stored_type(self) -> str:
-        """The type of the first tensor, in safetensors' words: F32, F16 or BF16."""
-        return str(self._slice(next(iter(self._handles))).get_dtype())
+    def stored_type(self, name: str | None = None) -> str:
+        """The type of a tensor (the first one), in safetensors' words: F32, F16 or BF16."""
+        return str(self._slice(name or next(iter(self._handles))).get_dtype())
 
     def digest(self) -> str:
         """SHA-256 over the files' own SHA-256, in the order of their names."""
@@ -109,3 +112,32 @@ class Weights:
 
     def _slice(self, name: str) -> Any:
         return self._handles[name].get_slice(name)
+
+
+def _shards(index: Path) -> list[Path]:
+    """The files that an index lists.
+
+    Raises:
+        InputError: the index is damaged, or files are missing.
+    """
+    mapping = read_json(index).get("weight_map")
+    if not isinstance(mapping, Mapping) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
+        raise InputError(f"{index}: expected a 'weight_map' that names the shards")
+    shards = [index.parent / name for name in sorted(set(mapping.values()))]
+    if missing := [path for path in shards if not path.is_file()]:
+        raise InputError(
+            f"{missing[0]}: no such file; {len(missing)} of the {len(shards)} shards that {index.name} lists are "
+            "missing: fetch them again"
+        )
+    return shards
+
+
+def _refuse_pickle(folder: Path) -> None:
+    """Say what to do about weights in torch's own format, where there are no others."""
+    found = [path.name for name in PICKLES for path in sorted(folder.glob(name))]
+    if found and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+        raise InputError(
+            f"{folder / found[0]}: a torch pickle, which may run any code when it is opened; expected safetensors: "
+            f'convert with `python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"`, and copy the tokenizer"
+        )

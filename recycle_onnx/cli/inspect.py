@@ -70,16 +70,10 @@ def _contracts(manifest: Manifest) -> dict[str, Any]:
 
 
 def _describe_checkpoint(path: Path) -> dict[str, Any]:
-    from dataclasses import asdict
-
     from recycle_onnx.checkpoint import Checkpoint
 
     with Checkpoint.open(path) as checkpoint:
-        base = {
-            "model_type": "llama",
-            **asdict(checkpoint.base),
-            "parameters": checkpoint.base_weights.num_parameters(),
-        }
+        base = {**checkpoint.base.summary(), "parameters": checkpoint.base_weights.num_parameters()}
         recycler = None
         files = list(checkpoint.base_weights.files)
         if checkpoint.recycler and checkpoint.recycler_weights:

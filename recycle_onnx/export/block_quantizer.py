@@ -28,6 +28,8 @@ PARTS = (
 KEEP = {4: ("projection", "embed_tokens", "lm_head"), 8: ("projection",)}
 ROWS_AT_ONCE = 4096
 SMALLEST_BLOCK = 16
+FLOAT = ("embed_positions",)
+"""Read a row at a time and small: stays as it is."""
 RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
 
 
@@ -67,7 +69,7 @@ class Quantization:
     def for_matrix(self, name: str, width: int) -> Quantization | None:
         """What the matrix `name` with rows of `width` values gets: blocks that divide a row; None is float32."""
         kept = any(part in name for part in self.keep or ())
-        if kept and self.bits == 8:
+        if (kept and self.bits == 8) or any(part in name for part in FLOAT):
             return None
         block_size = self.block_size
         while width % block_size:

@@ -147,7 +147,7 @@ def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
 def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, draft: list[int] | None) -> Manifest:
     names = sorted(path.name for path in folder.iterdir())
     return Manifest(
-        base={"model_type": "llama", **asdict(source.base), "parameters": source.base_weights.num_parameters()},
+        base={**source.base.summary(), "parameters": source.base_weights.num_parameters()},
         recycler=_module(source, draft),
         graphs=specs,
         files=describe_files(folder, names),

@@ -10,7 +10,7 @@ CHUNK_SIZE = 256
 
 
 def genai_config(base: BaseConfig, bos: int | None, eos: list[int]) -> dict[str, Any]:
-    """The configuration for a Llama decoder whose key-value buffers are shared between past and present."""
+    """The configuration for a decoder whose key-value buffers are shared between past and present."""
     decoder = {
         "session_options": {"log_id": "recycle-onnx", "provider_options": []},
         "filename": "model.onnx",
@@ -35,7 +35,7 @@ def genai_config(base: BaseConfig, bos: int | None, eos: list[int]) -> dict[str,
     end = eos or [base.vocab_size - 1]
     return {
         "model": {
-            "type": "llama",
+            "type": base.genai_type,
             "bos_token_id": end[0] if bos is None else bos,
             "eos_token_id": end if len(end) > 1 else end[0],
             "pad_token_id": end[0],

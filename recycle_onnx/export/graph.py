@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -11,7 +12,7 @@ from onnxscript import GraphBuilder
 
 from recycle_onnx import __version__
 from recycle_onnx.checkpoint import BaseConfig
-from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.checkpoint.base import Rope
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_TO_KEEP, GraphSpec, Tensor
 from recycle_onnx.export.external_data import ExternalDataWriter
 
@@ -19,6 +20,14 @@ OPSET = 23
 IR_VERSION = 11
 INT64_MAX = int(np.iinfo(np.int64).max)
 TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
+
+
+class Tensors(Protocol):
+    """Where weights come from, by name."""
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """One tensor."""
+        ...
 
 
 class DecoderGraph:
@@ -31,6 +40,7 @@ class DecoderGraph:
         self.op = self.builder.op
         self.microsoft = self.builder.opset("com.microsoft", 1)
         self._constants: dict[str, ir.Value] = {}
+        self._tables: dict[Rope, tuple[ir.Value, ir.Value]] = {}
         self.inputs = {name: self._input(name, tensor) for name, tensor in spec.inputs().items()}
         self.keep = self._optional_input(LOGITS_TO_KEEP, spec.optional_inputs()[LOGITS_TO_KEEP])
         self._lengths()
@@ -46,32 +56,47 @@ class DecoderGraph:
         self.graph.initializers[name] = value
         return value
 
-    @property
-    def fused_rotary(self) -> bool:
-        """GroupQueryAttention's CPU kernel rotates only when half the head size is a multiple of 8."""
-        return (self.config.head_dim // 2) % 8 == 0
-
     def _lengths(self) -> None:
         """Lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
         op, mask = self.op, self.inputs[ATTENTION_MASK]
         length = op.ReduceSum(mask, self.ints(1), keepdims=0)
         self.last_index = op.Cast(op.Sub(length, self.ints(1)), to=ir.DataType.INT32)
         self.total = op.Cast(op.ReduceMax(length, keepdims=0), to=ir.DataType.INT32)
-        exponents = np.arange(0, self.config.head_dim, 2) / self.config.head_dim
-        angles = np.outer(np.arange(self.config.context_length), self.config.rope_theta**-exponents)
-        self.cos = self.weight("rope.cos", np.cos(angles).astype(np.float32))
-        self.sin = self.weight("rope.sin", np.sin(angles).astype(np.float32))
-        if not self.fused_rotary:
-            self.positions = self._positions(length)
+        self._length = length
 
-    def _positions(self, length: ir.Value) -> ir.Value:
+    @cached_property
+    def positions(self) -> ir.Value:
         """Positions [B, S] of the tokens of this call: length - S … length - 1."""
-        op = self.op
+        op, length = self.op, self._length
         count = op.Squeeze(op.Shape(self.inputs[INPUT_IDS], start=1, end=2))
         offsets = op.Range(self.scalar(0), count, self.scalar(1))
         first = op.Unsqueeze(op.Sub(length, count), self.ints(1))
         positions: ir.Value = op.Max(op.Add(first, op.Unsqueeze(offsets, self.ints(0))), self.ints(0))
         return positions
+
+    def rotary_tables(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines [context, rotated / 2] of a rotary embedding, one pair for all layers that share it."""
+        if rope not in self._tables:
+            name = f"rope.{len(self._tables)}" if self._tables else "rope"
+            angles = np.outer(np.arange(self.config.context_length), rope.frequencies)
+            cos, sin = (rope.factor * function(angles) for function in (np.cos, np.sin))
+            self._tables[rope] = (
+                self.weight(f"{name}.cos", cos.astype(np.float32)),
+                self.weight(f"{name}.sin", sin.astype(np.float32)),
+            )
+        return self._tables[rope]
+
+    def real(self, value: float) -> ir.Value:
+        """A constant f32 scalar."""
+        return self._constant(f"float.{value!r}", np.array(value, np.float32))
+
+    def scaled(self, x: ir.Value, factor: float) -> ir.Value:
+        """x · factor; x itself where the factor is 1."""
+        return x if factor == 1 else self.op.Mul(x, self.real(factor))
+
+    def capped(self, x: ir.Value, cap: float | None) -> ir.Value:
+        """cap · tanh(x / cap); x itself where there is no cap."""
+        return x if cap is None else self.scaled(self.op.Tanh(self.scaled(x, 1 / cap)), cap)
 
     def ints(self, *values: int) -> ir.Value:
         """A constant i64 vector."""
@@ -81,7 +106,7 @@ class DecoderGraph:
         """A constant i64 scalar."""
         return self._constant(f"int.{value}", np.array(value, np.int64))
 
-    def _constant(self, name: str, array: NDArray[np.int64]) -> ir.Value:
+    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
         name = f"constant.{name}"
         if name not in self._constants:
             self._constants[name] = self.builder.initializer(ir.tensor(array, name=name), name)
@@ -100,11 +125,26 @@ class DecoderGraph:
         value: ir.Value = self.builder.initializer(tensor, name)
         return value
 
-    def linear(self, x: ir.Value, weights: Weights, *names: str, store_as: str | None = None) -> ir.Value:
-        """x [B, S, in] times the [out, in] matrices `names`, side by side in one product."""
+    def linear(
+        self,
+        x: ir.Value,
+        weights: Tensors,
+        *names: str,
+        store_as: str | None = None,
+        bias: bool = False,
+        scale: float = 1.0,
+    ) -> ir.Value:
+        """x [B, S, in] times the [out, in] matrices `names`, side by side in one product; plus their biases.
+
+        The weights are multiplied by `scale` as they are stored.
+        """
+        name = store_as or names[0]
         matrix = np.concatenate([weights.float32(name) for name in names]).T
-        product: ir.Value = self.op.MatMul(x, self.weight(store_as or names[0], matrix))
-        return product
+        y: ir.Value = self.op.MatMul(x, self.weight(name, matrix * np.float32(scale)))
+        if bias:
+            vector = np.concatenate([weights.float32(_bias(name)) for name in names])
+            y = self.op.Add(y, self.weight(_bias(name), vector * np.float32(scale)))
+        return y
 
     def finish(self, outputs: list[ir.Value]) -> ir.Model:
         """Declare the outputs as the contract names and shapes them."""
@@ -112,3 +152,7 @@ class DecoderGraph:
             value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(TYPES[tensor.dtype])
             self.builder.add_output(value, name)
         return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="recycle-onnx", producer_version=__version__)
+
+
+def _bias(weight: str) -> str:
+    return f"{weight.removesuffix('weight')}bias"

@@ -45,6 +45,9 @@ class HalfPrecisionRewriter:
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = self._store(value.const_value, writer)
                 value.dtype = value.const_value.dtype
+            elif value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
+                value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16), name=value.name)
+                value.dtype = value.const_value.dtype
         for node in graph:
             for output in node.outputs:
                 _halve(output)

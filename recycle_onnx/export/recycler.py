@@ -5,12 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
-from recycle_onnx.checkpoint.weights import Weights
-from recycle_onnx.contract import INPUT_IDS, GraphSpec
+from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.external_data import ExternalDataWriter
-from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD
-from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS
+from recycle_onnx.export.graph import DecoderGraph, Tensors
 
 DRAFT_HEAD = "draft_head.weight"
 
@@ -26,7 +25,7 @@ def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | N
 def build_recycler(
     config: RecyclerConfig,
     base: BaseConfig,
-    weights: Weights,
+    weights: Tensors,
     writer: ExternalDataWriter,
     shared: dict[str, ir.ExternalTensor],
     draft: list[int] | None = None,
@@ -35,8 +34,8 @@ def build_recycler(
 
     Embedding and LM head are the full model's own; with a `draft` vocabulary the head is a copy of its rows.
     """
-    graph = DecoderGraph(recycler_spec(config, base, draft), base, writer)
-    embedding = graph.op.Gather(graph.shared(shared[EMBEDDING]), graph.inputs[INPUT_IDS])
+    graph = DecoderGraph(recycler_spec(config, base, draft), base.last(config.num_layers), writer)
+    embedding = blocks.embed(graph, shared[EMBEDDING], shared.get(POSITIONS))
     states = zip(config.hidden_norms(), _split(graph, graph.inputs[graph.spec.state_input]), strict=True)
     parts = {
         "embedding": [blocks.norm(graph, embedding, weights, "embedding_norm.weight")],
@@ -44,7 +43,7 @@ def build_recycler(
     }
     joined = graph.op.Concat(*(part for name in config.concat for part in parts[name]), axis=-1)
     x = graph.linear(joined, weights, "projection.weight")
-    stack = blocks.layers(graph, x, weights, "layers.", "norm.weight")
+    stack = blocks.layers(graph, x, weights, "layers.", "norm")
     own = stack.hidden if config.recycle == "post_norm" else stack.streams[-1]
     head = shared.get(LM_HEAD, shared[EMBEDDING])
     if draft is not None:

@@ -27,6 +27,10 @@ class Past(Protocol):
         """Which keys the latest `rows` may see, bool [rows, keys]; None where causality says it all."""
         ...
 
+    def distances(self, rows: int, device: torch.device) -> Tensor:
+        """How many positions before each of the latest `rows` a key lies, i64 [rows, keys]."""
+        ...
+
 
 class LayerCache:
     """Keys and values [B, K, capacity, D] of one layer, filled from the front."""
@@ -54,6 +58,11 @@ class LayerCache:
         if self.length == rows:
             return None
         return torch.ones(rows, self.length, dtype=torch.bool, device=device).tril(self.length - rows)
+
+    def distances(self, rows: int, device: torch.device) -> Tensor:
+        """As in `mask`, the rows are counted already."""
+        places = torch.arange(self.length, device=device)
+        return places[self.length - rows :, None] - places
 
 
 class Unrolled:
@@ -90,6 +99,12 @@ class Unrolled:
             position = torch.arange(index, index + key.shape[2], device=device)[None]
             parts.append(position <= query - (step - 1) if index == 0 else position == query - (step - 1 - index))
         return torch.cat(parts, dim=1)
+
+    def distances(self, rows: int, device: torch.device) -> Tensor:
+        """Rows of step k begin at position k - 1."""
+        first = len(self.keys) - 1
+        places = [torch.arange(index, index + key.shape[2], device=device) for index, key in enumerate(self.keys)]
+        return torch.arange(first, first + rows, device=device)[:, None] - torch.cat(places)
 
 
 Cache = Sequence[Past]

@@ -1,108 +1,166 @@
-"""The parts of a decoder in torch: norm, rotary embedding, attention, feed-forward, layer."""
+"""The parts of a decoder in torch: norms, rotary embeddings, attention, feed-forward, layer."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from recycle_onnx.checkpoint import BaseConfig
+from recycle_onnx.checkpoint.base import BaseConfig, Layer, Norm, Rope
 from recycle_onnx.training.caches import Cache, Past
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_tanh": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last axis (arXiv 1910.07467)."""
+    """x / rms(x) · weight over the last axis (arXiv 1910.07467); with `plus_one` · (1 + weight)."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, plus_one: bool = False) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+        self.weight = nn.Parameter(torch.zeros(size) if plus_one else torch.ones(size))
+        self.eps, self.plus_one = eps, plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        return functional.rms_norm(x, (x.shape[-1],), self.weight + 1 if self.plus_one else self.weight, self.eps)
+
+
+def new_norm(size: int, norm: Norm) -> nn.Module:
+    """A norm of the base's kind."""
+    if norm.kind == "rms":
+        return RMSNorm(size, norm.eps, norm.plus_one)
+    return nn.LayerNorm(size, norm.eps, bias=norm.bias)
 
 
 class Rotary(nn.Module):
-    """Rotary position embedding in Llama's half-split layout (arXiv 2104.09864)."""
-
-    cos: Tensor
-    sin: Tensor
+    """Rotary position embeddings (arXiv 2104.09864): the tables of all that a base's layers use."""
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
-        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
-        positions = torch.arange(config.context_length, dtype=torch.float64)
-        angles = torch.outer(positions, config.rope_theta**-exponents)
-        self.register_buffer("cos", angles.cos().float(), persistent=False)
-        self.register_buffer("sin", angles.sin().float(), persistent=False)
+        self._numbers = {rope: number for number, rope in enumerate(config.ropes())}
+        positions = np.arange(config.context_length)
+        for rope, number in self._numbers.items():
+            angles = torch.from_numpy(np.outer(positions, rope.frequencies))
+            self.register_buffer(f"cos{number}", (rope.factor * angles.cos()).float(), persistent=False)
+            self.register_buffer(f"sin{number}", (rope.factor * angles.sin()).float(), persistent=False)
 
-    def forward(self, x: Tensor, start: int) -> Tensor:
+    def forward(self, x: Tensor, start: int, rope: Rope) -> Tensor:
         """Rotate x [B, heads, S, D], whose first row sits at position `start`."""
-        stop = start + x.shape[2]
-        cos, sin = self.cos[start:stop], self.sin[start:stop]
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        number, stop = self._numbers[rope], start + x.shape[2]
+        cos, sin = (self.get_buffer(f"{name}{number}")[start:stop] for name in ("cos", "sin"))
+        turned, rest = x[..., : 2 * len(rope.frequencies)], x[..., 2 * len(rope.frequencies) :]
+        axis, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
+        first, second = turned.reshape(*turned.shape[:-1], *shape).unbind(axis)
+        pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=axis)
+        return torch.cat([pairs.flatten(-2), rest], dim=-1)
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
-    def __init__(self, config: BaseConfig) -> None:
+    def __init__(self, config: BaseConfig, layer: Layer) -> None:
         super().__init__()
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.config = config
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=False)
+        self.config, self.layer = config, layer
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
+        if config.qk_norm:
+            whole = config.qk_norm == "width"
+            self.q_norm = new_norm(queries if whole else config.head_dim, config.norm)
+            self.k_norm = new_norm(keys if whole else config.head_dim, config.norm)
 
     def forward(self, x: Tensor, rotary: Rotary, cache: Past | None) -> Tensor:
         start = cache.start if cache is not None else 0
-        query, key, value = (
-            projection(x).unflatten(-1, (-1, self.config.head_dim)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = rotary(query, start), rotary(key, start)
-        mask = None
+        query, key, value = self._project(x)
+        if self.layer.rope is not None:
+            query, key = rotary(query, start, self.layer.rope), rotary(key, start, self.layer.rope)
         if cache is not None:
             key, value = cache.extend(key, value)
-            mask = cache.mask(x.shape[1], x.device)
-        y = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        y = self._attend(query, key, value, self._mask(x, cache))
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
 
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [B, heads, S, D], the first two normalised where the base does so."""
+        query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.config.qk_norm == "width":
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key, value = (y.unflatten(-1, (-1, self.config.head_dim)) for y in (query, key, value))
+        if self.config.qk_norm == "head":
+            query, key = self.q_norm(query), self.k_norm(key)
+        return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+
+    def _mask(self, x: Tensor, cache: Past | None) -> Tensor | None:
+        """Which keys each row may see, bool [rows, keys]; None where causality says it all."""
+        rows = x.shape[1]
+        mask = cache.mask(rows, x.device) if cache is not None else None
+        if self.layer.window is None:
+            return mask
+        places = torch.arange(rows, device=x.device)
+        distance = cache.distances(rows, x.device) if cache is not None else places[:, None] - places
+        return (distance < self.layer.window) & (distance >= 0 if mask is None else mask)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        cap = self.config.attention_softcap
+        if cap is None:
+            return functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.layer.scale, enable_gqa=True
+            )
+        groups = self.config.num_heads // self.config.num_kv_heads
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+        scores = cap * torch.tanh(query @ key.transpose(2, 3) * (self.layer.scale / cap))
+        if mask is None:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ value
+
 
 class FeedForward(nn.Module):
-    """Gated SiLU (arXiv 2002.05202)."""
+    """Two layers with an activation between; where it is gated, times a third (arXiv 2002.05202)."""
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        hidden, inner, bias = config.hidden_size, config.intermediate_size, config.feed_forward_bias
+        self.gated, self.activation = config.gated, ACTIVATIONS[config.activation]
+        if config.gated:
+            self.gate_proj = nn.Linear(hidden, inner, bias=bias)
+        self.up_proj = nn.Linear(hidden, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, hidden, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
+        inner = self.activation(self.gate_proj(x)) * self.up_proj(x) if self.gated else self.activation(self.up_proj(x))
+        y: Tensor = self.down_proj(inner)
         return y
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm attention and feed-forward, each added to the residual stream."""
+    """Attention and feed-forward, each added to the residual stream, with norms where the base has them."""
 
-    def __init__(self, config: BaseConfig) -> None:
+    def __init__(self, config: BaseConfig, layer: Layer) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        size = config.hidden_size
+        before, behind = config.placement != "post", config.placement in ("post", "both")
+        self.parallel, self.scale = config.placement == "parallel", config.residual_scale
+        self.input_layernorm = new_norm(size, config.norm) if before else nn.Identity()
+        self.self_attn = Attention(config, layer)
+        self.attention_output_norm = new_norm(size, config.norm) if behind else nn.Identity()
+        self.post_attention_layernorm = new_norm(size, config.norm) if before else nn.Identity()
         self.mlp = FeedForward(config)
+        self.feed_forward_output_norm = new_norm(size, config.norm) if behind else nn.Identity()
 
     def forward(self, x: Tensor, rotary: Rotary, cache: Past | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotary, cache)
-        y: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        attended = x + self.scale * self.attention_output_norm(self.self_attn(self.input_layernorm(x), rotary, cache))
+        read = x if self.parallel else attended
+        y: Tensor = attended + self.scale * self.feed_forward_output_norm(self.mlp(self.post_attention_layernorm(read)))
         return y
 
 

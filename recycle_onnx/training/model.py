@@ -1,6 +1,6 @@
 """RecycleGPT in plain torch: the reference that the exported graphs are checked against.
 
-The full model carries the tensor names of a Hugging Face Llama, so that its state dict is the base's file.
+The full model carries the neutral tensor names of `checkpoint/base.py`.
 Source of the module: RecycleGPT, arXiv 2308.03421.
 """
 
@@ -17,7 +17,7 @@ from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
 from recycle_onnx.checkpoint.taps import FINAL_PRE, LAYER, layer_of
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.training.caches import Cache
-from recycle_onnx.training.layers import DecoderLayer, RMSNorm, Rotary, run_layers
+from recycle_onnx.training.layers import DecoderLayer, RMSNorm, Rotary, new_norm, run_layers
 
 
 class Output(NamedTuple):
@@ -33,12 +33,15 @@ class _Trunk(nn.Module):
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        if config.position_offset is not None:
+            rows = config.context_length + config.position_offset
+            self.embed_positions = nn.Embedding(rows, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, layer) for layer in config.layers)
+        self.norm = new_norm(config.hidden_size, config.norm)
 
 
 class FullModel(nn.Module):
-    """The base: an ordinary Llama decoder, whose hidden states are taken at `taps`."""
+    """The base: an ordinary decoder, whose hidden states are taken at `taps`."""
 
     def __init__(self, config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> None:
         super().__init__()
@@ -52,20 +55,31 @@ class FullModel(nn.Module):
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Output:
         """Predict the token after each of `ids` [B, S]."""
         inner = [layer_of(tap) for tap in self.taps]
-        x, kept = run_layers(self.model.layers, self.model.embed_tokens(ids), self.rotary, cache, inner)
+        x, kept = run_layers(self.model.layers, self.embed(ids, cache), self.rotary, cache, inner)
         hidden = self.model.norm(x)
         found = {FINAL_PRE: x, FINAL_POST: hidden, **{f"{LAYER}{number}": stream for number, stream in kept.items()}}
         states = [found[tap] for tap in self.taps]
         return Output(self.logits(hidden), torch.cat(states, dim=-1) if len(states) > 1 else states[0])
 
+    def embed(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """What the first layer reads for `ids` [B, S] in rows that follow the cache's."""
+        x: Tensor = self.model.embed_tokens(ids) * self.config.embedding_scale
+        if self.config.position_offset is None:
+            return x
+        first = self.config.position_offset + (cache[0].start if cache else 0)
+        places = torch.arange(first, first + ids.shape[1], device=ids.device)
+        learned: Tensor = self.model.embed_positions(places)
+        return x + learned
+
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of hidden states [B, S, H] after a final norm, of the tokens `rows` only where they are given."""
-        if rows is None:
-            return self.lm_head(hidden)  # type: ignore[no-any-return]
-        return functional.linear(hidden, self.lm_head.weight[rows])
+        weight = self.lm_head.weight if rows is None else self.lm_head.weight[rows]
+        logits = functional.linear(hidden * self.config.logit_scale, weight)
+        cap = self.config.logit_softcap
+        return logits if cap is None else cap * torch.tanh(logits / cap)
 
     def initialise(self, seed: int) -> None:
-        """Draw fresh weights: normal with deviation 0.02, residual outputs scaled down by depth (GPT-2's way)."""
+        """Draw fresh weights: normal with deviation 0.02, residual outputs scaled down by depth."""
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
@@ -81,12 +95,12 @@ class Recycler(nn.Module):
         super().__init__()
         size = base.hidden_size
         self.config = config
-        self.embedding_norm = RMSNorm(size, base.rms_norm_eps)
-        norms = [RMSNorm(size, base.rms_norm_eps) for _ in config.tap]
+        self.embedding_norm = RMSNorm(size, base.norm.eps)
+        norms = [RMSNorm(size, base.norm.eps) for _ in config.tap]
         self.hidden_norm = norms[0] if len(norms) == 1 else nn.ModuleList(norms)
         self.projection = nn.Linear((1 + len(norms)) * size, size, bias=False)
-        self.layers = nn.ModuleList(DecoderLayer(base) for _ in range(config.num_layers))
-        self.norm = RMSNorm(size, base.rms_norm_eps)
+        self.layers = nn.ModuleList(DecoderLayer(base, layer) for layer in base.last(config.num_layers).layers)
+        self.norm = new_norm(size, base.norm)
 
     def forward(
         self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None
@@ -128,7 +142,7 @@ class RecycleGPT(nn.Module):
 
         The logits are [B, S, draft vocabulary], of the whole vocabulary with `every_token`.
         """
-        embedding = self.full.model.embed_tokens(ids)
+        embedding = self.full.embed(ids, cache)
         states, own = self.recycler(embedding, hidden, self.full.rotary, cache)
         return Output(self.full.logits(states, None if every_token else self.draft_ids), own)
 

@@ -6,13 +6,17 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.folder import base_reference
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
@@ -39,7 +43,15 @@ def load_model(checkpoint: Checkpoint) -> RecycleGPT:
     return model
 
 
-def fill(module: torch.nn.Module, weights: Weights, names: Iterable[str]) -> None:
+class Tensors(Protocol):
+    """Where weights come from, by name."""
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """One tensor."""
+        ...
+
+
+def fill(module: torch.nn.Module, weights: Tensors, names: Iterable[str]) -> None:
     """Copy the tensors `names` into the parameters of the same names."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
@@ -65,7 +77,7 @@ def save_both(
     with new_folder(checkpoint.folder, force=True) as temporary:
         shutil.copytree(checkpoint.folder, temporary, dirs_exist_ok=True, ignore=_ignore_at(checkpoint.folder, old))
         path = temporary / "model.safetensors"
-        _write_tensors(path, model.full, set(checkpoint.base.tensor_shapes()), dtypes[0])
+        _write_base(path, model, checkpoint.base_weights, dtypes[0])
         base = base_reference(temporary, Weights([path]))
         (temporary / "recycler").mkdir()
         _write_recycler(temporary / "recycler", model, replace(config, base=base), ids, dtypes[1])
@@ -76,7 +88,7 @@ def _ignore_at(root: Path, names: list[str]) -> Any:
 
 
 def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
-    _write_tensors(folder / "model.safetensors", model.recycler, None, dtype)
+    save_file(_rounded(model.recycler, dtype), folder / "model.safetensors", metadata={"format": "pt"})
     save_file(_reference(model, ids), folder / "reference.safetensors")
     if config.draft_vocabulary and model.draft_ids is not None:
         config.draft_vocabulary.write(folder, model.draft_ids.tolist())
@@ -84,17 +96,28 @@ def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids
     (folder / "README.md").write_text(model_card(config), encoding="utf-8")
 
 
-def _write_tensors(path: Path, module: torch.nn.Module, names: set[str] | None, dtype: torch.dtype) -> None:
-    """Write the parameters as `dtype`, and round the module's own to what was written."""
+def _write_base(path: Path, model: RecycleGPT, weights: BaseWeights, dtype: torch.dtype) -> None:
+    """The base as its family keeps it; what else its files held is carried over."""
+    rounded = {name: tensor.float().numpy() for name, tensor in _rounded(model.full, dtype).items()}
+    packed = {name: torch.from_numpy(array).to(dtype) for name, array in weights.pack(rounded).items()}
+    save_file({**_others(weights), **packed}, path, metadata={"format": "pt"})
+
+
+def _others(weights: BaseWeights) -> dict[str, Tensor]:
+    handles: list[Any] = [safe_open(file, framework="pt") for file in weights.files]
+    return {name: handle.get_tensor(name) for handle in handles for name in weights.others() & set(handle.keys())}
+
+
+def _rounded(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The parameters as `dtype`; the module's own are rounded to the same."""
     tensors = {}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if names is None or name in names:
-                tensors[name] = parameter.detach().to(dtype).contiguous()
-                if not torch.isfinite(tensors[name]).all():
-                    raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
-                parameter.copy_(tensors[name])
-    save_file(tensors, path, metadata={"format": "pt"})
+            tensors[name] = parameter.detach().to(dtype).contiguous()
+            if not torch.isfinite(tensors[name]).all():
+                raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
+            parameter.copy_(tensors[name])
+    return tensors
 
 
 def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:

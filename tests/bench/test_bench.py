@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +138,7 @@ def test_random_layers_differ(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "int4"])
 def test_a_random_bundle_is_made_once(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
-    monkeypatch.setitem(SHAPES, "tiny", replace(tiny.tiny_config(), vocab_size=64))
+    monkeypatch.setitem(SHAPES, "tiny", tiny.tiny_config(vocab_size=64))
     first = random_bundle("tiny", precision, 2, 32)
     stamp = (first / "recycle.json").stat().st_mtime_ns
     assert Bundle.open(first, verify=True).manifest.precision == precision

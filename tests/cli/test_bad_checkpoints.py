@@ -84,12 +84,32 @@ BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no config": (remove(CONFIG), ("not a checkpoint", "config.json")),
     "config is not JSON": (put(CONFIG, "{"), (CONFIG, "not valid JSON")),
     "config is a list": (put(CONFIG, "[]"), (CONFIG, "JSON object")),
-    "another architecture": (edit(CONFIG, model_type="gpt2"), ("'gpt2'", "llama")),
+    "another architecture": (edit(CONFIG, model_type="bert"), ("'bert'", "llama", "docs/adding-a-family.md")),
     "no architecture": (edit(CONFIG, model_type=None), ("None", "llama")),
-    "scaled RoPE": (edit(CONFIG, rope_scaling={"rope_type": "yarn", "factor": 2.0}), ("'yarn'",)),
-    "scaled RoPE, transformers 5": (edit(CONFIG, rope_parameters={"rope_type": "llama3"}), ("'llama3'",)),
-    "biases": (edit(CONFIG, attention_bias=True), ("attention_bias", "bias")),
-    "another activation": (edit(CONFIG, hidden_act="gelu"), ("'gelu'", "'silu'")),
+    "a recurrent model": (edit(CONFIG, model_type="mamba2"), ("'mamba2'", "recurrent", "llama")),
+    "a mixture of experts": (edit(CONFIG, model_type="mixtral"), ("'mixtral'", "mixture of experts", "mistral")),
+    "an unknown RoPE": (edit(CONFIG, rope_scaling={"rope_type": "spiral"}), ("rope_type", "'spiral'", "yarn")),
+    "RoPE that is no object": (edit(CONFIG, rope_scaling="yarn"), ("rope_scaling", "'yarn'", "object")),
+    "RoPE without a factor": (edit(CONFIG, rope_scaling={"type": "linear"}), ("'linear'", "factor")),
+    "an unknown RoPE parameter": (
+        edit(CONFIG, rope_parameters={"rope_type": "default", "mrope_section": [1, 2]}),
+        ("mrope_section", "[1, 2]"),
+    ),
+    "biases that are not there": (edit(CONFIG, attention_bias=True), ("q_proj.bias", "missing")),
+    "a bias that is no flag": (edit(CONFIG, attention_bias="yes"), ("attention_bias", "'yes'", "true or false")),
+    "an unknown activation": (edit(CONFIG, hidden_act="swiglu"), ("hidden_act", "'swiglu'", "silu", "gelu_new")),
+    "a field of another family": (edit(CONFIG, attn_logit_softcapping=50.0), ("attn_logit_softcapping", "50.0")),
+    "layers of another kind": (edit(CONFIG, layer_types=["full_attention", "mamba"]), ("layer_types", "mamba")),
+    "an unknown type of layer": (
+        edit(CONFIG, model_type="qwen2", layer_types=["full_attention", "chunked_attention"]),
+        ("layer_types[1]", "'chunked_attention'", "sliding_attention"),
+    ),
+    "too few types of layers": (edit(CONFIG, model_type="qwen2", layer_types=["full_attention"]), ("layer_types",)),
+    "quantized weights": (
+        edit(CONFIG, quantization_config={"quant_method": "gptq"}),
+        ("quantization_config", "gptq", "float32"),
+    ),
+    "a head size that kernels lack": (edit(CONFIG, head_dim=12), ("head_dim is 12", "multiple of 8")),
     "no hidden size": (edit(CONFIG, hidden_size=None), ("hidden_size",)),
     "a dimension that is no number": (edit(CONFIG, hidden_size="wide"), (CONFIG, "wide")),
     "zero layers": (edit(CONFIG, num_hidden_layers=0), ("num_layers is 0",)),
@@ -113,6 +133,16 @@ BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "damaged shard index": (
         both(remove(WEIGHTS), put(f"{WEIGHTS}.index.json", "{}")),
         ("index.json", "weight_map"),
+    ),
+    "missing shards": (
+        both(
+            remove(WEIGHTS), put(f"{WEIGHTS}.index.json", json.dumps({"weight_map": {Q: "a.safetensors", NORM: "b"}}))
+        ),
+        ("a.safetensors", "no such file", "2 of the 2 shards", "fetch"),
+    ),
+    "a torch pickle": (
+        both(remove(WEIGHTS), put("pytorch_model.bin", "PK")),
+        ("pytorch_model.bin", "pickle", "save_pretrained"),
     ),
 }
 MODULE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {

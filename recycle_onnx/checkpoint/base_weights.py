@@ -1,0 +1,141 @@
+"""The tensors of a base under their neutral names, wherever its family's files keep them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.checkpoint.base import BaseConfig, Shapes
+from recycle_onnx.checkpoint.families.family import Family, Stored
+from recycle_onnx.checkpoint.weights import Weights
+
+Array = NDArray[Any]
+
+NUMBER = re.compile(r"(?<=layers\.)\d+")
+TRUNK, EMBEDDING = "model.", "embed_tokens"
+
+
+class BaseWeights:
+    """Neutral tensors, each a part of a stored one; checked against the description when they are opened."""
+
+    def __init__(self, base: BaseConfig, family: Family, weights: Weights) -> None:
+        """Find and check all tensors.
+
+        Raises:
+            InputError: a tensor is missing, or has another shape or type than the config implies.
+        """
+        self.base, self.weights = base, weights
+        self.shapes = base.tensor_shapes()
+        names = _Names(family, weights.names())
+        self._head = family.head
+        self._places = {name: names.place(name) for name in self.shapes}
+        weights.check(self._stored_shapes())
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files."""
+        return self.weights.files
+
+    def close(self) -> None:
+        """Unmap the files."""
+        self.weights.close()
+
+    def digest(self) -> str:
+        """SHA-256 of the files."""
+        return self.weights.digest()
+
+    def num_parameters(self) -> int:
+        """Number of values in all tensors of the base."""
+        return sum(int(np.prod(shape)) for shape in self.shapes.values())
+
+    def stored_type(self) -> str:
+        """The type of the embedding, in safetensors' words: F32, F16 or BF16."""
+        return self.weights.stored_type(self._places[f"{TRUNK}{EMBEDDING}.weight"][0])
+
+    def stored(self, name: str) -> Array:
+        """One neutral tensor in the type it is stored in.
+
+        Raises:
+            InputError: a value is not finite.
+        """
+        source, how = self._places[name]
+        array = self.weights.stored(source)
+        suffix = name.rpartition(".")[2]
+        rows = [self.shapes[f"{part}.{suffix}"][0] for part in how.parts]
+        index = how.parts.index(name.removesuffix(f".{suffix}"))
+        return np.ascontiguousarray(_unpack(array, how, rows, index, self.base.num_heads))
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """One neutral tensor as float32; stored float32 values are not rounded."""
+        return np.ascontiguousarray(self.stored(name), dtype=np.float32)
+
+    def pack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """Neutral tensors as the files keep them, by the files' names."""
+        packed = {}
+        for source, how in dict(self._places.values()).items():
+            parts = [tensors[f"{part}.{source.rpartition('.')[2]}"] for part in how.parts]
+            packed[source] = _pack(parts, how, self.base.num_heads)
+        return packed
+
+    def others(self) -> set[str]:
+        """Names of what else the files hold, but for copies of tied weights."""
+        return self.weights.names() - {source for source, _ in self._places.values()} - {f"{self._head}.weight"}
+
+    def _stored_shapes(self) -> Shapes:
+        shapes: Shapes = {}
+        for source, how in self._places.values():
+            suffix = source.rpartition(".")[2]
+            parts = [self.shapes[f"{part}.{suffix}"] for part in how.parts]
+            shape = (sum(part[0] for part in parts), *parts[0][1:])
+            shapes[source] = shape[::-1] if how.transposed else shape
+        return shapes
+
+
+class _Names:
+    """Where a family's files have the neutral tensors."""
+
+    def __init__(self, family: Family, found: set[str]) -> None:
+        self._stored: dict[str, tuple[str, Stored]] = {}
+        for pattern, what in family.tensors.items():
+            stored = what if isinstance(what, Stored) else Stored((what,))
+            self._stored |= dict.fromkeys(stored.parts, (pattern, stored))
+        embedding = self._stored.get(EMBEDDING, (EMBEDDING,))[0]
+        fits = (trunk for trunk in family.trunk if f"{trunk}{embedding}.weight" in found)
+        self._trunk, self._head = next(fits, family.trunk[0]), family.head
+
+    def place(self, name: str) -> tuple[str, Stored]:
+        """Source name of a neutral tensor, and what that holds (neutral names without weight or bias)."""
+        module, _, suffix = name.rpartition(".")
+        if not module.startswith(TRUNK):
+            return f"{self._head}.{suffix}", Stored((module,))
+        module = module.removeprefix(TRUNK)
+        number = NUMBER.search(module)
+        layer = number.group() if number else ""
+        general = NUMBER.sub("{}", module)
+        pattern, how = self._stored.get(general, (general, Stored((general,))))
+        parts = tuple(TRUNK + part.format(layer) for part in how.parts)
+        return f"{self._trunk}{pattern.format(layer)}.{suffix}", Stored(parts, how.transposed, how.by_head)
+
+
+def _unpack(array: Array, how: Stored, rows: list[int], index: int, heads: int) -> Array:
+    if how.transposed:
+        array = array.T
+    if how.by_head:
+        by_head = array.reshape(heads, len(rows), -1, *array.shape[1:])
+        return by_head[:, index].reshape(-1, *array.shape[1:])
+    start = sum(rows[:index])
+    return array[start : start + rows[index]]
+
+
+def _pack(parts: list[Array], how: Stored, heads: int) -> Array:
+    if how.by_head:
+        shape = parts[0].shape
+        stacked = np.stack([part.reshape(heads, -1, *shape[1:]) for part in parts], axis=1)
+        return stacked.reshape(-1, *shape[1:])
+    array = np.concatenate(parts)
+    return np.ascontiguousarray(array.T) if how.transposed else array

@@ -1,0 +1,126 @@
+"""A `config.json`, read field by field: what is missing, of a wrong type or not understood is named."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from recycle_onnx.errors import InputError
+
+T = TypeVar("T")
+
+DECISIVE = (
+    "add_cross_attention", "alibi", "attention_bias", "attention_multiplier", "attn_logit_softcapping", "clip_qkv",
+    "embedding_multiplier", "final_logit_softcapping", "layer_types", "logit_scale", "logits_scaling", "mlp_bias",
+    "n_routed_experts", "no_rope_layers", "num_experts", "num_local_experts", "partial_rotary_factor", "qk_norm",
+    "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
+    "rope_scaling", "rotary_pct", "sliding_window", "use_bias", "use_bidirectional_attention", "use_qk_norm",
+)  # fmt: skip
+"""Fields that change what a model computes, in whichever family: a family that does not read one refuses it."""
+
+
+class Config:
+    """Fields of one `config.json`; a name may be several, of which the first one present counts."""
+
+    def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
+        self.raw, self.path = raw, path
+        self._read: set[str] = set()
+
+    def value(self, *names: str) -> Any:
+        """The value, None where there is none."""
+        self._read.update(names)
+        return next((self.raw[name] for name in names if self.raw.get(name) is not None), None)
+
+    def fill(self, defaults: Mapping[str, Any]) -> None:
+        """Put `defaults` where there is no value."""
+        self.raw = {**defaults, **self.raw}
+
+    def fields(self, name: str) -> dict[str, Any]:
+        """An object, empty where there is none."""
+        value = self.value(name)
+        if not isinstance(value, dict | None):
+            raise self.wrong(name, value, "an object")
+        return value or {}
+
+    def integer(self, *names: str, default: int | None = None) -> int:
+        """A whole number."""
+        return self._typed(int, names, default)
+
+    def number(self, *names: str, default: float | None = None) -> float:
+        """A number."""
+        return self._typed(float, names, default)
+
+    def optional(self, name: str) -> float | None:
+        """A number or nothing."""
+        return None if self.value(name) is None else self.number(name)
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """Yes or no."""
+        value = self.value(name)
+        if value is not None and not isinstance(value, bool):
+            raise self.wrong(name, value, "true or false")
+        return default if value is None else value
+
+    def choice(self, *names: str, choices: Mapping[str, T], default: str) -> T:
+        """One of the `choices`, by its name in the config."""
+        given = self.value(*names)
+        given = default if given is None else given
+        if not isinstance(given, str) or given not in choices:
+            raise self.wrong(names[0], given, f"one of: {', '.join(choices)}")
+        return choices[given]
+
+    def listed(self, name: str, count: int, choices: Sequence[T]) -> list[T] | None:
+        """A list with one of the `choices` for each of `count` layers, or nothing."""
+        values = self.value(name)
+        if values is None:
+            return None
+        if not isinstance(values, list) or len(values) != count:
+            raise self.wrong(name, values, f"a list of {count}, one a layer")
+        for index, value in enumerate(values):
+            if value not in choices:
+                expected = ", ".join(map(repr, choices))
+                raise InputError(f"{self.path}: {name}[{index}] {value!r} is not supported; expected one of {expected}")
+        return values
+
+    def must_be(self, name: str, *expected: object) -> None:
+        """Refuse any value but the first one (or none) and its equals."""
+        value = self.value(name)
+        if value is not None and value not in expected:
+            raise self.wrong(name, value, " or ".join(map(repr, expected)))
+
+    def wrong(self, name: str, value: object, expected: str) -> InputError:
+        """The error for a value that is not understood."""
+        return InputError(f"{self.path}: {name} {value!r} is not supported; expected {expected}")
+
+    def refuse_unread(self) -> None:
+        """Refuse what changes the result and was not read, unless its value changes nothing."""
+        kind = self.raw.get("model_type")
+        if quantized := self.raw.get("quantization_config"):
+            method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
+            raise InputError(
+                f"{self.path}: quantization_config: the weights are quantized already ({method}); "
+                "expected float32, float16 or bfloat16 ones: take the original, and quantize its bundle"
+            )
+        for name in DECISIVE:
+            if name not in self._read and not _changes_nothing(self.raw.get(name)):
+                raise InputError(
+                    f"{self.path}: {name} {self.raw[name]!r} is not known for model_type {kind!r}; expected none"
+                )
+
+    def _typed(self, kind: type[T], names: tuple[str, ...], default: T | None) -> T:
+        value = self.value(*names)
+        if value is None:
+            if default is None:
+                kind_name = self.raw.get("model_type")
+                raise InputError(f"{self.path}: no value for {names[0]!r}, which a {kind_name} config must have")
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):  # type: ignore[call-arg]
+            raise self.wrong(names[0], value, "a whole number" if kind is int else "a number")
+        return kind(value)  # type: ignore[call-arg]
+
+
+def _changes_nothing(value: object) -> bool:
+    if isinstance(value, list):
+        return all(kind == "full_attention" for kind in value)
+    return value in (None, False, 0, 1, {})

@@ -1,0 +1,24 @@
+"""OLMo 2: Llama with norms behind the sublayers, and on queries and keys over their whole width."""
+
+from __future__ import annotations
+
+from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.families.config import Config
+from recycle_onnx.checkpoint.families.family import BEHIND_ATTENTION, BEHIND_FEED_FORWARD, Family, decoder
+
+
+def describe(config: Config) -> BaseConfig:
+    """`post` is before the residual sum."""
+    bias = config.flag("attention_bias")
+    return decoder(config, qkv_bias=bias, output_bias=bias, placement="post", qk_norm="width")
+
+
+FAMILY = Family(
+    ("olmo2",),
+    describe,
+    {
+        "layers.{}.post_attention_layernorm": BEHIND_ATTENTION,
+        "layers.{}.post_feedforward_layernorm": BEHIND_FEED_FORWARD,
+    },
+    genai_type="olmo",
+)
