@@ -57,7 +57,6 @@ class Checkpoint:
         try:
             base_weights = BaseWeights(base, family, weights)
             if recycler:
-                _check_layer(recycler, base, folder)
                 recycler.check_base(base, str(folder / "recycler" / "config.json"))
                 recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
                 recycler_weights.check(recycler.tensor_shapes(base))
@@ -97,14 +96,6 @@ def _find_base(folder: Path, recycler: RecyclerConfig | None) -> Path:
     if not (folder / "config.json").exists():
         raise InputError(f"{folder}: not a checkpoint; expected config.json and model.safetensors in it")
     return folder
-
-
-def _check_layer(recycler: RecyclerConfig, base: BaseConfig, folder: Path) -> None:
-    if recycler.layer != base.model_type:
-        raise InputError(
-            f"{folder / 'recycler' / 'config.json'}: layer {recycler.layer!r} is not supported; "
-            f"expected {base.model_type!r}, the kind of its base's layers"
-        )
 
 
 def _check_base(expected: BaseReference | None, base_folder: Path, weights: BaseWeights) -> None:

@@ -20,7 +20,6 @@ from recycle_onnx.files import read_json
 FORMAT = "1.0"
 EMBEDDING_FIRST = ("embedding", "hidden_state")
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "layer": ("llama",),
     "concat": (EMBEDDING_FIRST, EMBEDDING_FIRST[::-1]),
     "norms_before_projection": (EMBEDDING_FIRST,),
     "final_norm": (True,),
@@ -28,7 +27,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "embedding": ("shared",),
     "lm_head": ("shared",),
 }
-"""What each convention may be; taps depend on the base."""
+"""What each convention may be; layer and taps depend on the base."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +104,16 @@ class RecyclerConfig:
                 raise InputError(f"{where}: {name} {given!r} is not supported; expected {expected}")
 
     def check_base(self, base: BaseConfig, where: str) -> None:
-        """Refuse taps that the base has not.
+        """Refuse layers of another kind than the base's, and taps that it has not.
 
         Raises:
-            InputError: names the tap and what the base has.
+            InputError: names them and what the base has.
         """
+        if self.layer != base.model_type:
+            raise InputError(
+                f"{where}: layer {self.layer!r} is not supported; "
+                f"expected {base.model_type!r}, the kind of its base's layers"
+            )
         check_taps(self.tap, base.num_layers, where)
 
     def to_json(self) -> dict[str, Any]:
