@@ -16,6 +16,7 @@ import recycle_onnx
 from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, RecyclerConfig, attach
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST
 from recycle_onnx.errors import RecycleError
+from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.half import Half
@@ -148,6 +149,18 @@ def test_chains_equal_plain_torch(checkpoint: Path, model: RecycleModel) -> None
         first = int(decoder.prefill(ids)[-1].argmax())
         found = ModuleProposer(decoder, Sampling(), 5, 0.0).propose([first], len(ids) + 1, 5)
         assert found == plain.chain(reference, [*ids, first], 5)
+
+
+@torch.no_grad()
+def test_scores_are_torchs(checkpoint: Path, model: RecycleModel) -> None:
+    ids, reference = random_ids(30), torch_model(checkpoint)
+    full = reference.full(torch.tensor([ids]))
+    module = reference.recycle(torch.tensor([ids[1:]]), full.hidden_states[:, :-1])
+    best = full.logits[0].argmax(-1)
+    found = score(model, ids)
+    assert found.best.tolist() == best.tolist()
+    assert found.accepted is not None
+    assert found.accepted.tolist() == (reference.chosen(module)[0] == best[1:]).tolist()
 
 
 def test_another_order_tap_or_state_is_noticed(checkpoint: Path, model: RecycleModel) -> None:
