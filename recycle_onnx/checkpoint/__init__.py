@@ -6,6 +6,7 @@ Read by the exporter, written by `attach` and by training. Needs numpy and safet
 from recycle_onnx.checkpoint.attach import attach
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.folder import Checkpoint
+from recycle_onnx.checkpoint.fresh import create
 from recycle_onnx.checkpoint.recycler import BaseReference, RecyclerConfig
 
-__all__ = ["BaseConfig", "BaseReference", "Checkpoint", "RecyclerConfig", "attach"]
+__all__ = ["BaseConfig", "BaseReference", "Checkpoint", "RecyclerConfig", "attach", "create"]

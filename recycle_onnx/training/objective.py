@@ -6,14 +6,17 @@ module goes on from its own state and the next token: step k predicts token p+1+
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from recycle_onnx.training.caches import Unrolled
 from recycle_onnx.training.model import Output, RecycleGPT
+from recycle_onnx.training.options import Precision
 
 DECAY = 0.8
 """What a step of the chain weighs against the one before it."""
@@ -29,13 +32,45 @@ class Losses(NamedTuple):
     recycle: Tensor
     acceptance: Tensor
 
+    def row(self) -> Tensor:
+        """All of them as one vector without a gradient, to be averaged."""
+        return torch.cat([self.next_token[None], self.recycle[None], self.acceptance]).detach()
+
+    @classmethod
+    def from_row(cls, row: Tensor) -> Losses:
+        """Undo `row`."""
+        return cls(row[0], row[1], row[2:])
+
+
+class Objective(nn.Module):
+    """The losses of a batch as one module, as data-parallel training wants it; matrices multiply in `precision`."""
+
+    def __init__(self, model: RecycleGPT, depth: int, precision: Precision, recycle_weight: float | None) -> None:
+        """`recycle_weight` is for joint training; None freezes the base."""
+        super().__init__()
+        self.model, self.depth, self.recycle_weight = model, depth, recycle_weight
+        self._half = precision == "bf16"
+        model.full.requires_grad_(recycle_weight is not None)
+
+    def forward(self, ids: Tensor) -> Losses:
+        """Losses of the windows `ids` [B, S]."""
+        losses = frozen_base if self.recycle_weight is None else joint
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._half):
+            return losses(self.model, ids, self.depth)
+
+    def total(self, losses: Losses) -> Tensor:
+        """What is minimised."""
+        if self.recycle_weight is None:
+            return losses.recycle
+        return losses.next_token + self.recycle_weight * losses.recycle
+
 
 def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     """Both halves against the text `ids` [B, S] (RecycleGPT, section on training)."""
     full = model.full(ids[:, :-1])
     steps = _chain(model, ids, full, depth)
-    recycle = [_cross_entropy(step.logits, ids[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
-    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(steps, full))
+    recycle = [_lean(_cross_entropy, step.logits, ids[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
+    return Losses(_lean(_cross_entropy, full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(steps, full))
 
 
 def frozen_base(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
@@ -43,8 +78,8 @@ def frozen_base(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     with torch.no_grad():
         full = model.full(ids[:, :-1])
     steps = _chain(model, ids, full, depth)
-    recycle = [_soft(step.logits, full.logits[:, place:]) for place, step in enumerate(steps, start=1)]
-    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(steps, full))
+    recycle = [_lean(_soft, step.logits, full.logits[:, place:]) for place, step in enumerate(steps, start=1)]
+    return Losses(_lean(_cross_entropy, full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(steps, full))
 
 
 def _chain(model: RecycleGPT, ids: Tensor, full: Output, depth: int) -> list[Output]:
@@ -62,6 +97,16 @@ def _weighted(losses: list[Tensor]) -> Tensor:
     total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
     assert isinstance(total, Tensor)
     return total / sum(weights)
+
+
+def _lean(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
+    """`loss` in float32. Its probabilities, several times the logits, are made again for the gradient, not kept."""
+
+    def run(logits: Tensor, target: Tensor) -> Tensor:
+        return loss(logits.float(), target.float() if target.is_floating_point() else target)
+
+    result: Tensor = checkpoint(run, logits, target, use_reentrant=False)
+    return result
 
 
 def _soft(logits: Tensor, target: Tensor) -> Tensor:

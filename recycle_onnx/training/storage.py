@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,17 @@ REFERENCE_TOKENS = 48
 REFERENCE_ROWS = 4
 
 
-def load_model(checkpoint: Checkpoint) -> RecycleGPT:
-    """Both halves in float32, with the checkpoint's weights.
+def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) -> RecycleGPT:
+    """Both halves with the checkpoint's weights: the base in `base_dtype`, the module in float32.
 
     Raises:
         InputError: the checkpoint has no module.
     """
     if checkpoint.recycler is None or checkpoint.recycler_weights is None:
         raise InputError(f"{checkpoint.folder}: has no recyclable module; make one with `recycle-onnx attach` first")
-    model = RecycleGPT(checkpoint.base, checkpoint.recycler)
+    with _default_dtype(base_dtype):  # never all of it in float32
+        model = RecycleGPT(checkpoint.base, checkpoint.recycler)
+    model.recycler.float()
     fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
     fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
     return model
@@ -47,9 +50,21 @@ def fill(module: torch.nn.Module, weights: Weights, names: Iterable[str]) -> Non
             parameters[name].copy_(torch.from_numpy(weights.float32(name)))
 
 
-def save_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def save_recycler(
+    checkpoint: Checkpoint, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype
+) -> None:
     """Replace `recycler/` as a whole; the base is left alone."""
-    with new_folder(folder / "recycler", force=True) as temporary:
+    with new_folder(checkpoint.folder / "recycler", force=True) as temporary, _base_as_stored(checkpoint, model):
         _write_recycler(temporary, model, config, ids, dtype)
 
 
@@ -88,24 +103,63 @@ def _write_tensors(path: Path, module: torch.nn.Module, names: set[str] | None, 
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if names is None or name in names:
-                tensors[name] = parameter.detach().to(dtype).contiguous()
+                tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
                 if not torch.isfinite(tensors[name]).all():
                     raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
                 parameter.copy_(tensors[name])
     save_file(tensors, path, metadata={"format": "pt"})
 
 
+@contextmanager
+def _base_as_stored(checkpoint: Checkpoint, model: RecycleGPT) -> Iterator[None]:
+    """Within it the base computes in float32 with the weights that the exporter reads, whatever it is held in."""
+    held = next(model.full.parameters()).dtype
+    if held == torch.float32:
+        yield
+    elif held == TORCH_TYPES[checkpoint.base_weights.stored_type()]:
+        with _widened(model.full):
+            yield
+    else:
+        own, model.full = model.full, load_model(checkpoint).full.to(next(model.parameters()).device)
+        yield
+        model.full = own
+
+
+@contextmanager
+def _widened(model: torch.nn.Module) -> Iterator[None]:
+    """Let `model` compute in float32, one part's weights widened at a time."""
+    held: dict[torch.nn.Parameter, Tensor] = {}
+
+    def widen(part: torch.nn.Module, _: Any) -> None:
+        for parameter in part.parameters(recurse=False):
+            held[parameter] = parameter.data
+            parameter.data = parameter.data.float()
+
+    def narrow(part: torch.nn.Module, *_: Any) -> None:
+        for parameter in part.parameters(recurse=False):
+            parameter.data = held.pop(parameter)
+
+    hooks = [part.register_forward_pre_hook(widen) for part in model.modules()]
+    hooks += [part.register_forward_hook(narrow) for part in model.modules()]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
 def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:
     """A few of torch's logit rows, by which the exporter checks its graphs."""
-    ids = ids.flatten()[:REFERENCE_TOKENS]
+    ids = ids.flatten()[:REFERENCE_TOKENS].to(next(model.parameters()).device)
     with torch.no_grad():
         full = model.full(ids[None])
         module = model.recycle(ids[None, 1:], full.hidden_states[:, :-1])
     last = len(ids) - 1
     rows = torch.linspace(0, last - 1, min(REFERENCE_ROWS, last)).long()
-    return {
+    reference = {
         "input_ids": ids.clone(),
         "positions": rows,
-        "logits": full.logits[0, rows].contiguous(),
-        "recycler_logits": module.logits[0, rows].contiguous(),
+        "logits": full.logits[0, rows],
+        "recycler_logits": module.logits[0, rows],
     }
+    return {name: value.cpu().contiguous() for name, value in reference.items()}

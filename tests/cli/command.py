@@ -22,7 +22,7 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 def assert_one_error(stderr: str, *words: str) -> None:
-    errors = [line for line in stderr.splitlines() if not line.startswith(("writing ", "checking "))]
+    errors = [line for line in stderr.splitlines() if not line.startswith(("writing ", "checking ", "tokenising "))]
     assert len(errors) == 1, stderr
     assert errors[0].startswith("Error: ")
     for word in words:
