@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 from recycle_onnx.checkpoint import Checkpoint, create
 from recycle_onnx.files import sha256
 from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.cli.command import assert_one_error, assert_refused, names, run
+from tests.cli.test_interruptions import start
 
 
 @pytest.fixture
@@ -88,3 +90,19 @@ def test_a_tokenizer_without_a_token_that_ends_a_text_is_refused(tmp_path: Path)
     Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     result = run("create", tmp_path / "out", "--tokenizer", tmp_path / "tokenizer.json")
     assert_refused(result, 2, "no token that ends a text", "eos_token")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sets POSIX limits")
+@pytest.mark.parametrize("kilobytes", [1, 500])
+def test_a_full_disk_leaves_nothing_behind(kilobytes: int, tokenizer: Path, tmp_path: Path) -> None:
+    import resource
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, 1024 * kilobytes))
+
+    process = start("create", tmp_path / "out", "--tokenizer", tokenizer, limit=limit)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1, stderr
+    assert stdout == b""
+    assert_one_error(stderr.decode(), "out", "cannot write")
+    assert names(tmp_path) == ["tokenizer.json"]

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
+from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
@@ -45,7 +46,8 @@ def attach(
         with _destination(out, in_place, force, checkpoint.folders()) as folder:
             if not in_place and path is None:
                 shutil.copytree(origin, folder.parent, dirs_exist_ok=True, ignore=_except_weights_of(checkpoint))
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            with disk_errors():
+                save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             write_json(folder / "config.json", config.to_json())
     return config
 

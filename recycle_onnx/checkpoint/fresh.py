@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 
 from recycle_onnx.checkpoint.attach import attach
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
+from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, read_json, write_json
@@ -90,22 +91,24 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
     """The token that ends a text."""
-    named = config.get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    for token in (named, *ENDS):
+    for token in (_text(config.get("eos_token")), *ENDS):
         if token is not None and tokenizer.token_to_id(token) is not None:
-            return str(token)
+            return token
     raise InputError(f"{source}: no token that ends a text; name its eos_token in a tokenizer_config.json beside it")
+
+
+def _text(token: Any) -> str | None:
+    """A special token as a tokenizer's config names it: a string, or an object that holds one."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _write_configs(shape: Preset, folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     config = read_json(folder / "tokenizer_config.json")
-    end = tokenizer.token_to_id(_end(tokenizer, config, folder / "tokenizer.json"))
-    begin = config.get("bos_token")
-    begin = begin.get("content") if isinstance(begin, dict) else begin
-    known = None if begin is None else tokenizer.token_to_id(begin)
-    special = {"bos_token_id": end if known is None else known, "eos_token_id": end}
+    end = _end(tokenizer, config, folder / "tokenizer.json")
+    vocabulary = tokenizer.get_vocab()
+    begin = _text(config.get("bos_token"))
+    special = {"bos_token_id": vocabulary.get(begin or end, vocabulary[end]), "eos_token_id": vocabulary[end]}
     base = BaseConfig(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
@@ -113,7 +116,7 @@ def _write_configs(shape: Preset, folder: Path) -> None:
         num_heads=shape.num_heads,
         num_kv_heads=shape.num_kv_heads,
         head_dim=shape.hidden_size // shape.num_heads,
-        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        vocab_size=max(vocabulary.values()) + 1,
         context_length=shape.context_length,
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
@@ -130,10 +133,11 @@ def _write_weights(config: BaseConfig, folder: Path, seed: int) -> None:
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
     if len(shards) == 1:
         names = ["model.safetensors"]
-    where = {}
+    where: dict[str, str] = {}
     for name, shapes in zip(names, shards, strict=True):
         tensors = {tensor: _draw(tensor, shape, config.num_layers, generator) for tensor, shape in shapes.items()}
-        save_file(tensors, folder / name, metadata={"format": "pt"})
+        with disk_errors():
+            save_file(tensors, folder / name, metadata={"format": "pt"})
         where |= dict.fromkeys(shapes, name)
     if len(shards) > 1:
         size = 2 * sum(int(np.prod(shape)) for shape in config.tensor_shapes().values())

@@ -15,7 +15,6 @@ from recycle_onnx.training.log import LOG, read_log
 
 POINTS = 200
 """Of a curve: steps are averaged down to this many."""
-PALE = {"alpha": 0.3, "linewidth": 0.6}
 
 
 def write_curves(folder: Path, path: Path) -> None:
@@ -55,7 +54,7 @@ def write_curves(folder: Path, path: Path) -> None:
 
 def _curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], label: str) -> None:
     """Every step in pale, and means of equally many steps."""
-    (line,) = axes.plot(steps, values, **PALE)
+    (line,) = axes.plot(steps, values, alpha=0.3, linewidth=0.6)
     parts = min(POINTS, len(steps))
     means = [[part.mean() for part in np.array_split(column, parts)] for column in (steps, values)]
     axes.plot(*means, color=line.get_color(), label=label)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.training import storage
 from recycle_onnx.training.budget import DEFAULT_MINUTES, Budget
 from recycle_onnx.training.options import TrainingOptions
@@ -185,7 +186,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 def _stored(setup: Setup) -> int:
     """Bytes of the files that a training writes anew."""
     checkpoint = setup.checkpoint
-    halves = [(setup.model.recycler, checkpoint.recycler_weights)]
+    halves: list[tuple[nn.Module, Weights | None]] = [(setup.model.recycler, checkpoint.recycler_weights)]
     if setup.options.joint:
         halves.append((setup.model.full, checkpoint.base_weights))
     total = 0

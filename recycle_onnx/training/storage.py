@@ -15,6 +15,7 @@ from torch import Tensor
 
 from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.folder import base_reference
+from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
@@ -92,7 +93,8 @@ def _ignore_at(root: Path, names: list[str]) -> Any:
 
 def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
     _write_tensors(folder / "model.safetensors", model.recycler, None, dtype)
-    save_file(_reference(model, ids), folder / "reference.safetensors")
+    with disk_errors():
+        save_file(_reference(model, ids), folder / "reference.safetensors")
     write_json(folder / "config.json", config.to_json())
     (folder / "README.md").write_text(model_card(config), encoding="utf-8")
 
@@ -107,7 +109,8 @@ def _write_tensors(path: Path, module: torch.nn.Module, names: set[str] | None, 
                 if not torch.isfinite(tensors[name]).all():
                     raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
                 parameter.copy_(tensors[name])
-    save_file(tensors, path, metadata={"format": "pt"})
+    with disk_errors():
+        save_file(tensors, path, metadata={"format": "pt"})
 
 
 @contextmanager

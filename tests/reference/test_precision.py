@@ -22,6 +22,8 @@ from tests import tiny
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 OPTIONS = TrainingOptions(steps=30, batch_size=4, sequence_length=32, learning_rate=5e-3, precision="bf16")
 
+pytestmark = pytest.mark.filterwarnings("error::UserWarning")
+
 
 @pytest.fixture
 def text(tmp_path: Path) -> Path:

@@ -115,9 +115,3 @@ def test_an_error_ends_both_processes_and_is_said_once(tmp_path: Path, text: Pat
     assert errors.count("the loss became inf in step 1;") == 1
     assert own_processes(folder) == []
     assert (folder / "recycler" / "model.safetensors").read_bytes() == before
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path: Path, text: Path) -> None:
-    process = launch("train", checkpoint(tmp_path / "model"), "-d", text, "--batch-size", 3, "--steps", 2)
-    _, errors = process.communicate(timeout=60)
-    assert "--batch-size is 3; expected a multiple of 2" in errors
