@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from recycle_onnx.training.caches import Unrolled
 from recycle_onnx.training.model import Output, RecycleGPT
 from recycle_onnx.training.options import Precision
+from recycle_onnx.training.precision import computing
 
 DECAY = 0.8
 """What a step of the chain weighs against the one before it."""
@@ -43,19 +44,19 @@ class Losses(NamedTuple):
 
 
 class Objective(nn.Module):
-    """The losses of a batch as one module, as data-parallel training wants it; matrices multiply in `precision`."""
+    """The losses of a batch as one module, as data-parallel training wants it."""
 
     def __init__(self, model: RecycleGPT, depth: int, precision: Precision, recycle_weight: float | None) -> None:
         """`recycle_weight` is for joint training; None freezes the base."""
         super().__init__()
         self.model, self.depth, self.recycle_weight = model, depth, recycle_weight
-        self._half = precision == "bf16"
+        self._precision = precision
         model.full.requires_grad_(recycle_weight is not None)
 
     def forward(self, ids: Tensor) -> Losses:
         """Losses of the windows `ids` [B, S]."""
         losses = frozen_base if self.recycle_weight is None else joint
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._half):
+        with computing(self.model.full, ids.device, self._precision):
             return losses(self.model, ids, self.depth)
 
     def total(self, losses: Losses) -> Tensor:

@@ -17,6 +17,7 @@ from recycle_onnx.files import read_json
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import FullModel
+from recycle_onnx.training.precision import computing
 from recycle_onnx.training.tokens import Tokens, kept, key
 
 OPENING = 8
@@ -87,7 +88,7 @@ def _continue(
     cache = new_cache(model.config, model.config.num_layers, len(openings), length, weight.device)
 
     def read(ids: Tensor) -> Tensor:
-        with torch.autocast(weight.device.type, torch.bfloat16, enabled=weight.dtype == torch.bfloat16):
+        with computing(model, weight.device, "bf16" if weight.dtype == torch.bfloat16 else "fp32"):
             logits: Tensor = model(ids.to(weight.device), cache).logits[:, -1]
         return logits.float().cpu()
 

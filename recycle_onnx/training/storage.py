@@ -21,6 +21,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 from recycle_onnx.training.card import model_card
 from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.precision import widened
 
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 REFERENCE_TOKENS = 48
@@ -120,35 +121,12 @@ def _base_as_stored(checkpoint: Checkpoint, model: RecycleGPT) -> Iterator[None]
     if held == torch.float32:
         yield
     elif held == TORCH_TYPES[checkpoint.base_weights.stored_type()]:
-        with _widened(model.full):
+        with widened(model.full):
             yield
     else:
         own, model.full = model.full, load_model(checkpoint).full.to(next(model.parameters()).device)
         yield
         model.full = own
-
-
-@contextmanager
-def _widened(model: torch.nn.Module) -> Iterator[None]:
-    """Let `model` compute in float32, one part's weights widened at a time."""
-    held: dict[torch.nn.Parameter, Tensor] = {}
-
-    def widen(part: torch.nn.Module, _: Any) -> None:
-        for parameter in part.parameters(recurse=False):
-            held[parameter] = parameter.data
-            parameter.data = parameter.data.float()
-
-    def narrow(part: torch.nn.Module, *_: Any) -> None:
-        for parameter in part.parameters(recurse=False):
-            parameter.data = held.pop(parameter)
-
-    hooks = [part.register_forward_pre_hook(widen) for part in model.modules()]
-    hooks += [part.register_forward_hook(narrow) for part in model.modules()]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:
