@@ -36,8 +36,10 @@ def _documents(path: Path, field: str) -> Iterator[str]:
             yield from _json_lines(path, file, field) if ".jsonl" in path.suffixes else _split(file)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path}: no such text file") from error
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, ZlibError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text ({error})") from error
+    except (gzip.BadGzipFile, EOFError, ZlibError) as error:
+        raise InputError(f"{path}: not a whole gzip file ({error}); fetch it again") from error
 
 
 def _open(path: Path) -> TextIO:

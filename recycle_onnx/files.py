@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -136,6 +138,8 @@ def _replace_folder(temporary: Path, target: Path) -> None:
     if not target.exists():
         temporary.rename(target)
         return
+    if _exchange(temporary, target):
+        return  # whoever gave the temporary folder removes it, now with the old content
     old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
     target.rename(old / target.name)
     try:
@@ -145,3 +149,13 @@ def _replace_folder(temporary: Path, target: Path) -> None:
         raise
     finally:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders change names in one step, so that a kill finds one or the other; False where Linux is too old.
+
+    (On other systems there is a moment between two renames.)
+    """
+    call = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return call is not None and call(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0

@@ -6,26 +6,12 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from recycle_onnx.bench.run import Measurement
-from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.picture import save_plot
 
 BAR, LABELLED, PREDICTED = "#4878a8", "#a8b8c8", "#c44e52"
-
-
-def check_plot(path: Path) -> None:
-    """Say no before anything is measured where `write_plot` would.
-
-    Raises:
-        InputError: a kind of file that matplotlib does not write, or no folder to write it into.
-    """
-    kinds = sorted(FigureCanvasAgg.get_supported_filetypes())
-    if path.suffix.removeprefix(".").lower() not in kinds:
-        raise InputError(f"{path}: expected a name that ends in one of: {', '.join(kinds)}")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path.parent}: no such folder; make it, or name another for the plot")
 
 
 def write_plot(results: Sequence[Measurement], path: Path, title: str) -> None:
@@ -57,7 +43,4 @@ def write_plot(results: Sequence[Measurement], path: Path, title: str) -> None:
         axes.legend(fontsize=7, loc="upper left")
         axes.margins(y=0.2)
     figure.suptitle(title, fontsize=10)
-    try:
-        figure.savefig(path, dpi=120)
-    except OSError as error:
-        raise RecycleError(f"{path}: cannot write the plot ({error.strerror or error})") from error
+    save_plot(figure, path)

@@ -7,7 +7,10 @@ from recycle_onnx.checkpoint.attach import attach
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.draft_vocabulary import DraftVocabulary
 from recycle_onnx.checkpoint.folder import Checkpoint
+from recycle_onnx.checkpoint.fresh import create
 from recycle_onnx.checkpoint.plain import plain_llama
 from recycle_onnx.checkpoint.recycler import BaseReference, RecyclerConfig
 
-__all__ = ["BaseConfig", "BaseReference", "Checkpoint", "DraftVocabulary", "RecyclerConfig", "attach", "plain_llama"]
+__all__ = [
+    "BaseConfig", "BaseReference", "Checkpoint", "DraftVocabulary", "RecyclerConfig", "attach", "create", "plain_llama",
+]  # fmt: skip

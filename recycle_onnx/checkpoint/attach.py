@@ -18,6 +18,7 @@ from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, DraftVocabulary
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
+from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST, RecyclerConfig
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
@@ -75,7 +76,8 @@ def attach(
         with _destination(out, in_place, force, checkpoint.folders()) as folder:
             if not in_place and path is None:
                 shutil.copytree(origin, folder.parent, dirs_exist_ok=True, ignore=_except_weights_of(checkpoint))
-            save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            with disk_errors():
+                save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             if config.draft_vocabulary and draft_ids:
                 config.draft_vocabulary.write(folder, draft_ids)
             write_json(folder / "config.json", config.to_json())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
+VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
 INTERRUPTED = 130
 
 
@@ -60,7 +61,7 @@ class Verbs(click.Group):
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = {"torch": "train", "matplotlib": "plot"}.get(str(error.name), "export")
+        extra = {"torch": "train", "accelerate": "train", "matplotlib": "plot"}.get(str(error.name), "export")
         return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"
@@ -70,7 +71,8 @@ def _describe(error: BaseException) -> str:
 
 
 def _end(message: str, code: int) -> None:
-    click.echo(f"Error: {' '.join(message.split())}", err=True)
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # of processes that were launched together, one a machine speaks
+        click.echo(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(code)
 
 

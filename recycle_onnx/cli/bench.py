@@ -64,7 +64,8 @@ def bench(
     if (bundle is None) == (shape is None):
         raise InputError("expected a BUNDLE, or --shape for random weights; not both")
     if plot:
-        from recycle_onnx.bench.plot import check_plot, write_plot
+        from recycle_onnx.bench.plot import write_plot
+        from recycle_onnx.picture import check_plot
 
         check_plot(plot)
     options = Options(

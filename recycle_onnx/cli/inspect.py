@@ -22,10 +22,17 @@ CONVENTIONS = (
 @click.command()
 @click.argument("path", type=Path, metavar="CHECKPOINT_OR_BUNDLE")
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle, weights included.")
+@click.option("--plot", type=Path, help="Draw the curves of a checkpoint's last training; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, verify: bool, json_: bool) -> None:
+def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
     """Say what a checkpoint or a bundle is: dimensions, parameters, conventions, bytes and contracts."""
     found = _describe_bundle(path, verify) if (path / MANIFEST).exists() else _describe_checkpoint(path)
+    if plot:
+        from recycle_onnx.picture import check_plot
+        from recycle_onnx.training.curves import write_curves
+
+        check_plot(plot)
+        write_curves(path, plot)
     if json_:
         click.echo(as_json(found))
         return

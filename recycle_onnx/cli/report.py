@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -20,9 +21,20 @@ def as_json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
+def is_main_process() -> bool:
+    """Whether this is the one that reports: always, unless `accelerate launch` or torchrun started others too."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Give `update(done, total, note)`: a bar on a terminal, a line every few seconds otherwise, on standard error."""
+    """Give `update(done, total, note)`: a bar on a terminal, a line every few seconds otherwise, on standard error.
+
+    Of several processes that were launched together only the main one shows it.
+    """
+    if not is_main_process():
+        yield lambda done, total, note: None
+        return
     if not sys.stderr.isatty():
         yield _lines(title)
         return

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from recycle_onnx.cli.report import as_json, progress
+from recycle_onnx.cli.report import as_json, is_main_process, progress
+
+if TYPE_CHECKING:
+    from recycle_onnx.training.options import Precision, Progress, TrainingOptions, TrainingResult
 
 
 @click.command()
@@ -27,14 +31,27 @@ from recycle_onnx.cli.report import as_json, progress
 @click.option("--steps", type=int, help="Budget: optimiser steps.")
 @click.option("--tokens", type=int, help="Budget: tokens of text.")
 @click.option("--minutes", type=float, help="Budget: wall time.  [default: until acceptance stops rising, 15 at most]")
-@click.option("--batch-size", default=16, show_default=True, help="Windows of text a step.")
+@click.option("--batch-size", default=16, show_default=True, help="Windows of text a step, over all processes.")
+@click.option(
+    "--gradient-accumulation", default=1, show_default=True, help="Parts of a batch, one after the other: less memory."
+)
 @click.option("--sequence-length", default=256, show_default=True, help="Tokens a window.")
 @click.option("--lr", type=float, help="Peak learning rate.  [default: 1e-3 * sqrt(256 / hidden size)]")
 @click.option("--weight-decay", default=0.01, show_default=True)
+@click.option("--clip", default=1.0, show_default=True, help="Largest norm of the gradient.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of the matrix products; bf16 also holds a frozen base in it.",
+)
 @click.option("--recycle-weight", default=1.0, show_default=True, help="Weight of the recycle loss in joint training.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of the text.")
 @click.option("--save-minutes", default=5.0, show_default=True, help="Save this often while training.")
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted or killed.")
+@click.option("--estimate", is_flag=True, help="Say what it would take in time, memory and disk, and end.")
+@click.option("--plot", type=Path, help="Also draw the curves, for instance into curves.png; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def train(
     checkpoint: Path,
@@ -49,23 +66,28 @@ def train(
     tokens: int | None,
     minutes: float | None,
     batch_size: int,
+    gradient_accumulation: int,
     sequence_length: int,
     lr: float | None,
     weight_decay: float,
+    clip: float,
+    precision: Precision,
     recycle_weight: float,
     seed: int,
     save_minutes: float,
     resume: bool,
+    estimate: bool,
+    plot: Path | None,
     json_: bool,
 ) -> None:
     """Train the recyclable module of CHECKPOINT on text, in place.
 
     With a frozen base the module learns the base's own distribution (soft cross-entropy). Without a budget it trains
     until acceptance on held-out text stops rising, 15 minutes at the most. Ctrl-C ends the training and keeps what
-    was learnt; --resume goes on from there. Every step is a line in CHECKPOINT/training.jsonl.
+    was learnt; --resume goes on from there. Every step is a line in CHECKPOINT/training.jsonl. On several devices:
+    `accelerate launch -m recycle_onnx train …`.
     """
-    from recycle_onnx.training.options import Progress, TrainingOptions
-    from recycle_onnx.training.trainer import train as run
+    from recycle_onnx.training.options import TrainingOptions
 
     options = TrainingOptions(
         joint=not freeze_base,
@@ -80,14 +102,37 @@ def train(
         recycle_weight=recycle_weight,
         seed=seed,
         save_minutes=save_minutes,
+        gradient_accumulation=gradient_accumulation,
+        clip=clip,
+        precision=precision,
         field=field,
         regenerate=regenerate,
         temperature=temperature,
     )
-    with progress("training") as update:
+    texts = (list(data), options, list(held_out))
+    if estimate:
+        _estimate(checkpoint, *texts, json_)
+        return
+    if plot:
+        from recycle_onnx.picture import check_plot
+        from recycle_onnx.training.curves import write_curves
 
-        def notice(text: str) -> None:
-            click.echo(text, err=True)
+        check_plot(plot)
+    result = _train(checkpoint, *texts, resume)
+    if is_main_process():
+        if plot:
+            write_curves(checkpoint, plot)
+        _say(checkpoint, result, json_)
+    if result.ended == "interrupted":
+        sys.exit(130)
+
+
+def _train(
+    checkpoint: Path, data: list[Path], options: TrainingOptions, held_out: list[Path], resume: bool
+) -> TrainingResult:
+    from recycle_onnx.training.trainer import train as run
+
+    with progress("training") as update:
 
         def report(now: Progress) -> None:
             note = (
@@ -96,20 +141,59 @@ def train(
             )
             update(now.step, max(now.step, round(now.step / max(now.spent, 1e-9))), note)
 
-        result = run(
-            checkpoint, list(data), options, held_out=list(held_out), resume=resume, notice=notice, report=report
-        )
+        return run(checkpoint, data, options, held_out=held_out, resume=resume, notice=_notice, report=report)
+
+
+def _say(checkpoint: Path, result: TrainingResult, json_: bool) -> None:
     if json_:
         click.echo(as_json({"checkpoint": str(checkpoint), **asdict(result)}))
+        return
+    why = {"budget": "", "plateau": ", acceptance stopped rising", "interrupted": ", interrupted"}[result.ended]
+    click.echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{why}")
+    click.echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
+    click.echo(f"held-out acceptance by place in a chain: {_rates(result.held_out_acceptance)} (greedy, given text)")
+
+
+def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held_out: list[Path], json_: bool) -> None:
+    from recycle_onnx.training.estimate import estimate
+
+    found = estimate(checkpoint, data, options, held_out=held_out, notice=_notice)
+    if not is_main_process():
+        return
+    if json_:
+        click.echo(as_json({"checkpoint": str(checkpoint), **asdict(found)}))
+        return
+    memory, disk = found.memory, found.disk
+    click.echo(f"{checkpoint}: {found.processes} process{'es' * (found.processes > 1)} on {found.device}")
+    click.echo(f"text     {found.text_tokens:,} tokens to train on, {found.held_out_tokens:,} held out")
+    if found.steps is not None and found.passes is not None:
+        click.echo(f"budget   {found.tokens:,} tokens in {found.steps:,} steps, {found.passes:.2f} passes of the text")
+    if found.seconds_a_step is None or found.hours is None:
+        click.echo(f"time     not measured: a step does not fit into the {_bytes(found.free_memory)} that are free")
     else:
-        why = {"budget": "", "plateau": ", acceptance stopped rising", "interrupted": ", interrupted"}[result.ended]
-        click.echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{why}")
-        click.echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
         click.echo(
-            f"held-out acceptance by place in a chain: {_rates(result.held_out_acceptance)} (greedy, given text)"
+            f"time     {found.hours:.2f} hours at {found.seconds_a_step:.2f} s a step, without measuring and saving"
         )
-    if result.ended == "interrupted":
-        sys.exit(130)
+    peak = f"; measured peak {_bytes(memory.measured_peak)}" if memory.measured_peak else ""
+    click.echo(
+        f"memory   {_bytes(memory.total)} a process: model {_bytes(memory.model)}, gradients "
+        f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}, "
+        f"logits {_bytes(memory.logits)}{peak}"
+    )
+    click.echo(
+        f"disk     weights {_bytes(disk.weights)}, state to resume from {_bytes(disk.state)} (both twice while they "
+        f"are replaced), log {_bytes(disk.log)}, token ids in the cache {_bytes(disk.token_cache)}"
+    )
+
+
+def _notice(text: str) -> None:
+    if is_main_process():
+        click.echo(text, err=True)
+
+
+def _bytes(count: int) -> str:
+    unit, size = next((u, s) for u, s in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if count >= s or s == 1)
+    return f"{count / size:.{2 if size > 1e6 else 0}f} {unit}"
 
 
 def _rates(rates: tuple[float, ...]) -> str:

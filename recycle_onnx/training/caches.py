@@ -35,9 +35,9 @@ class Past(Protocol):
 class LayerCache:
     """Keys and values [B, K, capacity, D] of one layer, filled from the front."""
 
-    def __init__(self, config: BaseConfig, batch: int, capacity: int) -> None:
+    def __init__(self, config: BaseConfig, batch: int, capacity: int, device: torch.device | None = None) -> None:
         shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys, self.values = torch.zeros(shape), torch.zeros(shape)
+        self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
         self.length = 0
 
     @property
@@ -110,6 +110,8 @@ class Unrolled:
 Cache = Sequence[Past]
 
 
-def new_cache(config: BaseConfig, num_layers: int, batch: int, capacity: int) -> list[LayerCache]:
+def new_cache(
+    config: BaseConfig, num_layers: int, batch: int, capacity: int, device: torch.device | None = None
+) -> list[LayerCache]:
     """An empty cache for `num_layers` layers."""
-    return [LayerCache(config, batch, capacity) for _ in range(num_layers)]
+    return [LayerCache(config, batch, capacity, device) for _ in range(num_layers)]

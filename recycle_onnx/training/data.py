@@ -28,11 +28,11 @@ class Corpus:
             windows = np.stack([self.train[start : start + length] for start in starts])
             yield torch.from_numpy(windows.astype(np.int64))
 
-    def held_out_batches(self, batch_size: int, length: int, limit: int) -> Iterator[torch.Tensor]:
-        """At most `limit` windows of the held-out text, in order, without overlap."""
+    def held_out_windows(self, length: int, limit: int) -> torch.Tensor:
+        """At most `limit` windows [N, length] of the held-out text, in order, without overlap."""
         count = min(len(self.held_out) // length, limit)
         windows: NDArray[np.int64] = self.held_out[: count * length].reshape(count, length).astype(np.int64)
-        yield from torch.split(torch.from_numpy(windows), batch_size)
+        return torch.from_numpy(windows)
 
 
 def split(name: str, train: Tokens, held_out: Tokens | None, length: int) -> Corpus:

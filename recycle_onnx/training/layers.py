@@ -30,7 +30,8 @@ class RMSNorm(nn.Module):
         self.eps, self.plus_one = eps, plus_one
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, (x.shape[-1],), self.weight + 1 if self.plus_one else self.weight, self.eps)
+        weight = self.weight + 1 if self.plus_one else self.weight
+        return functional.rms_norm(x.to(weight.dtype), (x.shape[-1],), weight, self.eps)
 
 
 def new_norm(size: int, norm: Norm) -> nn.Module:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recycle_onnx.files import write_bytes
+
 LOG = "training.jsonl"
 
 
@@ -13,26 +15,23 @@ class Log:
     """Appends to `training.jsonl` in the checkpoint, after the lines before `first_step`; later ones are dropped."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        self._folder = folder
-        kept = [line for line in self._lines() if line.get("step", 0) < first_step] if first_step > 1 else []
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-
-    @property
-    def _path(self) -> Path:
-        return self._folder / LOG
-
-    def _lines(self) -> list[dict[str, Any]]:
-        if not self._path.exists():
-            return []
-        lines = []
-        for text in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break  # cut off by a kill
-        return lines
+        self._path = folder / LOG
+        kept = [line for line in read_log(folder) if line.get("step", 0) < first_step] if first_step > 1 else []
+        write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, **values: Any) -> None:
         """Write a line."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The steps of the last training of a checkpoint, none if it was never trained."""
+    path = folder / LOG
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break  # cut off by a kill
+    return lines

@@ -73,8 +73,9 @@ class FullModel(nn.Module):
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
         """Logits of hidden states [B, S, H] after a final norm, of the tokens `rows` only where they are given."""
-        weight = self.lm_head.weight if rows is None else self.lm_head.weight[rows]
-        logits = functional.linear(hidden * self.config.logit_scale, weight)
+        hidden = hidden * self.config.logit_scale
+        head = self.lm_head.weight
+        logits = self.lm_head(hidden) if rows is None else functional.linear(hidden, head[rows].to(hidden.dtype))
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 

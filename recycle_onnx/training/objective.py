@@ -6,14 +6,18 @@ module goes on from its own state and the next token: step k predicts token p+1+
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from recycle_onnx.training.caches import Unrolled
 from recycle_onnx.training.model import Output, RecycleGPT
+from recycle_onnx.training.options import Precision
+from recycle_onnx.training.precision import computing
 
 DECAY = 0.8
 """What a step of the chain weighs against the one before it."""
@@ -31,6 +35,38 @@ class Losses(NamedTuple):
     recycle: Tensor
     acceptance: Tensor
 
+    def row(self) -> Tensor:
+        """All of them as one vector without a gradient, to be averaged."""
+        return torch.cat([self.next_token[None], self.recycle[None], self.acceptance]).detach()
+
+    @classmethod
+    def from_row(cls, row: Tensor) -> Losses:
+        """Undo `row`."""
+        return cls(row[0], row[1], row[2:])
+
+
+class Objective(nn.Module):
+    """The losses of a batch as one module, as data-parallel training wants it."""
+
+    def __init__(self, model: RecycleGPT, depth: int, precision: Precision, recycle_weight: float | None) -> None:
+        """`recycle_weight` is for joint training; None freezes the base."""
+        super().__init__()
+        self.model, self.depth, self.recycle_weight = model, depth, recycle_weight
+        self._precision = precision
+        model.full.requires_grad_(recycle_weight is not None)
+
+    def forward(self, ids: Tensor) -> Losses:
+        """Losses of the windows `ids` [B, S]."""
+        losses = frozen_base if self.recycle_weight is None else joint
+        with computing(self.model.full, ids.device, self._precision):
+            return losses(self.model, ids, self.depth)
+
+    def total(self, losses: Losses) -> Tensor:
+        """What is minimised."""
+        if self.recycle_weight is None:
+            return losses.recycle
+        return losses.next_token + self.recycle_weight * losses.recycle
+
 
 def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     """Both halves against the text `ids` [B, S] (RecycleGPT, section on training).
@@ -40,8 +76,9 @@ def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     full = model.full(ids[:, :-1])
     steps = _chain(model, ids, full, depth)
     targets = _draft_targets(model, ids)
-    recycle = [_cross_entropy(step.logits, targets[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
-    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(model, steps, full))
+    recycle = [_lean(_cross_entropy, step.logits, targets[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
+    next_token = _lean(_cross_entropy, full.logits, ids[:, 1:])
+    return Losses(next_token, _weighted(recycle), _acceptance(model, steps, full))
 
 
 def frozen_base(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
@@ -53,8 +90,9 @@ def frozen_base(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
         full = model.full(ids[:, :-1])
     steps = _chain(model, ids, full, depth)
     target = full.logits if model.draft_ids is None else full.logits[..., model.draft_ids]
-    recycle = [_soft(step.logits, target[:, place:]) for place, step in enumerate(steps, start=1)]
-    return Losses(_cross_entropy(full.logits, ids[:, 1:]), _weighted(recycle), _acceptance(model, steps, full))
+    recycle = [_lean(_soft, step.logits, target[:, place:]) for place, step in enumerate(steps, start=1)]
+    next_token = _lean(_cross_entropy, full.logits, ids[:, 1:])
+    return Losses(next_token, _weighted(recycle), _acceptance(model, steps, full))
 
 
 def _chain(model: RecycleGPT, ids: Tensor, full: Output, depth: int) -> list[Output]:
@@ -72,6 +110,16 @@ def _weighted(losses: list[Tensor]) -> Tensor:
     total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
     assert isinstance(total, Tensor)
     return total / sum(weights)
+
+
+def _lean(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
+    """`loss` in float32. Its probabilities, several times the logits, are made again for the gradient, not kept."""
+
+    def run(logits: Tensor, target: Tensor) -> Tensor:
+        return loss(logits.float(), target.float() if target.is_floating_point() else target)
+
+    result: Tensor = checkpoint(run, logits, target, use_reentrant=False)
+    return result
 
 
 def _soft(logits: Tensor, target: Tensor) -> Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.training.budget import Budget
 
 Ended = Literal["budget", "plateau", "interrupted"]
+Precision = Literal["fp32", "bf16"]
 LONGEST_CHAIN = 8
 
 
@@ -18,7 +19,9 @@ class TrainingOptions:
 
     `depth` is the longest chain that is trained, `field` names the text in JSON lines. With `regenerate` the base
     writes the text itself, at `temperature`, from the beginnings of the documents. `learning_rate` None means
-    1e-3 · sqrt(256 / hidden size).
+    1e-3 · sqrt(256 / hidden size). `batch_size` counts the windows of a step over all processes; each process takes
+    its share in `gradient_accumulation` parts, one after the other. With `precision` bf16 matrices are multiplied
+    in bfloat16, and a frozen base is held in it; what is trained stays in float32.
     """
 
     joint: bool = False
@@ -36,6 +39,9 @@ class TrainingOptions:
     field: str = "text"
     regenerate: bool = False
     temperature: float = 0.8
+    gradient_accumulation: int = 1
+    clip: float = 1.0
+    precision: Precision = "fp32"
 
     def check(self) -> None:
         """Refuse what is out of range.
@@ -46,6 +52,12 @@ class TrainingOptions:
         Budget(self.steps, self.tokens, self.minutes)
         if self.batch_size < 1:
             raise InputError(f"--batch-size is {self.batch_size}; expected at least 1")
+        if self.gradient_accumulation < 1:
+            raise InputError(f"--gradient-accumulation is {self.gradient_accumulation}; expected at least 1")
+        if self.clip <= 0:
+            raise InputError(f"--clip is {self.clip}; expected more than 0")
+        if self.precision not in get_args(Precision):
+            raise InputError(f"--precision is {self.precision!r}; expected one of: {', '.join(get_args(Precision))}")
         if not 1 <= self.depth <= LONGEST_CHAIN:
             raise InputError(f"--depth is {self.depth}; expected 1 to {LONGEST_CHAIN}")
         if self.sequence_length < 8:
@@ -60,7 +72,7 @@ class TrainingOptions:
 class Progress:
     """The state after a step: training losses in nats a token, and how fast it goes.
 
-    `spent` is the part of the budget that is gone, `acceptance` is by place in the chain.
+    `spent` is the part of the budget that is gone, `acceptance` is by place in the chain, `learning_rate` the step's.
     """
 
     step: int
@@ -69,6 +81,7 @@ class Progress:
     recycle: float
     acceptance: tuple[float, ...]
     tokens_per_second: float
+    learning_rate: float
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from recycle_onnx.files import read_json
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import FullModel
+from recycle_onnx.training.precision import computing
 from recycle_onnx.training.tokens import Tokens, kept, key
 
 OPENING = 8
@@ -42,7 +43,8 @@ def regenerate(
     """
     if temperature <= 0:
         raise InputError(f"--temperature is {temperature}; expected more than 0")
-    how = f"{checkpoint.base_weights.digest()}|{length}|{temperature}|{seed}"
+    kind = next(model.parameters()).dtype
+    how = f"{checkpoint.base_weights.digest()}|{length}|{temperature}|{seed}|{kind}"
     name = hashlib.sha256(f"{key(checkpoint.base_folder, paths, field)}|{how}".encode()).hexdigest()[:32]
 
     def make() -> Iterator[Tokens]:
@@ -82,15 +84,22 @@ def _continue(
     """Each opening to its end token, or to `length` tokens."""
     texts = openings
     length = min(length, model.config.context_length)
-    cache = new_cache(model.config, model.config.num_layers, len(openings), length)
-    logits = model(openings, cache).logits[:, -1]
+    weight = next(model.parameters())
+    cache = new_cache(model.config, model.config.num_layers, len(openings), length, weight.device)
+
+    def read(ids: Tensor) -> Tensor:
+        with computing(model, weight.device, "bf16" if weight.dtype == torch.bfloat16 else "fp32"):
+            logits: Tensor = model(ids.to(weight.device), cache).logits[:, -1]
+        return logits.float().cpu()
+
+    logits = read(openings)
     done = torch.zeros(len(openings), dtype=torch.bool)
     while texts.shape[1] < length and not bool(done.all()):
         token = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
         texts = torch.cat([texts, token], dim=1)
         done |= torch.isin(token[:, 0], torch.tensor(ends, dtype=torch.long))
         if texts.shape[1] < length:
-            logits = model(token, cache).logits[:, -1]
+            logits = read(token)
     for ids in texts.tolist():
         stop = next((place for place in range(OPENING, len(ids)) if ids[place] in ends), len(ids) - 1)
         yield ids[: stop + 1]

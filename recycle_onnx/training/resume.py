@@ -53,7 +53,7 @@ def load_state(folder: Path, options: dict[str, Any]) -> State:
     if not path.exists():
         raise InputError(f"{folder}: no unfinished training to resume; train without --resume")
     try:
-        state = State(**torch.load(path, weights_only=True))
+        state = State(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises whatever its parts do
         raise InputError(f"{path}: damaged ({error}); delete it and train without --resume") from error
     for name, value in options.items():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,26 +19,30 @@ from torch import Tensor
 from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.folder import base_reference
+from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 from recycle_onnx.training.card import model_card
 from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.precision import widened
 
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 REFERENCE_TOKENS = 48
 REFERENCE_ROWS = 4
 
 
-def load_model(checkpoint: Checkpoint) -> RecycleGPT:
-    """Both halves in float32, with the checkpoint's weights.
+def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) -> RecycleGPT:
+    """Both halves with the checkpoint's weights: the base in `base_dtype`, the module in float32.
 
     Raises:
         InputError: the checkpoint has no module.
     """
     if checkpoint.recycler is None or checkpoint.recycler_weights is None:
         raise InputError(f"{checkpoint.folder}: has no recyclable module; make one with `recycle-onnx attach` first")
-    model = RecycleGPT(checkpoint.base, checkpoint.recycler, checkpoint.draft_ids)
+    with _default_dtype(base_dtype):  # never all of it in float32
+        model = RecycleGPT(checkpoint.base, checkpoint.recycler, checkpoint.draft_ids)
+    model.recycler.float()
     fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
     fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
     return model
@@ -59,9 +64,21 @@ def fill(module: torch.nn.Module, weights: Tensors, names: Iterable[str]) -> Non
             parameters[name].copy_(torch.from_numpy(weights.float32(name)))
 
 
-def save_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def save_recycler(
+    checkpoint: Checkpoint, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype
+) -> None:
     """Replace `recycler/` as a whole; the base is left alone."""
-    with new_folder(folder / "recycler", force=True) as temporary:
+    with new_folder(checkpoint.folder / "recycler", force=True) as temporary, _base_as_stored(checkpoint, model):
         _write_recycler(temporary, model, config, ids, dtype)
 
 
@@ -88,8 +105,8 @@ def _ignore_at(root: Path, names: list[str]) -> Any:
 
 
 def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
-    save_file(_rounded(model.recycler, dtype), folder / "model.safetensors", metadata={"format": "pt"})
-    save_file(_reference(model, ids), folder / "reference.safetensors")
+    _write_tensors(folder / "model.safetensors", _rounded(model.recycler, dtype))
+    _write_tensors(folder / "reference.safetensors", _reference(model, ids))
     if config.draft_vocabulary and model.draft_ids is not None:
         config.draft_vocabulary.write(folder, model.draft_ids.tolist())
     write_json(folder / "config.json", config.to_json())
@@ -100,7 +117,7 @@ def _write_base(path: Path, model: RecycleGPT, weights: BaseWeights, dtype: torc
     """The base as its family keeps it; what else its files held is carried over."""
     rounded = {name: tensor.float().numpy() for name, tensor in _rounded(model.full, dtype).items()}
     packed = {name: torch.from_numpy(array).to(dtype) for name, array in weights.pack(rounded).items()}
-    save_file({**_others(weights), **packed}, path, metadata={"format": "pt"})
+    _write_tensors(path, {**_others(weights), **packed})
 
 
 def _others(weights: BaseWeights) -> dict[str, Tensor]:
@@ -113,24 +130,45 @@ def _rounded(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     tensors = {}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            tensors[name] = parameter.detach().to(dtype).contiguous()
+            tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
             if not torch.isfinite(tensors[name]).all():
                 raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
             parameter.copy_(tensors[name])
     return tensors
 
 
+def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    with disk_errors():
+        save_file(tensors, path, metadata={"format": "pt"})
+
+
+@contextmanager
+def _base_as_stored(checkpoint: Checkpoint, model: RecycleGPT) -> Iterator[None]:
+    """Within it the base computes in float32 with the weights that the exporter reads, whatever it is held in."""
+    held = next(model.full.parameters()).dtype
+    if held == torch.float32:
+        yield
+    elif held == TORCH_TYPES[checkpoint.base_weights.stored_type()]:
+        with widened(model.full):
+            yield
+    else:
+        own, model.full = model.full, load_model(checkpoint).full.to(next(model.parameters()).device)
+        yield
+        model.full = own
+
+
 def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:
     """A few of torch's logit rows, by which the exporter checks its graphs."""
-    ids = ids.flatten()[:REFERENCE_TOKENS]
+    ids = ids.flatten()[:REFERENCE_TOKENS].to(next(model.parameters()).device)
     with torch.no_grad():
         full = model.full(ids[None])
         module = model.recycle(ids[None, 1:], full.hidden_states[:, :-1], every_token=True)
     last = len(ids) - 1
     rows = torch.linspace(0, last - 1, min(REFERENCE_ROWS, last)).long()
-    return {
+    reference = {
         "input_ids": ids.clone(),
         "positions": rows,
-        "logits": full.logits[0, rows].contiguous(),
-        "recycler_logits": module.logits[0, rows].contiguous(),
+        "logits": full.logits[0, rows],
+        "recycler_logits": module.logits[0, rows],
     }
+    return {name: value.cpu().contiguous() for name, value in reference.items()}

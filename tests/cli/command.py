@@ -8,6 +8,8 @@ from click.testing import CliRunner, Result
 
 from recycle_onnx.cli import main
 
+PROGRESS = ("writing ", "checking ", "tokenising ", "training ")
+
 
 def run(*arguments: object, stdin: bytes | None = None) -> Result:
     """Run the command in this process."""
@@ -22,7 +24,7 @@ def assert_refused(result: Result, code: int, *words: str) -> None:
 
 
 def assert_one_error(stderr: str, *words: str) -> None:
-    errors = [line for line in stderr.splitlines() if not line.startswith(("writing ", "checking "))]
+    errors = [line for line in stderr.splitlines() if not line.startswith(PROGRESS)]
     assert len(errors) == 1, stderr
     assert errors[0].startswith("Error: ")
     for word in words:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,7 @@ from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.training import budget
+from recycle_onnx.training.log import read_log
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.objective import _chain
 from recycle_onnx.training.options import Progress, TrainingOptions
@@ -29,6 +33,7 @@ from tests import tiny
 from tests.reference import plain
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
+KILLS = int(os.environ.get("RECYCLE_ONNX_KILLS", 3))
 OPTIONS = TrainingOptions(steps=30, batch_size=4, sequence_length=32, learning_rate=5e-3)
 
 
@@ -127,6 +132,24 @@ def test_a_resumed_training_goes_on_with_the_losses_of_an_uninterrupted_one(tmp_
         train(parted, [text], OPTIONS, resume=True)
 
 
+def test_ctrl_c_lets_the_step_in_progress_end(tmp_path: Path, text: Path) -> None:
+    """A real signal in the middle of a step: what is saved is the state after it, not half of one."""
+    whole, parted = (tiny.write_checkpoint(tmp_path / name, tiny.tiny_config()) for name in ("whole", "parted"))
+    train(whole, [text], OPTIONS)
+
+    def report(now: Progress) -> None:
+        if now.step in (3, 11):
+            threading.Timer(0.002, signal.raise_signal, [signal.SIGINT]).start()
+
+    for resume in (False, True):
+        result = train(parted, [text], OPTIONS, report=report, resume=resume)
+        assert result.ended == "interrupted"
+        assert result.steps == len(read_log(parted))
+    train(parted, [text], OPTIONS, resume=True)
+    assert [line["recycle"] for line in read_log(parted)] == [line["recycle"] for line in read_log(whole)]
+    assert digest(parted / "recycler" / "model.safetensors") == digest(whole / "recycler" / "model.safetensors")
+
+
 def test_a_training_is_not_resumed_under_other_options_or_on_other_text(checkpoint: Path, text: Path) -> None:
     def interrupt(now: Progress) -> None:
         raise KeyboardInterrupt
@@ -142,7 +165,7 @@ def test_a_training_is_not_resumed_under_other_options_or_on_other_text(checkpoi
 @pytest.mark.parametrize("joint", [False, True])
 def test_a_training_survives_being_killed_at_any_moment(joint: bool, tmp_path: Path, text: Path) -> None:
     whole, killed = (tiny.write_checkpoint(tmp_path / name, tiny.tiny_config()) for name in ("whole", "killed"))
-    options = TrainingOptions(**{**vars(OPTIONS), "joint": joint, "steps": 120, "save_minutes": 0.0})
+    options = TrainingOptions(**{**vars(OPTIONS), "joint": joint, "steps": 40 * KILLS, "save_minutes": 0.0})
     train(whole, [text], replace(options, save_minutes=10.0))
     code = (
         "from pathlib import Path\n"
@@ -154,7 +177,7 @@ def test_a_training_survives_being_killed_at_any_moment(joint: bool, tmp_path: P
         "print('done', flush=True)"
     )
     moments = random.Random(0)
-    for _ in range(3):
+    for _ in range(KILLS):
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # training has begun
@@ -170,6 +193,9 @@ def test_a_training_survives_being_killed_at_any_moment(joint: bool, tmp_path: P
         assert last.returncode == 0, last.stderr
     for part in ("model.safetensors", "recycler/model.safetensors"):
         assert digest(killed / part) == digest(whole / part)
+    logs = [[(line["step"], line["next_token"], line["recycle"]) for line in read_log(f)] for f in (whole, killed)]
+    assert len(logs[0]) == options.steps
+    assert logs[0] == logs[1]
 
 
 def test_without_a_budget_it_stops_when_acceptance_stops_rising(
@@ -234,6 +260,10 @@ def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
         ({"steps": 0}, "--steps"),
         ({"minutes": 1.0}, "one budget"),
         ({"depth": 0}, "--depth"),
+        ({"gradient_accumulation": 0}, "--gradient-accumulation"),
+        ({"gradient_accumulation": 3}, "multiple of 3"),
+        ({"clip": 0.0}, "--clip"),
+        ({"precision": "fp16"}, "'fp16'.*fp32, bf16"),
         ({"joint": True, "regenerate": True}, "frozen base"),
         ({"regenerate": True, "temperature": 0.0}, "--temperature"),
         ({"batch_size": 0}, "--batch-size"),

@@ -1,0 +1,43 @@
+"""Ctrl-C that waits for the step in progress, so that what is saved then is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any
+
+
+class Interruption:
+    """Within it the first Ctrl-C only sets `requested`. A second one no longer waits, unless `patient`.
+
+    (Launchers pass a terminal's Ctrl-C on to processes that have had it already: those are to be patient.)
+    """
+
+    def __init__(self, *, patient: bool) -> None:
+        self.requested, self._patient = False, patient
+        self._before: Any = None
+
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Within it a KeyboardInterrupt counts as a Ctrl-C."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.requested = True
+
+    def _note(self, *_: object) -> None:
+        if self.requested and not self._patient:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,0 +1,91 @@
+"""What a training leaves in its checkpoint: the module, the base of a joint training, and the state to go on from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from recycle_onnx.training import storage
+from recycle_onnx.training.options import TrainingResult
+from recycle_onnx.training.resume import State, discard_state, load_state, save_state
+from recycle_onnx.training.setup import Setup
+from recycle_onnx.training.stepper import Stepper
+
+OPTIONS_OF_A_RUN = (
+    "joint", "depth", "batch_size", "sequence_length", "seed", "recycle_weight", "weight_decay", "clip", "precision",
+)  # fmt: skip
+"""What must be the same in a resumed training; the budget and how a batch is shared out may change."""
+
+
+class Saver:
+    """Writes the checkpoint, whole or not at all; only the main process may save."""
+
+    def __init__(self, setup: Setup, stepper: Stepper) -> None:
+        self._setup, self._stepper = setup, stepper
+        checkpoint = setup.checkpoint
+        assert checkpoint.recycler is not None
+        assert checkpoint.recycler_weights is not None
+        self._config = checkpoint.recycler
+        self._earlier: list[Any] = list(self._config.training.get("runs", []))
+        kinds = (checkpoint.base_weights.stored_type(), checkpoint.recycler_weights.stored_type())
+        self._dtypes = (storage.TORCH_TYPES[kinds[0]], storage.TORCH_TYPES[kinds[1]])
+
+    def restore(self) -> State:
+        """Take up weights and optimiser where an earlier training saved them.
+
+        Raises:
+            InputError: no state, a damaged one, or one of another training.
+        """
+        state = load_state(self._setup.checkpoint.folder, self._identity())
+        with torch.no_grad():
+            for name, parameter in self._stepper.trained.items():
+                parameter.copy_(state.parameters[name])
+        self._stepper.optimizer.load_state_dict(state.optimizer)
+        if self._earlier and self._earlier[-1]["ended"] == "interrupted":
+            self._earlier.pop()  # this run's own entry, up to where it was resumed
+        return state
+
+    def save(self, result: TrainingResult, *, unfinished: bool) -> None:
+        """Write what was reached, and if it is unfinished how to go on.
+
+        Raises:
+            RecycleError: the disk is full or not writable; what was saved before is kept.
+        """
+        checkpoint, model, options = self._setup.checkpoint, self._setup.model, self._setup.options
+        runs = [*self._earlier, {**asdict(options), **asdict(result)}]
+        config = replace(self._config, trained_depth=options.depth, training={"runs": runs})
+        ids = torch.from_numpy(self._setup.corpus.held_out[: storage.REFERENCE_TOKENS].astype(np.int64))
+        if unfinished:  # before the module: a training killed between the two goes on from the state alone
+            save_state(checkpoint.folder, self._state(result))
+        with self._unrounded():
+            if options.joint:
+                storage.save_both(checkpoint, model, config, ids, self._dtypes)
+            else:
+                storage.save_recycler(checkpoint, model, config, ids, self._dtypes[1])
+        if not unfinished:
+            discard_state(checkpoint.folder)
+
+    def _state(self, result: TrainingResult) -> State:
+        parameters = {name: parameter.detach() for name, parameter in self._stepper.trained.items()}
+        optimizer = self._stepper.optimizer.state_dict()
+        return State(parameters, optimizer, result.steps, result.seconds, self._identity())
+
+    def _identity(self) -> dict[str, Any]:
+        options = {name: getattr(self._setup.options, name) for name in OPTIONS_OF_A_RUN}
+        return {**options, "learning_rate": self._stepper.peak, "data": self._setup.text}
+
+    @contextmanager
+    def _unrounded(self) -> Iterator[None]:
+        """Restore the weights after saving has rounded them to the stored type."""
+        own = {parameter: parameter.detach().clone() for parameter in self._stepper.trained.values()}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in own.items():
+                    parameter.copy_(value)

@@ -1,0 +1,43 @@
+"""Folders are replaced whole: whoever looks, finds the old one or the new one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from recycle_onnx.files import new_folder
+from tests.cli.command import names
+
+# looks from a process of its own: in a thread it would see only the moments when this one lets it run
+WATCH = """
+import os, sys
+path, missing = sys.argv[1], 0
+print("ready", flush=True)
+while not os.path.exists(sys.argv[2]):
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        missing += 1
+print(missing)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no call that exchanges two folders")
+def test_a_folder_that_is_replaced_is_never_missing(tmp_path: Path) -> None:
+    target, done = tmp_path / "target", tmp_path / "done"
+    with new_folder(target) as folder:
+        (folder / "file").write_text("0")
+    arguments = [sys.executable, "-c", WATCH, str(target / "file"), str(done)]
+    watcher = subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True)
+    assert watcher.stdout is not None
+    watcher.stdout.readline()
+    for number in range(1, 1000):
+        with new_folder(target, force=True) as folder:
+            (folder / "file").write_text(str(number))
+    done.touch()
+    assert watcher.communicate(timeout=60)[0] == "0\n"
+    assert (target / "file").read_text() == "999"
+    assert names(tmp_path) == ["done", "target"]
