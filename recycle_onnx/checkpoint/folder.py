@@ -19,6 +19,7 @@ TEXT_FILES = (
     "chat_template.jinja",
     "generation_config.json",
     "special_tokens_map.json",
+    "source.json",
 )
 
 

@@ -13,6 +13,8 @@ from recycle_onnx.errors import RecycleError
 
 VERBS = ("attach", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
 INTERRUPTED = 130
+EXTRAS = {"torch": "train", "matplotlib": "plot", "gguf": "gguf"}
+"""Which of our extras installs a package; the others are in `export`."""
 
 
 class Verbs(click.Group):
@@ -60,7 +62,7 @@ class Verbs(click.Group):
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = {"torch": "train", "matplotlib": "plot"}.get(str(error.name), "export")
+        extra = EXTRAS.get(str(error.name), "export")
         return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"
