@@ -22,6 +22,7 @@ ADVISORY = (
     "genai_config.json",
     "config.json",
     "chat_template.jinja",
+    "source.json",
 )
 """Files that users may edit: a change is worth a warning only."""
 

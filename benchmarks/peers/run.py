@@ -15,6 +15,7 @@ import re
 import statistics
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import click
@@ -39,6 +40,7 @@ RECIPES = {
 
 DRAFT_VOCABULARY = 8192
 CHAINS, RATE = (1, 2, 3), 0.8
+VERIFIED = ("block 32", DEFAULT, "block 128")
 """llama.cpp's speculation at its best: proposals that cost nothing."""
 
 
@@ -116,9 +118,9 @@ def main(
         f"recycle-onnx full, {name}": Worker(sys.executable, HERE / "ours.py", bundle(work, name), "full", *sizes)
         for name in RECIPES
     }
-    for chain in CHAINS:
-        command = (HERE / "ours.py", bundle(work, DEFAULT), "verify", *sizes, chain, RATE)
-        workers[f"recycle-onnx verify, chain {chain}, {RATE:.0%} right"] = Worker(sys.executable, *command)
+    for name, chain in product(VERIFIED, CHAINS):
+        command = (HERE / "ours.py", bundle(work, name), "verify", *sizes, chain, RATE)
+        workers[f"recycle-onnx verify, {name}, chain {chain}, {RATE:.0%} right"] = Worker(sys.executable, *command)
     if genai:
         workers["onnxruntime-genai int4, block 32"] = Worker(genai, HERE / "genai.py", work / "genai", *sizes)
     if llama:

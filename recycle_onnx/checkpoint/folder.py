@@ -21,6 +21,7 @@ TEXT_FILES = (
     "chat_template.jinja",
     "generation_config.json",
     "special_tokens_map.json",
+    "source.json",
 )
 
 

@@ -14,6 +14,8 @@ from recycle_onnx.errors import RecycleError
 
 VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
 INTERRUPTED = 130
+EXTRAS = {"torch": "train", "accelerate": "train", "matplotlib": "plot", "gguf": "gguf"}
+"""Which of our extras installs a package; the others are in `export`."""
 
 
 class Verbs(click.Group):
@@ -61,7 +63,7 @@ class Verbs(click.Group):
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = {"torch": "train", "accelerate": "train", "matplotlib": "plot"}.get(str(error.name), "export")
+        extra = EXTRAS.get(str(error.name), "export")
         return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"

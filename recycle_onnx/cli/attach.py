@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import click
 
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, progress
+from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.errors import InputError
 
 ORDERS = ("embedding,hidden_state", "hidden_state,embedding")
 
 
-@click.command()
-@click.argument("base", type=Path)
+@click.command(cls=FromSource)
+@click.argument("base")
 @click.argument("out", type=Path)
 @click.option("--layers", default=1, show_default=True, help="Decoder layers of the module.")
 @click.option(
@@ -38,10 +40,11 @@ ORDERS = ("embedding,hidden_state", "hidden_state,embedding")
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
 @click.option("--reference", is_flag=True, help="Do not copy the base: refer to it by path and digest.")
 @click.option("--seed", default=0, show_default=True, help="Seed of what is random.")
+@source_options
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def attach(
-    base: Path,
+    base: str,
     out: Path,
     layers: int,
     init: Literal["base", "random"],
@@ -52,31 +55,37 @@ def attach(
     draft_text: Path | None,
     reference: bool,
     seed: int,
+    revision: str | None,
     force: bool,
     json_: bool,
 ) -> None:
-    """Write OUT: the Hugging Face folder BASE with an untrained recyclable module.
+    """Write OUT: the base BASE with an untrained recyclable module.
 
-    With OUT = BASE only `recycler/` is added to it. What tap, concat, recycle and draft vocabulary are good for is in
-    docs/training.md; the checkpoint states them, and training, export and runtime follow.
+    BASE is a Hugging Face folder, a GGUF file, or a model on the hub (org/name). With OUT = BASE only `recycler/` is
+    added to it. What tap, concat, recycle and draft vocabulary are good for is in docs/training.md; the checkpoint
+    states them, and training, export and runtime follow.
     """
     from recycle_onnx import checkpoint
+    from recycle_onnx.checkpoint.sources import attached_to
 
     if seed < 0:
         raise InputError(f"--seed is {seed}; expected 0 or more")
-    config = checkpoint.attach(
-        base,
-        out,
-        num_layers=layers,
-        init=init,
-        tap=tuple(name.strip() for name in tap.split(",")),
-        concat=tuple(concat.split(",")),
-        recycle=recycle,
-        draft_vocabulary=checkpoint.DraftVocabulary.given(draft_vocab, draft_text),
-        reference=reference,
-        seed=seed,
-        force=force,
-    )
+    draft = checkpoint.DraftVocabulary.given(draft_vocab, draft_text)
+    find = partial(attached_to, base, out, revision=revision, reference=reference, force=force, note=note)
+    with progress("converting") as converted, find(progress=converted) as (folder, target):
+        config = checkpoint.attach(
+            folder,
+            target,
+            num_layers=layers,
+            init=init,
+            tap=tuple(name.strip() for name in tap.split(",")),
+            concat=tuple(concat.split(",")),
+            recycle=recycle,
+            draft_vocabulary=draft,
+            reference=reference and folder != target,
+            seed=seed,
+            force=force,
+        )
     if json_:
         click.echo(as_json({"checkpoint": str(out), "recycler": config.to_json()}))
         return

@@ -8,11 +8,12 @@ import click
 
 from recycle_onnx.cli.quantize import fidelity_line
 from recycle_onnx.cli.report import as_json, stages
+from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.errors import InputError
 
 
-@click.command()
-@click.argument("checkpoint", type=Path)
+@click.command(cls=FromSource)
+@click.argument("checkpoint")
 @click.argument("bundle", type=Path)
 @click.option(
     "--precision",
@@ -28,21 +29,27 @@ from recycle_onnx.errors import InputError
 )
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
 @click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: the model's own]")
+@source_options
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def export(
-    checkpoint: Path,
+    checkpoint: str,
     bundle: Path,
     precision: str,
     draft_vocab: int | None,
     draft_text: Path | None,
     text: Path | None,
+    revision: str | None,
     force: bool,
     json_: bool,
 ) -> None:
-    """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE."""
+    """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE.
+
+    CHECKPOINT is a folder; for a base without a module also a GGUF file or a model on the hub (org/name).
+    """
     from dataclasses import asdict
 
+    from recycle_onnx.checkpoint.sources import folder_of
     from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization
     from recycle_onnx.export import export as run
 
@@ -52,9 +59,14 @@ def export(
     if text is not None and quantization is None:
         raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
     draft = DraftVocabulary.given(draft_vocab, draft_text)
-    with stages() as report:
+    with (
+        stages() as report,
+        folder_of(
+            checkpoint, bundle, revision=revision, note=note, progress=lambda i, n, _: report(f"converting: {i}/{n}")
+        ) as folder,
+    ):
         done = run(
-            checkpoint,
+            folder,
             bundle,
             quantization=quantization,
             draft_vocabulary=draft,

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
 from recycle_onnx.cli.report import as_json
+from recycle_onnx.provenance import read_source
 
 CONVENTIONS = (
     "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "embedding", "lm_head",
@@ -56,6 +57,7 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "bytes": {name: file.bytes for name, file in manifest.files.items()},
         "contracts": _contracts(manifest),
         "provenance": manifest.provenance,
+        "source": read_source(path),
         "verified": verify,
     }
 
@@ -90,7 +92,8 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
             str(file.relative_to(path)) if file.is_relative_to(path) else str(file): file.stat().st_size
             for file in files
         }
-        return {"kind": "checkpoint", **_halves(base, recycler), "bytes": sizes}
+        source = read_source(path, checkpoint.base_folder)
+        return {"kind": "checkpoint", **_halves(base, recycler), "bytes": sizes, "source": source}
 
 
 def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, Any]:
@@ -110,6 +113,8 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
         ("context", f"{base['context_length']:,} tokens"),
     ]  # fmt: skip
+    if source := found["source"]:
+        rows += [(f"source {name}", _text(value)) for name, value in source.items() if value is not None]
     if quantization := found.get("quantization"):
         rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name != "fidelity"]
         rows += [(f"fidelity {name}", _text(value)) for name, value in quantization.get("fidelity", {}).items()]
@@ -138,5 +143,5 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _text(value: object) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name} {part}" for name, part in value.items())
+        value = [f"{name}: {part}" for name, part in value.items()]
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -1,0 +1,128 @@
+"""Tensors under transformers' names, streamed into a safetensors file a few rows at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.checkpoint.sources.gguf.families import LAYER, OUTER, Family
+from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, Tensor, decode
+from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
+from recycle_onnx.errors import InputError
+
+BYTES_AT_ONCE = 16 << 20
+ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+"""Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A tensor, its name in transformers, and what undoes llama.cpp's changes to it."""
+
+    name: str
+    tensor: Tensor
+    rows: NDArray[np.intp] | None = None
+    offset: float = 0.0
+
+    @property
+    def type(self) -> str:
+        """Its type in safetensors."""
+        return self.tensor.type if self.tensor.type in ITEM_SIZES and not self.offset else "F32"
+
+    @property
+    def bytes(self) -> int:
+        """Its size in safetensors."""
+        return prod(self.tensor.shape) * ITEM_SIZES[self.type]
+
+
+def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renamed]:
+    """Every tensor of the file under its new name.
+
+    Raises:
+        InputError: one is missing, is not of this family, or has another shape than the config implies.
+    """
+    expected = _names(family, config)
+    for name in expected:
+        if name not in file.tensors and name != "output.weight":
+            raise InputError(f"{file.path}: tensor {name!r} is missing; the file is damaged or of another kind")
+    for name in file.tensors.keys() - expected.keys() - {FREQUENCIES}:
+        raise InputError(f"{file.path}: tensor {name!r} is not known in a {family.model_type}; that is not supported")
+    present = {old: new for old, new in expected.items() if old in file.tensors}
+    return [_renamed(file, family, config, file.tensors[old], new) for old, new in present.items()]
+
+
+def _names(family: Family, config: dict[str, Any]) -> dict[str, str]:
+    """llama.cpp's names to transformers'."""
+    biases = set(family.biases)
+    if family.model_type == "llama":
+        biases |= {stem for stem in LAYER if stem.startswith("attn_") and config["attention_bias"]} - {"attn_norm"}
+        biases |= {stem for stem in LAYER if stem.startswith("ffn_") and config["mlp_bias"]} - {"ffn_norm"}
+    names = {f"{old}.weight": f"{new}.weight" for old, new in OUTER.items()}
+    for index in range(config["num_hidden_layers"]):
+        for old, new in family.layer.items():
+            names[f"blk.{index}.{old}.weight"] = f"model.layers.{index}.{new}.weight"
+            if old in biases:
+                names[f"blk.{index}.{old}.bias"] = f"model.layers.{index}.{new}.bias"
+    return names
+
+
+def _renamed(file: GgufFile, family: Family, config: dict[str, Any], tensor: Tensor, name: str) -> Renamed:
+    rows = None
+    if family.rotated_pairs and ".attn_q." in tensor.name:
+        rows = _halves_from_pairs(file, tensor, config["num_attention_heads"], config["head_dim"])
+    elif family.rotated_pairs and ".attn_k." in tensor.name:
+        rows = _halves_from_pairs(file, tensor, config["num_key_value_heads"], config["head_dim"])
+    return Renamed(name, tensor, rows, family.norm_offset if name.endswith("norm.weight") else 0.0)
+
+
+def _halves_from_pairs(file: GgufFile, tensor: Tensor, heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Which row of the file each row of transformers' q or k is."""
+    if tensor.shape[0] != heads * head_dim:
+        raise InputError(
+            f"{file.path}: {tensor.name} has {tensor.shape[0]} rows; the keys imply {heads} heads of {head_dim}"
+        )
+    return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
+
+
+def write_safetensors(
+    path: Path, file: GgufFile, tensors: list[Renamed], progress: Callable[[int, int, str], None]
+) -> None:
+    """Write `tensors`; `progress` is told how many of them are done, of how many, and which comes."""
+    ordered = sorted(tensors, key=lambda tensor: -ITEM_SIZES[tensor.type])  # keeps every tensor aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for tensor in ordered:
+        span = [end, end := end + tensor.bytes]
+        header[tensor.name] = {"dtype": tensor.type, "shape": list(tensor.tensor.shape), "data_offsets": span}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for done, tensor in enumerate(ordered):
+            progress(done, len(ordered), tensor.name)
+            _write_values(out, file, tensor)
+        progress(len(ordered), len(ordered), "")
+
+
+def _write_values(out: BinaryIO, file: GgufFile, tensor: Renamed) -> None:
+    for rows in _pieces(file.raw(tensor.tensor), tensor):
+        if tensor.type == tensor.tensor.type:
+            out.write(rows.tobytes())
+        else:
+            out.write((decode(rows, tensor.tensor.type) - np.float32(tensor.offset)).tobytes())
+
+
+def _pieces(raw: NDArray[np.uint8], tensor: Renamed) -> Iterator[NDArray[np.uint8]]:
+    """The bytes in transformers' order, so many rows at a time that memory stays bounded."""
+    if len(tensor.tensor.shape) == 1 and tensor.rows is not None:
+        raw = raw.reshape(len(tensor.rows), -1)  # a bias: its values are its rows
+    step = max(1, BYTES_AT_ONCE * len(raw) // (4 * prod(tensor.tensor.shape)))
+    for start in range(0, len(raw), step):
+        yield raw[start : start + step] if tensor.rows is None else raw[tensor.rows[start : start + step]]

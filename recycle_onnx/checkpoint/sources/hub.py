@@ -1,0 +1,103 @@
+"""Models on the Hugging Face hub, through `huggingface_hub` and its cache."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.provenance import write_source
+
+NEEDED = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
+"""All that is fetched: no other weight formats, no images."""
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no path may be `org/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None and not name.endswith(".gguf")
+
+
+@dataclass(frozen=True)
+class HubModel:
+    """A model by its id, at a branch, tag or commit."""
+
+    id: str
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The id without its organisation."""
+        return self.id.split("/")[1]
+
+    def snapshot(self) -> Path:
+        """The model's folder in the hub's cache, fetched where it is not there; `HF_HUB_OFFLINE` is respected.
+
+        Raises:
+            InputError: no such model or revision, or it has no safetensors.
+            RecycleError: no network, and not in the cache.
+        """
+        return self._snapshot
+
+    @cached_property
+    def _snapshot(self) -> Path:
+        folder = self._fetch()
+        for needed in ("config.json", "model*.safetensors"):
+            if not any(folder.glob(needed)):
+                raise InputError(f"{self.id}: has no {needed}; expected a model in Hugging Face layout")
+        return folder
+
+    def _fetch(self) -> Path:
+        try:
+            from huggingface_hub import errors, snapshot_download
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"{self.id}: no such folder or file; to read it as a hub id: pip install 'recycle-onnx[hub]'"
+            ) from error
+        try:
+            return Path(snapshot_download(self.id, revision=self.revision, allow_patterns=list(NEEDED)))
+        except errors.GatedRepoError as error:
+            raise InputError(
+                f"{self.id}: needs its owner's permission; accept its terms on the hub, then `hf auth login`"
+            ) from error
+        except errors.RepositoryNotFoundError as error:
+            raise InputError(
+                f"{self.id}: neither a folder or file here nor a model on the hub; if it is private: `hf auth login`"
+            ) from error
+        except errors.RevisionNotFoundError as error:
+            raise InputError(
+                f"{self.id}: has no revision {self.revision!r}; expected a branch, tag or commit"
+            ) from error
+        except (OSError, errors.OfflineModeIsEnabled) as error:
+            raise RecycleError(
+                f"{self.id}: no such folder or file, not in the hub's cache{self._at()}, and the hub cannot be reached "
+                "(no network, or HF_HUB_OFFLINE is set); connect, or give a path"
+            ) from error
+
+    def _at(self) -> str:
+        return f" at revision {self.revision!r}" if self.revision else ""
+
+    def provenance(self) -> dict[str, Any]:
+        """Id, what was asked for, and the commit that it was."""
+        return {"kind": "hub", "id": self.id, "revision": self.revision or "main", "commit": self.snapshot().name}
+
+    def write(self, folder: Path) -> None:
+        """Copy the model into `folder`."""
+        snapshot = self.snapshot()
+        for pattern in NEEDED:
+            for path in snapshot.glob(pattern):
+                shutil.copyfile(path, folder / path.name)
+        write_source(folder, self.provenance())

@@ -1,0 +1,241 @@
+"""GGUF files become the Hugging Face folders they were made from."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from tokenizers import Tokenizer
+
+import recycle_onnx
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint
+from recycle_onnx.export import export
+from tests import tiny
+from tests.cli.command import assert_refused, names, run
+
+gguf = pytest.importorskip("gguf")
+from recycle_onnx.checkpoint.sources.gguf import convert  # noqa: E402
+from recycle_onnx.checkpoint.sources.gguf.rope import llama3_divisors  # noqa: E402
+from tests.gguf_writer import write_gguf  # noqa: E402
+
+CONFIG = tiny.tiny_config(intermediate_size=64, num_heads=4, num_kv_heads=2)
+Q, UP = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_base(tmp_path_factory.mktemp("base") / "base", CONFIG)
+
+
+def converted(base: Path, tmp_path: Path, kind: str = "F32", **options: object) -> Path:
+    folder = tmp_path / f"from-{kind}"
+    folder.mkdir()
+    convert(write_gguf(tmp_path / f"model.{kind}.gguf", base, kind, **options), folder)  # type: ignore[arg-type]
+    return folder
+
+
+def test_float32_comes_back_bit_for_bit(base: Path, tmp_path: Path) -> None:
+    folder = converted(base, tmp_path)
+    ours, theirs = load_file(folder / "model.safetensors"), load_file(base / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        np.testing.assert_array_equal(ours[name], value)
+    assert BaseConfig.read(folder / "config.json") == CONFIG
+
+
+@pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
+def test_half_precision_keeps_its_type(base: Path, tmp_path: Path, kind: str, dtype: str) -> None:
+    folder = converted(base, tmp_path, kind)
+    ours, theirs = load_file(folder / "model.safetensors"), load_file(base / "model.safetensors")
+    for name in (Q, UP):
+        assert ours[name].dtype == dtype
+        np.testing.assert_array_equal(ours[name], theirs[name].astype(dtype))
+    assert json.loads((folder / "config.json").read_text())["dtype"] == dtype
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1"])
+def test_quantized_weights_equal_their_dequantization(base: Path, tmp_path: Path, kind: str) -> None:
+    ours = load_file(converted(base, tmp_path, kind) / "model.safetensors")
+    theirs = load_file(base / "model.safetensors")
+    type_ = gguf.GGMLQuantizationType[kind]
+    for name in (Q, UP):
+        expected = gguf.quants.dequantize(gguf.quants.quantize(theirs[name], type_), type_)
+        assert not np.array_equal(expected, theirs[name])
+        np.testing.assert_array_equal(ours[name], expected)
+
+
+@pytest.mark.parametrize("kind", ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"])
+def test_k_quants_equal_their_dequantization(tmp_path: Path, kind: str) -> None:
+    config = tiny.tiny_config(hidden_size=256, num_heads=4, num_kv_heads=2, head_dim=64, num_layers=1)
+    type_ = gguf.GGMLQuantizationType[kind]
+    _, size = gguf.GGML_QUANT_SIZES[type_]
+    generator = np.random.default_rng(5)
+    blocks = generator.integers(0, 255, (config.intermediate_size, size), dtype=np.uint8)
+    scales = generator.integers(0, 64, blocks.shape, dtype=np.uint8)  # as float16: all finite
+    blocks = np.where(np.isfinite(gguf.quants.dequantize(blocks, type_)).all(axis=1, keepdims=True), blocks, scales)
+
+    def replace(writer: gguf.GGUFWriter) -> None:
+        del writer.tensors[0]["blk.0.ffn_up.weight"]
+        writer.add_tensor("blk.0.ffn_up.weight", blocks, raw_dtype=type_)
+
+    base = tiny.write_base(tmp_path / "base", config)
+    ours = load_file(converted(base, tmp_path, change=replace) / "model.safetensors")
+    np.testing.assert_array_equal(ours[UP], gguf.quants.dequantize(blocks, type_))
+
+
+def test_the_same_greedy_text_as_the_folder(base: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base)
+    assert run("attach", path, tmp_path / "checkpoint").exit_code == 0
+    export(base, tmp_path / "a")
+    export(tmp_path / "checkpoint", tmp_path / "b")
+    first, second = recycle_onnx.load(tmp_path / "a"), recycle_onnx.load(tmp_path / "b")
+    for prompt in ("the cat", "a hen ran", "z"):
+        expected = first.generate(prompt, max_new_tokens=40, strategy="full").tokens
+        assert second.generate(prompt, max_new_tokens=40, strategy="full").tokens == expected
+        assert second.generate(prompt, max_new_tokens=40, strategy="verify").tokens == expected
+
+
+def test_the_tokenizer_and_its_template_come_along(base: Path, tmp_path: Path) -> None:
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    folder = converted(base, tmp_path, change=lambda writer: writer.add_chat_template(template))
+    ours, theirs = (Tokenizer.from_file(str(f / "tokenizer.json")) for f in (folder, base))
+    for text in ("the cat sat", "Zürich 1234  tabs\tand\n\nlines", f"a{tiny.END}b", "don't"):
+        assert ours.encode(text).ids == theirs.encode(text).ids
+        assert ours.decode(ours.encode(text).ids) == theirs.decode(theirs.encode(text).ids)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["chat_template"] == template
+    assert config["bos_token"] == config["eos_token"] == tiny.END
+    assert json.loads((folder / "generation_config.json").read_text()) == {"bos_token_id": 0, "eos_token_id": 0}
+
+
+def test_the_end_of_a_turn_ends_a_text(base: Path, tmp_path: Path) -> None:
+    folder = converted(base, tmp_path, change=lambda writer: writer.add_eot_token_id(7))
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"] == [0, 7]
+
+
+def test_llama_3s_scaling_is_found_from_its_frequencies(base: Path, tmp_path: Path) -> None:
+    divisors = llama3_divisors(CONFIG.head_dim, CONFIG.rope_theta, 8.0, 32).astype(np.float32)
+    assert len(set(divisors.tolist())) > 2
+    folder = converted(base, tmp_path, change=lambda writer: writer.add_tensor("rope_freqs.weight", divisors))
+    assert json.loads((folder / "config.json").read_text())["rope_scaling"] == {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }  # fmt: skip
+
+
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    config = tiny.tiny_config(intermediate_size=1 << 19, num_layers=1)
+    path = write_gguf(tmp_path / "large.gguf", tiny.write_base(tmp_path / "base", config), "Q8_0")
+    (tmp_path / "out").mkdir()
+    tracemalloc.start()
+    convert(path, tmp_path / "out")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    one_tensor = 4 * config.intermediate_size * config.hidden_size
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size > 3 * one_tensor
+    assert peak < one_tensor
+
+
+@pytest.mark.parametrize("spelling", ["{}", "--from-gguf {}", "--from-gguf={}"])
+@pytest.mark.parametrize("verb", ["attach", "export"])
+def test_a_file_may_stand_in_two_places(base: Path, tmp_path: Path, verb: str, spelling: str) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base, "Q8_0")
+    result = run(verb, *spelling.format(path).split(), tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "note: model.gguf is quantized (Q8_0)" in result.stderr
+    assert names(tmp_path) == ["model.gguf", "out"]
+    found = json.loads(run("inspect", tmp_path / "out", "--json").stdout)
+    assert found["source"]["tensor_types"] == {"F32": 5, "Q8_0": 15}
+    assert found["source"]["file"] == "model.gguf"
+    assert "source sha256" in run("inspect", tmp_path / "out").stdout
+    if verb == "export":
+        assert found["provenance"]["checkpoint"] == "model"
+
+
+def test_the_attached_checkpoint_needs_the_file_no_more(base: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base)
+    assert run("attach", path, tmp_path / "out").exit_code == 0
+    path.unlink()
+    with Checkpoint.open(tmp_path / "out") as checkpoint:
+        assert checkpoint.recycler is not None
+        np.testing.assert_array_equal(checkpoint.base_weights.stored(Q), load_file(base / "model.safetensors")[Q])
+
+
+def drop(*tensors: str) -> object:
+    def change(writer: gguf.GGUFWriter) -> None:
+        for tensor in tensors:
+            del writer.tensors[0][tensor]
+
+    return change
+
+
+def value(name: str, new: object) -> object:
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(name, None)
+        if isinstance(new, str):
+            writer.add_string(name, new)
+        elif isinstance(new, list):
+            writer.add_array(name, new)
+        elif new is not None:
+            writer.add_uint32(name, new)  # type: ignore[arg-type]
+
+    return change
+
+
+def integers(writer: gguf.GGUFWriter) -> None:
+    del writer.tensors[0]["blk.0.ffn_up.weight"]
+    writer.add_tensor("blk.0.ffn_up.weight", np.zeros((64, 32), dtype=np.int8))
+
+
+REFUSED = {
+    "architecture": (value("general.architecture", "mamba"), ("'mamba'", "llama, qwen2")),
+    "experts": (value("llama.expert_count", 8), ("expert_count is 8", "mixtures of experts")),
+    "tokenizer": (value("tokenizer.ggml.model", "t5"), ("'t5'", "gpt2 or llama")),
+    "pre-tokenizer": (value("tokenizer.ggml.pre", "klingon"), ("'klingon'", "smollm")),
+    "no merges": (value("tokenizer.ggml.merges", None), ("merges",)),
+    "other tokens": (value("tokenizer.ggml.tokens", ["a", "b"]), ("token_type", "damaged")),
+    "one part": (value("split.count", 3), ("one of 3 parts", "--merge")),
+    "no layers": (value("llama.block_count", None), ("llama.block_count is None",)),
+    "layers that differ": (value("llama.attention.head_count_kv", [1, 2]), ("head_count_kv", "layer to layer")),
+    "part of a head": (value("llama.rope.dimension_count", 8), ("rope.dimension_count is 8", "16")),
+    "scaling": (value("llama.rope.scaling.type", "longrope"), ("'longrope'", "yarn")),
+    "missing tensor": (drop("blk.1.attn_q.weight"), ("blk.1.attn_q.weight", "missing")),
+    "more layers": (value("llama.block_count", 1), ("blk.1", "not known in a llama")),
+    "more heads": (value("llama.attention.head_count", 8), ("attn_q.weight has 64 rows", "8 heads")),
+    "integers": (integers, ("I8", "not supported", "Q8_0")),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_supported_is_refused(base: Path, tmp_path: Path, name: str) -> None:
+    change, words = REFUSED[name]
+    path = write_gguf(tmp_path / "model.gguf", base, change=change)  # type: ignore[arg-type]
+    assert_refused(run("attach", path, tmp_path / "out"), 2, "model.gguf", *words)
+    assert names(tmp_path) == ["model.gguf"]
+
+
+@pytest.mark.parametrize("part", [0.0005, 0.01, 0.1, 0.9, 0.999])
+def test_a_truncated_file_is_refused(base: Path, tmp_path: Path, part: float) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(part * len(data))])
+    assert_refused(run("attach", path, tmp_path / "out"), 2, "model.gguf", "truncated")
+    assert names(tmp_path) == ["model.gguf"]
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"PK\3\4 and so on")
+    assert_refused(run("attach", tmp_path / "model.gguf", tmp_path / "out"), 2, "not a GGUF", "PK")
+    assert_refused(run("attach", tmp_path / "none.gguf", tmp_path / "out"), 2, "none.gguf", "no such file")
+    assert_refused(run("export", "--from-gguf", tmp_path / "none", tmp_path / "out"), 2, "none", "no such file")
+    assert_refused(run("export", tmp_path / "out", "--from-gguf"), 2, "--from-gguf")
+
+
+def test_a_converted_base_cannot_stay_elsewhere(base: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base)
+    assert_refused(run("attach", path, tmp_path / "out", "--reference"), 2, "--reference", "converted")
+    assert names(tmp_path) == ["model.gguf"]
