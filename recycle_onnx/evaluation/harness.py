@@ -125,7 +125,9 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
             options = normalize_gen_kwargs(options, NEW_TOKENS)
             room = self.max_length - options["max_gen_toks"]
             if room < 1:
-                raise InputError(f"{options['max_gen_toks']} new tokens are asked for; the context is {self.max_length}")
+                raise InputError(
+                    f"{options['max_gen_toks']} new tokens are asked for; the context is {self.max_length}"
+                )
             result = self.model.generate(
                 self.tok_encode(context)[-room:],
                 max_new_tokens=options["max_gen_toks"],

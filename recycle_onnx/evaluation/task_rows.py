@@ -63,7 +63,11 @@ def _science(question: str) -> Callable[[Row], Row]:
 
 def _boolq(row: Row) -> Row:
     passage, _, question = row["query"].removeprefix("Passage: ").rpartition("\nQuestion: ")
-    return {"passage": passage, "question": question.removesuffix("?"), "label": int(row["choices"][row["gold"]] == "yes")}
+    return {
+        "passage": passage,
+        "question": question.removesuffix("?"),
+        "label": int(row["choices"][row["gold"]] == "yes"),
+    }
 
 
 _CHOICE = ("query", "choices", "gold")

@@ -64,9 +64,7 @@ def tasks(
         for decoding in DECODINGS if "alternate" in model.strategies else DECODINGS[:1]:
             lm.decoding = decoding
             samples[decoding] = evaluate(lm, task, limit)
-        found += [
-            accuracy(name, metric, samples, lm.unnamed()) for metric in METRICS if metric in samples["full"][0]
-        ]
+        found += [accuracy(name, metric, samples, lm.unnamed()) for metric in METRICS if metric in samples["full"][0]]
     return found
 
 

@@ -1,0 +1,146 @@
+"""Our model in lm-evaluation-harness against the harness's own Hugging Face model: same tasks, prompts, likelihoods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import recycle_onnx
+from recycle_onnx.evaluation.task_rows import read_task
+from recycle_onnx.export import export
+from tests.prompts import LONG_STORY
+from tests.reference.models import SAMPLE, shared_folder
+
+pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
+
+from recycle_onnx.evaluation.harness import RecycleLM, evaluate, load_task  # noqa: E402
+
+ROWS = {"lambada": 200, "piqa": 200, "hellaswag": 40, "arc_easy": 40, "openbookqa": 40, "boolq": 20}
+TOLERANCE = 1e-3
+MODELS = ("sample", "stories260K")
+
+
+def folder_of(name: str) -> Path:
+    return SAMPLE if name == "sample" else shared_folder("models/stories260K")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[RecycleLM, HFLM]]:
+    """Our model and the harness's, of one checkpoint, made once."""
+    made: dict[str, tuple[RecycleLM, HFLM]] = {}
+
+    def pair(name: str) -> tuple[RecycleLM, HFLM]:
+        if name not in made:
+            bundle = tmp_path_factory.mktemp(name) / "bundle"
+            export(folder_of(name), bundle)
+            made[name] = (RecycleLM(recycle_onnx.load(bundle)), hugging_face(folder_of(name)))
+        return made[name]
+
+    return pair
+
+
+def hugging_face(folder: Path) -> HFLM:
+    return HFLM(pretrained=str(folder), device="cpu", batch_size=1, dtype="float32")
+
+
+def likelihoods(samples: list[dict[str, Any]]) -> np.ndarray:
+    return np.array([float(answer[0]) for sample in samples for answer in sample["filtered_resps"]])
+
+
+def predictions(samples: list[dict[str, Any]]) -> list[tuple[object, ...]]:
+    """What each row counts as, and which continuations greedy decoding would say."""
+    return [
+        (*(sample[metric] for metric in ("acc", "acc_norm") if metric in sample), *(bool(a[1]) for a in sample["filtered_resps"]))
+        for sample in samples
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("task_name", ROWS)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_row_is_as_likely_as_to_the_harness_own_model(
+    name: str, task_name: str, pairs: Callable[[str], tuple[RecycleLM, HFLM]]
+) -> None:
+    task = load_task(task_name, read_task(task_name, shared_folder("eval"), ROWS[task_name]))
+    ours, theirs = (evaluate(lm, task, None) for lm in pairs(name))
+    assert len(ours) == ROWS[task_name]
+    difference = np.abs(likelihoods(ours) - likelihoods(theirs)).max()
+    print(f"{name} {task_name}: {len(likelihoods(ours))} likelihoods, largest difference {difference:.1e}")
+    assert difference < TOLERANCE
+    assert predictions(ours) == predictions(theirs)
+
+
+def requests(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+    return [Instance(kind, {}, each, index) for index, each in enumerate(arguments)]
+
+
+AWKWARD = (
+    ("", "Once upon a time"),
+    ("Once upon a time ", "there was"),
+    ("The end", "."),
+    ("", "\n"),
+    (LONG_STORY * 4, " The end."),
+)
+"""No context, a space before the boundary, no space, an odd token, more than the context holds."""
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_awkward_texts_become_the_same_tokens(name: str, pairs: Callable[[str], tuple[RecycleLM, HFLM]]) -> None:
+    ours, theirs = (lm.loglikelihood(requests("loglikelihood", *AWKWARD)) for lm in pairs(name))
+    assert [likelihood for likelihood, _ in ours] == pytest.approx([answer[0] for answer in theirs], abs=TOLERANCE)
+    assert [greedy for _, greedy in ours] == [answer[1] for answer in theirs]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_prompt_that_brings_its_own_beginning_gets_no_second_one(
+    name: str, pairs: Callable[[str], tuple[RecycleLM, HFLM]]
+) -> None:
+    ours, theirs = pairs(name)
+    text = ours.tokenizer.decode([ours.prefix_token_id], skip_special_tokens=False) + "Once upon a time"
+    assert ours.tok_encode(text) == theirs.tok_encode(text)
+    assert ours.eot_token_id == theirs.eot_token_id
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_text_longer_than_the_context_is_rolled_over_likewise(
+    name: str, pairs: Callable[[str], tuple[RecycleLM, HFLM]]
+) -> None:
+    ours, theirs = (
+        lm.loglikelihood_rolling(requests("loglikelihood_rolling", (LONG_STORY * 4,), (LONG_STORY[:99],)))
+        for lm in pairs(name)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_generation_ends_where_the_harness_own_ends(name: str, pairs: Callable[[str], tuple[RecycleLM, HFLM]]) -> None:
+    options = {"until": ["."], "max_gen_toks": 40}
+    asked = requests("generate_until", ("Once upon a time", options), ("The dog", options))
+    ours, theirs = (lm.generate_until(asked) for lm in pairs(name))
+    assert ours == theirs
+
+
+def test_a_perturbed_weight_shows(tmp_path: Path, pairs: Callable[[str], tuple[RecycleLM, HFLM]]) -> None:
+    theirs = hugging_face(SAMPLE)
+    theirs.model.model.layers[3].mlp.down_proj.weight.data[0, 0] += 0.5
+    task = load_task("piqa", read_task("piqa", shared_folder("eval"), 20))
+    ours = pairs("sample")[0]
+    assert np.abs(likelihoods(evaluate(ours, task, None)) - likelihoods(evaluate(theirs, task, None))).max() > TOLERANCE
+
+
+def test_a_shifted_token_shows(pairs: Callable[[str], tuple[RecycleLM, HFLM]]) -> None:
+    class Shifted(RecycleLM):
+        def _cut(self, context: list[int], continuation: list[int]) -> tuple[list[int], int]:
+            ids, first = super()._cut(context, continuation)
+            return ids, first - 1
+
+    task = load_task("piqa", read_task("piqa", shared_folder("eval"), 20))
+    ours, theirs = pairs("sample")
+    shifted = likelihoods(evaluate(Shifted(ours.model), task, None))
+    assert np.abs(shifted - likelihoods(evaluate(theirs, task, None))).max() > TOLERANCE
