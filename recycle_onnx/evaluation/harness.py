@@ -16,7 +16,7 @@ import lm_eval.tasks
 from datasets import Dataset, disable_progress_bars
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from recycle_onnx.errors import InputError, RecycleError
@@ -123,19 +123,18 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
             self.report(done, len(requests), self.note)
             context, options = request.args
             options = normalize_gen_kwargs(options, NEW_TOKENS)
-            room = self.max_length - options["max_gen_toks"]
-            if room < 1:
-                raise InputError(
-                    f"{options['max_gen_toks']} new tokens are asked for; the context is {self.max_length}"
-                )
+            new, until = options["max_gen_toks"], options["until"]
+            if new >= self.max_length:
+                raise InputError(f"{new} new tokens are asked for; the context holds {self.max_length} in all")
             result = self.model.generate(
-                self.tok_encode(context)[-room:],
-                max_new_tokens=options["max_gen_toks"],
+                self.tok_encode(context)[new - self.max_length :],
+                max_new_tokens=new,
                 strategy=None if self.decoding == "full" else "alternate",
                 temperature=options.get("temperature", 0.0),
-                stop=options["until"],
+                stop=until,
             )
-            texts.append(result.text)
+            # the harness decodes new tokens by themselves, which may cost them a leading space
+            texts.append(postprocess_generated_text(self.tokenizer.decode(result.tokens), until, None))
         return texts
 
 

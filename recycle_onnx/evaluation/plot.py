@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from recycle_onnx.evaluation.report import described
 
 FULL, ALTERNATE, CHANCE = "#4878a8", "#e1974c", "#808080"
-WIDTH = 0.36
+WIDTH, PALE = 0.36, 0.35
 Values = Mapping[str, Any]
 
 
@@ -31,9 +31,8 @@ def _acceptance(figure: Figure, kinds: Sequence[Values]) -> None:
     axes = figure.subplots()
     for found in kinds:
         places = range(1, len(found["by_place"]) + 1)
-        axes.plot(
-            places, found["by_place"], "--o" if found["temperature"] else "-o", label=described(found), markersize=4
-        )
+        line = "--o" if found["temperature"] else "-o"
+        axes.plot(places, found["by_place"], line, label=described(found), markersize=4)
     axes.set_xticks(range(1, kinds[0]["chain"] + 1))
     axes.set_ylim(0, 1)
     axes.set_xlabel("place in the chain")
@@ -47,17 +46,16 @@ def _tasks(figure: Figure, results: Sequence[Values]) -> None:
     figure.set_figwidth(max(6.4, 1.0 + 1.1 * len(results)))
     axes = figure.subplots()
     for shift, name, colour in ((-WIDTH / 2, "full", FULL), (WIDTH / 2, "alternate", ALTERNATE)):
-        bars = [
-            (place + shift, found[name], found["informative"]) for place, found in enumerate(results) if found[name]
-        ]
-        for index, (place, (mean, low, high), informative) in enumerate(bars):
+        for place, found in enumerate(results):
+            if found[name] is None:
+                continue
+            mean, low, high = found[name]
             axes.bar(
-                place, mean, WIDTH, yerr=[[mean - low], [high - mean]], capsize=3, color=colour,
-                alpha=1.0 if informative else 0.35, label=None if index else name,
+                place + shift, mean, WIDTH, yerr=[[mean - low], [high - mean]], capsize=3, color=colour,
+                alpha=1.0 if found["informative"] else PALE, label=None if place else name,
             )  # fmt: skip
-    axes.plot(
-        range(len(results)), [found["chance"] for found in results], "_", color=CHANCE, markersize=30, label="chance"
-    )
+    by_chance = [found["chance"] for found in results]
+    axes.plot(range(len(results)), by_chance, "_", color=CHANCE, markersize=30, label="chance")
     axes.set_xticks(range(len(results)), [f"{found['task']}\n{found['metric']}" for found in results], fontsize=8)
     axes.set_ylim(0, 1)
     axes.set_ylabel("accuracy (95 %)")

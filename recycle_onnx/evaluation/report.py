@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,9 @@ class Table:
 
 def tables(found: Findings) -> dict[str, Table]:
     """A table for every kind of measurement in `found`."""
-    makers = {"perplexity": _perplexity, "acceptance": _acceptance, "agreement": _agreement, "tasks": _tasks}
+    makers: dict[str, Callable[[Any], Table]] = {
+        "perplexity": _perplexity, "acceptance": _acceptance, "agreement": _agreement, "tasks": _tasks,
+    }  # fmt: skip
     return {kind: make(found[kind]) for kind, make in makers.items() if found.get(kind)}
 
 
@@ -65,8 +67,8 @@ def _acceptance(kinds: Sequence[Mapping[str, Any]]) -> Table:
         f"Acceptance by place in a chain of {kinds[0]['chain']}",
         rows,
         ("in", "proposals", "accepted at place 1, 2, …", "tokens a full run"),
-        "Own text is the model's, going on from the documents' openings. On given text, tokens a full run are what these "
-        "rates would make.",
+        "Own text is the model's, going on from the documents' openings. "
+        "On given text, tokens a full run are what these rates would make.",
     )
 
 
@@ -83,10 +85,9 @@ def _agreement(found: Mapping[str, Any]) -> Table:
 
 
 def _tasks(results: Sequence[Mapping[str, Any]]) -> Table:
-    columns: tuple[str, ...] = ("task", "rows", "chance", "full model")
     module = results[0]["alternate"] is not None
-    if module:
-        columns += ("alternate, full first", "module first", "mean", "mean less full model")
+    alternate = ("alternate, full first", "module first", "mean", "mean less full model") if module else ("",)
+    columns = ("task", "rows", "chance", "full model", *alternate)
     note = "Accuracy with 95 % intervals; differences are paired, row by row."
     unnamed = max((found["unnamed"] or 0.0 for found in results), default=0.0)
     if unnamed > 0:
@@ -98,18 +99,12 @@ def _tasks(results: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _task(found: Mapping[str, Any], module: bool) -> tuple[str, ...]:
-    cells = (
-        f"{found['task']}, {found['metric']}",
-        str(found["rows"]),
-        f"{found['chance']:.1%}",
-        _interval(found["full"]),
-    )
-    if module:
-        cells += (f"{found['full_first'][0]:.1%}", f"{found['module_first'][0]:.1%}", _interval(found["alternate"]))
-        cells += (_points(found["difference"]) if found["informative"] else "not informative",)
-    elif not found["informative"]:
-        cells = (*cells[:-1], f"{cells[-1]}, not informative")
-    return cells
+    name, verdict = f"{found['task']}, {found['metric']}", "" if found["informative"] else "not informative"
+    cells = [name, str(found["rows"]), f"{found['chance']:.1%}", _interval(found["full"])]
+    if not module:
+        return (*cells, verdict)
+    cells += [f"{found['full_first'][0]:.1%}", f"{found['module_first'][0]:.1%}", _interval(found["alternate"])]
+    return (*cells, verdict or _points(found["difference"]))
 
 
 def _interval(value: Sequence[float]) -> str:

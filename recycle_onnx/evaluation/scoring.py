@@ -54,7 +54,8 @@ class Score:
         """Whether the module's best token is the full model's."""
         if self.module is None:
             return None
-        return self.module.best == self.full.best[len(self.full.best) - len(self.module.best) :]
+        accepted: Flags = self.module.best == self.full.best[len(self.full.best) - len(self.module.best) :]
+        return accepted
 
 
 class Scorer:
@@ -75,7 +76,8 @@ class Scorer:
             InputError: the text is longer.
         """
         read = ids[:-1]
-        same = min(first - 1, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._read, read))))
+        alike = takewhile(lambda pair: pair[0] == pair[1], zip(self._read, read, strict=False))
+        same = min(first - 1, sum(1 for _ in alike))
         self._read = []
         full = self._full(ids, first, same)
         module = self._module(ids, max(first, 2), max(0, same - 1))

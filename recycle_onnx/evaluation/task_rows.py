@@ -23,7 +23,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class TaskFile:
     """A task: where it stands among the harness's, its file (a pattern), its fields, and how to make them.
 
-    `own` fields are the data set's, `gathered` ones are converted; `choices` is how many every row has, where that is fixed.
+    `own` fields are the data set's, `gathered` ones are converted; `choices` is how many a row has where that is fixed.
     """
 
     harness: str
@@ -82,7 +82,8 @@ TASKS = {
         "arc/arc_easy", "arc_easy*.jsonl", ("question", "choices", "answerKey"), _CHOICE, _science("question")
     ),
     "openbookqa": TaskFile(
-        "openbookqa/openbookqa", "openbook*.jsonl", ("question_stem", "choices", "answerKey"), _CHOICE, _science("question_stem")
+        "openbookqa/openbookqa", "openbook*.jsonl",
+        ("question_stem", "choices", "answerKey"), _CHOICE, _science("question_stem"),
     ),
     "boolq": TaskFile("super_glue/boolq", "boolq*.jsonl", ("passage", "question", "label"), _CHOICE, _boolq, 2),
 }  # fmt: skip
