@@ -60,7 +60,8 @@ class Verbs(click.Group):
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = {"torch": "train", "matplotlib": "plot", "lm_eval": "eval"}.get(str(error.name), "export")
+        package = str(error.name).partition(".")[0]
+        extra = {"torch": "train", "matplotlib": "plot", "lm_eval": "eval"}.get(package, "export")
         return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,20 +16,26 @@ import pytest
 import recycle_onnx
 from recycle_onnx.evaluation.task_rows import read_task
 from recycle_onnx.export import export
+from tests.cli.command import assert_one_error, run
 from tests.prompts import LONG_STORY
 from tests.reference.models import SAMPLE, shared_folder
 
-pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
+lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")
 
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
+from lm_eval.api.instance import Instance  # noqa: E402
+from lm_eval.models.huggingface import HFLM  # noqa: E402
 
-from recycle_onnx.evaluation.harness import RecycleLM, evaluate, load_task
+from recycle_onnx.evaluation.harness import RecycleLM, evaluate, load_task  # noqa: E402
 
 ROWS = {"lambada": 200, "piqa": 200, "hellaswag": 20, "arc_easy": 20, "openbookqa": 20, "boolq": 10}
 FEWER = {"lambada": 50, "piqa": 50}
 """Rows of the sample, which takes longer (all 200 agree too)."""
 TOLERANCE = 1e-3
+PIQA = [
+    {"query": "Question: Who sang?\n", "choices": ["The bird sang a song.", "Qx zv kk wq jq."], "gold": 0},
+    {"query": "Question: What did the girl do?\n", "choices": ["Vj xq pz.", "She played with her friend."], "gold": 1},
+] * 8
+"""Questions that the sample can answer: one choice is no English."""
 MODELS = ("sample", "stories260K")
 
 
@@ -128,6 +138,41 @@ def test_generation_ends_where_the_harness_own_ends(name: str, pairs: Callable[[
     asked = requests("generate_until", ("Once upon a time", options), ("The dog", options))
     ours, theirs = (lm.generate_until(asked) for lm in pairs(name))
     assert ours == theirs
+
+
+def test_the_same_class_works_with_simple_evaluate(tmp_path: Path, sample_bundle: Path) -> None:
+    (tmp_path / "piqa.jsonl").write_text("\n".join(json.dumps(row) for row in PIQA))
+    task = load_task("piqa", read_task("piqa", tmp_path))
+    lm = RecycleLM(recycle_onnx.load(sample_bundle))
+    found = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)
+    assert found["results"]["piqa"]["acc,none"] == 1.0
+    assert found["samples"]["piqa"][0]["arguments"][0] == ("Question: Who sang?\nAnswer:", " The bird sang a song.")
+
+
+def test_the_command_compares_alternate_with_the_full_model(tmp_path: Path, sample_bundle: Path) -> None:
+    (tmp_path / "piqa.jsonl").write_text("\n".join(json.dumps(row) for row in PIQA))
+    asked = ("--tasks", "piqa", "--data-folder", tmp_path, "--limit", 12)
+    result = run("eval", sample_bundle, *asked, "--report", tmp_path / "out", "--json")
+    assert result.exit_code == 0, result.stderr
+    acc, normalised = json.loads(result.stdout)["tasks"]
+    assert (acc["metric"], normalised["metric"]) == ("acc", "acc_norm")
+    assert acc["rows"] == 12
+    assert acc["full"][0] == acc["full_first"][0] == acc["alternate"][0] == 1.0
+    assert acc["informative"]
+    assert acc["difference"] == [0, 0, 0]
+    assert "| piqa, acc | 12 | 50.0% |" in (tmp_path / "out" / "report.md").read_text()
+    assert (tmp_path / "out" / "tasks.png").exists()
+    table = run("eval", SAMPLE, *asked).stdout
+    assert "Zero-shot tasks" in table
+
+
+def test_data_that_cannot_be_fetched_are_asked_for(tmp_path: Path, sample_bundle: Path) -> None:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "recycle_onnx", "eval", str(sample_bundle), "--tasks", "piqa"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stdout == ""
+    assert_one_error(result.stderr, "piqa: cannot fetch its data set", "--data-folder")
 
 
 def test_a_perturbed_weight_shows(tmp_path: Path, pairs: Callable[[str], tuple[RecycleLM, HFLM]]) -> None:
