@@ -24,6 +24,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`
 
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
+from lm_eval.tasks import TaskManager  # noqa: E402
 
 from recycle_onnx.evaluation.harness import RecycleLM, evaluate, load_task  # noqa: E402
 
@@ -144,7 +145,8 @@ def test_the_same_class_works_with_simple_evaluate(tmp_path: Path, sample_bundle
     (tmp_path / "piqa.jsonl").write_text("\n".join(json.dumps(row) for row in PIQA))
     task = load_task("piqa", read_task("piqa", tmp_path))
     lm = RecycleLM(recycle_onnx.load(sample_bundle))
-    found = lm_eval.simple_evaluate(model=lm, tasks=[task], bootstrap_iters=0)
+    manager = TaskManager(include_defaults=False)  # to read all the harness's tasks takes ten seconds
+    found = lm_eval.simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0)
     assert found["results"]["piqa"]["acc,none"] == 1.0
     assert found["samples"]["piqa"][0]["arguments"][0] == ("Question: Who sang?\nAnswer:", " The bird sang a song.")
 
@@ -164,6 +166,14 @@ def test_the_command_compares_alternate_with_the_full_model(tmp_path: Path, samp
     assert (tmp_path / "out" / "tasks.png").exists()
     table = run("eval", SAMPLE, *asked).stdout
     assert "Zero-shot tasks" in table
+
+
+def test_the_harness_brings_no_torch() -> None:
+    code = (
+        "import sys, recycle_onnx.evaluation.harness; print([n for n in ('torch', 'transformers') if n in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.strip() == "[]"
 
 
 def test_data_that_cannot_be_fetched_are_asked_for(tmp_path: Path, sample_bundle: Path) -> None:
