@@ -60,4 +60,4 @@ def _tasks(figure: Figure, results: Sequence[Values]) -> None:
     axes.set_ylim(0, 1)
     axes.set_ylabel("accuracy (95 %)")
     axes.set_title("pale: not informative", fontsize=9)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, markerscale=0.4)

@@ -54,19 +54,20 @@ def described(found: Mapping[str, Any]) -> str:
 
 
 def _acceptance(kinds: Sequence[Mapping[str, Any]]) -> Table:
+    places = range(max(len(found["by_place"]) for found in kinds))
     rows = [
         (
             described(found),
             str(found["proposals"]),
-            " ".join(f"{rate:.1%}" for rate in found["by_place"]),
+            *(f"{found['by_place'][place]:.1%}" if place < len(found["by_place"]) else "" for place in places),
             f"{found['tokens_per_full_run']:.2f}",
         )
         for found in kinds
     ]
     return Table(
-        f"Acceptance by place in a chain of {kinds[0]['chain']}",
+        f"Accepted by place in a chain of {kinds[0]['chain']}, those before being right",
         rows,
-        ("in", "proposals", "accepted at place 1, 2, …", "tokens a full run"),
+        ("in", "proposals", *(f"place {place + 1}" for place in places), "tokens a full run"),
         "Own text is the model's, going on from the documents' openings. "
         "On given text, tokens a full run are what these rates would make.",
     )
@@ -86,35 +87,36 @@ def _agreement(found: Mapping[str, Any]) -> Table:
 
 def _tasks(results: Sequence[Mapping[str, Any]]) -> Table:
     module = results[0]["alternate"] is not None
-    alternate = ("alternate, full first", "module first", "mean", "mean less full model") if module else ("",)
+    alternate = ("full first", "module first", "alternate", "difference") if module else ("",)
     columns = ("task", "rows", "chance", "full model", *alternate)
-    note = "Accuracy with 95 % intervals; differences are paired, row by row."
-    unnamed = max((found["unnamed"] or 0.0 for found in results), default=0.0)
+    note = "With 95 % intervals."
+    if module:
+        note += (
+            " Alternate is the mean of both orders, by who says the first token; "
+            "its difference from the full model is paired, row by row."
+        )
+    unnamed = max(found["unnamed"] or 0.0 for found in results)
     if unnamed > 0:
         note += (
             f" The draft vocabulary lacks up to {unnamed:.1%} of a task's tokens where the module's turn came: they "
             "count as the least likely token that it can name."
         )
-    return Table("Zero-shot tasks", [_task(found, module) for found in results], columns, note)
+    return Table("Zero-shot tasks: accuracy in %", [_task(found, module) for found in results], columns, note)
 
 
 def _task(found: Mapping[str, Any], module: bool) -> tuple[str, ...]:
-    name, verdict = f"{found['task']}, {found['metric']}", "" if found["informative"] else "not informative"
-    cells = [name, str(found["rows"]), f"{found['chance']:.1%}", _interval(found["full"])]
+    name, verdict = f"{found['task']} {found['metric']}", "" if found["informative"] else "not informative"
+    cells = [name, str(found["rows"]), f"{100 * found['chance']:.1f}", _percent(found["full"])]
     if not module:
         return (*cells, verdict)
-    cells += [f"{found['full_first'][0]:.1%}", f"{found['module_first'][0]:.1%}", _interval(found["alternate"])]
-    return (*cells, verdict or _points(found["difference"]))
+    cells += [f"{100 * found[order][0]:.1f}" for order in ("full_first", "module_first")]
+    return (*cells, _percent(found["alternate"]), verdict or _percent(found["difference"], "+"))
 
 
-def _interval(value: Sequence[float]) -> str:
-    mean, low, high = value
-    return f"{mean:.1%} ({max(0.0, low):.1%} to {min(1.0, high):.1%})"
-
-
-def _points(value: Sequence[float]) -> str:
+def _percent(value: Sequence[float], sign: str = "") -> str:
+    """A mean and half the width of its interval."""
     mean, low, high = (100 * part for part in value)
-    return f"{mean:+.1f} points ({low:+.1f} to {high:+.1f})"
+    return f"{mean:{sign}.1f} ± {(high - low) / 2:.1f}"
 
 
 @dataclass(frozen=True)

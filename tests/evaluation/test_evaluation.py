@@ -90,20 +90,26 @@ def test_acceptance_counts_what_verify_counts(sample_model: RecycleModel) -> Non
     assert found.tokens_per_full_run == pytest.approx(sum(s.new_tokens - 1 for s in stats) / runs)
 
 
-def test_acceptance_in_a_text_is_that_of_fresh_chains_after_every_token(sample_model: RecycleModel) -> None:
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_acceptance_in_a_text_is_that_of_fresh_chains_after_every_token(
+    temperature: float, sample_model: RecycleModel
+) -> None:
     ids = sample_model.encode(LONG_STORY)[:60]
-    best = score(sample_model, ids).best  # best[i] is for token i + 1
+    half, sampling = sample_model.decoder("full").full, Sampling(temperature)
+    logits = half.read(ids, None, np.empty((60, half.spec.hidden_size), np.float32), keep=60)
+    choices = [-1, *(sampling.choose(row, place + 1) for place, row in enumerate(logits))]
     tried, right = [0, 0, 0], [0, 0, 0]
     for start in range(17, 60):
         decoder = sample_model.decoder("verify")
         decoder.prefill(ids[: start - 1])
-        proposed = ModuleProposer(decoder, Sampling(), 3, 0.0).propose([ids[start - 1]], start, 60 - start)
+        proposed = ModuleProposer(decoder, sampling, 3, 0.0).propose([ids[start - 1]], start, 60 - start)
         for place, token in enumerate(proposed):
             tried[place] += 1
-            right[place] += int(token == best[start + place - 1])
-            if not token == best[start + place - 1] == ids[start + place]:
+            right[place] += token == choices[start + place]
+            if not token == choices[start + place] == ids[start + place]:
                 break
-    found = acceptance_on_text(sample_model, [sample_model.tokenizer.decode(ids)], chain=3, new_tokens=44)
+    text = sample_model.tokenizer.decode(ids)
+    found = acceptance_on_text(sample_model, [text], chain=3, new_tokens=44, temperature=temperature)
     assert found.text == "given"
     assert found.proposals == tried[0]
     assert found.by_place == [pytest.approx(r / t) for r, t in zip(right, tried, strict=True)]

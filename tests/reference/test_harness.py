@@ -162,7 +162,7 @@ def test_the_command_compares_alternate_with_the_full_model(tmp_path: Path, samp
     assert acc["full"][0] == acc["full_first"][0] == acc["alternate"][0] == 1.0
     assert acc["informative"]
     assert acc["difference"] == [0, 0, 0]
-    assert "| piqa, acc | 12 | 50.0% |" in (tmp_path / "out" / "report.md").read_text()
+    assert "| piqa acc | 12 | 50.0 | 100.0 ± 0.0 |" in (tmp_path / "out" / "report.md").read_text()
     assert (tmp_path / "out" / "tasks.png").exists()
     table = run("eval", SAMPLE, *asked).stdout
     assert "Zero-shot tasks" in table
