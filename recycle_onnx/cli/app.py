@@ -14,7 +14,7 @@ from recycle_onnx.errors import RecycleError
 
 VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
 INTERRUPTED = 130
-EXTRAS = {"torch": "train", "accelerate": "train", "matplotlib": "plot", "gguf": "gguf"}
+EXTRAS = {"torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf"}
 """Which of our extras installs a package; the others are in `export`."""
 
 
@@ -63,7 +63,7 @@ class Verbs(click.Group):
 
 def _describe(error: BaseException) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get(str(error.name), "export")
+        extra = EXTRAS.get(str(error.name).partition(".")[0], "export")
         return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"

@@ -1,38 +1,53 @@
-"""How often the module's proposals are right where it counts: on the model's own text, by place in a chain."""
+"""How often the module's proposals are right, by place in a chain: in the model's own text, and in a given one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+from typing import Literal
 
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import ModuleProposer, Proposer
+from recycle_onnx.runtime.sampling import Sampling
 
 Report = Callable[[int, int, str], None]
 OPENING = 16
 """Tokens of a document that the model is given to go on from."""
 
 
-class Watched:
-    """Counts how often another proposer's proposals were tried and right, by their place."""
+class Tally:
+    """How many proposals were tried and right at every place of a chain."""
+
+    def __init__(self, longest: int) -> None:
+        self.tried, self.right = [0] * longest, [0] * longest
+
+    def count(self, tried: int, right: int) -> None:
+        """Count a chain: its first `tried` places were compared, the first `right` of them were right."""
+        for place in range(tried):
+            self.tried[place] += 1
+            self.right[place] += place < right
+
+
+class Watched(Tally):
+    """Counts how often another proposer's proposals were tried and right."""
 
     def __init__(self, inner: Proposer, longest: int) -> None:
+        super().__init__(longest)
         self.inner = inner
-        self.tried, self.right = [0] * longest, [0] * longest
         self._proposed = 0
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
         """What the other one proposes."""
         accepted = len(kept) - 1
-        for place in range(min(self._proposed, accepted + 1)):
-            self.tried[place] += 1
-            self.right[place] += place < accepted
+        self.count(min(self._proposed, accepted + 1), accepted)
         proposals = self.inner.propose(kept, position, room)
         self._proposed = len(proposals)
         return proposals
 
 
-def rates(runs: Sequence[Watched]) -> list[float]:
+def rates(runs: Sequence[Tally]) -> list[float]:
     """By place, given that those before were right, as far as anything was tried there."""
     found: list[float] = []
     for place in range(len(runs[0].tried) if runs else 0):
@@ -45,11 +60,14 @@ def rates(runs: Sequence[Watched]) -> list[float]:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """At one temperature (0 is greedy): `by_place` in chains of the given length, and tokens that a full run made.
+    """At one temperature (0 is greedy): `by_place` in chains of the given length, given that those before were right.
 
-    `proposals` is how many were tried at the first place.
+    `text` is `own` where the model went on from the openings itself, `given` where the documents went on.
+    `proposals` is how many were tried at the first place; `tokens_per_full_run` is how many a full run made, on given
+    text how many it would make at these rates.
     """
 
+    text: Literal["own", "given"]
     temperature: float
     chain: int
     proposals: int
@@ -69,7 +87,7 @@ def acceptance(
     """Continue the openings of `documents` and count."""
     runs, tokens, full_runs = [], 0, 0
     for index, document in enumerate(documents):
-        report(index, len(documents), f"acceptance at temperature {temperature:g}")
+        report(index, len(documents), f"acceptance in its own text, temperature {temperature:g}")
         prompt = model.encode(document)[:OPENING]
         generation = model.stream(
             prompt, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
@@ -82,5 +100,53 @@ def acceptance(
         tokens += generation.result.stats.new_tokens - 1
         full_runs += generation.result.stats.full_runs - 1
     report(len(documents), len(documents), "acceptance")
-    tried = sum(run.tried[0] for run in runs)
-    return Acceptance(temperature, chain, tried, rates(runs), tokens / full_runs if full_runs else 0.0)
+    measured = tokens / full_runs if full_runs else 0.0
+    return Acceptance("own", temperature, chain, _first(runs), rates(runs), measured)
+
+
+def acceptance_on_text(
+    model: RecycleModel,
+    documents: Sequence[str],
+    *,
+    chain: int = 4,
+    new_tokens: int = 64,
+    temperature: float = 0.0,
+    report: Report = lambda *_: None,
+) -> Acceptance:
+    """Read the documents instead: at every token after the opening the module proposes what follows.
+
+    A proposal is right if the full model, having read the text so far, chooses it too (with the same noise, where the
+    temperature is not 0). A later place of a chain counts where the text went on as the chain did.
+    """
+    runs = []
+    for index, document in enumerate(documents):
+        report(index, len(documents), f"acceptance in the given text, temperature {temperature:g}")
+        ids = model.encode(document)[: min(OPENING + new_tokens, model.bundle.manifest.context_length)]
+        runs.append(_read_along(model, ids, chain, Sampling(temperature, seed=index)))
+    report(len(documents), len(documents), "acceptance")
+    found = rates(runs)
+    return Acceptance("given", temperature, chain, _first(runs), found, 1 + sum(accumulate(found, mul)))
+
+
+def _read_along(model: RecycleModel, ids: list[int], chain: int, sampling: Sampling) -> Tally:
+    """Walk through a text; propose a chain after every token, and compare it with the full model's choices."""
+    decoder, tally = model.decoder("verify"), Tally(chain)
+    if len(ids) < 2:
+        return tally
+    proposer = ModuleProposer(decoder, sampling, chain, 0.0)
+    opening = min(OPENING, len(ids) - 1)
+    logits = decoder.prefill(ids[:opening], len(ids))
+    choices, chains = {opening: sampling.choose(logits[-1], opening)}, {}
+    for place in range(opening, len(ids) - 1):
+        chains[place + 1] = proposer.propose([ids[place]], place + 1, len(ids) - place - 1)
+        choices[place + 1] = sampling.choose(decoder.full_step([ids[place]], keep=1)[-1], place + 1)
+    for start, proposed in chains.items():
+        right = [token == choices[start + place] for place, token in enumerate(proposed)]
+        followed = [token == ids[start + place] for place, token in enumerate(proposed)]
+        tried = 1 + sum(accumulate((a and b for a, b in zip(right, followed, strict=True)), min))
+        tally.count(min(tried, len(proposed)), sum(accumulate(right, min)))
+    return tally
+
+
+def _first(runs: Sequence[Tally]) -> int:
+    return sum(run.tried[0] for run in runs)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from recycle_onnx.evaluation.acceptance import OPENING
+from recycle_onnx.evaluation.estimate import estimate
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.runtime.model import RecycleModel
 
@@ -45,16 +46,15 @@ def agreement(
         differing = [place for place, (a, b) in enumerate(pairs) if a != b]
         ends = [] if len(full) == len(alternate) else [len(pairs)]
         same.append((differing + ends + [len(full)])[0] if differing or ends else new_tokens)
-        nats = [score(model, [*prompt, *text]).nats[len(prompt) - 1 :].mean() for text in (full, alternate)]
+        nats = [score(model, [*prompt, *text], len(prompt)).nats.mean() for text in (full, alternate)]
         lost.append(float(nats[1] - nats[0]))
     report(len(documents), len(documents), "agreement")
-    mean = statistics.fmean(lost)
-    half = 1.96 * statistics.stdev(lost) / len(lost) ** 0.5 if len(lost) > 1 else 0.0
+    nats_lost, low, high = estimate(lost)
     return Agreement(
         texts=len(lost),
         new_tokens=new_tokens,
         identical=sum(count == new_tokens for count in same) / len(same),
         tokens_until_difference=statistics.median(same),
-        nats_lost=mean,
-        nats_lost_interval=(mean - half, mean + half),
+        nats_lost=nats_lost,
+        nats_lost_interval=(low, high),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recycle_onnx.evaluation.scoring import score
+from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.texts import pieces
 from recycle_onnx.runtime.model import RecycleModel
 
@@ -35,17 +35,18 @@ class Perplexity:
 def perplexity(model: RecycleModel, documents: Sequence[str], report: Report = lambda *_: None) -> Perplexity:
     """Score `documents` (tokens after the first of each; the first too where the tokenizer puts one before it)."""
     nats, module, accepted, size = [], [], [], 0
+    scorer = Scorer(model)
     for index, document in enumerate(documents):
         report(index, len(documents), "perplexity")
         size += len(document.encode())
         for ids, first in pieces(model, document):
             if len(ids) <= first:
                 continue
-            found = score(model, ids)
-            nats.append(found.nats[first - 1 :])
-            if found.module_nats is not None and found.accepted is not None:
-                module.append(found.module_nats[max(0, first - 2) :])
-                accepted.append(found.accepted[max(0, first - 2) :])
+            found = scorer.score(ids, first)
+            nats.append(found.nats)
+            if found.module is not None and found.accepted is not None:
+                module.append(found.module.nats)
+                accepted.append(found.accepted)
     report(len(documents), len(documents), "perplexity")
     every = np.concatenate([np.zeros(0), *nats])
     theirs = np.concatenate([np.zeros(0), *module])
@@ -57,5 +58,5 @@ def perplexity(model: RecycleModel, documents: Sequence[str], report: Report = l
         bits_per_byte=float(every.sum()) / math.log(2) / size,
         module_perplexity=math.exp(theirs[known].mean()) if known.any() else None,
         module_coverage=float(known.mean()) if len(theirs) else None,
-        acceptance=float(np.concatenate(accepted).mean()) if accepted else None,
+        acceptance=float(np.concatenate(accepted).mean()) if len(theirs) else None,
     )

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import recycle_onnx
-from recycle_onnx.evaluation.acceptance import acceptance
+from recycle_onnx.evaluation.acceptance import acceptance, acceptance_on_text
 from recycle_onnx.evaluation.agreement import agreement
 from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.evaluation.texts import pieces
 from recycle_onnx.export import DraftVocabulary, export
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.proposals import ModuleProposer
+from recycle_onnx.runtime.sampling import Sampling
 from tests.cli.command import assert_refused, run
 from tests.conftest import SAMPLE
 from tests.prompts import LONG_STORY, story_prompts
@@ -88,6 +90,52 @@ def test_acceptance_counts_what_verify_counts(sample_model: RecycleModel) -> Non
     assert found.tokens_per_full_run == pytest.approx(sum(s.new_tokens - 1 for s in stats) / runs)
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_acceptance_in_a_text_is_that_of_fresh_chains_after_every_token(
+    temperature: float, sample_model: RecycleModel
+) -> None:
+    ids = sample_model.encode(LONG_STORY)[:60]
+    half, sampling = sample_model.decoder("full").full, Sampling(temperature)
+    logits = half.read(ids, None, np.empty((60, half.spec.hidden_size), np.float32), keep=60)
+    choices = [-1, *(sampling.choose(row, place + 1) for place, row in enumerate(logits))]
+    tried, right = [0, 0, 0], [0, 0, 0]
+    for start in range(17, 60):
+        decoder = sample_model.decoder("verify")
+        decoder.prefill(ids[: start - 1])
+        proposed = ModuleProposer(decoder, sampling, 3, 0.0).propose([ids[start - 1]], start, 60 - start)
+        for place, token in enumerate(proposed):
+            tried[place] += 1
+            right[place] += token == choices[start + place]
+            if not token == choices[start + place] == ids[start + place]:
+                break
+    text = sample_model.tokenizer.decode(ids)
+    found = acceptance_on_text(sample_model, [text], chain=3, new_tokens=44, temperature=temperature)
+    assert found.text == "given"
+    assert found.proposals == tried[0]
+    assert found.by_place == [pytest.approx(r / t) for r, t in zip(right, tried, strict=True)]
+
+
+def test_acceptance_on_given_text_is_how_often_both_halves_agree(sample_model: RecycleModel) -> None:
+    ids = sample_model.encode(LONG_STORY)[:80]
+    both = score(sample_model, ids, first=17)
+    assert both.accepted is not None
+    found = acceptance_on_text(sample_model, [LONG_STORY], chain=1, new_tokens=64)
+    assert found.proposals == len(both.accepted)
+    assert found.by_place == [pytest.approx(both.accepted.mean())]
+
+
+def test_a_later_place_counts_where_the_text_went_on_as_the_chain_did(sample_model: RecycleModel) -> None:
+    told, noise = (acceptance_on_text(sample_model, [text], chain=2) for text in (LONG_STORY, "zq xv jk " * 30))
+    assert len(told.by_place) == 2
+    assert told.tokens_per_full_run == pytest.approx(1 + told.by_place[0] * (1 + told.by_place[1]))
+    assert len(noise.by_place) <= 2
+    assert noise.tokens_per_full_run < told.tokens_per_full_run
+
+
+def test_a_document_of_one_token_has_nothing_to_accept(sample_model: RecycleModel) -> None:
+    assert acceptance_on_text(sample_model, [""]).proposals == 0
+
+
 def test_agreement_finds_the_first_difference_and_its_price(sample_model: RecycleModel) -> None:
     found = agreement(sample_model, story_prompts(8), new_tokens=48)
     assert 0 < found.tokens_until_difference < 48
@@ -99,7 +147,8 @@ def test_the_module_accepts_where_its_best_token_is_the_full_models(sample_model
     found = score(sample_model, sample_model.encode(LONG_STORY)[:100])
     assert found.accepted is not None
     assert found.accepted.mean() > 0.5
-    assert len(found.nats) == len(found.accepted) == 99
+    assert len(found.nats) == 99
+    assert len(found.accepted) == 98  # the second token has no hidden state two tokens before it
 
 
 def test_the_command_reports_and_writes_markdown(sample_bundle: Path, tmp_path: Path) -> None:
@@ -110,8 +159,12 @@ def test_the_command_reports_and_writes_markdown(sample_bundle: Path, tmp_path: 
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["perplexity"]["documents"] == found["agreement"]["texts"] == 4
-    assert [kind["temperature"] for kind in found["acceptance"]] == [0, 1]
-    assert "| accepted at place 1 |" in (tmp_path / "report.md").read_text()
+    kinds = [(kind["text"], kind["temperature"]) for kind in found["acceptance"]]
+    assert kinds == [("own", 0), ("own", 1), ("given", 0), ("given", 1)]
+    report = (tmp_path / "report.md").read_text()
+    assert "| own text, greedy |" in report
+    assert "](report-acceptance.png)" in report
+    assert (tmp_path / "report-acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert "bits a byte" in run("eval", SAMPLE, "--perplexity", text).stdout
 
 

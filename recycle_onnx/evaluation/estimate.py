@@ -1,0 +1,29 @@
+"""Means of samples, and how sure they are."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+NORMAL_95 = 1.96
+
+
+class Estimate(NamedTuple):
+    """A mean and its 95 % interval (normal approximation over independent samples)."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """The mean of `values`; of a single one, without a width."""
+    mean = statistics.fmean(values)
+    half = NORMAL_95 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return Estimate(mean, mean - half, mean + half)
+
+
+def paired(values: Sequence[float], others: Sequence[float]) -> Estimate:
+    """The mean difference between two measurements of the same things, `others` less `values`."""
+    return estimate([other - value for value, other in zip(values, others, strict=True)])
