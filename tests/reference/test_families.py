@@ -214,7 +214,8 @@ OLD_AND_NEW: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope, then called su": (
         "phi3",
         {**GROUPED, "rope_theta": 500.0, "original_max_position_embeddings": 48, "sliding_window": 9,
-         "rope_scaling": {"type": "su", "original_max_position_embeddings": 48, "short_factor": [1.0 + n / 8 for n in range(8)], "long_factor": [2.0] * 8}},
+         "rope_scaling": {"type": "su", "original_max_position_embeddings": 48, "long_factor": [2.0] * 8,
+                          "short_factor": [1.0 + n / 8 for n in range(8)]}},
     ),
     "a part of the head": ("gpt_neox", {**SIZES, "rotary_pct": 0.5, "rotary_emb_base": 500}),
     "bases by type of layer": (

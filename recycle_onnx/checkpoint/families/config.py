@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 DECISIVE = (
     "add_cross_attention", "alibi", "attention_bias", "attention_multiplier", "attn_logit_softcapping", "clip_qkv",
-    "embedding_multiplier", "final_logit_softcapping", "layer_types", "logit_scale", "logits_scaling", "mlp_bias",
-    "n_routed_experts", "no_rope_layers", "num_experts", "num_local_experts", "partial_rotary_factor", "qk_norm",
-    "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
+    "embedding_multiplier", "final_logit_softcapping", "layer_types", "lm_head_bias", "logit_scale", "logits_scaling",
+    "mlp_bias", "n_routed_experts", "no_rope_layers", "num_experts", "num_local_experts", "partial_rotary_factor",
+    "qk_norm", "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
     "rope_scaling", "rotary_pct", "sliding_window", "use_bias", "use_bidirectional_attention", "use_qk_norm",
 )  # fmt: skip
 """Fields that change what a model computes, in whichever family: a family that does not read one refuses it."""
@@ -123,4 +123,4 @@ class Config:
 def _changes_nothing(value: object) -> bool:
     if isinstance(value, list):
         return all(kind == "full_attention" for kind in value)
-    return value in (None, False, 0, 1, {})
+    return value is None or value is False or value == {} or (value is not True and value in (0, 1))
