@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.training import budget
@@ -83,10 +83,20 @@ def test_the_export_compares_its_graphs_with_the_trained_reference(
     assert difference < 1e-4
 
 
-def test_a_trained_chain_is_the_chain_that_decoding_runs() -> None:
-    """Every place of every chain, against the module on one text at a time without any mask or cache."""
+PLAIN = tiny.tiny_config()
+WINDOWED = replace(
+    PLAIN,
+    layers=tuple(replace(layer, window=3) for layer in PLAIN.layers),
+    attention_softcap=2.0,
+    position_offset=2,
+)
+
+
+@pytest.mark.parametrize("base", [PLAIN, WINDOWED], ids=["plain", "windows, learned positions"])
+def test_a_trained_chain_is_the_chain_that_decoding_runs(base: BaseConfig) -> None:
+    """Every place of every chain, against the module on one text at a time without a cache."""
     torch.manual_seed(0)
-    model = RecycleGPT(tiny.tiny_config(), RecyclerConfig(num_layers=2))
+    model = RecycleGPT(base, RecyclerConfig(num_layers=2))
     ids = torch.randint(0, 300, (1, 14))
     full = model.full(ids[:, :-1])
     depth = 3
