@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -84,10 +85,10 @@ class Config:
         return values
 
     def must_be(self, name: str, *expected: object) -> None:
-        """Refuse any value but the first one (or none) and its equals."""
+        """Refuse any value but the `expected` ones and none."""
         value = self.value(name)
         if value is not None and value not in expected:
-            raise self.wrong(name, value, " or ".join(map(repr, expected)))
+            raise self.wrong(name, value, " or ".join(map(repr, expected)) or "none")
 
     def wrong(self, name: str, value: object, expected: str) -> InputError:
         """The error for a value that is not understood."""
@@ -115,7 +116,8 @@ class Config:
                 kind_name = self.raw.get("model_type")
                 raise InputError(f"{self.path}: no value for {names[0]!r}, which a {kind_name} config must have")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):  # type: ignore[call-arg]
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not finite or value != kind(value):  # type: ignore[call-arg]
             raise self.wrong(names[0], value, "a whole number" if kind is int else "a number")
         return kind(value)  # type: ignore[call-arg]
 
