@@ -19,7 +19,7 @@ from recycle_onnx.files import read_json, sha256
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
-PICKLES = ("pytorch_model*.bin", "consolidated*.pth", "*.pt")
+PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
 
 
 class Weights:

@@ -139,11 +139,10 @@ class DecoderGraph:
         The weights are multiplied by `scale` as they are stored.
         """
         name = store_as or names[0]
-        matrix = np.concatenate([weights.float32(name) for name in names]).T
-        y: ir.Value = self.op.MatMul(x, self.weight(name, matrix * np.float32(scale)))
+        y: ir.Value = self.op.MatMul(x, self.weight(name, _joined(weights, list(names), scale).T))
         if bias:
-            vector = np.concatenate([weights.float32(_bias(name)) for name in names])
-            y = self.op.Add(y, self.weight(_bias(name), vector * np.float32(scale)))
+            vector = _joined(weights, [_bias(name) for name in names], scale)
+            y = self.op.Add(y, self.weight(_bias(name), vector))
         return y
 
     def finish(self, outputs: list[ir.Value]) -> ir.Model:
@@ -156,3 +155,8 @@ class DecoderGraph:
 
 def _bias(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
+
+
+def _joined(weights: Tensors, names: list[str], scale: float) -> NDArray[np.float32]:
+    array = np.concatenate([weights.float32(name) for name in names])
+    return array if scale == 1 else array * np.float32(scale)

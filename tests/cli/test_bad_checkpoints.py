@@ -99,6 +99,10 @@ BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "a bias that is no flag": (edit(CONFIG, attention_bias="yes"), ("attention_bias", "'yes'", "true or false")),
     "an unknown activation": (edit(CONFIG, hidden_act="swiglu"), ("hidden_act", "'swiglu'", "silu", "gelu_new")),
     "a field of another family": (edit(CONFIG, attn_logit_softcapping=50.0), ("attn_logit_softcapping", "50.0")),
+    "a flag of another family": (
+        edit(CONFIG, model_type="mistral", mlp_bias=True),
+        ("mlp_bias", "True", "'mistral'"),
+    ),
     "layers of another kind": (edit(CONFIG, layer_types=["full_attention", "mamba"]), ("layer_types", "mamba")),
     "an unknown type of layer": (
         edit(CONFIG, model_type="qwen2", layer_types=["full_attention", "chunked_attention"]),
@@ -109,7 +113,6 @@ BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
         edit(CONFIG, quantization_config={"quant_method": "gptq"}),
         ("quantization_config", "gptq", "float32"),
     ),
-    "a head size that kernels lack": (edit(CONFIG, head_dim=12), ("head_dim is 12", "multiple of 8")),
     "no hidden size": (edit(CONFIG, hidden_size=None), ("hidden_size",)),
     "a dimension that is no number": (edit(CONFIG, hidden_size="wide"), (CONFIG, "wide")),
     "zero layers": (edit(CONFIG, num_hidden_layers=0), ("num_layers is 0",)),
@@ -179,6 +182,12 @@ def test_a_damaged_module_is_refused(name: str, checkpoint: Path, tmp_path: Path
     damage, words = MODULE_DAMAGE[name]
     damage(checkpoint)
     assert_refused(run("export", checkpoint, tmp_path / "bundle"), 2, *words)
+    assert names(tmp_path) == ["model"]
+
+
+def test_a_head_size_that_kernels_lack_is_refused(tmp_path: Path) -> None:
+    tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(head_dim=12))
+    assert_refused(run("export", tmp_path / "model", tmp_path / "bundle"), 2, "head_dim is 12", "multiple of 8")
     assert names(tmp_path) == ["model"]
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.training import budget
@@ -88,15 +88,29 @@ def test_the_export_compares_its_graphs_with_the_trained_reference(
     assert difference < 1e-4
 
 
-@pytest.mark.parametrize(
-    "config",
-    [RecyclerConfig(2), RecyclerConfig(2, recycle="pre_norm"), RecyclerConfig(2, tap=("layer.1", "final_post"))],
-    ids=["default", "before the norm", "two taps"],
+PLAIN = tiny.tiny_config()
+WINDOWED = replace(
+    PLAIN,
+    layers=tuple(replace(layer, window=3) for layer in PLAIN.layers),
+    attention_softcap=2.0,
+    position_offset=2,
 )
-def test_a_trained_chain_is_the_chain_that_decoding_runs(config: RecyclerConfig) -> None:
-    """Every place of every chain, against the module on one text at a time without any mask or cache."""
+
+
+@pytest.mark.parametrize(
+    ("base", "config"),
+    [
+        (PLAIN, RecyclerConfig(2)),
+        (PLAIN, RecyclerConfig(2, recycle="pre_norm")),
+        (PLAIN, RecyclerConfig(2, tap=("layer.1", "final_post"))),
+        (WINDOWED, RecyclerConfig(2)),
+    ],
+    ids=["default", "before the norm", "two taps", "windows, learned positions"],
+)
+def test_a_trained_chain_is_the_chain_that_decoding_runs(base: BaseConfig, config: RecyclerConfig) -> None:
+    """Every place of every chain, against the module on one text at a time without a cache."""
     torch.manual_seed(0)
-    model = RecycleGPT(tiny.tiny_config(), config)
+    model = RecycleGPT(base, config)
     ids = torch.randint(0, 300, (1, 14))
     full = model.full(ids[:, :-1])
     depth = 3

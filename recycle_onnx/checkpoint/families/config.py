@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,9 +13,9 @@ T = TypeVar("T")
 
 DECISIVE = (
     "add_cross_attention", "alibi", "attention_bias", "attention_multiplier", "attn_logit_softcapping", "clip_qkv",
-    "embedding_multiplier", "final_logit_softcapping", "layer_types", "logit_scale", "logits_scaling", "mlp_bias",
-    "n_routed_experts", "no_rope_layers", "num_experts", "num_local_experts", "partial_rotary_factor", "qk_norm",
-    "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
+    "embedding_multiplier", "final_logit_softcapping", "layer_types", "lm_head_bias", "logit_scale", "logits_scaling",
+    "mlp_bias", "n_routed_experts", "no_rope_layers", "num_experts", "num_local_experts", "partial_rotary_factor",
+    "qk_norm", "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
     "rope_scaling", "rotary_pct", "sliding_window", "use_bias", "use_bidirectional_attention", "use_qk_norm",
 )  # fmt: skip
 """Fields that change what a model computes, in whichever family: a family that does not read one refuses it."""
@@ -84,10 +85,10 @@ class Config:
         return values
 
     def must_be(self, name: str, *expected: object) -> None:
-        """Refuse any value but the first one (or none) and its equals."""
+        """Refuse any value but the `expected` ones and none."""
         value = self.value(name)
         if value is not None and value not in expected:
-            raise self.wrong(name, value, " or ".join(map(repr, expected)))
+            raise self.wrong(name, value, " or ".join(map(repr, expected)) or "none")
 
     def wrong(self, name: str, value: object, expected: str) -> InputError:
         """The error for a value that is not understood."""
@@ -115,7 +116,8 @@ class Config:
                 kind_name = self.raw.get("model_type")
                 raise InputError(f"{self.path}: no value for {names[0]!r}, which a {kind_name} config must have")
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != kind(value):  # type: ignore[call-arg]
+        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if not finite or value != kind(value):  # type: ignore[call-arg]
             raise self.wrong(names[0], value, "a whole number" if kind is int else "a number")
         return kind(value)  # type: ignore[call-arg]
 
@@ -123,4 +125,4 @@ class Config:
 def _changes_nothing(value: object) -> bool:
     if isinstance(value, list):
         return all(kind == "full_attention" for kind in value)
-    return value in (None, False, 0, 1, {})
+    return value is None or value is False or value == {} or (value is not True and value in (0, 1))
