@@ -18,6 +18,7 @@ from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.training import storage
 from recycle_onnx.training.budget import DEFAULT_MINUTES, Budget
 from recycle_onnx.training.options import TrainingOptions
+from recycle_onnx.training.precision import multiplies_bf16
 from recycle_onnx.training.setup import Setup, set_up
 from recycle_onnx.training.stepper import Stepper
 
@@ -89,6 +90,8 @@ def estimate(
     Raises:
         InputError: as `train` does.
     """
+    if options.regenerate:
+        notice("the base's own text is not written for an estimate: the given text stands for it")
     with set_up(folder, data, held_out or [], replace(options, regenerate=False), notice) as setup:
         stepper = Stepper(setup)
         memory = _memory(setup, stepper)
@@ -158,7 +161,8 @@ def _memory(setup: Setup, stepper: Stepper) -> Memory:
     one, both = (stepper.kept(two[:count]) for count in (1, 2))
     activations = one + (windows - 1) * max(both - one, 0)
     numbers = windows * options.sequence_length * setup.checkpoint.base.vocab_size
-    logits = numbers * ((options.depth + 1) * (2 if options.precision == "bf16" else 4) + LOSS_COPIES * 4)
+    narrow = options.precision == "bf16" and multiplies_bf16(setup.processes.device)
+    logits = numbers * ((options.depth + 1) * (2 if narrow else 4) + LOSS_COPIES * 4)
     total = model + (1 + MOMENTS) * trained + activations + logits
     return Memory(model, trained, MOMENTS * trained, activations, logits, total, None)
 

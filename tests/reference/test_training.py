@@ -30,6 +30,7 @@ from recycle_onnx.training.regenerate import OPENING, regenerate
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.trainer import train
 from tests import tiny
+from tests.cli.command import run
 from tests.reference import plain
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
@@ -307,3 +308,13 @@ def test_a_diverging_training_stops_and_keeps_the_module(checkpoint: Path, text:
     with pytest.raises(RecycleError, match=r"step 1\b.*lower --lr"):
         train(checkpoint, [text], options)
     assert digest(checkpoint / "recycler" / "model.safetensors") == before
+
+
+def test_the_curves_are_drawn_when_a_training_ends(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    plot = tmp_path / "curves.png"
+    arguments = ("-d", text, "--steps", 5, "--batch-size", 4, "--sequence-length", 32)
+    result = run("train", checkpoint, *arguments, "--plot", plot)
+    assert result.exit_code == 0, result.output
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    rates = [line["learning_rate"] for line in read_log(checkpoint)]
+    assert max(rates) > rates[0] > 0
