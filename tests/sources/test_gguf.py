@@ -128,7 +128,7 @@ def test_llama_3s_scaling_is_found_from_its_frequencies(base: Path, tmp_path: Pa
 
 
 def test_memory_stays_bounded(tmp_path: Path) -> None:
-    config = tiny.tiny_config(intermediate_size=1 << 19, num_layers=1)
+    config = tiny.tiny_config(hidden_size=256, intermediate_size=1 << 15, num_layers=1)
     path = write_gguf(tmp_path / "large.gguf", tiny.write_base(tmp_path / "base", config), "Q8_0")
     (tmp_path / "out").mkdir()
     tracemalloc.start()
@@ -137,7 +137,7 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     tracemalloc.stop()
     one_tensor = 4 * config.intermediate_size * config.hidden_size
     assert (tmp_path / "out" / "model.safetensors").stat().st_size > 3 * one_tensor
-    assert peak < one_tensor
+    assert peak < 0.75 * one_tensor
 
 
 @pytest.mark.parametrize("spelling", ["{}", "--from-gguf {}", "--from-gguf={}"])

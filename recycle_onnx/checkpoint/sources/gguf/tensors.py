@@ -17,7 +17,7 @@ from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, Tensor, decode
 from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 
-BYTES_AT_ONCE = 16 << 20
+BYTES_AT_ONCE = 4 << 20
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
 
@@ -119,7 +119,7 @@ def write_safetensors(
 def _write_values(out: BinaryIO, file: GgufFile, tensor: Renamed) -> None:
     for rows in _pieces(file.raw(tensor.tensor), tensor):
         values = rows if tensor.kept else decode(rows, tensor.tensor.type) - np.float32(tensor.offset)
-        out.write(values.tobytes())
+        out.write(np.ascontiguousarray(values).data)
 
 
 def _pieces(raw: NDArray[np.uint8], tensor: Renamed) -> Iterator[NDArray[np.uint8]]:
