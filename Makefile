@@ -11,6 +11,7 @@ DEMO = .venv-demo/$(BIN)
 DEV = .venv/$(BIN)
 REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
+OPTIMUM = .venv-optimum/$(BIN)
 PROMPT = Once upon a time, a little fox
 TORCH ?= torch>=2.13
 
@@ -26,8 +27,8 @@ test: .venv/ready  ## the suite without torch
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference
 
-test-peers: .venv/ready .venv-peers/ready  ## against other runtimes, each in an environment of its own
-	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python $(DEV)/python -m pytest -m peers
+test-peers: .venv/ready .venv-peers/ready .venv-optimum/ready  ## against and within others, in environments of their own
+	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python RECYCLE_ONNX_OPTIMUM=$(CURDIR)/$(OPTIMUM)/python $(DEV)/python -m pytest -m peers
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
@@ -60,5 +61,11 @@ format: .venv/ready
 	$(PEERS)/python $(PIP_INSTALL) -r tests/peers/requirements.txt
 	touch $@
 
+.venv-optimum/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-optimum
+	$(OPTIMUM)/python $(PIP_INSTALL) "$(TORCH)"
+	$(OPTIMUM)/python $(PIP_INSTALL) -e ".[optimum]"
+	touch $@
+
 clean:
-	rm -rf .venv .venv-demo .venv-reference .venv-peers demo-bundle
+	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-optimum demo-bundle

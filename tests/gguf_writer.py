@@ -114,9 +114,7 @@ def _write_tokenizer(writer: gguf.GGUFWriter, folder: Path, pre: str, size: int)
     for name, add in (("bos", writer.add_bos_token_id), ("eos", writer.add_eos_token_id)):
         if token := options.get(f"{name}_token"):
             add(vocab[token])
-    writer.add_add_bos_token(
-        bool(made["post_processor"]) and "TemplateProcessing" in json.dumps(made["post_processor"])
-    )
+    writer.add_add_bos_token("TemplateProcessing" in json.dumps(made["post_processor"]))
     if template := options.get("chat_template"):
         writer.add_chat_template(template)
 

@@ -62,9 +62,10 @@ def export(
     with (
         stages() as report,
         folder_of(
-            checkpoint, bundle, revision=revision, note=note, progress=lambda i, n, _: report(f"converting: {i}/{n}")
+            checkpoint, bundle, revision=revision, force=force, note=note,
+            progress=lambda done, total, _: report(f"converting: {done}/{total}"),
         ) as folder,
-    ):
+    ):  # fmt: skip
         done = run(
             folder,
             bundle,

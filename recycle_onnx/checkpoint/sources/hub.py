@@ -81,11 +81,15 @@ class HubModel:
             raise InputError(
                 f"{self.id}: has no revision {self.revision!r}; expected a branch, tag or commit"
             ) from error
-        except (OSError, errors.OfflineModeIsEnabled) as error:
+        except errors.LocalEntryNotFoundError as error:
             raise RecycleError(
                 f"{self.id}: no such folder or file, not in the hub's cache{self._at()}, and the hub cannot be reached "
                 "(no network, or HF_HUB_OFFLINE is set); connect, or give a path"
             ) from error
+        except errors.HFValidationError as error:
+            raise InputError(f"{self.id}: no such folder or file, and not a hub id ({error})") from error
+        except errors.HTTPError as error:
+            raise RecycleError(f"{self.id}: the hub did not give it ({error})") from error
 
     def _at(self) -> str:
         return f" at revision {self.revision!r}" if self.revision else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Protocol
 
 from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import new_folder, temporary_sibling
+from recycle_onnx.files import check_target, new_folder, temporary_sibling
 from recycle_onnx.provenance import write_source
 
 Progress = Callable[[int, int, str], None]
@@ -114,18 +114,20 @@ def folder_of(
     beside: Path,
     *,
     revision: str | None = None,
+    force: bool = False,
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> Iterator[Path]:
-    """Give a checkpoint's folder to read: the one that was named, or a temporary one beside `beside`.
+    """Give a checkpoint's folder to read: the one that was named, or a temporary one beside the bundle-to-be `beside`.
 
     Raises:
-        InputError: no such file or model, or not one that can be read.
+        InputError: no such file or model, not one that can be read, or `beside` exists (unless `force`).
     """
     source = find(named, revision, note, progress)
     if isinstance(source, Path):
         yield source
         return
+    check_target(beside, force=force, keep=_inputs(named))
     with temporary_sibling(beside) as temporary:
         folder = temporary / source.name
         folder.mkdir()
@@ -133,5 +135,6 @@ def folder_of(
         yield folder
 
 
-def _inputs(named: str) -> Sequence[Path]:
-    return [Path(named), Path.cwd(), Path.home()] if Path(named).exists() else [Path.cwd(), Path.home()]
+def _inputs(named: str) -> list[Path]:
+    """What must not be replaced: the file, and where the user is at home."""
+    return [path for path in (Path(named), Path.cwd(), Path.home()) if path.exists()]

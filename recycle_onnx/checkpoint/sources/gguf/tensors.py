@@ -17,7 +17,7 @@ from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, Tensor, decode
 from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 
-BYTES_AT_ONCE = 16 << 20
+BYTES_AT_ONCE = 4 << 20
 ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
 """Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
 
@@ -32,9 +32,14 @@ class Renamed:
     offset: float = 0.0
 
     @property
+    def kept(self) -> bool:
+        """Whether its bytes stay as they are."""
+        return self.tensor.type in ITEM_SIZES and not self.offset
+
+    @property
     def type(self) -> str:
         """Its type in safetensors."""
-        return self.tensor.type if self.tensor.type in ITEM_SIZES and not self.offset else "F32"
+        return self.tensor.type if self.kept else "F32"
 
     @property
     def bytes(self) -> int:
@@ -113,10 +118,8 @@ def write_safetensors(
 
 def _write_values(out: BinaryIO, file: GgufFile, tensor: Renamed) -> None:
     for rows in _pieces(file.raw(tensor.tensor), tensor):
-        if tensor.type == tensor.tensor.type:
-            out.write(rows.tobytes())
-        else:
-            out.write((decode(rows, tensor.tensor.type) - np.float32(tensor.offset)).tobytes())
+        values = rows if tensor.kept else decode(rows, tensor.tensor.type) - np.float32(tensor.offset)
+        out.write(np.ascontiguousarray(values).data)
 
 
 def _pieces(raw: NDArray[np.uint8], tensor: Renamed) -> Iterator[NDArray[np.uint8]]:
