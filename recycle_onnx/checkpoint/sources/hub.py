@@ -88,7 +88,7 @@ class HubModel:
             ) from error
         except errors.HFValidationError as error:
             raise InputError(f"{self.id}: no such folder or file, and not a hub id ({error})") from error
-        except errors.HTTPError as error:
+        except errors.HTTPError as error:  # type: ignore[attr-defined]  # its HTTP client's own
             raise RecycleError(f"{self.id}: the hub did not give it ({error})") from error
 
     def _at(self) -> str:
