@@ -20,6 +20,8 @@ OPTIONS_OF_A_RUN = (
     "joint", "depth", "batch_size", "sequence_length", "seed", "recycle_weight", "weight_decay", "clip", "precision",
 )  # fmt: skip
 """What must be the same in a resumed training; the budget and how a batch is shared out may change."""
+CHANGED_BY_TRAINING = ("base", "training", "trained_depth")
+"""Fields of `recycler/config.json`; the others are conventions, without which the weights mean nothing."""
 
 
 class Saver:
@@ -77,7 +79,9 @@ class Saver:
 
     def _identity(self) -> dict[str, Any]:
         options = {name: getattr(self._setup.options, name) for name in OPTIONS_OF_A_RUN}
-        return {**options, "learning_rate": self._stepper.peak, "data": self._setup.text}
+        module = {name: value for name, value in self._config.to_json().items() if name not in CHANGED_BY_TRAINING}
+        conventions = {f"the module's {name}": value for name, value in module.items()}
+        return {**options, **conventions, "learning_rate": self._stepper.peak, "data": self._setup.text}
 
     @contextmanager
     def _unrounded(self) -> Iterator[None]:
