@@ -19,6 +19,7 @@ from tests.cli.command import assert_refused, names, run
 
 gguf = pytest.importorskip("gguf")
 from recycle_onnx.checkpoint.sources.gguf import convert  # noqa: E402
+from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.rope import llama3_divisors  # noqa: E402
 from tests.gguf_writer import write_gguf  # noqa: E402
 
@@ -76,7 +77,9 @@ def test_k_quants_equal_their_dequantization(tmp_path: Path, kind: str) -> None:
     generator = np.random.default_rng(5)
     blocks = generator.integers(0, 255, (config.intermediate_size, size), dtype=np.uint8)
     scales = generator.integers(0, 64, blocks.shape, dtype=np.uint8)  # as float16: all finite
-    blocks = np.where(np.isfinite(gguf.quants.dequantize(blocks, type_)).all(axis=1, keepdims=True), blocks, scales)
+    with np.errstate(invalid="ignore"):
+        finite = np.isfinite(gguf.quants.dequantize(blocks, type_)).all(axis=1, keepdims=True)
+    blocks = np.where(finite, blocks, scales)
 
     def replace(writer: gguf.GGUFWriter) -> None:
         del writer.tensors[0]["blk.0.ffn_up.weight"]
@@ -125,6 +128,14 @@ def test_llama_3s_scaling_is_found_from_its_frequencies(base: Path, tmp_path: Pa
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     }  # fmt: skip
+
+
+def test_a_key_that_was_not_used_is_named(base: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base, change=lambda writer: writer.add_uint32("llama.novelty", 3))
+    result = run("attach", path, tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    notes = [line for line in result.stderr.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: model.gguf: keys that were not used: novelty"]
 
 
 def test_memory_stays_bounded(tmp_path: Path) -> None:
@@ -224,6 +235,18 @@ def test_a_truncated_file_is_refused(base: Path, tmp_path: Path, part: float) ->
     data = path.read_bytes()
     path.write_bytes(data[: int(part * len(data))])
     assert_refused(run("attach", path, tmp_path / "out"), 2, "model.gguf", "truncated")
+    assert names(tmp_path) == ["model.gguf"]
+
+
+def test_weights_that_are_not_finite_are_refused(base: Path, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base, "Q8_0")
+    tensor = GgufFile(path).tensors["blk.1.ffn_up.weight"]
+    with path.open("r+b") as file:
+        file.seek(tensor.offset)
+        file.write(b"\xff\xff")  # the first block's scale
+    result = run("export", path, tmp_path / "out")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "mlp.up_proj.weight holds values that are not finite" in result.stderr.splitlines()[-1]
     assert names(tmp_path) == ["model.gguf"]
 
 

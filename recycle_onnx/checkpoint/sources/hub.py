@@ -88,8 +88,8 @@ class HubModel:
             ) from error
         except errors.HFValidationError as error:
             raise InputError(f"{self.id}: no such folder or file, and not a hub id ({error})") from error
-        except errors.HTTPError as error:  # type: ignore[attr-defined]  # its HTTP client's own
-            raise RecycleError(f"{self.id}: the hub did not give it ({error})") from error
+        except Exception as error:  # the HTTP client's kinds differ between versions of huggingface_hub
+            raise RecycleError(f"{self.id}: cannot be fetched from the hub ({error})") from error
 
     def _at(self) -> str:
         return f" at revision {self.revision!r}" if self.revision else ""
@@ -98,10 +98,19 @@ class HubModel:
         """Id, what was asked for, and the commit that it was."""
         return {"kind": "hub", "id": self.id, "revision": self.revision or "main", "commit": self.snapshot().name}
 
-    def write(self, folder: Path) -> None:
-        """Copy the model into `folder`."""
+    def write(self, folder: Path, *, link: bool = False) -> None:
+        """Copy the model into `folder`, or link to it there."""
         snapshot = self.snapshot()
-        for pattern in NEEDED:
-            for path in snapshot.glob(pattern):
+        for path in [path for pattern in NEEDED for path in snapshot.glob(pattern)]:
+            if not (link and _linked(path, folder / path.name)):
                 shutil.copyfile(path, folder / path.name)
         write_source(folder, self.provenance())
+
+
+def _linked(path: Path, link: Path) -> bool:
+    """Whether the link could be made; Windows asks for a privilege."""
+    try:
+        link.symlink_to(path)
+    except OSError:
+        return False
+    return True

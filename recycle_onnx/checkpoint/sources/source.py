@@ -25,8 +25,11 @@ class Source(Protocol):
     def name(self) -> str:
         """What to call the folder."""
 
-    def write(self, folder: Path) -> None:
-        """Fill the empty `folder` with the base, in Hugging Face layout, and with `source.json`."""
+    def write(self, folder: Path, *, link: bool = False) -> None:
+        """Fill the empty `folder` with the base, in Hugging Face layout, and with `source.json`.
+
+        With `link` the folder is only read for a while, and may consist of links.
+        """
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class GgufSource:
     def name(self) -> str:
         return self.path.stem
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, *, link: bool = False) -> None:
         from recycle_onnx.checkpoint.sources.gguf import convert
 
         convert(self.path, folder, note=self.note, progress=self.progress)
@@ -131,7 +134,7 @@ def folder_of(
     with temporary_sibling(beside) as temporary:
         folder = temporary / source.name
         folder.mkdir()
-        source.write(folder)
+        source.write(folder, link=True)
         yield folder
 
 

@@ -1,7 +1,7 @@
 """A GGUF file: metadata, and tensors in the memory-mapped file.
 
-PyPI's `gguf` has a reader too; on a vocabulary of 150,000 it takes 15 seconds and 500 MB where this takes none to speak
-of, and a truncated file leaves it as an IndexError. Its constants and its dequantization are used.
+PyPI's `gguf` has a reader too, whose constants and dequantization are used; on a vocabulary of 150,000 tokens and as
+many merges it takes seven times as long and 450 MB more, and a truncated file leaves it as an IndexError.
 """
 
 from __future__ import annotations
@@ -127,7 +127,8 @@ PLAIN: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16}
 
 def decode(rows: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
     """Rows of bytes in ggml type `kind` as float32 [rows, values a row]."""
-    values = rows.view(PLAIN[kind]) if kind in PLAIN else dequantize(rows, GGMLQuantizationType[kind])
+    with np.errstate(invalid="ignore"):  # a damaged scale; whoever reads the weights refuses what is not finite
+        values = rows.view(PLAIN[kind]) if kind in PLAIN else dequantize(rows, GGMLQuantizationType[kind])
     return np.asarray(values, dtype=np.float32)
 
 

@@ -169,7 +169,9 @@ class Vocabulary:
 
     def _respelled(self) -> list[str]:
         """Tokens with runs of spaces as the normalizer leaves them; llama.cpp stores those of Gemma as they are."""
-        return [SPACE * len(token) if not token.strip(" ") else token for token in self.tokens]
+        known = set(self.tokens)
+        runs = {token: SPACE * len(token) for token in known if not token.strip(" ")}
+        return [run if (run := runs.get(token, token)) not in known else token for token in self.tokens]
 
     def _whole_in_text(self) -> list[str]:
         """User-defined tokens; runs of spaces are left to merging."""
