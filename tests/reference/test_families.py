@@ -20,7 +20,7 @@ from recycle_onnx.bundle import graph_file
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.checkpoint.families import FAMILIES, describe
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import HalfPrecision, Quantization, export
+from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
 from recycle_onnx.runtime.half import Half
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
@@ -164,10 +164,9 @@ def test_verify_gives_the_text_of_full_on_50_prompts(trained: Path) -> None:
 
 def test_int4_generates(trained: Path) -> None:
     out = trained.parent / "int4"
-    report = export(trained, out, quantization=Quantization(bits=4))
-    assert report.fidelity is not None
-    assert np.isfinite(report.fidelity.perplexity)
-    assert report.fidelity.perplexity < 1.5 * report.fidelity.perplexity_fp32
+    _, fidelity = quantize_bundle(trained.parent / "bundle", out, Quantization(bits=4))
+    assert fidelity is not None
+    assert fidelity.perplexity < 1.5 * fidelity.perplexity_fp32
     for kind in ("full", "recycler"):
         graph = onnx.load(out / graph_file(kind), load_external_data=False).graph
         assert not [node.name for node in graph.node if node.op_type in ("MatMul", "FusedMatMul")]
@@ -175,10 +174,10 @@ def test_int4_generates(trained: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt2", "gpt_neox"], scope="module")
-def test_float16_is_near(name: str, checkpoint: Path) -> None:
-    report = export(checkpoint, checkpoint.parent / "fp16", quantization=HalfPrecision())
-    assert report.fidelity is not None
-    assert report.fidelity.top1_agreement > 0.97
+def test_float16_is_near(name: str, bundle: Path) -> None:
+    _, fidelity = quantize_bundle(bundle, bundle.parent / "fp16", HalfPrecision())
+    assert fidelity is not None
+    assert fidelity.top1_agreement > 0.97
 
 
 def test_beyond_the_original_context_longrope_is_refused(tmp_path: Path) -> None:
