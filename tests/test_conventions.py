@@ -161,7 +161,7 @@ def test_inspect_shows_every_convention(base: Path, text: Path, tmp_path: Path) 
             ["layer.1", "final_post"], ["hidden_state", "embedding"], "pre_norm", 64,
         )  # fmt: skip
         shown = run("inspect", folder).stdout
-        for words in ("layer.1, final_post", "hidden_state, embedding", "pre_norm", "size 64"):
+        for words in ("layer.1, final_post", "hidden_state, embedding", "pre_norm", "size: 64"):
             assert words in shown
 
 

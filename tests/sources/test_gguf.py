@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from tokenizers import Tokenizer
 
 import recycle_onnx
-from recycle_onnx.checkpoint import BaseConfig, Checkpoint
+from recycle_onnx.checkpoint import Checkpoint
+from recycle_onnx.checkpoint.families import read_config
 from recycle_onnx.export import export
 from tests import tiny
 from tests.cli.command import assert_refused, names, run
@@ -45,7 +46,7 @@ def test_float32_comes_back_bit_for_bit(base: Path, tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
-    assert BaseConfig.read(folder / "config.json") == CONFIG
+    assert read_config(folder / "config.json")[0] == CONFIG
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("F16", "float16"), ("BF16", "bfloat16")])
@@ -121,7 +122,7 @@ def test_the_end_of_a_turn_ends_a_text(base: Path, tmp_path: Path) -> None:
 
 
 def test_llama_3s_scaling_is_found_from_its_frequencies(base: Path, tmp_path: Path) -> None:
-    divisors = llama3_divisors(CONFIG.head_dim, CONFIG.rope_theta, 8.0, 32).astype(np.float32)
+    divisors = llama3_divisors(CONFIG.head_dim, CONFIG.source["rope_theta"], 8.0, 32).astype(np.float32)
     assert len(set(divisors.tolist())) > 2
     folder = converted(base, tmp_path, change=lambda writer: writer.add_tensor("rope_freqs.weight", divisors))
     assert json.loads((folder / "config.json").read_text())["rope_scaling"] == {
