@@ -23,7 +23,7 @@ import click
 
 import recycle_onnx
 from recycle_onnx.bench.steps import StepTimer
-from recycle_onnx.checkpoint import Checkpoint, attach
+from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, attach
 from recycle_onnx.documents import read_documents
 from recycle_onnx.evaluation.acceptance import acceptance
 from recycle_onnx.evaluation.agreement import agreement
@@ -35,7 +35,10 @@ TEXTS, NEW_TOKENS, CHAIN = 100, 150, 4
 
 @dataclass(frozen=True)
 class Variant:
-    """What differs from the reference: arguments of `attach`, and training options."""
+    """What differs from the reference: arguments of `attach`, and training options.
+
+    `draft` keeps one token in so many, the most frequent ones of the data.
+    """
 
     attach: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
@@ -44,11 +47,17 @@ class Variant:
 VARIANTS = {
     "reference: 1 layer, frozen, regenerated, depth 3": Variant(),
     "2 layers": Variant({"num_layers": 2}),
+    "given text": Variant(training={"regenerate": False}),
+    "depth 1": Variant(training={"depth": 1}),
+    "tap before the final norm": Variant({"tap": ("final_pre",)}),
+    "tap of an inner layer too": Variant({"tap": ("layer.3", "final_post")}),
+    "hidden state first": Variant({"concat": ("hidden_state", "embedding")}),
+    "chain from before the norm": Variant({"recycle": "pre_norm"}),
+    "a quarter of the vocabulary": Variant({"draft": 4}),
+    "random initialisation": Variant({"init": "random"}),
+    "given text, joint": Variant(training={"regenerate": False, "joint": True}),
     "4 layers": Variant({"num_layers": 4}),
     "6 layers": Variant({"num_layers": 6}),
-    "given text": Variant(training={"regenerate": False}),
-    "given text, joint": Variant(training={"regenerate": False, "joint": True}),
-    "depth 1": Variant(training={"depth": 1}),
 }
 
 
@@ -96,7 +105,7 @@ def _train_and_measure(
     from recycle_onnx.training.options import TrainingOptions
     from recycle_onnx.training.trainer import train
 
-    attach(base, folder, force=True, **variant.attach)
+    attach(base, folder, force=True, **_arguments(base, data, variant))
     options = TrainingOptions(**{"steps": steps, "learning_rate": lr, "regenerate": True, **variant.training})
     trained = train(folder, [data], options)
     with Checkpoint.open(folder) as checkpoint:
@@ -120,6 +129,14 @@ def _train_and_measure(
         "perplexity": perplexity(model, documents).perplexity,
         "agreement": asdict(agreement(model, documents, new_tokens=NEW_TOKENS)),
     }
+
+
+def _arguments(base: Path, data: Path, variant: Variant) -> dict[str, Any]:
+    arguments = dict(variant.attach)
+    if part := arguments.pop("draft", None):
+        with Checkpoint.open(base, base_only=True) as checkpoint:
+            arguments["draft_vocabulary"] = DraftVocabulary(checkpoint.base.vocab_size // part, data)
+    return arguments
 
 
 @main.command()
