@@ -27,8 +27,8 @@ test: .venv/ready  ## the suite without torch
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference
 
-test-peers: .venv/ready .venv-peers/ready .venv-optimum/ready  ## against and within others, in environments of their own
-	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python RECYCLE_ONNX_OPTIMUM=$(CURDIR)/$(OPTIMUM)/python $(DEV)/python -m pytest -m peers
+test-peers: .venv-reference/ready .venv-peers/ready .venv-optimum/ready  ## against and within others, in environments of their own
+	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python RECYCLE_ONNX_OPTIMUM=$(CURDIR)/$(OPTIMUM)/python $(REFERENCE)/python -m pytest -m peers
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .

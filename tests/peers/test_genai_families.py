@@ -9,9 +9,6 @@ import pytest
 import recycle_onnx
 from recycle_onnx.export import export
 from tests.peers.test_genai import genai
-
-pytest.importorskip("transformers")
-
 from tests.reference.families import CASES, write
 
 pytestmark = pytest.mark.peers
