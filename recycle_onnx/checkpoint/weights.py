@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ml_dtypes  # noqa: F401 -- registers bfloat16, which safetensors needs to hand it to numpy
 import numpy as np
@@ -20,6 +20,14 @@ from recycle_onnx.files import read_json, sha256
 FLOAT_TYPES = ("F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
+
+
+class Tensors(Protocol):
+    """Where weights come from, by name."""
+
+    def float32(self, name: str) -> NDArray[np.float32]:
+        """One tensor."""
+        ...
 
 
 class Weights:

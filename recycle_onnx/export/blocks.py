@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint.base import Layer
+from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import INPUT_IDS
-from recycle_onnx.export.graph import INT64_MAX, DecoderGraph, Tensors
+from recycle_onnx.export.graph import INT64_MAX, DecoderGraph
 
 
 def embed(graph: DecoderGraph, tokens: ir.ExternalTensor, positions: ir.ExternalTensor | None) -> ir.Value:

@@ -6,11 +6,12 @@ import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig
 from recycle_onnx.checkpoint.taps import FINAL_PRE, layer_of
+from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import blocks
 from recycle_onnx.export.external_data import ExternalDataWriter
-from recycle_onnx.export.graph import DecoderGraph, Tensors
+from recycle_onnx.export.graph import DecoderGraph
 
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +13,7 @@ from onnxscript import GraphBuilder
 from recycle_onnx import __version__
 from recycle_onnx.checkpoint import BaseConfig
 from recycle_onnx.checkpoint.base import Rope
+from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_TO_KEEP, GraphSpec, Tensor
 from recycle_onnx.export.external_data import ExternalDataWriter
 
@@ -20,14 +21,6 @@ OPSET = 23
 IR_VERSION = 11
 INT64_MAX = int(np.iinfo(np.int64).max)
 TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
-
-
-class Tensors(Protocol):
-    """Where weights come from, by name."""
-
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor."""
-        ...
 
 
 class DecoderGraph:

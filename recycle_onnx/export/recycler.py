@@ -5,11 +5,12 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
+from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS
-from recycle_onnx.export.graph import DecoderGraph, Tensors
+from recycle_onnx.export.graph import DecoderGraph
 
 DRAFT_HEAD = "draft_head.weight"
 

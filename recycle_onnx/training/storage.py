@@ -7,11 +7,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -20,7 +18,7 @@ from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.folder import base_reference
 from recycle_onnx.checkpoint.full_disk import disk_errors
-from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.checkpoint.weights import Tensors, Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 from recycle_onnx.training.card import model_card
@@ -46,14 +44,6 @@ def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) 
     fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
     fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
     return model
-
-
-class Tensors(Protocol):
-    """Where weights come from, by name."""
-
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor."""
-        ...
 
 
 def fill(module: torch.nn.Module, weights: Tensors, names: Iterable[str]) -> None:
