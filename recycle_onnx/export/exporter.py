@@ -24,6 +24,7 @@ from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
+from recycle_onnx.provenance import read_source
 from recycle_onnx.tokenizer import load_tokenizer
 
 SMALL = 1_000_000_000
@@ -171,6 +172,7 @@ def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, dra
         provenance={
             "producer": f"recycle-onnx {__version__}",
             "checkpoint": source.folder.resolve().name,
+            "source": read_source(source.folder, source.base_folder),
             "opset": OPSET,
             "ir_version": IR_VERSION,
         },
