@@ -24,7 +24,7 @@ from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
-from recycle_onnx.provenance import read_source
+from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.tokenizer import load_tokenizer
 
 SMALL = 1_000_000_000
@@ -136,6 +136,8 @@ def _write_text_files(source: Checkpoint, folder: Path) -> list[int]:
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             shutil.copyfile(origin / name, folder / name)
+    if came_from := read_source(source.folder, origin):
+        write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)
     write_json(folder / "generation_config.json", generation)
     eos = generation.get("eos_token_id")
