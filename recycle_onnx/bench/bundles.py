@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from recycle_onnx.bench.shapes import shape, write_random_base
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import temporary_sibling
+
+if TYPE_CHECKING:
+    from recycle_onnx.export.report import Report
 
 PRECISIONS = ("fp32", "int8", "int4")
 
@@ -20,7 +23,7 @@ def random_bundle(
     module_layers: int,
     block_size: int,
     draft_vocab: int | None = None,
-    report: Callable[[str], None] = lambda _: None,
+    report: Report | None = None,
 ) -> Path:
     """The bundle, from the cache if it was made before. A draft vocabulary holds the first `draft_vocab` tokens.
 
@@ -29,7 +32,8 @@ def random_bundle(
         RecycleError: the disk is full.
     """
     from recycle_onnx.checkpoint import attach
-    from recycle_onnx.export import DraftVocabulary, Quantization, export, quantize_bundle
+    from recycle_onnx.export import DraftVocabulary, Quantization, export
+    from recycle_onnx.export.report import silent
 
     config = shape(name)
     if precision not in PRECISIONS:
@@ -41,16 +45,14 @@ def random_bundle(
     target = cache_folder() / "shapes" / f"{name}-{precision}{recipe}-module{module_layers}{draft}"
     if target.is_dir():
         return target
+    report = report or silent
     with temporary_sibling(target) as work:
         report(f"making random weights for {name}")
         write_random_base(work / "model", config)
         attach(work / "model", work / "model", num_layers=module_layers)
-        plain = target if how is None else work / "fp32"
         vocabulary = None
         if draft_vocab is not None:
             (work / "text.txt").write_text("<0>")  # nothing to count: tokens are taken in their order
             vocabulary = DraftVocabulary(draft_vocab, work / "text.txt")
-        export(work / "model", plain, draft_vocabulary=vocabulary, report=report)
-        if how is not None:
-            quantize_bundle(plain, target, how, compare=False, report=report)
+        export(work / "model", target, quantization=how, draft_vocabulary=vocabulary, compare=False, report=report)
     return target

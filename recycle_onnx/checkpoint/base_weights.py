@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.families.family import Family, Stored
-from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.checkpoint.weights import ALL, Weights
 
 Array = NDArray[Any]
 
@@ -41,10 +41,6 @@ class BaseWeights:
         """The safetensors files."""
         return self.weights.files
 
-    def close(self) -> None:
-        """Unmap the files."""
-        self.weights.close()
-
     def digest(self) -> str:
         """SHA-256 of the files."""
         return self.weights.digest()
@@ -57,22 +53,31 @@ class BaseWeights:
         """The type of the embedding, in safetensors' words: F32, F16 or BF16."""
         return self.weights.stored_type(self._places[f"{TRUNK}{EMBEDDING}.weight"][0])
 
-    def stored(self, name: str) -> Array:
-        """One neutral tensor in the type it is stored in.
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one neutral tensor."""
+        return self.shapes[name]
+
+    def stored(self, name: str, rows: slice = ALL) -> Array:
+        """One neutral tensor, or some of its rows, in the type it is stored in.
 
         Raises:
             InputError: a value is not finite.
         """
         source, how = self._places[name]
-        array = self.weights.stored(source)
         suffix = name.rpartition(".")[2]
-        rows = [self.shapes[f"{part}.{suffix}"][0] for part in how.parts]
+        sizes = [self.shapes[f"{part}.{suffix}"][0] for part in how.parts]
         index = how.parts.index(name.removesuffix(f".{suffix}"))
-        return np.ascontiguousarray(_unpack(array, how, rows, index, self.base.num_heads))
+        if how.transposed or how.by_head:
+            array = _unpack(self.weights.stored(source), how, sizes, index, self.base.num_heads)[rows]
+        else:
+            before = sum(sizes[:index])
+            start, stop, _ = rows.indices(sizes[index])
+            array = self.weights.stored(source, slice(before + start, before + stop))
+        return np.ascontiguousarray(array)
 
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One neutral tensor as float32; stored float32 values are not rounded."""
-        return np.ascontiguousarray(self.stored(name), dtype=np.float32)
+    def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """One neutral tensor, or some of its rows, as float32; stored float32 values are not rounded."""
+        return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
 
     def pack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Neutral tensors as the files keep them, by the files' names."""

@@ -53,22 +53,16 @@ class Checkpoint:
         base_folder = _find_base(folder, recycler)
         recycler = None if base_only else recycler
         base, family = read_config(base_folder / "config.json")
-        weights = Weights.find(base_folder)
+        base_weights = BaseWeights(base, family, Weights.find(base_folder))
         recycler_weights, draft_ids = None, None
-        try:
-            base_weights = BaseWeights(base, family, weights)
-            if recycler:
-                recycler.check_base(base, str(folder / "recycler" / "config.json"))
-                recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
-                recycler_weights.check(recycler.tensor_shapes(base))
-                _check_base(recycler.base, base_folder, base_weights)
-                if recycler.draft_vocabulary:
-                    draft_ids = recycler.draft_vocabulary.read(folder / "recycler", base.vocab_size)
-            yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
-        finally:
-            weights.close()
-            if recycler_weights:
-                recycler_weights.close()
+        if recycler:
+            recycler.check_base(base, str(folder / "recycler" / "config.json"))
+            recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
+            recycler_weights.check(recycler.tensor_shapes(base))
+            _check_base(recycler.base, base_folder, base_weights)
+            if recycler.draft_vocabulary:
+                draft_ids = recycler.draft_vocabulary.read(folder / "recycler", base.vocab_size)
+        yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
 
     def folders(self) -> list[Path]:
         """What a command that reads this checkpoint must not delete: its folders, and where the user is at home."""

@@ -1,12 +1,12 @@
-"""Safetensors files, read one tensor at a time from the memory-mapped file."""
+"""Safetensors files, read one tensor at a time, or some of its rows."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes  # noqa: F401 -- registers bfloat16, which safetensors needs to hand it to numpy
 import numpy as np
@@ -22,29 +22,48 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
 
 
+ALL = slice(None)
+
+
 class Tensors(Protocol):
     """Where weights come from, by name."""
 
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+        ...
+
+    def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """One tensor, or some of its rows."""
         ...
 
 
+class _Stored(NamedTuple):
+    """Where a tensor is, and what the file's header says about it."""
+
+    path: Path
+    shape: tuple[int, ...]
+    kind: str
+
+
 class Weights:
-    """The tensors of one safetensors file, or of the shards that an index lists."""
+    """The tensors of one safetensors file, or of the shards that an index lists.
+
+    A file is mapped while something is read from it and no longer: mapped pages count as this process's memory.
+    """
 
     def __init__(self, files: list[Path]) -> None:
-        """Open the files.
+        """Read the files' headers.
 
         Raises:
             InputError: a file is missing, truncated or not safetensors.
         """
         self.files = files
-        self._stack = ExitStack()
-        self._handles: dict[str, Any] = {}
+        self._tensors: dict[str, _Stored] = {}
         for path in files:
-            handle = self._open(path)
-            self._handles |= dict.fromkeys(handle.keys(), handle)
+            with _open(path) as file:
+                for name in file.keys():  # noqa: SIM118 -- not a mapping
+                    tensor = file.get_slice(name)
+                    self._tensors[name] = _Stored(path, tuple(tensor.get_shape()), str(tensor.get_dtype()))
 
     @classmethod
     def find(cls, folder: Path) -> Weights:
@@ -55,30 +74,17 @@ class Weights:
             return cls([folder / "model.safetensors"])
         return cls(_shards(index))
 
-    def _open(self, path: Path) -> Any:
-        try:
-            return self._stack.enter_context(safe_open(path, framework="numpy"))
-        except FileNotFoundError as error:
-            raise InputError(f"{path}: no such file; expected the weights as safetensors") from error
-        except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: damaged or not safetensors ({error}); fetch or write it again") from error
-
-    def close(self) -> None:
-        """Unmap the files."""
-        self._handles.clear()
-        self._stack.close()
-
     def names(self) -> set[str]:
         """Names of all tensors."""
-        return set(self._handles)
+        return set(self._tensors)
 
     def num_parameters(self) -> int:
         """Number of values in all tensors."""
-        return sum(int(np.prod(self.shape(name))) for name in self._handles)
+        return sum(int(np.prod(tensor.shape)) for tensor in self._tensors.values())
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
-        return tuple(self._slice(name).get_shape())
+        return self._tensors[name].shape
 
     def check(self, expected: Shapes) -> None:
         """Compare names, shapes and types with what the config implies.
@@ -88,38 +94,48 @@ class Weights:
         """
         where = self.files[0] if len(self.files) == 1 else self.files[0].parent
         for name, shape in expected.items():
-            if name not in self._handles:
+            if name not in self._tensors:
                 raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
             if (found := self.shape(name)) != shape:
                 raise InputError(f"{where}: {name} has shape {list(found)}; the config implies {list(shape)}")
-            if (kind := self._slice(name).get_dtype()) not in FLOAT_TYPES:
+            if (kind := self.stored_type(name)) not in FLOAT_TYPES:
                 raise InputError(f"{where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
 
-    def stored(self, name: str) -> NDArray[Any]:
-        """One tensor in the type it is stored in (bfloat16 as ml_dtypes' type).
+    def stored(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        """One tensor, or some of its rows, in the type it is stored in (bfloat16 as ml_dtypes' type).
 
         Raises:
             InputError: a value is not finite.
         """
-        array: NDArray[Any] = self._handles[name].get_tensor(name)
+        path = self._tensors[name].path
+        with _open(path) as file:
+            array: NDArray[Any] = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
         if not np.isfinite(array).all():
-            raise InputError(f"{self.files[0]}: {name} holds values that are not finite; the weights are damaged")
+            raise InputError(f"{path}: {name} holds values that are not finite; the weights are damaged")
         return array
 
-    def float32(self, name: str) -> NDArray[np.float32]:
-        """One tensor as float32; stored float32 values are not rounded."""
-        return np.ascontiguousarray(self.stored(name), dtype=np.float32)
+    def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """One tensor, or some of its rows, as float32; stored float32 values are not rounded."""
+        return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
 
     def stored_type(self, name: str | None = None) -> str:
         """The type of a tensor (the first one), in safetensors' words: F32, F16 or BF16."""
-        return str(self._slice(name or next(iter(self._handles))).get_dtype())
+        return self._tensors[name or next(iter(self._tensors))].kind
 
     def digest(self) -> str:
         """SHA-256 over the files' own SHA-256, in the order of their names."""
         return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
 
-    def _slice(self, name: str) -> Any:
-        return self._handles[name].get_slice(name)
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such file; expected the weights as safetensors") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path}: damaged or not safetensors ({error}); fetch or write it again") from error
 
 
 def _shards(index: Path) -> list[Path]:

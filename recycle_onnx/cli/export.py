@@ -29,6 +29,12 @@ from recycle_onnx.errors import InputError
 )
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
 @click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: the model's own]")
+@click.option(
+    "--compare/--no-compare",
+    default=None,
+    help="Measure the cost of quantization against float32, which has to be made and loaded for it.  [default: with "
+    "--text, and where that is no more than 1 GB]",
+)
 @source_options
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
@@ -39,6 +45,7 @@ def export(
     draft_vocab: int | None,
     draft_text: Path | None,
     text: Path | None,
+    compare: bool | None,
     revision: str | None,
     force: bool,
     json_: bool,
@@ -58,12 +65,14 @@ def export(
         quantization = HalfPrecision() if precision == "fp16" else Quantization(bits=int(precision[3:]))
     if text is not None and quantization is None:
         raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
+    if compare is not None and quantization is None:
+        raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
     draft = DraftVocabulary.given(draft_vocab, draft_text)
     with (
         stages() as report,
         folder_of(
             checkpoint, bundle, revision=revision, force=force, note=note,
-            progress=lambda done, total, _: report(f"converting: {done}/{total}"),
+            progress=lambda done, total, _: report("converting", done, total),
         ) as folder,
     ):  # fmt: skip
         done = run(
@@ -72,6 +81,7 @@ def export(
             quantization=quantization,
             draft_vocabulary=draft,
             text=text,
+            compare=compare,
             force=force,
             report=report,
         )

@@ -12,7 +12,7 @@ from rich.table import Table
 from recycle_onnx.cli.report import as_json, stages
 
 if TYPE_CHECKING:
-    from recycle_onnx.export.fidelity import Fidelity
+    from recycle_onnx.export.fidelity import Fidelity, Rounding
 
 
 @click.command()
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "and lm_head]",
 )
 @click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
-@click.option("--compare/--no-compare", default=True, show_default=True, help="Load both bundles, measure the cost.")
+@click.option("--compare/--no-compare", default=True, show_default=True, help="Load BUNDLE too, measure the cost.")
 @click.option("--report", "table", is_flag=True, help="Print what it costs as a table.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
@@ -54,6 +54,7 @@ def quantize(
     gate_proj, up_proj, down_proj.
     """
     from recycle_onnx.export import Quantization, quantize_bundle
+    from recycle_onnx.export.fidelity import Fidelity
 
     parts = None if keep is None else tuple(part.strip() for part in keep.split(",") if part.strip())
     how = Quantization(bits, block_size, symmetric, method, parts)
@@ -64,23 +65,26 @@ def quantize(
         click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": manifest.quantization}))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {block_size}")
-    if fidelity is None:
-        click.echo("what that costs was not measured (--no-compare)")
-    elif table:
+    if table and isinstance(fidelity, Fidelity):
         Console().print(_table(manifest.precision, fidelity))
     else:
         click.echo(fidelity_line(manifest.precision, fidelity))
 
 
-def fidelity_line(precision: str, fidelity: Fidelity) -> str:
-    """What a quantization costs, in one line."""
+def fidelity_line(precision: str, fidelity: Rounding) -> str:
+    """What a quantization costs, in one line, or how to know."""
+    from recycle_onnx.export.fidelity import Fidelity
+
+    within = f"verify is within {fidelity.epsilon:.2g} of full"
+    if not isinstance(fidelity, Fidelity):
+        return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
     change = fidelity.perplexity / fidelity.perplexity_fp32 - 1
     accepted = ""
     if fidelity.acceptance is not None and fidelity.acceptance_fp32 is not None:
         accepted = f", acceptance {fidelity.acceptance_fp32:.1%} to {fidelity.acceptance:.1%}"
     return (
         f"{precision}: perplexity {fidelity.perplexity_fp32:.3f} to {fidelity.perplexity:.3f} ({change:+.2%}), "
-        f"same best token {fidelity.top1_agreement:.1%}{accepted}; verify is within {fidelity.epsilon:.2g} of full"
+        f"same best token {fidelity.top1_agreement:.1%}{accepted}; {within}"
     )
 
 

@@ -8,10 +8,25 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+if TYPE_CHECKING:
+    from recycle_onnx.export.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -61,29 +76,55 @@ def _lines(title: str) -> Callable[[int, int, str], None]:
     return update
 
 
-def _stage_lines() -> Callable[[str], None]:
+def _stage_lines() -> Report:
     last, current = time.monotonic(), ""
 
-    def report(text: str) -> None:
+    def report(text: str, done: int = 0, total: int = 0) -> None:
         nonlocal last, current
         stage, _, _ = text.partition(": ")
         now = time.monotonic()
         if stage == current and now - last < SECONDS_BETWEEN_LINES:
             return
-        click.echo(text if stage == current else stage, err=True)
+        known = f"{text}: {done / total:.0%}" if total else text
+        click.echo(known if stage == current else stage, err=True)
         last, current = now, stage
 
     return report
 
 
 @contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    """Give `report(stage)` or `report("stage: detail")`: a spinner on a terminal, otherwise a line a stage.
+def stages() -> Iterator[Report]:
+    """Give `report(stage)`, `report("stage: detail")` or `report(stage, done, total)`.
 
-    Details come every few seconds. All of it goes to standard error.
+    On a terminal a spinner, with a bar where the total is known; otherwise a line a stage, and every few seconds
+    details. All of it goes to standard error.
     """
     if not sys.stderr.isatty():
         yield _stage_lines()
         return
-    with Console(stderr=True).status("reading the checkpoint") as status:
-        yield lambda stage: status.update(stage)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), _Known(BarColumn()), _Known(TaskProgressColumn()),
+               _Known(TimeRemainingColumn()))  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading the checkpoint", total=None)
+        current = ""
+
+        def report(text: str, done: int = 0, total: int = 0) -> None:
+            nonlocal current
+            stage, _, _ = text.partition(": ")
+            if stage != current:
+                bar.reset(task)
+            bar.update(task, description=text, completed=done, total=total or None)
+            current = stage
+
+        yield report
+
+
+class _Known(ProgressColumn):
+    """A column that is there only where the total is known."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__()
+        self.column = column
+
+    def render(self, task: Task) -> RenderableType:
+        return self.column(task) if task.total else ""

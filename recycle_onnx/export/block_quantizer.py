@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.export.lazy import row_ranges
 
 BITS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -26,7 +28,6 @@ PARTS = (
     "down_proj",
 )
 KEEP = {4: ("projection", "embed_tokens", "lm_head"), 8: ("projection",)}
-ROWS_AT_ONCE = 4096
 SMALLEST_BLOCK = 16
 FLOAT = ("embed_positions",)
 """Read a row at a time and small: stays as it is."""
@@ -93,11 +94,17 @@ class Blocks(NamedTuple):
 
 
 def quantize(matrix: NDArray[np.float32], how: Quantization) -> Blocks:
-    """Quantize `matrix` [N, K], some rows at a time."""
+    """Quantize `matrix` [N, K], some rows at a time; every block stands for itself."""
     quantize_rows = _least_squares if how.method == "mse" else _round_to_nearest
-    pieces = [quantize_rows(matrix[start : start + ROWS_AT_ONCE], how) for start in range(0, len(matrix), ROWS_AT_ONCE)]
-    packed, scales, zero_points = (np.concatenate(parts) for parts in zip(*pieces, strict=True))
-    return Blocks(packed, scales, None if how.symmetric else zero_points)
+    return join([quantize_rows(matrix[rows], how) for rows in row_ranges(*matrix.shape)], how)
+
+
+def join(parts: Sequence[Blocks], how: Quantization) -> Blocks:
+    """One matrix of parts that follow each other in its rows."""
+    packed, scales, zero_points = zip(*parts, strict=True)
+    return Blocks(
+        np.concatenate(packed), np.concatenate(scales), None if how.symmetric else np.concatenate(zero_points)
+    )
 
 
 def dequantize(blocks: Blocks, how: Quantization) -> NDArray[np.float32]:
@@ -111,17 +118,14 @@ def dequantize(blocks: Blocks, how: Quantization) -> NDArray[np.float32]:
     return product.reshape(rows, -1)
 
 
-def _round_to_nearest(rows: NDArray[np.float32], how: Quantization) -> tuple[NDArray[np.generic], ...]:
+def _round_to_nearest(rows: NDArray[np.float32], how: Quantization) -> Blocks:
     config = DefaultWeightOnlyQuantConfig(block_size=how.block_size, is_symmetric=how.symmetric, bits=how.bits)
-    result: tuple[NDArray[np.generic], ...] = DefaultWeightOnlyQuantizer(config).qbits_block_quant(
-        np.ascontiguousarray(rows.T)
-    )
-    return result
+    return Blocks(*DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(rows.T)))
 
 
-def _least_squares(rows: NDArray[np.float32], how: Quantization) -> tuple[NDArray[np.generic], ...]:
+def _least_squares(rows: NDArray[np.float32], how: Quantization) -> Blocks:
     """For each block the range, a part of its own, and then the scale that leave the least squared error."""
-    blocks = rows.reshape(len(rows), -1, how.block_size)
+    blocks = np.ascontiguousarray(rows).reshape(len(rows), -1, how.block_size)  # or sums would round otherwise
     best, *found = _rounded(blocks, how, 1.0)
     for part in RANGES:
         error, *other = _rounded(blocks, how, part)
@@ -129,7 +133,7 @@ def _least_squares(rows: NDArray[np.float32], how: Quantization) -> tuple[NDArra
         best = np.where(better, error, best)
         found = [np.where(better, new, old) for new, old in zip(other, found, strict=True)]
     values, scales, zero_points = found
-    return (
+    return Blocks(
         _pack(values.astype(np.uint8), how.bits),
         scales[..., 0].astype(np.float32),
         _pack(zero_points[..., 0].astype(np.uint8), how.bits),

@@ -11,27 +11,28 @@ from recycle_onnx.checkpoint.base import Layer
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import INPUT_IDS
 from recycle_onnx.export.graph import INT64_MAX, DecoderGraph
+from recycle_onnx.export.lazy import LazyWeight, of_array
 
 
-def embed(graph: DecoderGraph, tokens: ir.ExternalTensor, positions: ir.ExternalTensor | None) -> ir.Value:
+def embed(graph: DecoderGraph, tokens: LazyWeight, positions: LazyWeight | None) -> ir.Value:
     """What the base's first layer reads [B, S, H]: rows of the table `tokens`, and of learned `positions` if any.
 
     (In the module too a token is embedded at its row's position.)
     """
     op, config = graph.op, graph.config
-    x = graph.scaled(op.Gather(graph.shared(tokens), graph.inputs[INPUT_IDS]), config.embedding_scale)
+    x = graph.scaled(op.Gather(graph.weight(tokens), graph.inputs[INPUT_IDS]), config.embedding_scale)
     if positions is None:
         return x
     rows = graph.positions
     if config.position_offset:
         rows = op.Add(rows, graph.scalar(config.position_offset))
-    total: ir.Value = op.Add(x, op.Gather(graph.shared(positions), rows))
+    total: ir.Value = op.Add(x, op.Gather(graph.weight(positions), rows))
     return total
 
 
 def norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str) -> ir.Value:
     """RMSNormalization (opset 23) of x [B, S, H], whatever norms the base has."""
-    weight = graph.weight(name, weights.float32(name))
+    weight = graph.weight(of_array(name, weights.float32(name)))
     normalised: ir.Value = graph.op.RMSNormalization(x, weight, axis=-1, epsilon=graph.config.norm.eps)
     return normalised
 
@@ -59,9 +60,11 @@ def add_norm(
 
 def _norm_weights(graph: DecoderGraph, weights: Tensors, name: str) -> list[ir.Value]:
     config = graph.config.norm
-    weight = weights.float32(f"{name}.weight") + np.float32(config.plus_one)
-    values = [graph.weight(f"{name}.weight", weight)]
-    return [*values, graph.weight(f"{name}.bias", weights.float32(f"{name}.bias"))] if config.bias else values
+    weight = weights.float32(f"{name}.weight")
+    found = {f"{name}.weight": weight + np.float32(1) if config.plus_one else weight}
+    if config.bias:
+        found[f"{name}.bias"] = weights.float32(f"{name}.bias")
+    return [graph.weight(of_array(*item)) for item in found.items()]
 
 
 def attention(
@@ -224,10 +227,10 @@ def _behind(graph: DecoderGraph, delta: ir.Value, weights: Tensors, name: str) -
     return layer_norm(graph, delta, weights, name) if graph.config.placement in ("post", "both") else delta
 
 
-def logits(graph: DecoderGraph, hidden: ir.Value, head: ir.ExternalTensor) -> ir.Value:
+def logits(graph: DecoderGraph, hidden: ir.Value, head: LazyWeight) -> ir.Value:
     """Logits of the last `logits_to_keep` rows (0: of all), with the head [V, H] stored as the embedding is."""
     start = graph.op.Reshape(graph.op.Neg(graph.keep), graph.ints(1))
     kept = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
     kept = graph.scaled(kept, graph.config.logit_scale)
-    product = graph.microsoft.FusedMatMul(kept, graph.shared(head), transB=1)
+    product = graph.microsoft.FusedMatMul(kept, graph.weight(head), transB=1)
     return graph.capped(product, graph.config.logit_softcap)

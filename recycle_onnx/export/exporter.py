@@ -7,85 +7,105 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from recycle_onnx import __version__
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
 from recycle_onnx.checkpoint import BaseConfig, Checkpoint, DraftVocabulary
 from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.block_quantizer import Quantization
-from recycle_onnx.export.external_data import ExternalDataWriter
-from recycle_onnx.export.fidelity import Fidelity
+from recycle_onnx.export.fidelity import Rounding, measure
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
 from recycle_onnx.export.graph import IR_VERSION, OPSET
-from recycle_onnx.export.half_precision import HalfPrecision
-from recycle_onnx.export.quantizer import quantize_bundle
+from recycle_onnx.export.lazy import weights_of
+from recycle_onnx.export.quantizer import Precision, as_quantized, check_text, rewriter, with_cost
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
-from recycle_onnx.export.report import Report
+from recycle_onnx.export.report import Report, silent
+from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
-from recycle_onnx.files import check_target, new_folder, read_json, temporary_sibling, write_json
+from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
+from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.tokenizer import load_tokenizer
+
+SMALL = 1_000_000_000
+"""Bytes of float32 weights that are not too many to load for a comparison."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how the graphs compared with themselves and with torch."""
+    """What was written, and how the graphs compared with themselves and with torch.
+
+    For a quantized bundle that was compared with float32, `self_check` is that of the float32 graphs; `fidelity` is
+    what was measured of the quantized ones.
+    """
 
     bundle: Path
     manifest: Manifest
     self_check: SelfCheck
-    fidelity: Fidelity | None = None
+    fidelity: Rounding | None = None
 
 
 def export(
     checkpoint: Path,
     bundle: Path,
     *,
-    quantization: Quantization | HalfPrecision | None = None,
+    quantization: Precision | None = None,
     draft_vocabulary: DraftVocabulary | None = None,
     text: Path | None = None,
+    compare: bool | None = None,
     force: bool = False,
-    report: Report = lambda _: None,
+    report: Report = silent,
 ) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
 
-    A `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` a float32 bundle is made beside
-    it, quantized and compared on `text` (see `quantize_bundle`), and deleted. `report` is told each stage as it begins.
+    A `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
+    straight into the bundle, some rows at a time. To `compare` that with float32 on `text` (see `quantize_bundle`), a
+    float32 bundle is made beside it, and deleted; by default where `text` is given, or the weights take no more than
+    `SMALL` bytes in float32. `report` is told each stage as it begins, and how much of it is done.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
         RecycleError: the disk is full or not writable, or the graphs failed their self-check.
     """
-    if quantization is None:
-        return _export(checkpoint, bundle, draft_vocabulary, force, report)
-    with Checkpoint.open(checkpoint) as source:
-        check_target(bundle, force=force, keep=source.folders())
-    with temporary_sibling(bundle) as beside:
-        done = _export(checkpoint, beside / "fp32", draft_vocabulary, False, report)
-        manifest, fidelity = quantize_bundle(
-            beside / "fp32", bundle, quantization, text=text, force=force, report=report
-        )
-    return ExportReport(bundle, manifest, done.self_check, fidelity)
-
-
-def _export(
-    checkpoint: Path, bundle: Path, draft_vocabulary: DraftVocabulary | None, force: bool, report: Report
-) -> ExportReport:
+    check_text(text)
     with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
         eos = _write_text_files(source, folder)
         draft = _choose(draft_vocabulary, source)
-        specs = _write_graphs(source, folder, draft, report)
+        specs = _write_graphs(source, folder, draft, rewriter(quantization, report))
         manifest = _manifest(source, specs, folder, draft)
+        if quantization is not None:
+            manifest = as_quantized(manifest, quantization)
         manifest.write(folder / MANIFEST)
-        report("checking the graphs")
-        reference = source.folder / "recycler" / "reference.safetensors"
-        checked = check_bundle(Bundle(folder, manifest), reference if source.recycler else None, eos)
+        done = Bundle(folder, manifest)
+        if quantization is None:
+            checked, cost = _check(source, done, eos, report), None
+        elif compare if compare is not None else text is not None or _float32_bytes(source) <= SMALL:
+            checked, cost = _compare(source, done, draft_vocabulary, text, report)
+        else:
+            checked, cost = _check(source, done, eos, report), measure(done, None, text, report)
         manifest.provenance["self_check"] = asdict(checked)
+        manifest = manifest if cost is None else with_cost(manifest, cost)
         manifest.write(folder / MANIFEST)
-    return ExportReport(bundle, manifest, checked)
+    return ExportReport(bundle, manifest, checked, cost)
+
+
+def _check(source: Checkpoint, done: Bundle, eos: list[int], report: Report) -> SelfCheck:
+    report("checking the graphs")
+    reference = source.folder / "recycler" / "reference.safetensors"
+    return check_bundle(done, reference if source.recycler else None, eos)
+
+
+def _compare(
+    source: Checkpoint, done: Bundle, draft: DraftVocabulary | None, text: Path | None, report: Report
+) -> tuple[SelfCheck, Rounding]:
+    with temporary_sibling(done.folder) as beside:
+        plain = export(source.folder, beside / "fp32", draft_vocabulary=draft, report=report)
+        return plain.self_check, measure(done, Bundle(plain.bundle, plain.manifest), text, report)
+
+
+def _float32_bytes(source: Checkpoint) -> int:
+    parts = (source.base_weights, source.recycler_weights)
+    return 4 * sum(part.num_parameters() for part in parts if part is not None)
 
 
 def _choose(draft_vocabulary: DraftVocabulary | None, source: Checkpoint) -> list[int] | None:
@@ -96,20 +116,16 @@ def _choose(draft_vocabulary: DraftVocabulary | None, source: Checkpoint) -> lis
     return draft_vocabulary.choose(source.base_folder, source.base.vocab_size)
 
 
-def _write_graphs(source: Checkpoint, folder: Path, draft: list[int] | None, report: Report) -> dict[str, GraphSpec]:
+def _write_graphs(source: Checkpoint, folder: Path, draft: list[int] | None, write: Rewriter) -> dict[str, GraphSpec]:
     taps = source.recycler.tap if source.recycler else (FINAL_POST,)
     specs = {"full": full_spec(source.base, taps)}
-    report("writing model.onnx")
-    with ExternalDataWriter(folder / "model.onnx.data") as writer:
-        model = build_full_model(source.base, source.base_weights, writer, taps)
-        shared = dict(writer.tensors)
-    ir.save(model, folder / graph_file("full"))
+    model = build_full_model(source.base, source.base_weights, taps)
+    shared = weights_of(model)
+    write.save(model, folder / graph_file("full"))
     if source.recycler and source.recycler_weights:
         specs["recycler"] = recycler_spec(source.recycler, source.base, draft)
-        report("writing recycler.onnx")
-        with ExternalDataWriter(folder / "recycler.onnx.data") as writer:
-            model = build_recycler(source.recycler, source.base, source.recycler_weights, writer, shared, draft)
-        ir.save(model, folder / graph_file("recycler"))
+        model = build_recycler(source.recycler, source.base, source.recycler_weights, shared, draft)
+        write.save(model, folder / graph_file("recycler"))
     return specs
 
 
@@ -120,6 +136,8 @@ def _write_text_files(source: Checkpoint, folder: Path) -> list[int]:
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             shutil.copyfile(origin / name, folder / name)
+    if came_from := read_source(source.folder, origin):
+        write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)
     write_json(folder / "generation_config.json", generation)
     eos = generation.get("eos_token_id")
@@ -156,6 +174,7 @@ def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, dra
         provenance={
             "producer": f"recycle-onnx {__version__}",
             "checkpoint": source.folder.resolve().name,
+            "source": read_source(source.folder, source.base_folder),
             "opset": OPSET,
             "ir_version": IR_VERSION,
         },

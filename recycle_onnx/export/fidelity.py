@@ -1,4 +1,4 @@
-"""What a quantized bundle costs in quality, measured against the float32 bundle it was made from."""
+"""What a quantized bundle costs in quality: by itself, and against float32."""
 
 from __future__ import annotations
 
@@ -24,32 +24,49 @@ PAIRS = 32
 
 
 @dataclass(frozen=True)
-class Fidelity:
-    """Perplexity on `tokens` tokens of `text`, how often both bundles' best tokens agree, and acceptance rates.
+class Rounding:
+    """What a quantized bundle by itself tells: how far runs on two tokens of `text` depart from runs on one.
 
     `epsilon` bounds how far below the best logit a token of `verify` may lie when one-token runs score it: twice the
     largest difference between the logits of a two-token run and of one-token runs.
     """
 
     text: str
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Fidelity(Rounding):
+    """Perplexity on `tokens` tokens of `text`, how often both bundles' best tokens agree, and acceptance rates."""
+
     tokens: int
     perplexity_fp32: float
     perplexity: float
     top1_agreement: float
     acceptance_fp32: float | None
     acceptance: float | None
-    epsilon: float
 
 
-def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Report) -> Fidelity:
-    """Compare both bundles on `text`, or on what the original says when it is sampled.
+def measure(quantized: Bundle, original: Bundle | None, text: Path | None, report: Report) -> Rounding:
+    """What `quantized` tells on `text`, or on what a bundle says when it is sampled; `Fidelity` if there is `original`.
+
+    The two are loaded one after the other.
 
     Raises:
         InputError: `text` is missing, is not UTF-8, or has too few tokens.
     """
-    report("choosing the text to compare on")
+    return _alone(quantized, text, report) if original is None else _compared(quantized, original, text, report)
+
+
+def _alone(quantized: Bundle, text: Path | None, report: Report) -> Rounding:
+    model = _load(quantized)
+    texts = _texts(model, text, PAIRS, report)
+    return Rounding(_name(text, quantized), _epsilon(model, texts, report))
+
+
+def _compared(quantized: Bundle, original: Bundle, text: Path | None, report: Report) -> Fidelity:
     model = _load(original)
-    texts = _read(model, text) if text else _sampled(model)
+    texts = _texts(model, text, TOKENS, report)
     report("comparing with float32")
     scores = [[score(model, ids) for ids in texts]]
     del model  # one at a time in memory
@@ -57,17 +74,15 @@ def measure(original: Bundle, quantized: Bundle, text: Path | None, report: Repo
     scores.append([score(model, ids) for ids in texts])
     nats = [np.concatenate([found.nats for found in part]) for part in scores]
     best = [np.concatenate([found.best for found in part]) for part in scores]
-    report("comparing runs on two tokens with runs on one")
-    difference = max(_two_against_one(model, ids[:PAIRS]) for ids in texts)
     return Fidelity(
-        text=text.name if text else "sampled from the float32 bundle at temperature 1, seeds 0 …",
+        text=_name(text, original),
+        epsilon=_epsilon(model, texts, report),
         tokens=len(nats[0]),
         perplexity_fp32=math.exp(float(nats[0].mean())),
         perplexity=math.exp(float(nats[1].mean())),
         top1_agreement=float((best[0] == best[1]).mean()),
         acceptance_fp32=_acceptance(scores[0]),
         acceptance=_acceptance(scores[1]),
-        epsilon=2 * difference,
     )
 
 
@@ -77,23 +92,37 @@ def _load(bundle: Bundle) -> RecycleModel:
     return model
 
 
-def _read(model: RecycleModel, path: Path) -> list[list[int]]:
+def _name(text: Path | None, bundle: Bundle) -> str:
+    return text.name if text else f"sampled from the {bundle.manifest.precision} bundle at temperature 1, seeds 0 …"
+
+
+def _texts(model: RecycleModel, text: Path | None, tokens: int, report: Report) -> list[list[int]]:
+    report("choosing the text to measure on")
+    length = min(tokens, model.bundle.manifest.context_length)
+    return _read(model, text, length) if text else _sampled(model, length, report)
+
+
+def _read(model: RecycleModel, path: Path, length: int) -> list[list[int]]:
     ids = model.encode(read_text(path))
-    length = min(TOKENS, model.bundle.manifest.context_length)
     texts = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
     if not texts:
-        raise InputError(f"{path}: has {len(ids)} tokens; expected at least {length} to compare on")
+        raise InputError(f"{path}: has {len(ids)} tokens; expected at least {length} to measure on")
     return texts[:: max(1, len(texts) // TEXTS)][:TEXTS]
 
 
-def _sampled(model: RecycleModel) -> list[list[int]]:
+def _sampled(model: RecycleModel, length: int, report: Report) -> list[list[int]]:
     start = model.encode("") or [0]
-    length = min(TOKENS, model.bundle.manifest.context_length) - len(start)
     texts = []
     for seed in range(TEXTS):
-        result = model.generate(start, strategy="full", max_new_tokens=length, temperature=1.0, seed=seed)
+        result = model.generate(start, strategy="full", max_new_tokens=length - len(start), temperature=1.0, seed=seed)
         texts.append([*start, *result.tokens])
+        report("choosing the text to measure on", seed + 1, TEXTS)
     return texts
+
+
+def _epsilon(model: RecycleModel, texts: list[list[int]], report: Report) -> float:
+    report("comparing runs on two tokens with runs on one")
+    return 2 * max(_two_against_one(model, ids[:PAIRS]) for ids in texts)
 
 
 def _acceptance(scores: list[Score]) -> float | None:

@@ -10,8 +10,8 @@ from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import blocks
-from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.lazy import of_table
 
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
@@ -27,21 +27,18 @@ def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> Grap
     )  # fmt: skip
 
 
-def build_full_model(
-    config: BaseConfig, weights: Tensors, writer: ExternalDataWriter, taps: tuple[str, ...] = (FINAL_POST,)
-) -> ir.Model:
-    """Token ids to logits, hidden states and present keys and values.
+def build_full_model(config: BaseConfig, weights: Tensors, taps: tuple[str, ...] = (FINAL_POST,)) -> ir.Model:
+    """Token ids to logits, hidden states and present keys and values; matrices are not read yet.
 
     Raises:
         InputError: a head size that the kernels lack.
     """
     if config.head_dim % HEAD_SIZES:
         raise InputError(f"head_dim is {config.head_dim}; GroupQueryAttention takes a multiple of {HEAD_SIZES}")
-    graph = DecoderGraph(full_spec(config, taps), config, writer)
-    embedding = writer.write(EMBEDDING, weights.float32(EMBEDDING))
-    head = embedding if config.tied_embeddings else writer.write(LM_HEAD, weights.float32(LM_HEAD))
-    learned = config.position_offset is not None
-    positions = writer.write(POSITIONS, weights.float32(POSITIONS)) if learned else None
+    graph = DecoderGraph(full_spec(config, taps), config)
+    embedding = of_table(EMBEDDING, weights)
+    head = embedding if config.tied_embeddings else of_table(LM_HEAD, weights)
+    positions = None if config.position_offset is None else of_table(POSITIONS, weights)
     x = blocks.embed(graph, embedding, positions)
     stack = blocks.layers(graph, x, weights, "model.layers.", "model.norm")
     tapped = [_tapped(stack, tap) for tap in taps if tap != FINAL_POST]

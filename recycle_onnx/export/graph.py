@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +14,7 @@ from recycle_onnx.checkpoint import BaseConfig
 from recycle_onnx.checkpoint.base import Rope
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_TO_KEEP, GraphSpec, Tensor
-from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.lazy import LazyWeight, of_array, of_products
 
 OPSET = 23
 IR_VERSION = 11
@@ -26,8 +25,8 @@ TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
 class DecoderGraph:
     """A graph under construction in the `ort` flavour: ONNX operators, and com.microsoft's fused ones."""
 
-    def __init__(self, spec: GraphSpec, config: BaseConfig, writer: ExternalDataWriter) -> None:
-        self.spec, self.config, self.writer = spec, config, writer
+    def __init__(self, spec: GraphSpec, config: BaseConfig) -> None:
+        self.spec, self.config = spec, config
         self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name=spec.kind)
         self.builder = GraphBuilder(self.graph)
         self.op = self.builder.op
@@ -74,8 +73,8 @@ class DecoderGraph:
             angles = np.outer(np.arange(self.config.context_length), rope.frequencies)
             cos, sin = (rope.factor * function(angles) for function in (np.cos, np.sin))
             self._tables[rope] = (
-                self.weight(f"{name}.cos", cos.astype(np.float32)),
-                self.weight(f"{name}.sin", sin.astype(np.float32)),
+                self.weight(of_array(f"{name}.cos", cos.astype(np.float32))),
+                self.weight(of_array(f"{name}.sin", sin.astype(np.float32))),
             )
         return self._tables[rope]
 
@@ -105,17 +104,12 @@ class DecoderGraph:
             self._constants[name] = self.builder.initializer(ir.tensor(array, name=name), name)
         return self._constants[name]
 
-    def weight(self, name: str, array: NDArray[Any]) -> ir.Value:
-        """An initializer of this graph, written to its data file."""
-        value: ir.Value = self.builder.initializer(self.writer.write(name, array), name)
-        return value
-
-    def shared(self, tensor: ir.ExternalTensor) -> ir.Value:
-        """An initializer that lies in the other graph's data file, or was used before under this name."""
-        name = str(tensor.name)
+    def weight(self, weight: LazyWeight) -> ir.Value:
+        """An initializer under the weight's name; the one there is, where it was used before."""
+        name = str(weight.name)
         if name in self.graph.initializers:
             return self.graph.initializers[name]
-        value: ir.Value = self.builder.initializer(tensor, name)
+        value: ir.Value = self.builder.initializer(weight, name)
         return value
 
     def linear(
@@ -132,10 +126,10 @@ class DecoderGraph:
         The weights are multiplied by `scale` as they are stored.
         """
         name = store_as or names[0]
-        y: ir.Value = self.op.MatMul(x, self.weight(name, _joined(weights, list(names), scale).T))
+        y: ir.Value = self.op.MatMul(x, self.weight(of_products(name, weights, names, scale)))
         if bias:
-            vector = _joined(weights, [_bias(name) for name in names], scale)
-            y = self.op.Add(y, self.weight(_bias(name), vector))
+            vector = np.concatenate([weights.float32(_bias(part)) for part in names]) * np.float32(scale)
+            y = self.op.Add(y, self.weight(of_array(_bias(name), vector)))
         return y
 
     def finish(self, outputs: list[ir.Value]) -> ir.Model:
@@ -148,8 +142,3 @@ class DecoderGraph:
 
 def _bias(weight: str) -> str:
     return f"{weight.removesuffix('weight')}bias"
-
-
-def _joined(weights: Tensors, names: list[str], scale: float) -> NDArray[np.float32]:
-    array = np.concatenate([weights.float32(name) for name in names])
-    return array if scale == 1 else array * np.float32(scale)

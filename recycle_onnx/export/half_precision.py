@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from recycle_onnx.contract import LOGITS
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.external_data import ExternalDataWriter, Place, place, read_tensor
-from recycle_onnx.export.report import Report
+from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.rewriter import Rewriter
 
 LARGEST = float(np.finfo(np.float16).max)
 
@@ -27,27 +29,23 @@ class HalfPrecision:
         return "fp16"
 
 
-class HalfPrecisionRewriter:
-    """Rewrites the graphs of a bundle one after the other; what they share is stored once."""
+class HalfPrecisionRewriter(Rewriter):
+    """Stores all weights as float16, and gives graphs float16 inputs, values and outputs."""
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
-        self._stored: dict[Place, ir.ExternalTensor] = {}
+    doing = "rounding"
 
-    def rewrite(self, model: ir.Model, writer: ExternalDataWriter) -> None:
-        """Store all weights as float16 in `writer`'s file, and give the graph float16 inputs, values and outputs.
+    def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
+        """Store the weights, then change all types.
 
         Raises:
             InputError: a weight is beyond float16's range.
         """
-        graph = model.graph
+        super().rewrite(graph, writer)
         for value in graph.initializers.values():
-            if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = self._store(value.const_value, writer)
-                value.dtype = value.const_value.dtype
-            elif value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
-                value.const_value = ir.tensor(value.const_value.numpy().astype(np.float16), name=value.name)
-                value.dtype = value.const_value.dtype
+            tensor = value.const_value
+            if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+                value.const_value = ir.tensor(tensor.numpy().astype(np.float16), name=value.name)
+            _halve(value)
         for node in graph:
             for output in node.outputs:
                 _halve(output)
@@ -55,19 +53,13 @@ class HalfPrecisionRewriter:
             _halve(value)
         _cast_to_float32(graph, next(value for value in graph.outputs if value.name == LOGITS))
 
-    def _store(self, tensor: ir.ExternalTensor, writer: ExternalDataWriter) -> ir.ExternalTensor:
-        where = place(tensor)
-        if where not in self._stored:
-            self.report(f"rounding {writer.path.stem}: {tensor.name}")
-            array = read_tensor(tensor)
-            if array.dtype == np.float32:
-                if (largest := float(np.abs(array).max())) > LARGEST:
-                    raise InputError(
-                        f"{tensor.name} holds {largest:.3g}; float16 ends at {LARGEST:.0f}: use fp32 or int8"
-                    )
-                array = array.astype(np.float16)
-            self._stored[where] = writer.write(str(tensor.name), array)
-        return self._stored[where]
+    def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
+        """Round what is float32."""
+        if piece.dtype != np.float32:
+            return piece
+        if (largest := float(np.abs(piece).max())) > LARGEST:
+            raise InputError(f"{name} holds {largest:.3g}; float16 ends at {LARGEST:.0f}: use fp32 or int8")
+        return piece.astype(np.float16)
 
 
 def _halve(value: ir.Value) -> None:

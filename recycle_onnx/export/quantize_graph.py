@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
-from recycle_onnx.export.block_quantizer import Blocks, Quantization, quantize
-from recycle_onnx.export.external_data import ExternalDataWriter, Place, place, read_tensor
+from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
+from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.report import Report
+from recycle_onnx.export.rewriter import Rewriter
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS = 4
@@ -27,18 +26,29 @@ class _Stored:
     scales: ir.ExternalTensor
     zero_points: ir.ExternalTensor | None
 
+    @property
+    def rows(self) -> int:
+        """Outputs."""
+        return int(self.packed.shape.numpy()[0])
 
-class GraphQuantizer:
-    """Rewrites the graphs of a bundle one after the other; what they share is quantized and stored once."""
+    @property
+    def width(self) -> int:
+        """Inputs."""
+        return int(self.packed.shape.numpy()[1]) * self.how.block_size
+
+
+class GraphQuantizer(Rewriter):
+    """Makes products with weights and the embedding read blocks; stores what stays float32 as it is."""
+
+    doing = "quantizing"
 
     def __init__(self, how: Quantization, report: Report) -> None:
-        self.how, self.report = how, report
-        self._stored: dict[Place, _Stored] = {}
-        self._copied: dict[Place, ir.ExternalTensor] = {}
+        super().__init__(report)
+        self.how = how
+        self._quantized: dict[LazyWeight, _Stored] = {}
 
-    def rewrite(self, model: ir.Model, writer: ExternalDataWriter) -> None:
-        """Replace products with weights and the embedding; store all that is external in `writer`'s file."""
-        graph, folder = model.graph, writer.path.parent
+    def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
+        """Replace products with weights and the embedding, then store the other weights."""
         for node in list(graph):
             if node.op_type in ("MatMul", "FusedMatMul"):
                 self._rewrite_product(graph, node, writer)
@@ -47,71 +57,49 @@ class GraphQuantizer:
         for value in list(graph.initializers.values()):
             if not (value.uses() or value.is_graph_input()):
                 del graph.initializers[str(value.name)]
-            elif isinstance(value.const_value, ir.ExternalTensor) and Path(value.const_value.base_dir) != folder:
-                value.const_value = self._copy(value.const_value, writer)
+        super().rewrite(graph, writer)
 
     def _rewrite_product(self, graph: ir.Graph, node: ir.Node, writer: ExternalDataWriter) -> None:
         x, weight = node.inputs
-        matrix = _matrix(weight, transposed=node.op_type == "MatMul")
-        stored = self._store(weight, matrix, writer)
-        if x is None or matrix is None or stored is None:
+        stored = self._quantize(weight, writer, transposed=node.op_type == "MatMul")
+        if x is None or stored is None:
             return
-        rows, width = matrix.shape
-        sizes = {"K": width, "N": rows, "bits": stored.how.bits, "block_size": stored.how.block_size}
+        sizes = {"K": stored.width, "N": stored.rows, "bits": stored.how.bits, "block_size": stored.how.block_size}
         inputs = [x, _initializer(graph, stored.packed), *_scales(graph, stored)]
         _replace(graph, node, "MatMulNBits", inputs, {**sizes, "accuracy_level": INT8_ACTIVATIONS})
 
     def _rewrite_gather(self, graph: ir.Graph, node: ir.Node, writer: ExternalDataWriter) -> None:
         table, ids = node.inputs
-        matrix = _matrix(table, transposed=False)
-        stored = self._store(table, matrix, writer)
-        if ids is None or matrix is None or stored is None:
+        stored = self._quantize(table, writer, transposed=False)
+        if ids is None or stored is None:
             return
-        rows = _reshaped(stored.packed, (matrix.shape[0], matrix.shape[1] * stored.how.bits // 8))
+        rows = _reshaped(stored.packed, (stored.rows, stored.width * stored.how.bits // 8))
         inputs = [_initializer(graph, rows), ids, *_scales(graph, stored)]
         sizes = {"bits": stored.how.bits, "block_size": stored.how.block_size, "gather_axis": 0, "quantize_axis": 1}
         _replace(graph, node, "GatherBlockQuantized", inputs, sizes)
 
-    def _store(
-        self, weight: ir.Value | None, matrix: NDArray[np.float32] | None, writer: ExternalDataWriter
-    ) -> _Stored | None:
-        """Quantize `matrix` [N, K] into the data file, or find it there; None where it stays as it is."""
-        if weight is None or matrix is None:
+    def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> _Stored | None:
+        """Store a weight as a quantized [N, K], or find it; None where it stays as it is. `transposed`: [K, N]."""
+        weight = value.const_value if value is not None else None
+        if not isinstance(weight, LazyWeight) or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
             return None
-        assert isinstance(weight.const_value, ir.ExternalTensor)
-        name, where = str(weight.name), place(weight.const_value)
-        how = self.how.for_matrix(name, matrix.shape[1])
+        name, shape = str(weight.name), weight.shape.numpy()
+        how = self.how.for_matrix(name, shape[0 if transposed else 1])
         if how is None:
             return None
-        if where not in self._stored:
-            self.report(f"quantizing {writer.path.stem}: {name}")
-            self._stored[where] = _write(name, quantize(matrix, how), how, writer)
-        return self._stored[where]
-
-    def _copy(self, tensor: ir.ExternalTensor, writer: ExternalDataWriter) -> ir.ExternalTensor:
-        where = place(tensor)
-        if where not in self._copied:
-            self._copied[where] = writer.write(str(tensor.name), read_tensor(tensor))
-        return self._copied[where]
-
-
-def _matrix(weight: ir.Value | None, *, transposed: bool) -> NDArray[np.float32] | None:
-    """A stored weight as [N, K], one row an output; None for anything else."""
-    if weight is None or not isinstance(weight.const_value, ir.ExternalTensor):
-        return None
-    array = read_tensor(weight.const_value)
-    if array.ndim != 2 or array.dtype != np.float32:
-        return None
-    return array.T if transposed else array
+        if weight not in self._quantized:
+            blocks = join([quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)], how)
+            self._quantized[weight] = _write(name, blocks, how, writer)
+        return self._quantized[weight]
 
 
 def _write(name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> _Stored:
     zero_points = blocks.zero_points
     return _Stored(
         how,
-        writer.write(f"{name}.q{how.bits}", blocks.packed),
-        writer.write(f"{name}.scales", blocks.scales),
-        None if zero_points is None else writer.write(f"{name}.zero_points", zero_points),
+        writer.write(f"{name}.q{how.bits}", [blocks.packed]),
+        writer.write(f"{name}.scales", [blocks.scales]),
+        None if zero_points is None else writer.write(f"{name}.zero_points", [zero_points]),
     )
 
 

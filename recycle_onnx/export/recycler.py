@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
-from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS
 from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.lazy import LazyWeight, of_some_rows
 
 DRAFT_HEAD = "draft_head.weight"
 
@@ -27,15 +29,14 @@ def build_recycler(
     config: RecyclerConfig,
     base: BaseConfig,
     weights: Tensors,
-    writer: ExternalDataWriter,
-    shared: dict[str, ir.ExternalTensor],
+    shared: Mapping[str, LazyWeight],
     draft: list[int] | None = None,
 ) -> ir.Model:
     """Tokens at p+1 and hidden states at p to logits of p+2, and the module's own state in the form of its input.
 
-    Embedding and LM head are the full model's own; with a `draft` vocabulary the head is a copy of its rows.
+    Embedding and LM head are the full model's own, `shared`; with a `draft` vocabulary the head is a copy of its rows.
     """
-    graph = DecoderGraph(recycler_spec(config, base, draft), base.last(config.num_layers), writer)
+    graph = DecoderGraph(recycler_spec(config, base, draft), base.last(config.num_layers))
     embedding = blocks.embed(graph, shared[EMBEDDING], shared.get(POSITIONS))
     states = zip(config.hidden_norms(), _split(graph, graph.inputs[graph.spec.state_input]), strict=True)
     parts = {
@@ -48,7 +49,7 @@ def build_recycler(
     own = stack.hidden if config.recycle == "post_norm" else stack.streams[-1]
     head = shared.get(LM_HEAD, shared[EMBEDDING])
     if draft is not None:
-        head = writer.write(DRAFT_HEAD, head.numpy()[draft])
+        head = of_some_rows(DRAFT_HEAD, head, draft)
     return graph.finish([blocks.logits(graph, stack.hidden, head), _repeat(graph, own), *stack.present])
 
 

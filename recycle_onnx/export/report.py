@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
-Report = Callable[[str], None]
-"""Told a stage as it begins, or `stage: detail`."""
+
+class Report(Protocol):
+    """Told a stage as it begins, `stage: detail`, or how much of a stage is done."""
+
+    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
+        """`done` of `total` count anything; a total of 0 says nothing."""
+
+
+def silent(text: str, done: int = 0, total: int = 0) -> None:
+    """Tells nobody."""

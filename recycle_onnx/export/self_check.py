@@ -16,8 +16,8 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.half import Floats, Half
 from recycle_onnx.runtime.sessions import open_mapped
 
-TOLERANCE = 1e-3
-"""Largest allowed difference, as a part of the largest logit."""
+TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "int4": 0.5}
+"""Largest allowed difference by precision, as a part of the largest logit: rounding is less, a wrong graph more."""
 TOKENS = 12
 STEPS = 3
 
@@ -43,10 +43,11 @@ def check_bundle(bundle: Bundle, reference: Path | None, stop_ids: list[int]) ->
     halves = _Halves(bundle)
     whole = halves.logits(ids, split=length)
     pieces = halves.logits(ids, split=length - STEPS)
-    steps = max(_difference(a, b, "prefill and steps") for a, b in zip(whole, pieces, strict=True))
+    tolerance = TOLERANCE[bundle.manifest.precision]
+    steps = max(_difference(a, b, "prefill and steps", tolerance) for a, b in zip(whole, pieces, strict=True))
     if reference is None or not reference.exists():
         return SelfCheck(steps, None)
-    return SelfCheck(steps, _against_reference(halves, reference))
+    return SelfCheck(steps, _against_reference(halves, reference, tolerance))
 
 
 class _Halves:
@@ -71,7 +72,7 @@ class _Halves:
 
     def _run(self, kind: Kind, ids: list[int], hidden_in: Floats | None, split: int) -> tuple[Floats, Floats]:
         half = Half(self.sessions[kind], self.specs[kind], self.limit)
-        states = np.empty((len(ids), half.spec.state_size), np.float32)
+        states = np.empty((len(ids), half.spec.state_size), half.spec.float_type)
         rows = []
         for piece in (slice(0, split), *(slice(i, i + 1) for i in range(split, len(ids)))):
             given = None if hidden_in is None else hidden_in[piece]
@@ -79,7 +80,7 @@ class _Halves:
         return np.concatenate(rows), states
 
 
-def _against_reference(halves: _Halves, path: Path) -> float:
+def _against_reference(halves: _Halves, path: Path, tolerance: float) -> float:
     try:
         reference = load_file(path)
         ids, rows = reference["input_ids"].tolist(), reference["positions"]
@@ -91,15 +92,16 @@ def _against_reference(halves: _Halves, path: Path) -> float:
     if halves.draft is not None:
         expected = (expected[0], expected[1][:, halves.draft])
     found = halves.logits(ids, split=len(ids))
-    return max(_difference(a, b[rows], "torch and the graphs") for a, b in zip(expected, found, strict=True))
+    pairs = zip(expected, found, strict=True)
+    return max(_difference(a, b[rows], "torch and the graphs", tolerance) for a, b in pairs)
 
 
-def _difference(expected: NDArray[np.float32], found: NDArray[np.float32], what: str) -> float:
+def _difference(expected: NDArray[np.float32], found: NDArray[np.float32], what: str, tolerance: float) -> float:
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         raise RecycleError(f"self-check: {what} give logits that are not finite; the weights are damaged")
     difference = float(np.abs(expected - found).max() / np.abs(expected).max())
-    if difference > TOLERANCE:
+    if difference > tolerance:
         raise RecycleError(
-            f"self-check: {what} differ by {difference:.1e} of the largest logit, allowed {TOLERANCE:.0e}"
+            f"self-check: {what} differ by {difference:.1e} of the largest logit, allowed {tolerance:.0e}"
         )
     return difference
