@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import onnxruntime as ort
@@ -13,9 +14,12 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.calibration import Calibration
+from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
+from recycle_onnx.runtime.loaded import LoadedHalves
 from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.runtime.sessions import open_original
@@ -27,9 +31,19 @@ Opener = Callable[[Bundle, Kind, str, int | None], ort.InferenceSession]
 
 
 class RecycleModel:
-    """A loaded bundle. Every generation has caches of its own."""
+    """A loaded bundle, to be shared by threads: every generation and every conversation has caches of its own.
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int | None, opener: Opener = open_original) -> None:
+    `with recycle_onnx.load(…) as model:` closes it at the end.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: str,
+        threads: int | None,
+        opener: Opener = open_original,
+        progress: Progress = silent,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
@@ -38,11 +52,26 @@ class RecycleModel:
         self.calibration = Calibration.find(bundle, provider, threads)
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
-        self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
-        self._sessions = (
-            opener(bundle, "full", provider, threads),
-            opener(bundle, "recycler", provider, threads) if self._specs[1] else None,
-        )
+        recycler, kinds = manifest.graphs.get("recycler"), tuple(manifest.graphs)
+        progress(0, len(kinds), "loading the full model")
+        full = opener(bundle, "full", provider, threads)
+        progress(1, len(kinds), "loading the module" if recycler else "loaded")
+        module = opener(bundle, "recycler", provider, threads) if recycler else None
+        progress(len(kinds), len(kinds), "loaded")
+        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free sessions and caches; generations and conversations that are still about raise from then on.
+
+        Waits for steps in progress, in whatever thread.
+        """
+        self._halves.close()
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -100,6 +129,8 @@ class RecycleModel:
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        decoder: Decoder | None = None,
+        progress: Progress = silent,
     ) -> Generation:
         """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`) as they become final.
 
@@ -107,14 +138,22 @@ class RecycleModel:
         """
         plan = Plan.make(self._strategy(strategy), chain, min_confidence, self.calibration)
         sampling = Sampling(temperature, top_k, top_p, seed)
-        return self._start(prompt, max_new_tokens, plan, sampling, stop)
+        return self._start(prompt, max_new_tokens, plan, sampling, stop, decoder, progress)
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        needed = strategy in ("auto", "alternate", "verify")
-        sessions = (self._sessions[0], self._sessions[1] if needed else None)
-        specs = (self._specs[0], self._specs[1] if needed else None)
-        return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk, self._draft_ids)
+        manifest, module = self.bundle.manifest, strategy in ("auto", "alternate", "verify")
+        made = self._halves.decoder(manifest.context_length, self.prefill_chunk, module=module)
+        made.draft_ids = self._draft_ids
+        return made
+
+    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
+        """Begin a conversation; the options are those of `Conversation`."""
+        return Conversation(self, system, **options)
+
+    def load_conversation(self, path: str | PathLike[str]) -> Conversation:
+        """Go on with a conversation that `Conversation.save` wrote."""
+        return Conversation.load(self, path)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
@@ -127,6 +166,8 @@ class RecycleModel:
         plan: Plan,
         sampling: Sampling,
         stop: Sequence[str],
+        decoder: Decoder | None = None,
+        progress: Progress = silent,
     ) -> Generation:
         ids = self._prompt_ids(prompt)
         room = self.bundle.manifest.context_length - len(ids)
@@ -137,7 +178,7 @@ class RecycleModel:
                 f"the prompt has {len(ids)} tokens; the context of {len(ids) + room} leaves no room for more"
             )
         return Generation(
-            decoder=self.decoder(plan.strategy),
+            decoder=decoder or self.decoder(plan.strategy),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,
@@ -145,6 +186,7 @@ class RecycleModel:
             sampling=sampling,
             limit=room if max_new_tokens is None else min(max_new_tokens, room),
             stop_ids=self.stop_ids,
+            progress=progress,
             stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
         )
 
@@ -162,7 +204,7 @@ class RecycleModel:
         if len(prompt) == 0:
             raise InputError("the prompt is empty; expected some text to continue")
         ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        vocab_size = self._specs[0].vocab_size
+        vocab_size = self._halves.specs[0].vocab_size
         if not ids:
             raise InputError("the prompt has no tokens; expected some text to continue")
         if bad := [token for token in ids if not 0 <= token < vocab_size]:
@@ -184,6 +226,7 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     prepacked: bool = False,
+    progress: Progress = silent,
 ) -> RecycleModel:
     """Load a bundle.
 
@@ -194,13 +237,15 @@ def load(
         verify: hash the weights again, even if this very file was checked before.
         prepacked: keep weights in the user's cache, laid out for this processor (twice the bundle's size), and map
             them: the memory they take can be shared and taken back. Without it every model has a private copy.
+        progress: called with what is done, of how much, and what comes now: bytes of files checked, then graphs loaded.
 
     Raises:
         InputError: not a bundle, an altered file, a future format, an unknown provider.
         RecycleError: ONNX Runtime cannot load a graph.
     """
     opener = open_prepacked if prepacked else open_original
-    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads, opener)
+    bundle = Bundle.open(Path(path), verify=verify, progress=progress)
+    return RecycleModel(bundle, provider, threads, opener, progress)
 
 
 def _stop_ids(folder: Path) -> frozenset[int]:
