@@ -13,6 +13,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.scoring import Score, score
 from recycle_onnx.export.report import Report
 from recycle_onnx.files import read_text
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
@@ -114,7 +115,8 @@ def _sampled(model: RecycleModel, length: int, report: Report) -> list[list[int]
     start = model.encode("") or [0]
     texts = []
     for seed in range(TEXTS):
-        result = model.generate(start, strategy="full", max_new_tokens=length - len(start), temperature=1.0, seed=seed)
+        new = length - len(start)
+        result = model.generate(start, GREEDY, strategy="full", max_new_tokens=new, temperature=1.0, seed=seed)
         texts.append([*start, *result.tokens])
         report("choosing the text to measure on", seed + 1, TEXTS)
     return texts
