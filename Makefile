@@ -12,6 +12,7 @@ DEV = .venv/$(BIN)
 REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
+OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 PROMPT = Once upon a time, a little fox
 TORCH ?= torch>=2.13
 
@@ -27,8 +28,9 @@ test: .venv/ready  ## the suite without torch
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference
 
-test-peers: .venv-reference/ready .venv-peers/ready .venv-optimum/ready  ## against and within others, in environments of their own
-	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python RECYCLE_ONNX_OPTIMUM=$(CURDIR)/$(OPTIMUM)/python $(REFERENCE)/python -m pytest -m peers
+test-peers: .venv-reference/ready .venv-peers/ready .venv-optimum/ready .venv-optimum-onnx/ready  ## against and within others, in environments of their own
+	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python RECYCLE_ONNX_OPTIMUM=$(CURDIR)/$(OPTIMUM)/python \
+	RECYCLE_ONNX_OPTIMUM_ONNX=$(CURDIR)/$(OPTIMUM_ONNX)/python $(REFERENCE)/python -m pytest -m peers
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
@@ -67,5 +69,11 @@ format: .venv/ready
 	$(OPTIMUM)/python $(PIP_INSTALL) -e ".[optimum]"
 	touch $@
 
+.venv-optimum-onnx/ready: tests/peers/requirements-optimum-onnx.txt
+	$(PYTHON) -m venv .venv-optimum-onnx
+	$(OPTIMUM_ONNX)/python $(PIP_INSTALL) "$(TORCH)"
+	$(OPTIMUM_ONNX)/python $(PIP_INSTALL) -r $<
+	touch $@
+
 clean:
-	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-optimum demo-bundle
+	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-optimum .venv-optimum-onnx demo-bundle

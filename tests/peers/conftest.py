@@ -5,4 +5,4 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 if find_spec("transformers") is None:
-    collect_ignore = ["test_genai_families.py"]
+    collect_ignore = ["test_genai_families.py", "test_optimum_onnx.py"]

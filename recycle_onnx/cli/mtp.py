@@ -1,0 +1,28 @@
+"""`recycle-onnx mtp`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from recycle_onnx.cli.report import as_json
+
+
+@click.command()
+@click.argument("bundle", type=Path)
+@click.argument("out", type=Path)
+@click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+def mtp(bundle: Path, out: Path, force: bool, json_: bool) -> None:
+    """Write BUNDLE as OUT, where onnxruntime-genai's MtpGenerator finds the module as its MTP head.
+
+    The main model is OUT, the head OUT/mtp. For everything else genai opens BUNDLE as it is.
+    """
+    from recycle_onnx.export.genai_mtp import HEAD_FOLDER, write_mtp
+
+    write_mtp(bundle, out, force=force)
+    if json_:
+        click.echo(as_json({"main": str(out), "head": str(out / HEAD_FOLDER)}))
+        return
+    click.echo(f"{out}: genai.MtpGenerator(genai.Model({str(out)!r}), genai.Model({str(out / HEAD_FOLDER)!r}), …)")

@@ -1,0 +1,101 @@
+"""A bundle in the layout that onnxruntime-genai's MtpGenerator opens: main model, and the module as its MTP head."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from recycle_onnx.bundle import ADVISORY, Bundle, Manifest, graph_file
+from recycle_onnx.contract import FINAL_POST, HIDDEN_STATES, HIDDEN_STATES_OUT, LOGITS
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import new_folder, read_json, write_json
+
+CONFIG = "genai_config.json"
+HEAD = "mtp.onnx"
+HEAD_FOLDER = "mtp"
+
+
+def check_mtp(manifest: Manifest) -> None:
+    """Say no to a module that MtpGenerator cannot feed.
+
+    Raises:
+        InputError: no module, one with a draft vocabulary, or one that reads other states than the final norm's.
+    """
+    wanted = "onnxruntime-genai's MtpGenerator"
+    if "recycler" not in manifest.graphs:
+        raise InputError(f"{wanted} needs a recyclable module, and this base has none; give it one with `attach`")
+    if manifest.draft_vocabulary is not None:
+        tokens = len(manifest.draft_vocabulary)
+        raise InputError(f"{wanted} needs a module that knows all tokens; this one has a draft vocabulary of {tokens}")
+    if (taps := manifest.graphs["recycler"].taps) != (FINAL_POST,):
+        raise InputError(f"{wanted} hands the module {FINAL_POST} only; this one reads {', '.join(taps)}")
+
+
+def write_mtp(source: Path, folder: Path, *, force: bool = False) -> None:
+    """Write the bundle `source` as `folder` (main model) with `folder`/mtp (head): two of genai's models.
+
+    The main model's logits are float16: on the CPU MtpGenerator (0.18) casts them to float32 whatever they are, and
+    its cast refuses float32 (`Cast - input and output types are the same`).
+
+    Raises:
+        InputError: not a bundle, a module that does not fit (see `check_mtp`), or `folder` exists (unless `force`).
+        RecycleError: the disk is full or not writable.
+    """
+    bundle = Bundle.open(source)
+    check_mtp(bundle.manifest)
+    config = read_json(source / CONFIG)
+    with new_folder(folder, force=force, keep=[source]) as out:
+        for name in bundle.manifest.files:
+            if name.endswith(".data") or name == "tokenizer.json" or name in ADVISORY:
+                shutil.copyfile(source / name, out / name)
+        _save_with_half_logits(bundle.graph("full"), out / graph_file("full"))
+        shutil.copyfile(bundle.graph("recycler"), out / HEAD)
+        (out / HEAD_FOLDER).mkdir()
+        layers = bundle.manifest.graphs["recycler"].num_layers
+        write_json(out / CONFIG, _main_config(config, layers))
+        write_json(out / HEAD_FOLDER / CONFIG, _head_config(config, layers))
+
+
+def _main_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The main model's configuration: the bundle's, and what feeds the head."""
+    decoder = config["model"]["decoder"]
+    mtp = {
+        "filename": HEAD,
+        "num_hidden_layers": layers,
+        "num_key_value_heads": decoder["num_key_value_heads"],
+        "head_size": decoder["head_size"],
+        "main_hidden_states": HIDDEN_STATES,
+        "outputs": {"hidden_states": HIDDEN_STATES_OUT},
+    }
+    return {**config, "model": {**config["model"], "mtp": mtp}}
+
+
+def _head_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
+    """The head's configuration: a decoder that reads hidden states too, in the folder above its own."""
+    decoder = config["model"]["decoder"]
+    head = {
+        **decoder,
+        "filename": f"../{HEAD}",
+        "num_hidden_layers": layers,
+        "inputs": {**decoder["inputs"], "hidden_states": HIDDEN_STATES},
+        "outputs": {**decoder["outputs"], "hidden_states": HIDDEN_STATES_OUT},
+    }
+    return {**config, "model": {**config["model"], "decoder": head}}
+
+
+def _save_with_half_logits(graph_path: Path, path: Path) -> None:
+    """The same graph over the same weights, with a Cast to float16 behind its logits."""
+    model = ir.load(graph_path)
+    graph = model.graph
+    index = next(i for i, value in enumerate(graph.outputs) if value.name == LOGITS)
+    logits = graph.outputs[index]
+    logits.name = f"{LOGITS}.float32"
+    cast = ir.node("Cast", [logits], {"to": ir.DataType.FLOAT16})
+    half = cast.outputs[0]
+    half.name, half.shape, half.dtype = LOGITS, logits.shape, ir.DataType.FLOAT16
+    graph.append(cast)
+    graph.outputs[index] = half
+    ir.save(model, path)
