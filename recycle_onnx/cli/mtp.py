@@ -17,12 +17,12 @@ from recycle_onnx.cli.report import as_json
 def mtp(bundle: Path, out: Path, force: bool, json_: bool) -> None:
     """Write BUNDLE as OUT, where onnxruntime-genai's MtpGenerator finds the module as its MTP head.
 
-    The main model is OUT, the head OUT/mtp. For everything else genai opens BUNDLE as it is.
+    The main model is OUT/main, the head OUT. For everything else genai opens BUNDLE as it is.
     """
-    from recycle_onnx.export.genai_mtp import HEAD_FOLDER, write_mtp
+    from recycle_onnx.export.genai_mtp import MAIN_FOLDER, write_mtp
 
     write_mtp(bundle, out, force=force)
     if json_:
-        click.echo(as_json({"main": str(out), "head": str(out / HEAD_FOLDER)}))
+        click.echo(as_json({"main": str(out / MAIN_FOLDER), "head": str(out)}))
         return
-    click.echo(f"{out}: genai.MtpGenerator(genai.Model({str(out)!r}), genai.Model({str(out / HEAD_FOLDER)!r}), …)")
+    click.echo(f"{out}: genai.MtpGenerator(genai.Model({str(out / MAIN_FOLDER)!r}), genai.Model({str(out)!r}), …)")

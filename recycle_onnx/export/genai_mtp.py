@@ -15,7 +15,7 @@ from recycle_onnx.files import new_folder, read_json, write_json
 
 CONFIG = "genai_config.json"
 HEAD = "mtp.onnx"
-HEAD_FOLDER = "mtp"
+MAIN_FOLDER = "main"
 
 
 def check_mtp(manifest: Manifest) -> None:
@@ -35,10 +35,11 @@ def check_mtp(manifest: Manifest) -> None:
 
 
 def write_mtp(source: Path, folder: Path, *, force: bool = False) -> None:
-    """Write the bundle `source` as `folder` (main model) with `folder`/mtp (head): two of genai's models.
+    """Write the bundle `source` as two of genai's models: `folder`/main, and the head, `folder` itself.
 
-    The main model's logits are float16: on the CPU MtpGenerator (0.18) casts them to float32 whatever they are, and
-    its cast refuses float32 (`Cast - input and output types are the same`).
+    Both graphs lie in main, over the same weights; the head's configuration lies above them, since genai follows paths
+    downwards only. The main model's logits are float16: on the CPU MtpGenerator (0.18) casts them to float32 whatever
+    they are, and its cast refuses float32 (`Cast - input and output types are the same`).
 
     Raises:
         InputError: not a bundle, a module that does not fit (see `check_mtp`), or `folder` exists (unless `force`).
@@ -47,16 +48,17 @@ def write_mtp(source: Path, folder: Path, *, force: bool = False) -> None:
     bundle = Bundle.open(source)
     check_mtp(bundle.manifest)
     config = read_json(source / CONFIG)
-    with new_folder(folder, force=force, keep=[source]) as out:
+    layers = bundle.manifest.graphs["recycler"].num_layers
+    with new_folder(folder, force=force, keep=[source]) as head:
+        write_json(head / CONFIG, _head_config(config, layers))
+        main = head / MAIN_FOLDER
+        main.mkdir()
+        write_json(main / CONFIG, _main_config(config, layers))
         for name in bundle.manifest.files:
-            if name.endswith(".data") or name == "tokenizer.json" or name in ADVISORY:
-                shutil.copyfile(source / name, out / name)
-        _save_with_half_logits(bundle.graph("full"), out / graph_file("full"))
-        shutil.copyfile(bundle.graph("recycler"), out / HEAD)
-        (out / HEAD_FOLDER).mkdir()
-        layers = bundle.manifest.graphs["recycler"].num_layers
-        write_json(out / CONFIG, _main_config(config, layers))
-        write_json(out / HEAD_FOLDER / CONFIG, _head_config(config, layers))
+            if name != CONFIG and (name.endswith(".data") or name == "tokenizer.json" or name in ADVISORY):
+                shutil.copyfile(source / name, main / name)
+        _save_with_half_logits(bundle.graph("full"), main / graph_file("full"))
+        shutil.copyfile(bundle.graph("recycler"), main / HEAD)
 
 
 def _main_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
@@ -74,11 +76,11 @@ def _main_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def _head_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The head's configuration: a decoder that reads hidden states too, in the folder above its own."""
+    """The head's configuration: a decoder that reads hidden states too, in the folder below."""
     decoder = config["model"]["decoder"]
     head = {
         **decoder,
-        "filename": f"../{HEAD}",
+        "filename": f"{MAIN_FOLDER}/{HEAD}",
         "num_hidden_layers": layers,
         "inputs": {**decoder["inputs"], "hidden_states": HIDDEN_STATES},
         "outputs": {**decoder["outputs"], "hidden_states": HIDDEN_STATES_OUT},

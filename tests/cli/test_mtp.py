@@ -18,8 +18,8 @@ from tests.cli.command import assert_refused, names, run
 def test_it_writes_a_main_model_and_a_head_over_the_same_weights(tiny_bundle: Path, tmp_path: Path) -> None:
     done = run("mtp", tiny_bundle, tmp_path / "out")
     assert done.exit_code == 0, done.output
-    main, head = (read_json(tmp_path / "out" / name / "genai_config.json")["model"] for name in ("", "mtp"))
-    for config, folder in ((main, tmp_path / "out"), (head, tmp_path / "out" / "mtp")):
+    main, head = (read_json(tmp_path / "out" / name / "genai_config.json")["model"] for name in ("main", ""))
+    for config, folder in ((main, tmp_path / "out" / "main"), (head, tmp_path / "out")):
         graph = ir.load(folder / config["decoder"]["filename"]).graph
         inputs, outputs = (config["decoder"][name] for name in ("inputs", "outputs"))
         assert {name for name in inputs.values() if "%d" not in name} <= {value.name for value in graph.inputs}
@@ -28,7 +28,7 @@ def test_it_writes_a_main_model_and_a_head_over_the_same_weights(tiny_bundle: Pa
         assert sum(value.name.endswith(".key") for value in graph.inputs) == layers
     assert main["mtp"]["num_hidden_layers"] == head["decoder"]["num_hidden_layers"]
     assert main["vocab_size"] == head["vocab_size"]
-    types = {value.name: value.dtype for value in ir.load(tmp_path / "out" / "model.onnx").graph.outputs}
+    types = {value.name: value.dtype for value in ir.load(tmp_path / "out" / "main" / "model.onnx").graph.outputs}
     assert types[LOGITS] == ir.DataType.FLOAT16
     assert run("mtp", tiny_bundle, tmp_path / "out").exit_code == 2
     assert run("mtp", tiny_bundle, tmp_path / "out", "--force").exit_code == 0

@@ -1,8 +1,8 @@
 """Greedy decoding with onnxruntime-genai's MtpGenerator, for the environment of `make test-peers`.
 
-python genai_mtp.py MAIN < requests.json > answers.json
+python genai_mtp.py OUT < requests.json > answers.json
 
-MAIN is what `write_mtp` wrote; the head lies in MAIN/mtp. A request is {"prompt": ids, "new_tokens": count,
+OUT is what `recycle-onnx mtp` wrote. A request is {"prompt": ids, "new_tokens": count,
 "draft_tokens": count}; its answer holds the new ids, the runs of the main model, and how many proposals were made and
 kept, or {"error": text}.
 """
@@ -38,5 +38,5 @@ def answer(main: Any, head: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main, head = genai.Model(sys.argv[1]), genai.Model(sys.argv[1] + "/mtp")
+    main, head = genai.Model(sys.argv[1] + "/main"), genai.Model(sys.argv[1])
     json.dump([answer(main, head, request) for request in json.load(sys.stdin)], sys.stdout)

@@ -85,6 +85,6 @@ def test_float32_logits_are_what_genai_refuses_on_the_cpu(
 ) -> None:
     """When this fails, genai has learnt it: then `write_mtp` need not touch the graph."""
     write_mtp(sample_bundle, tmp_path / "mtp")
-    shutil.copyfile(sample_bundle / "model.onnx", tmp_path / "mtp" / "model.onnx")
+    shutil.copyfile(sample_bundle / "model.onnx", tmp_path / "mtp" / "main" / "model.onnx")
     [answer] = with_mtp(tmp_path / "mtp", sample_model, PROMPTS[:1], 1)
     assert answer == {"error": "Cast - input and output types are the same"}
