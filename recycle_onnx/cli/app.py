@@ -12,7 +12,20 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
+VERBS = (
+    "attach",
+    "create",
+    "train",
+    "export",
+    "quantize",
+    "inspect",
+    "generate",
+    "chat",
+    "batch",
+    "bench",
+    "calibrate",
+    "eval",
+)
 INTERRUPTED = 130
 EXTRAS = {"torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf"}
 """Which of our extras installs a package; the others are in `export`."""
