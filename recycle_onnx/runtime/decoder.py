@@ -1,27 +1,53 @@
-"""Both halves on one text: prefill, the full step and the recycle step."""
+"""Both halves on one text: prefill, the full step and the recycle step; on a longer text, what is new of it."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
+from recycle_onnx.runtime.exclusive import Exclusive
 from recycle_onnx.runtime.half import Floats, Half, States
+from recycle_onnx.runtime.waiting_states import WaitingStates
 
 CHUNK = 256
 AHEAD = 1024
 """New tokens that room is made for before they come."""
 WINDOW = 64
-"""Most tokens that the module may fall behind."""
+"""Most tokens that the module may fall behind while a strategy uses it."""
+
+
+def common_prefix(first: list[int], second: list[int]) -> int:
+    """How many tokens two texts begin with alike."""
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    return sum(1 for _ in alike)
+
+
+@dataclass
+class Work:
+    """What one text took since its `prefill`: tokens that had been read before, and runs; reading the prompt is one.
+
+    `prefill_seconds` is that of both halves.
+    """
+
+    reused: int = 0
+    full_runs: int = 0
+    recycle_runs: int = 0
+    prefill_seconds: float = 0.0
 
 
 class Decoder:
-    """The state of one generation: what both halves have read.
+    """What both halves have read of one text.
 
-    The module lags one token: its row p needs token p+1, so it has read one token less than there are.
+    The module lags: its row p needs the full model's hidden state at p and token p+1, so it has read one token less
+    than there are, or more where nobody asked it. Hidden states wait until it has read them.
     """
 
     def __init__(
@@ -39,79 +65,74 @@ class Decoder:
         if sessions[1] is not None and specs[1] is not None:
             self.recycler = Half(sessions[1], specs[1], context_length, hidden_in=self.full.hidden)
         self.chunk = chunk
-        self._prompt: list[int] = []
-        self._prompt_hidden: States = np.zeros((0, specs[0].state_size), specs[0].float_type)
-        self.prefill_seconds = 0.0
+        self.watch: Callable[[int, int], None] = lambda read, total: None
+        self.work = Work()
+        self.exclusive = Exclusive()
+        self.states = WaitingStates(specs[0].state_size, specs[0].float_type)
         self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
         self._last_row = 0
-        self.waiting: list[int] = []
-        self._window: States = np.zeros((WINDOW, specs[0].state_size), specs[0].float_type)
+        self._true_rows = 0  # the module's rows beyond stand on guesses
+        self._step_start: int | None = None  # position of the first row of `full.hidden`, until the module read it
+
+    @property
+    def waiting(self) -> int:
+        """Rows that the module has to read before those of the last full step."""
+        return len(self.states)
 
     def prefill(self, prompt: list[int], limit: int = 0) -> Floats:
-        """Read the prompt in chunks; give the logits [1, V] after its last token.
+        """Read the prompt in chunks, but for what it has in common with the text before; give logits [1, V].
 
-        The hidden states are kept until the module reads them with `start_recycling`. At most `limit` tokens will
-        follow: room for them is made now, since to make it later is to copy the caches.
+        The logits are those after the last token. The hidden states are kept until the module reads them with
+        `start_recycling`. At most `limit` tokens will follow: room for them is made now, since to make it later is to
+        copy the caches. After each chunk `watch` is told how many tokens are read, and of how many.
         """
         started = time.perf_counter()
+        work = self.work = Work(reused=self._go_back(prompt), full_runs=1)
         for half in (self.full, self.recycler):
             if half is not None:
                 half.reserve(len(prompt) + min(limit, AHEAD))
-        self._prompt = prompt
-        self._prompt_hidden = np.empty((len(prompt), self.full.spec.state_size), self.full.spec.float_type)
-        for start in range(0, len(prompt), self.chunk):
-            piece = slice(start, start + self.chunk)
-            logits = self.full.read(prompt[piece], None, self._prompt_hidden[piece])
-        self.prefill_seconds += time.perf_counter() - started
+        for start in range(work.reused, len(prompt), self.chunk):
+            piece = prompt[start : start + self.chunk]
+            logits = self._read(piece)
+            self.watch(start + len(piece), len(prompt))
+        self.work.prefill_seconds += time.perf_counter() - started
         return logits
 
     def start_recycling(self, first: int) -> Floats:
         """Let the module read the prompt and the `first` new token; give its logits [1, V] for the second."""
-        assert self.recycler is not None
         started = time.perf_counter()
-        tokens, hidden = [*self._prompt[1:], first], self._prompt_hidden
-        states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), hidden.dtype)
-        for start in range(0, len(tokens), self.chunk):
-            piece = tokens[start : start + self.chunk]
-            logits = self.recycler.read(piece, hidden[start : start + len(piece)], states[: len(piece)])
-        self.recycler.hidden[0], self._last_row = states[len(piece) - 1], 0
-        self._prompt_hidden = hidden[:0]
-        self.prefill_seconds += time.perf_counter() - started
+        logits = self._catch_up(first)
+        self.work.prefill_seconds += time.perf_counter() - started
         return logits
 
     def full_step(self, tokens: list[int], keep: int) -> Floats:
         """Let the full model read `tokens`; give the logits [keep, V] of the last `keep`."""
-        return self.full.step(tokens, keep)
+        self._put_aside()
+        start = self.full.length
+        logits = self.full.step(tokens, keep)
+        if self.recycler is not None:
+            self._step_start = start
+        self.work.full_runs += 1
+        return logits
 
     def recycle_step(self, kept: list[int]) -> Floats:
         """Let the module read the tokens after the last full step's first rows; give logits [1, V] for the next.
 
-        `kept[i]` follows the i-th token of the last full step, whose hidden state it is paired with. Postponed tokens
-        are read first, in the same run.
+        `kept[i]` follows the i-th token of the last full step, whose hidden state it is paired with. What waits is
+        read first, in the same run.
         """
-        assert self.recycler is not None
         if self.waiting:
-            self.postpone(kept)
-            return self._catch_up()
+            return self._catch_up(kept[-1])
+        assert self.recycler is not None
         self._last_row = len(kept) - 1
-        return self.recycler.step(kept, keep=1)
+        logits = self.recycler.step(kept, keep=1)
+        self._module_has_read()
+        return logits
 
     def postpone(self, kept: list[int]) -> None:
-        """Keep tokens and hidden states for the next `recycle_step`; a full window is read without waiting for it."""
-        if len(self.waiting) + len(kept) > WINDOW:
-            self._catch_up()
-        rows = slice(len(self.waiting), len(self.waiting) + len(kept))
-        self._window[rows] = self.full.hidden[: len(kept)]
-        self.waiting += kept
-
-    def _catch_up(self) -> Floats:
-        assert self.recycler is not None
-        count = len(self.waiting)
-        states = np.empty((count, self._window.shape[1]), self._window.dtype)
-        logits = self.recycler.read(self.waiting, self._window[:count], states)
-        self.recycler.hidden[0], self._last_row = states[-1], 0
-        self.waiting = []
-        return logits
+        """Leave the kept tokens for the next `recycle_step`; a full window is read without waiting for it."""
+        if self.waiting + len(kept) > WINDOW:
+            self._catch_up(kept[-1])
 
     def chain_step(self, token: int) -> Floats:
         """Let the module read a token of its own with the state it had before; give logits [1, V] for the next.
@@ -121,4 +142,89 @@ class Decoder:
         assert self.recycler is not None
         self._own_state[0] = self.recycler.hidden[self._last_row]
         self._last_row = 0
+        self.work.recycle_runs += 1
         return self.recycler.step([token], keep=1, hidden_in=self._own_state)
+
+    def snapshot(self) -> dict[str, NDArray[Any]]:
+        """All that was read, as named arrays that alias the caches; `restore` takes it.
+
+        `{half}.tokens` i64 [n] and `{half}.past_key_values.{i}.key` and `.value` [K, n, D] of each half, and `states`
+        [m, state_size], those that the module has not read.
+        """
+        self._put_aside()
+        found = _read_by("full", self.full)
+        if self.recycler is not None:
+            self.recycler.crop(self._true_rows)
+            self.states.keep(self._true_rows, self.full.length)
+            found |= _read_by("recycler", self.recycler)
+        return {**found, "states": self.states.rows()}
+
+    def restore(self, snapshot: dict[str, NDArray[Any]]) -> None:
+        """Take over what a decoder of the same model had read."""
+        self._step_start = None
+        for kind, half in (("full", self.full), ("recycler", self.recycler)):
+            if half is not None:
+                past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]
+                half.restore(snapshot[f"{kind}.tokens"].tolist(), past)
+        self.states.clear()
+        if self.recycler is not None:
+            self._true_rows = self.recycler.length
+            self.states.room(self._true_rows, len(snapshot["states"]))[:] = snapshot["states"]
+
+    def close(self) -> None:
+        """Let go of sessions and caches; only the counts are left."""
+        for half in (self.full, self.recycler):
+            if half is not None:
+                half.close()
+        self.states.clear()
+
+    def _go_back(self, prompt: list[int]) -> int:
+        """Forget what is not the prompt's beginning; give the tokens that need not be read again.
+
+        The last token is always read, for its logits. So is whatever the module has not read and no state waits for.
+        """
+        self._put_aside()
+        same = min(common_prefix(self.full.tokens, prompt), len(prompt) - 1)
+        if self.recycler is not None:
+            rows = max(0, min(self._true_rows, self.recycler.length, same - 1))
+            self.recycler.crop(rows)
+            self._true_rows = rows
+            same = self.states.keep(rows, same)
+        self.full.crop(same)
+        return same
+
+    def _read(self, piece: list[int]) -> Floats:
+        if self.recycler is None:
+            return self.full.read(piece, None, np.empty((len(piece), self.full.spec.state_size), self.states.dtype))
+        return self.full.read(piece, None, self.states.room(self.full.length, len(piece)))
+
+    def _put_aside(self) -> None:
+        """Keep the last full step's hidden states that the module has not read: the next step overwrites them."""
+        if self._step_start is not None:
+            rows = max(0, self.full.length - self._step_start)
+            self.states.room(self._step_start, rows)[:] = self.full.hidden[:rows]
+            self._step_start = None
+
+    def _catch_up(self, last: int) -> Floats:
+        """Let the module read all that the full model has read, and the `last` token, which it has not."""
+        assert self.recycler is not None
+        self._put_aside()
+        tokens, hidden = [*self.full.tokens[self.states.first + 1 :], last], self.states.rows()
+        states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), hidden.dtype)
+        for start in range(0, len(tokens), self.chunk):
+            piece = tokens[start : start + self.chunk]
+            logits = self.recycler.read(piece, hidden[start : start + len(piece)], states[: len(piece)])
+        self.recycler.hidden[0], self._last_row = states[len(piece) - 1], 0
+        self._module_has_read()
+        return logits
+
+    def _module_has_read(self) -> None:
+        assert self.recycler is not None
+        self.states.clear()
+        self._step_start, self._true_rows = None, self.recycler.length
+        self.work.recycle_runs += 1
+
+
+def _read_by(kind: str, half: Half) -> dict[str, NDArray[Any]]:
+    past = zip(half.spec.past_names(), half.cache.rows(), strict=True)
+    return {f"{kind}.tokens": np.array(half.tokens, np.int64), **{f"{kind}.{name}": rows for name, rows in past}}

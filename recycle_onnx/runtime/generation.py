@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import strategies
-from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.decoder import Decoder, Work
 from recycle_onnx.runtime.proposals import Proposer
 from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
 Lossless = Literal["exact", "within_rounding", "no"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Token:
 class Stats:
     """Counts of one generation, and seconds of wall time.
 
-    `proposed` and `accepted` count recycled tokens; `acceptance_rate` is None where nothing was verified.
-    `time_to_first_token_s` includes reading the prompt, `prefill_s` is that of both halves, `decode_s` all but
-    `prefill_s`; `tokens_per_second` is that of the tokens after the first.
+    `reused_tokens` are those of the prompt that the caches held already. `proposed` and `accepted` count recycled
+    tokens; `acceptance_rate` is None where nothing was verified. `time_to_first_token_s` includes reading the prompt,
+    `prefill_s` is that of both halves, `decode_s` all but `prefill_s`; `tokens_per_second` is that of the tokens after
+    the first.
     """
 
     prompt_tokens: int
+    reused_tokens: int
     new_tokens: int
     full_runs: int
     recycle_runs: int
@@ -72,9 +76,17 @@ class Result:
         return asdict(self)
 
 
+class _Cancelled(Exception):  # noqa: N818 -- no error
+    """Ends the reading of a prompt."""
+
+
 @dataclass
 class Generation:
-    """An iterator over new tokens; once it is exhausted, `result` holds the whole."""
+    """An iterator over new tokens, for `for` and for `async for`; once it is exhausted, `result` holds the whole.
+
+    One thread at a time may use it; `cancel` is for any thread. Under `async for` the steps run in asyncio's worker
+    threads, and to cancel the task is to cancel the generation.
+    """
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -89,25 +101,69 @@ class Generation:
     finish_reason: FinishReason = "length"
     proposer: Proposer | None = None
     """Who proposes instead of the strategy's own proposer; to be set before the first token."""
+    progress: Progress = silent
+    """Told of every chunk of the prompt: tokens read, of how many."""
 
     def __post_init__(self) -> None:
         self._started = time.perf_counter()
         self._first = self._last = self._started
-        self._counts = strategies.Counts()
+        self._counts, self._work = strategies.Counts(), Work()
+        self._cancelled = False
         self._tokens = self._generate()
 
     def __iter__(self) -> Iterator[Token]:
         return self
 
     def __next__(self) -> Token:
-        return next(self._tokens)
+        with self.decoder.exclusive.use():
+            return next(self._tokens)
 
-    def _generate(self) -> Iterator[Token]:
-        text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
+    def __aiter__(self) -> AsyncIterator[Token]:
+        return self
+
+    async def __anext__(self) -> Token:
+        step = asyncio.get_running_loop().run_in_executor(None, next, self, None)
+        try:
+            token = await asyncio.shield(step)
+        except asyncio.CancelledError:
+            self.cancel()
+            await asyncio.wait([step])  # not longer than a step; then the caches are free
+            raise
+        if token is None:
+            raise StopAsyncIteration
+        return token
+
+    def cancel(self) -> None:
+        """End after the step in progress, with finish reason `cancelled`; from any thread, at any time."""
+        self._cancelled = True
+
+    def _choices(self) -> Iterator[strategies.Choice]:
+        """What the strategy chooses, until somebody cancels."""
+        self.decoder.watch = self._watch
         choices = strategies.run(
             self.plan, self.decoder, self.prompt, self.sampling, self.limit, self._counts, self.proposer
         )
-        for choice in choices:
+        try:
+            while not self._cancelled:
+                choice = next(choices, None)
+                self._work = self.decoder.work
+                if choice is None:
+                    return
+                if not self._cancelled:
+                    yield choice
+        except _Cancelled:
+            pass
+        if len(self.tokens) < self.limit:
+            self.finish_reason = "cancelled"
+
+    def _watch(self, read: int, total: int) -> None:
+        if self._cancelled:
+            raise _Cancelled
+        self.progress(read, total, "reading the prompt")
+
+    def _generate(self) -> Iterator[Token]:
+        text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
+        for choice in self._choices():
             self._last = time.perf_counter()
             if not self.tokens:
                 self._first = self._last
@@ -140,16 +196,15 @@ class Generation:
         )
 
     def _stats(self) -> Stats:
-        decoder, counts = self.decoder, self._counts
-        chunks = -(-len(self.prompt) // decoder.chunk)
-        prefilled = decoder.recycler is not None and decoder.recycler.runs > 0
-        decode = max(0.0, self._last - self._started - decoder.prefill_seconds)
+        work, counts = self._work, self._counts
+        decode = max(0.0, self._last - self._started - work.prefill_seconds)
         later = len(self.tokens) - 1
         return Stats(
             prompt_tokens=len(self.prompt),
+            reused_tokens=work.reused,
             new_tokens=len(self.tokens),
-            full_runs=decoder.full.runs - chunks + 1,
-            recycle_runs=decoder.recycler.runs - chunks + 1 if decoder.recycler and prefilled else 0,
+            full_runs=work.full_runs,
+            recycle_runs=work.recycle_runs,
             proposed=counts.proposed,
             accepted=counts.accepted,
             acceptance_rate=counts.accepted / counts.proposed
@@ -157,6 +212,6 @@ class Generation:
             else None,
             tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
             time_to_first_token_s=self._first - self._started,
-            prefill_s=decoder.prefill_seconds,
+            prefill_s=work.prefill_seconds,
             decode_s=decode,
         )

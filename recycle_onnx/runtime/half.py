@@ -63,12 +63,14 @@ class Half:
     ) -> None:
         """`limit` is the most tokens it can read; `hidden_in` is where a module's input lies by default.
 
-        `seconds` is what the latest `step` took, `runs` counts all runs.
+        `tokens` are those it has read, a cache row each; `seconds` is what the latest `step` took; `runs` and
+        `rows_read` count all runs, and the tokens they read.
         """
         self.session, self.spec = session, spec
         self.cache = KVCache(spec, limit)
+        self.tokens: list[int] = []
         self.hidden: States = np.zeros((STEP_ROWS, spec.state_size), spec.float_type)
-        self.runs = 0
+        self.runs = self.rows_read = 0
         self.seconds = 0.0
         self._hidden_in = hidden_in
         self._calls: dict[tuple[int, int, int], _Call] = {}
@@ -76,7 +78,7 @@ class Half:
     @property
     def length(self) -> int:
         """Tokens read so far."""
-        return self.cache.length
+        return len(self.tokens)
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` tokens in all; memory is taken as they come."""
@@ -85,7 +87,8 @@ class Half:
 
     def crop(self, length: int) -> None:
         """Forget everything after the first `length` tokens, without copying."""
-        self.cache.set_length(length)
+        del self.tokens[length:]
+        self.cache.set_length(len(self.tokens))
 
     def step(self, ids: list[int], keep: int, hidden_in: States | None = None) -> Floats:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
@@ -94,16 +97,15 @@ class Half:
         by default those given at its making. All of them, and the logits, are overwritten by the next call.
         """
         rows, source = len(ids), self._hidden_in if hidden_in is None else hidden_in
-        self._advance(rows)
+        self._make_room(rows)
         key = (rows, keep, id(source))
         call = self._calls.get(key)
         if call is None:
             part = None if source is None else source[:rows]
             call = self._calls[key] = _Call(self, part, self.hidden[:rows], rows, keep)
         started = time.perf_counter()
-        logits = call.run(self.session, ids)
+        logits = self._run(call, ids)
         self.seconds = time.perf_counter() - started
-        self.runs += 1
         return logits
 
     def read(self, ids: list[int], hidden_in: States | None, hidden_out: States, keep: int = 1) -> Floats:
@@ -111,14 +113,36 @@ class Half:
 
         `hidden_in` (a module's input) and `hidden_out` are [S, state_size], contiguous.
         """
-        self._advance(len(ids))
-        call = _Call(self, hidden_in, hidden_out, len(ids), keep)
-        self.runs += 1
-        return call.run(self.session, ids)
+        self._make_room(len(ids))
+        return self._run(_Call(self, hidden_in, hidden_out, len(ids), keep), ids)
 
-    def _advance(self, rows: int) -> None:
-        length = self.cache.length + rows
+    def restore(self, tokens: list[int], past: list[NDArray[Any]]) -> None:
+        """Take over what another one had read: its tokens [n], and its keys and values [K, n, D]."""
+        self.crop(0)
+        self.reserve(len(tokens))
+        self.cache.restore(past)
+        self.tokens = list(tokens)
+
+    def close(self) -> None:
+        """Let go of session and buffers; only the counts are left."""
+        self._calls.clear()
+        self.cache.close()
+        del self.session
+
+    def _make_room(self, rows: int) -> None:
+        length = self.length + rows
         if length > self.cache.limit:
             raise InputError(f"the text has {length} tokens; the model's context ends at {self.cache.limit}")
         self.reserve(length)
-        self.cache.set_length(length)
+
+    def _run(self, call: _Call, ids: list[int]) -> Floats:
+        """Whatever interrupts the run, `tokens` are those whose rows are there."""
+        self.cache.set_length(self.length + len(ids))
+        try:
+            logits = call.run(self.session, ids)
+            self.tokens += ids
+        finally:
+            self.cache.set_length(self.length)
+        self.runs += 1
+        self.rows_read += len(ids)
+        return logits

@@ -64,3 +64,17 @@ class KVCache:
         else:
             self.mask[0, length : self.length] = 0
         self.length = length
+
+    def rows(self) -> list[NDArray[Any]]:
+        """Keys and values [K, length, D] of the valid rows, in the contract's order; they alias the buffers."""
+        return [array[0, :, : self.length] for array in self.arrays]
+
+    def restore(self, past: list[NDArray[Any]]) -> None:
+        """Copy keys and values that `rows` gave into buffers that have room for them."""
+        for array, rows in zip(self.arrays, past, strict=True):
+            array[0, :, : rows.shape[1]] = rows
+        self.set_length(past[0].shape[1])
+
+    def close(self) -> None:
+        """Let go of the buffers."""
+        self.arrays, self._values = [], []

@@ -1,0 +1,43 @@
+"""Caches serve one thread at a time: who comes second is told so, and nothing is corrupted."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from recycle_onnx.errors import RecycleError
+
+
+class Exclusive:
+    """A right to use something that threads may ask for, but not wait for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._closed = False
+
+    @contextmanager
+    def use(self) -> Iterator[None]:
+        """Use it for a block.
+
+        Raises:
+            RecycleError: another thread uses it now, or it was closed.
+        """
+        if not self._lock.acquire(blocking=False):
+            raise RecycleError(
+                "another thread is using this generation or conversation; "
+                "give each thread its own: model.stream(…), model.conversation(…) or chat.fork()"
+            )
+        try:
+            if self._closed:
+                raise RecycleError("the model was closed; load it again")
+            yield
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def close(self) -> Iterator[None]:
+        """Wait until nobody uses it; afterwards nobody may."""
+        with self._lock:
+            self._closed = True
+            yield
