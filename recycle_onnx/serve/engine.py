@@ -88,7 +88,8 @@ class Engine:
         if len(ids) > longest:
             message = f"the prompt has {len(ids)} tokens; the context leaves room for {longest}"
             raise ApiError(400, "context_length_exceeded", message)
-        with self._caches.lend(ids, order.config.strategy) as decoder:
+        strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
+        with self._caches.lend(ids, strategy) as decoder:
             yield self.model.stream(ids, order.config, decoder=decoder)
 
     def _config(

@@ -29,15 +29,15 @@ class PrefixCaches:
 
         After an error it is not: nobody knows what it has read.
         """
-        decoder = self._take(prompt, strategy) or self.model.decoder(strategy)
+        fresh = self.model.decoder(strategy)
+        decoder = self._take(prompt, with_module=fresh.recycler is not None) or fresh
         yield decoder
         with self._lock:
             self._idle = [*self._idle, decoder][max(0, len(self._idle) + 1 - self.most) :]
 
-    def _take(self, prompt: list[int], strategy: str) -> Decoder | None:
-        needs_module = self.model.needs_module(strategy)
+    def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:
         with self._lock:
-            fitting = [one for one in self._idle if (one.recycler is not None) == needs_module]
+            fitting = [one for one in self._idle if (one.recycler is not None) == with_module]
             best = max(fitting, key=lambda one: common_prefix(one.full.tokens, prompt), default=None)
             if best is None:
                 return None
