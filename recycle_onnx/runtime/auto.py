@@ -11,7 +11,7 @@ from typing import Any, Literal
 from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.sampling import Chooser
 
 Source = Literal["nothing", "module", "lookup"]
 
@@ -157,7 +157,7 @@ class AutoProposer:
     def __init__(
         self,
         decoder: Decoder,
-        sampling: Sampling,
+        sampling: Chooser,
         prompt: list[int],
         longest: int,
         min_confidence: float = 0.0,

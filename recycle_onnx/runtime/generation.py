@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 from tokenizers import Tokenizer
 
+from recycle_onnx.contract import Kind
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import Decoder, Work
+from recycle_onnx.runtime.logprobs import logprobs
 from recycle_onnx.runtime.proposals import Proposer
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.sampling import Chooser
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
 Lossless = Literal["exact", "within_rounding", "no"]
@@ -23,11 +25,19 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Token:
-    """A new token: its id, the text that became certain with it, and whether it is a recycled one."""
+    """A new token: its id, the text that became certain with it, and whether it is a recycled one.
+
+    Where they were asked for: its log-probability (natural logarithm, before processors and temperature; None where the
+    module's draft vocabulary lacks it) and those of the most likely tokens, best first, `logprobs_of` the half that
+    had the last word: the full model, or under `alternate` the module for recycled tokens.
+    """
 
     id: int
     text: str
     recycled: bool
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+    logprobs_of: Kind | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +69,8 @@ class Result:
     """New text and tokens, and how they came about.
 
     `lossless` says how the tokens relate to those of `full`: `exact` (identical), `within_rounding`, or `no`.
-    `decisions` is what `auto` chose how often, and the step costs and acceptance that made it do so.
+    `logprobs` has an entry for each token where they were asked for (`logprob`, `top_logprobs` and `logprobs_of` of the
+    `Token`). `decisions` is what `auto` chose how often, and the step costs and acceptance that made it do so.
     """
 
     text: str
@@ -70,6 +81,7 @@ class Result:
     finish_reason: FinishReason
     stats: Stats
     decisions: dict[str, Any] | None = None
+    logprobs: list[dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain values."""
@@ -93,10 +105,11 @@ class Generation:
     prompt: list[int]
     plan: strategies.Plan
     lossless: Lossless
-    sampling: Sampling
+    sampling: Chooser
     limit: int
     stop_ids: frozenset[int]
     stop_strings: tuple[str, ...]
+    logprobs: int | None = None
     tokens: list[Token] = field(default_factory=list)
     finish_reason: FinishReason = "length"
     proposer: Proposer | None = None
@@ -175,11 +188,23 @@ class Generation:
             if at_stop_id or (len(self.tokens) + 1 == self.limit and not stops.found):
                 new += stops.push(text.flush())
                 new += stops.flush()
-            token = Token(choice.id, new, choice.recycled)
+            token = self._token(choice, new)
             self.tokens.append(token)
             yield token
             if ends:
                 return
+
+    def _token(self, choice: strategies.Choice, text: str) -> Token:
+        if self.logprobs is None:
+            return Token(choice.id, text, choice.recycled)
+        chosen, top = logprobs(choice.logits, choice.id, self.logprobs, choice.vocabulary)
+        by_module = choice.recycled and self.plan.strategy == "alternate"
+        return Token(choice.id, text, choice.recycled, chosen, top, "recycler" if by_module else "full")
+
+    @property
+    def counts(self) -> strategies.Counts:
+        """Recycled tokens that were proposed and accepted so far."""
+        return self._counts
 
     @property
     def result(self) -> Result:
@@ -193,6 +218,7 @@ class Generation:
             finish_reason=self.finish_reason,
             stats=self._stats(),
             decisions=self._counts.decisions() if self._counts.decisions else None,
+            logprobs=None if self.logprobs is None else [_logprobs_json(token) for token in self.tokens],
         )
 
     def _stats(self) -> Stats:
@@ -215,3 +241,8 @@ class Generation:
             prefill_s=work.prefill_seconds,
             decode_s=decode,
         )
+
+
+def _logprobs_json(token: Token) -> dict[str, Any]:
+    top = [{"id": other, "logprob": value} for other, value in token.top_logprobs]
+    return {"logprob": token.logprob, "top_logprobs": top, "logprobs_of": token.logprobs_of}

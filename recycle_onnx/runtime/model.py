@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import onnxruntime as ort
@@ -12,12 +13,12 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import read_json
 from recycle_onnx.runtime.calibration import Calibration
+from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.prepacked import open_prepacked
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.tokenizer import load_tokenizer
@@ -27,13 +28,16 @@ Opener = Callable[[Bundle, Kind, str, int | None], ort.InferenceSession]
 
 
 class RecycleModel:
-    """A loaded bundle. Every generation has caches of its own."""
+    """A loaded bundle. Every generation has caches of its own.
+
+    `generation_config` holds what applies where a generation says nothing else, read from generation_config.json.
+    """
 
     def __init__(self, bundle: Bundle, provider: str, threads: int | None, opener: Opener = open_original) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
-        self.stop_ids = _stop_ids(bundle.folder)
+        self.generation_config = read_defaults(bundle.folder / "generation_config.json")
         self.prefill_chunk = CHUNK
         self.calibration = Calibration.find(bundle, provider, threads)
         draft = manifest.draft_vocabulary
@@ -49,65 +53,42 @@ class RecycleModel:
         """Strategies that this bundle can run; without a module only `full`."""
         return self.bundle.manifest.strategies
 
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a text unless a generation says otherwise."""
+        return frozenset(self.generation_config.stop_ids or ())
+
+    @stop_ids.setter
+    def stop_ids(self, ids: Iterable[int]) -> None:
+        self.generation_config = self.generation_config.updated(stop_ids=tuple(ids))
+
     def generate(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int | None = None,
-        strategy: str | None = None,
-        chain: int | None = None,
-        min_confidence: float = 0.0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
+        self, prompt: str | Sequence[int], config: GenerationConfig | None = None, **overrides: Unpack[Overrides]
     ) -> Result:
         """Continue `prompt`, a text or token ids.
 
         Args:
             prompt: text, encoded with the special tokens the tokenizer adds; or token ids, taken as they are.
-            max_new_tokens: most tokens to make; None and anything beyond it means to the end of the context.
-            strategy: `auto`, `full`, `alternate`, `verify` or `lookup`; None for the bundle's default, `auto`.
-            chain: most tokens that `verify` (default 1), `lookup` or `auto` (4) proposes a cycle.
-            min_confidence: the module proposes no token to which it gives less probability.
-            temperature: 0 is greedy.
-            top_k: sample among so many most likely tokens; 0 for all.
-            top_p: sample among the fewest most likely tokens that have this probability together.
-            seed: the same seed gives the same text under `full` and `verify`.
-            stop: strings that end the text, themselves left out.
+            config: how; None for `generation_config`, the bundle's own.
+            overrides: settings that replace those of `config`, by the names of `GenerationConfig`'s fields.
 
         Raises:
-            InputError: an empty prompt, one longer than the context, or an option out of range.
+            InputError: an empty prompt, one longer than the context, or a setting out of range.
+            RecycleError: the logits processors leave nothing to choose.
         """
-        plan = Plan.make(self._strategy(strategy), chain, min_confidence, self.calibration)
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        generation = self._start(prompt, max_new_tokens, plan, sampling, stop)
+        generation = self.stream(prompt, config, **overrides)
         for _ in generation:
             pass
         return generation.result
 
     def stream(
-        self,
-        prompt: str | Sequence[int],
-        *,
-        max_new_tokens: int | None = None,
-        strategy: str | None = None,
-        chain: int | None = None,
-        min_confidence: float = 0.0,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
+        self, prompt: str | Sequence[int], config: GenerationConfig | None = None, **overrides: Unpack[Overrides]
     ) -> Generation:
-        """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`) as they become final.
+        """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`, …) as they become final.
 
         Its `result` holds what `generate` would give.
         """
-        plan = Plan.make(self._strategy(strategy), chain, min_confidence, self.calibration)
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        return self._start(prompt, max_new_tokens, plan, sampling, stop)
+        return self._start(prompt, (config or self.generation_config).updated(**overrides))
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
@@ -120,32 +101,29 @@ class RecycleModel:
         """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
         return list(self.tokenizer.encode(prompt).ids)
 
-    def _start(
-        self,
-        prompt: str | Sequence[int],
-        max_new_tokens: int | None,
-        plan: Plan,
-        sampling: Sampling,
-        stop: Sequence[str],
-    ) -> Generation:
+    def _start(self, prompt: str | Sequence[int], config: GenerationConfig) -> Generation:
+        plan = Plan.make(self._strategy(config.strategy), config.chain, config.min_confidence, self.calibration)
         ids = self._prompt_ids(prompt)
         room = self.bundle.manifest.context_length - len(ids)
-        if max_new_tokens is not None and max_new_tokens < 1:
-            raise InputError(f"max-new-tokens is {max_new_tokens}; expected at least 1")
         if room < 1:
             raise InputError(
                 f"the prompt has {len(ids)} tokens; the context of {len(ids) + room} leaves no room for more"
             )
+        vocab_size = self._specs[0].vocab_size
+        config.check_vocabulary(vocab_size)
+        limit = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
+        stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
         return Generation(
             decoder=self.decoder(plan.strategy),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,
             lossless=self._lossless(plan.strategy),
-            sampling=sampling,
-            limit=room if max_new_tokens is None else min(max_new_tokens, room),
-            stop_ids=self.stop_ids,
-            stop_strings=(stop,) if isinstance(stop, str) else tuple(stop),
+            sampling=make_chooser(config, ids, limit, vocab_size, stop_ids),
+            limit=limit,
+            stop_ids=stop_ids,
+            stop_strings=tuple(config.stop),
+            logprobs=config.logprobs,
         )
 
     def _strategy(self, strategy: str | None) -> str:
@@ -201,12 +179,3 @@ def load(
     """
     opener = open_prepacked if prepacked else open_original
     return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads, opener)
-
-
-def _stop_ids(folder: Path) -> frozenset[int]:
-    path = folder / "generation_config.json"
-    eos = read_json(path).get("eos_token_id") if path.exists() else None
-    ids = [] if eos is None else eos if isinstance(eos, list) else [eos]
-    if not all(isinstance(token, int) for token in ids):
-        raise InputError(f"{path}: eos_token_id is {eos!r}; expected a token id, a list of them, or null")
-    return frozenset(ids)

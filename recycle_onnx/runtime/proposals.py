@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 
 class Proposer(Protocol):
@@ -25,7 +23,7 @@ class ModuleProposer:
     A chain ends early at a token to which the module gives less than `min_confidence`.
     """
 
-    def __init__(self, decoder: Decoder, sampling: Sampling, chain: int, min_confidence: float) -> None:
+    def __init__(self, decoder: Decoder, sampling: Chooser, chain: int, min_confidence: float) -> None:
         self.decoder, self.sampling = decoder, sampling
         self.chain, self.min_confidence = chain, min_confidence
         self.cycles = 0
@@ -49,17 +47,20 @@ class ModuleProposer:
         for index in range(min(self.chain, room)):
             if index:
                 draft = self.decoder.chain_step(proposals[-1])
-            token = self.sampling.choose(draft[-1], position + index, self.decoder.draft_ids)
-            if self.min_confidence > 0 and self._confidence(draft[-1], token) < self.min_confidence:
+            token = self._choose(draft[-1], position + index)
+            if token is None:
                 break
             proposals.append(token)
         module.crop(true_rows)
         return proposals
 
-    def _confidence(self, logits: NDArray[np.float32], token: int) -> float:
+    def _choose(self, logits: Floats, position: int) -> int | None:
+        """The module's token for `position`; None where it is not sure enough, or may say nothing."""
         ids = self.decoder.draft_ids
-        index = token if ids is None else int(np.searchsorted(ids, token))
-        return float(1 / np.exp(logits - logits[index]).sum())
+        token = choose_if_allowed(self.sampling, logits, position, ids)
+        if token is None or self.min_confidence == 0:
+            return token
+        return token if self.sampling.confidence(logits, token, ids) >= self.min_confidence else None
 
 
 class LookupProposer:

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.errors import InputError
+from recycle_onnx.errors import RecycleError
+from recycle_onnx.runtime.ranges import check
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -20,22 +22,57 @@ LARGEST_NOISE_GAP = 41.0
 """Gumbel noise from 53-bit uniforms lies in (-3.7, 36.8): a logit this far below the best can never win."""
 
 
+class NothingAllowedError(RecycleError):
+    """No token may stand here: whoever proposes proposes none, whoever must choose fails."""
+
+
+class Chooser(Protocol):
+    """Who says which token stands at a position."""
+
+    def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
+        """The token id for `position` (tokens before it), from logits [V], which belong to the ids in `vocabulary`.
+
+        Raises:
+            NothingAllowedError: there is no such token.
+        """
+        ...
+
+    def confidence(self, logits: NDArray[np.float32], token: int, vocabulary: NDArray[np.int64] | None = None) -> float:
+        """The probability of a `token` that was just chosen from these logits."""
+        ...
+
+
+def choose_if_allowed(
+    chooser: Chooser, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None
+) -> int | None:
+    """The token for `position`; None where there is none."""
+    try:
+        return chooser.choose(logits, position, vocabulary)
+    except NothingAllowedError:
+        return None
+
+
+def probability(logits: NDArray[np.float32], index: int) -> float:
+    """The softmax of logits [V] at `index`."""
+    return float(1 / np.exp(logits - logits[index]).sum())
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 keep every token."""
+    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 keep every token."""
 
     temperature: float = 0.0
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"temperature is {self.temperature}; expected 0 (greedy) or more")
-        if self.top_k < 0:
-            raise InputError(f"top-k is {self.top_k}; expected 0 (all tokens) or more")
-        if not 0 < self.top_p <= 1:
-            raise InputError(f"top-p is {self.top_p}; expected more than 0 and at most 1")
+        check("temperature", self.temperature, lambda x: x >= 0, "0 (greedy) or more")
+        check("top_k", self.top_k, lambda n: n >= 0, "0 (all tokens) or more", whole=True)
+        check("top_p", self.top_p, lambda x: 0 < x <= 1, "more than 0 and at most 1")
+        check("min_p", self.min_p, lambda x: 0 <= x <= 1, "0 (all tokens) to 1")
+        check("seed", self.seed, lambda _: True, "a whole number", whole=True)
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
         """The token id for `position` (tokens before it), from logits [V].
@@ -50,6 +87,10 @@ class Sampling:
         ids = rows if vocabulary is None else vocabulary[rows]
         return int(ids[(scaled[rows] + self.noise(position, ids)).argmax()])
 
+    def confidence(self, logits: NDArray[np.float32], token: int, vocabulary: NDArray[np.int64] | None = None) -> float:
+        """The probability of a token, before temperature."""
+        return probability(logits, token if vocabulary is None else int(np.searchsorted(vocabulary, token)))
+
     def _candidates(self, scaled: NDArray[np.float64]) -> NDArray[np.int64]:
         """Ids that may be chosen, ascending."""
         ids = np.flatnonzero(scaled >= scaled.max() - LARGEST_NOISE_GAP)
@@ -57,6 +98,8 @@ class Sampling:
             ids = np.sort(ids[np.argsort(-scaled[ids], kind="stable")[: self.top_k]])
         if self.top_p < 1:
             ids = self._nucleus(scaled, ids)
+        if self.min_p > 0:
+            ids = ids[scaled[ids] >= scaled.max() + math.log(self.min_p)]
         return ids
 
     def _nucleus(self, scaled: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:

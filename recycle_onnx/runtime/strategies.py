@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.auto import LONGEST, AutoProposer
 from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import STEP_ROWS
+from recycle_onnx.runtime.half import STEP_ROWS, Floats
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
 LONGEST_CHAIN = STEP_ROWS - 1
@@ -55,10 +58,15 @@ class Plan:
 
 
 class Choice(NamedTuple):
-    """A token that is final, and whether the module chose it first."""
+    """A token that is final, whether the module chose it first, and the logits [V] that made it final.
+
+    `logits` hold until the next choice is asked for; `vocabulary` [V] are their ids where they are the module's own.
+    """
 
     id: int
     recycled: bool
+    logits: Floats
+    vocabulary: NDArray[np.int64] | None = None
 
 
 @dataclass
@@ -70,42 +78,46 @@ class Counts:
     decisions: Callable[[], dict[str, Any]] | None = None
 
 
-def full(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int) -> Iterator[Choice]:
+def full(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int) -> Iterator[Choice]:
     """One full step a token: what the other strategies are compared with."""
     logits = decoder.prefill(prompt, limit)
     position = len(prompt)
     for _ in range(limit - 1):
         token = sampling.choose(logits[-1], position)
-        yield Choice(token, recycled=False)
+        yield Choice(token, False, logits[-1])
         logits = decoder.full_step([token], keep=1)
         position += 1
-    yield Choice(sampling.choose(logits[-1], position), recycled=False)
+    yield Choice(sampling.choose(logits[-1], position), False, logits[-1])
 
 
-def alternate(decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts) -> Iterator[Choice]:
-    """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding)."""
+def alternate(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts) -> Iterator[Choice]:
+    """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding).
+
+    The module misses its turn where it knows no token that processors allow.
+    """
     logits = decoder.prefill(prompt, limit)
     position, end = len(prompt), len(prompt) + limit
     pending: list[int] = []
     while True:
         token = sampling.choose(logits[-1], position)
-        yield Choice(token, recycled=False)
+        yield Choice(token, False, logits[-1])
         if position + 1 == end:
             return
         draft = decoder.recycle_step([*pending[1:], token]) if pending else decoder.start_recycling(token)
-        recycled = sampling.choose(draft[-1], position + 1, decoder.draft_ids)
-        counts.proposed += 1
-        counts.accepted += 1
-        yield Choice(recycled, recycled=True)
-        position += 2
+        pending, position = [token], position + 1
+        recycled = choose_if_allowed(sampling, draft[-1], position, decoder.draft_ids)
+        if recycled is not None:
+            counts.proposed += 1
+            counts.accepted += 1
+            yield Choice(recycled, True, draft[-1], decoder.draft_ids)
+            pending, position = [token, recycled], position + 1
         if position == end:
             return
-        pending = [token, recycled]
         logits = decoder.full_step(pending, keep=1)
 
 
 def verify(
-    decoder: Decoder, prompt: list[int], sampling: Sampling, limit: int, counts: Counts, proposer: Proposer
+    decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts, proposer: Proposer
 ) -> Iterator[Choice]:
     """A proposed token stays where it equals the full model's own choice: the same text as `full`.
 
@@ -118,17 +130,18 @@ def verify(
         # 1. Keep proposals while the full model agrees; its choice after the last kept one comes for free.
         kept: list[int] = []
         while True:
-            token = sampling.choose(logits[len(kept)], position)
+            row = logits[len(kept)]
+            token = sampling.choose(row, position)
             accepted = len(kept) < len(proposals) and token == proposals[len(kept)]
             kept.append(token)
             position += 1
             counts.accepted += accepted
             if not accepted:
                 break
-            yield Choice(token, recycled=True)
+            yield Choice(token, True, row)
         # 2. What the full model read beyond them is cropped, and the free token streamed before anything else runs.
         decoder.full.crop(position - 1)
-        yield Choice(token, recycled=False)
+        yield Choice(token, False, row)
         if position == end:
             return
         # 3. The tokens before the last one are proposed: the module reads the kept ones with their true hidden states.
@@ -143,7 +156,7 @@ def run(
     plan: Plan,
     decoder: Decoder,
     prompt: list[int],
-    sampling: Sampling,
+    sampling: Chooser,
     limit: int,
     counts: Counts,
     proposer: Proposer | None = None,
@@ -162,7 +175,7 @@ def run(
     return verify(decoder, prompt, sampling, limit, counts, proposer)
 
 
-def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Sampling) -> Proposer:
+def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Chooser) -> Proposer:
     """Who proposes under `verify`, `lookup` and `auto`."""
     if plan.strategy == "verify":
         return ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence)

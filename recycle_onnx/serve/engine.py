@@ -90,7 +90,9 @@ class Engine:
             raise ApiError(400, "context_length_exceeded", message)
         strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
         with self._caches.lend(ids, strategy) as decoder:
-            yield self.model.stream(ids, order.config, decoder=decoder)
+            generation = self.model.stream(ids, order.config)
+            generation.decoder = decoder
+            yield generation
 
     def _config(
         self, asked: schema.Request, limit: int | None, logprobs: int | None, stops: tuple[str, ...] = ()

@@ -56,6 +56,15 @@ class Request(Part):
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
 
+    def check(self) -> None:
+        """Refuse fields that make no sense together.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.stream_options and not self.stream:
+            raise ApiError(400, "invalid_value", "stream_options is for streams: set stream too", "stream_options")
+
 
 class CompletionRequest(Request):
     """Text, or token ids, to continue."""
@@ -137,6 +146,12 @@ class ChatRequest(Request):
         """How many alternatives a token's log-probability comes with; None for no log-probabilities."""
         return self.top_logprobs_ or 0 if self.logprobs else None
 
+    def check(self) -> None:
+        """See Request.check."""
+        super().check()
+        if self.top_logprobs_ and not self.logprobs:
+            raise ApiError(400, "invalid_value", "top_logprobs is for logprobs: set that too", "top_logprobs")
+
 
 AnyRequest = TypeVar("AnyRequest", bound=Request)
 
@@ -152,9 +167,11 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
     except ValueError as error:
         raise ApiError(400, "invalid_json", f"the body is not JSON in UTF-8 ({error})") from error
     try:
-        return kind.model_validate(data)
+        asked = kind.model_validate(data)
     except ValidationError as error:
         raise _first_of(error, data) from error
+    asked.check()
+    return asked
 
 
 def _first_of(error: ValidationError, data: object) -> ApiError:
