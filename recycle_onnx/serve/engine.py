@@ -25,6 +25,11 @@ SHARED = (
 LONGEST_COMPLETION = 16
 """What OpenAI's API makes of a text where nothing is said."""
 
+LONG_TOKEN = 16
+"""Characters of a token that is longer than most."""
+EDGE = 16
+"""Tokens at the end of a piece that might come otherwise, or not at all, in the whole."""
+
 
 @dataclass(frozen=True)
 class Order:
@@ -84,10 +89,7 @@ class Engine:
     @contextmanager
     def _open(self, order: Order) -> Iterator[Generation]:
         ids = order.prompt()
-        longest = self.model.bundle.manifest.context_length - 1
-        if len(ids) > longest:
-            message = f"the prompt has {len(ids)} tokens; the context leaves room for {longest}"
-            raise ApiError(400, "context_length_exceeded", message)
+        self._check_length(len(ids), "")
         strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
         with self._caches.lend(ids, strategy) as decoder:
             generation = self.model.stream(ids, order.config)
@@ -123,4 +125,14 @@ class Engine:
         return [int(token) for token in prompt]
 
     def _encode(self, text: str, special_tokens: bool) -> list[int]:
+        head = LONG_TOKEN * self.model.bundle.manifest.context_length
+        if len(text) > head:  # megabytes are not read to the end to find that they are too much
+            beginning = self.model.tokenizer.encode(text[:head], add_special_tokens=False).ids
+            self._check_length(len(beginning) - EDGE, "more than ")
         return list(self.model.tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+
+    def _check_length(self, tokens: int, more_than: str) -> None:
+        longest = self.model.bundle.manifest.context_length - 1
+        if tokens > longest:
+            message = f"the prompt has {more_than}{tokens} tokens; the context has room for {longest} and an answer"
+            raise ApiError(400, "context_length_exceeded", message)

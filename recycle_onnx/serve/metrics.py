@@ -35,6 +35,7 @@ class Metrics:
         """Add what a generation took."""
         stats = result.stats
         self.tokens.labels("prompt").inc(stats.prompt_tokens)
+        self.tokens.labels("cached").inc(stats.reused_tokens)
         self.tokens.labels("new").inc(stats.new_tokens)
         self.tokens.labels("recycled").inc(sum(result.recycled))
         self.proposals.labels("accepted").inc(stats.accepted)

@@ -69,7 +69,7 @@ class Request(Part):
 class CompletionRequest(Request):
     """Text, or token ids, to continue."""
 
-    prompt: Prompt | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[Prompt], Field(min_length=1, max_length=1)]
+    prompt: Prompt | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[Prompt], Field(min_length=1)]
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="16 if left out, as OpenAI has it.")
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
 
@@ -77,6 +77,13 @@ class CompletionRequest(Request):
     def top_logprobs(self) -> int | None:
         """How many alternatives a token's log-probability comes with; None for no log-probabilities."""
         return self.logprobs
+
+    def check(self) -> None:
+        """See Request.check."""
+        super().check()
+        if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) and len(self.prompt) > 1:
+            message = f"prompt has {len(self.prompt)} texts; one request continues one: send several requests"
+            raise ApiError(400, "unsupported_value", message, "prompt")
 
 
 class TextPart(Part):

@@ -7,7 +7,7 @@ import json
 import random
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -18,17 +18,10 @@ from openai import OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
-from tests.serve.conftest import NAME, Running, serving
+from tests.serve.conftest import NAME, Running, serving, wait_until
 
 TEXT = "/v1/completions"
 ENDLESS = {"prompt": "the cat", "max_tokens": 8000}
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.002)
 
 
 @contextmanager
