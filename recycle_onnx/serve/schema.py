@@ -54,7 +54,7 @@ class Request(Part):
     min_confidence: Annotated[float, Field(ge=0, lt=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
 
     def check(self) -> None:
         """Refuse fields that make no sense together.
