@@ -13,6 +13,7 @@ from recycle_onnx.cache import VerifiedFiles
 from recycle_onnx.contract import GraphSpec, Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256, write_json
+from recycle_onnx.progress import Progress, silent
 
 FORMAT = "1.0"
 MANIFEST = "recycle.json"
@@ -116,8 +117,10 @@ class Bundle:
     manifest: Manifest
 
     @classmethod
-    def open(cls, folder: Path, *, verify: bool = False) -> Bundle:
+    def open(cls, folder: Path, *, verify: bool = False, progress: Progress = silent) -> Bundle:
         """Open a bundle. Weights are hashed once and then recognised by size and time, or always with `verify`.
+
+        `progress` is told how many bytes of its files are checked.
 
         Raises:
             InputError: not a bundle, a future format, or a file that is missing or was altered.
@@ -131,8 +134,12 @@ class Bundle:
         for name in sorted(required - manifest.files.keys()):
             raise InputError(f"{folder / MANIFEST}: does not list {name}; export the bundle again")
         verified = VerifiedFiles.load()
+        done, total = 0, sum(file.bytes for file in manifest.files.values())
         for name, expected in manifest.files.items():
+            progress(done, total, f"checking {name}")
             _check_file(folder / name, expected, verified, verify=verify)
+            done += expected.bytes
+        progress(total, total, "checked")
         verified.save()
         return cls(folder, manifest)
 

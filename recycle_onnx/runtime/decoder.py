@@ -186,7 +186,7 @@ class Decoder:
         self._put_aside()
         same = min(common_prefix(self.full.tokens, prompt), len(prompt) - 1)
         if self.recycler is not None:
-            rows = max(0, min(self._true_rows, self.recycler.length, same - 1))
+            rows = min(self._true_rows, common_prefix(self.recycler.tokens, prompt[1:]), same)
             self.recycler.crop(rows)
             self._true_rows = rows
             same = self.states.keep(rows, same)

@@ -23,21 +23,23 @@ class Exclusive:
         Raises:
             RecycleError: another thread uses it now, or it was closed.
         """
-        if not self._lock.acquire(blocking=False):
-            raise RecycleError(
-                "another thread is using this generation or conversation; "
-                "give each thread its own: model.stream(…), model.conversation(…) or chat.fork()"
-            )
+        free = self._lock.acquire(blocking=False)
         try:
             if self._closed:
                 raise RecycleError("the model was closed; load it again")
+            if not free:
+                raise RecycleError(
+                    "another thread is using this generation or conversation; "
+                    "give each thread its own: model.stream(…), model.conversation(…) or chat.fork()"
+                )
             yield
         finally:
-            self._lock.release()
+            if free:
+                self._lock.release()
 
     @contextmanager
     def close(self) -> Iterator[None]:
         """Wait until nobody uses it; afterwards nobody may."""
+        self._closed = True
         with self._lock:
-            self._closed = True
             yield

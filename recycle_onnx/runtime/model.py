@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Self, Unpack
 
 import numpy as np
 import onnxruntime as ort
@@ -13,10 +13,13 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
+from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
+from recycle_onnx.runtime.loaded import LoadedHalves
 from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.sessions import open_original
@@ -28,12 +31,20 @@ Opener = Callable[[Bundle, Kind, str, int | None], ort.InferenceSession]
 
 
 class RecycleModel:
-    """A loaded bundle. Every generation has caches of its own.
+    """A loaded bundle, to be shared by threads: every generation and every conversation has caches of its own.
 
     `generation_config` holds what applies where a generation says nothing else, read from generation_config.json.
+    `with recycle_onnx.load(…) as model:` closes it at the end.
     """
 
-    def __init__(self, bundle: Bundle, provider: str, threads: int | None, opener: Opener = open_original) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        provider: str,
+        threads: int | None,
+        opener: Opener = open_original,
+        progress: Progress = silent,
+    ) -> None:
         manifest = bundle.manifest
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
@@ -42,11 +53,26 @@ class RecycleModel:
         self.calibration = Calibration.find(bundle, provider, threads)
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
-        self._specs = (manifest.graphs["full"], manifest.graphs.get("recycler"))
-        self._sessions = (
-            opener(bundle, "full", provider, threads),
-            opener(bundle, "recycler", provider, threads) if self._specs[1] else None,
-        )
+        recycler, kinds = manifest.graphs.get("recycler"), tuple(manifest.graphs)
+        progress(0, len(kinds), "loading the full model")
+        full = opener(bundle, "full", provider, threads)
+        progress(1, len(kinds), "loading the module" if recycler else "loaded")
+        module = opener(bundle, "recycler", provider, threads) if recycler else None
+        progress(len(kinds), len(kinds), "loaded")
+        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free sessions and caches; generations and conversations that are still about raise from then on.
+
+        Waits for steps in progress, in whatever thread.
+        """
+        self._halves.close()
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -82,26 +108,48 @@ class RecycleModel:
         return generation.result
 
     def stream(
-        self, prompt: str | Sequence[int], config: GenerationConfig | None = None, **overrides: Unpack[Overrides]
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        decoder: Decoder | None = None,
+        progress: Progress = silent,
+        **overrides: Unpack[Overrides],
     ) -> Generation:
         """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`, …) as they become final.
 
-        Its `result` holds what `generate` would give.
+        Its `result` holds what `generate` would give. A `decoder` that has read a beginning of the prompt goes on from
+        there; `progress` is told how much of the prompt is read.
         """
-        return self._start(prompt, (config or self.generation_config).updated(**overrides))
+        config = (config or self.generation_config).updated(**overrides)
+        return self._start(prompt, config, decoder, progress)
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        needed = strategy in ("auto", "alternate", "verify")
-        sessions = (self._sessions[0], self._sessions[1] if needed else None)
-        specs = (self._specs[0], self._specs[1] if needed else None)
-        return Decoder(sessions, specs, self.bundle.manifest.context_length, self.prefill_chunk, self._draft_ids)
+        manifest, module = self.bundle.manifest, strategy in ("auto", "alternate", "verify")
+        made = self._halves.decoder(manifest.context_length, self.prefill_chunk, module=module)
+        made.draft_ids = self._draft_ids
+        return made
+
+    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
+        """Begin a conversation; the options are those of `Conversation`."""
+        return Conversation(self, system, **options)
+
+    def load_conversation(self, path: str | PathLike[str]) -> Conversation:
+        """Go on with a conversation that `Conversation.save` wrote."""
+        return Conversation.load(self, path)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
         return list(self.tokenizer.encode(prompt).ids)
 
-    def _start(self, prompt: str | Sequence[int], config: GenerationConfig) -> Generation:
+    def _start(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig,
+        decoder: Decoder | None = None,
+        progress: Progress = silent,
+    ) -> Generation:
         plan = Plan.make(self._strategy(config.strategy), config.chain, config.min_confidence, self.calibration)
         ids = self._prompt_ids(prompt)
         room = self.bundle.manifest.context_length - len(ids)
@@ -109,12 +157,12 @@ class RecycleModel:
             raise InputError(
                 f"the prompt has {len(ids)} tokens; the context of {len(ids) + room} leaves no room for more"
             )
-        vocab_size = self._specs[0].vocab_size
+        vocab_size = self._halves.specs[0].vocab_size
         config.check_vocabulary(vocab_size)
         limit = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
         stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
         return Generation(
-            decoder=self.decoder(plan.strategy),
+            decoder=decoder or self.decoder(plan.strategy),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,
@@ -124,6 +172,7 @@ class RecycleModel:
             stop_ids=stop_ids,
             stop_strings=tuple(config.stop),
             logprobs=config.logprobs,
+            progress=progress,
         )
 
     def _strategy(self, strategy: str | None) -> str:
@@ -140,7 +189,7 @@ class RecycleModel:
         if len(prompt) == 0:
             raise InputError("the prompt is empty; expected some text to continue")
         ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        vocab_size = self._specs[0].vocab_size
+        vocab_size = self._halves.specs[0].vocab_size
         if not ids:
             raise InputError("the prompt has no tokens; expected some text to continue")
         if bad := [token for token in ids if not 0 <= token < vocab_size]:
@@ -162,6 +211,7 @@ def load(
     threads: int | None = None,
     verify: bool = False,
     prepacked: bool = False,
+    progress: Progress = silent,
 ) -> RecycleModel:
     """Load a bundle.
 
@@ -172,10 +222,12 @@ def load(
         verify: hash the weights again, even if this very file was checked before.
         prepacked: keep weights in the user's cache, laid out for this processor (twice the bundle's size), and map
             them: the memory they take can be shared and taken back. Without it every model has a private copy.
+        progress: called with what is done, of how much, and what comes now: bytes of files checked, then graphs loaded.
 
     Raises:
         InputError: not a bundle, an altered file, a future format, an unknown provider.
         RecycleError: ONNX Runtime cannot load a graph.
     """
     opener = open_prepacked if prepacked else open_original
-    return RecycleModel(Bundle.open(Path(path), verify=verify), provider, threads, opener)
+    bundle = Bundle.open(Path(path), verify=verify, progress=progress)
+    return RecycleModel(bundle, provider, threads, opener, progress)

@@ -92,9 +92,7 @@ class Engine:
         self._check_length(len(ids), "")
         strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
         with self._caches.lend(ids, strategy) as decoder:
-            generation = self.model.stream(ids, order.config)
-            generation.decoder = decoder
-            yield generation
+            yield self.model.stream(ids, order.config, decoder=decoder)
 
     def _config(
         self, asked: schema.Request, limit: int | None, logprobs: int | None, stops: tuple[str, ...] = ()

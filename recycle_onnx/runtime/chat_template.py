@@ -1,0 +1,104 @@
+"""Messages to the text that a model was trained to answer: its own chat template, or turns as plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, read_text
+
+Message = dict[str, Any]
+"""`role` (`system`, `user` or `assistant`) and `content`, a text; a template may know more fields."""
+PLAIN = "plain"
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """Renders messages. `name` is the template's, `plain` for a model without one.
+
+    A text that a template of the model's own made brings its special tokens along (`special_tokens` is false: the
+    tokenizer adds none). `stops` end an answer in which the model goes on with the user's turn itself.
+    """
+
+    name: str
+    render: Callable[[Sequence[Message]], str]
+    """The text of the messages, and the beginning of an answer."""
+    special_tokens: bool = False
+    stops: tuple[str, ...] = field(default=())
+
+    @classmethod
+    def find(cls, folder: Path, name: str | None = None, **variables: Any) -> ChatTemplate:
+        """The bundle's template of that name (`plain` always exists); None takes its default one.
+
+        `variables` are passed to the template, `enable_thinking=False` for instance.
+
+        Raises:
+            InputError: no such template, one that is no jinja, or jinja2 is not installed.
+        """
+        known = _templates(folder)
+        name = name or ("default" if known else PLAIN)
+        if name == PLAIN:
+            return cls(PLAIN, plain, special_tokens=True, stops=("\nUser:",))
+        if name not in known:
+            raise InputError(f"chat template {name!r} is not known; {folder} has: {', '.join(sorted([*known, PLAIN]))}")
+        context = {**_special_tokens(folder), "tools": None, "documents": None, **variables}
+        return cls(name, _renderer(known[name], f"{folder}: chat template {name!r}", context))
+
+
+def plain(messages: Sequence[Message]) -> str:
+    """For models that were trained on text alone: who speaks stands before each turn."""
+    turns = [_turn(message) for message in messages]
+    return "".join(f"{turn}\n" for turn in turns) + "Assistant:"
+
+
+def _turn(message: Message) -> str:
+    content = str(message["content"])
+    if message["role"] == "system":
+        return f"{content}\n"
+    gap = "" if content[:1].isspace() else " "  # an answer has its own: it began after "Assistant:"
+    return f"{message['role'].capitalize()}:{gap}{content}"
+
+
+def _templates(folder: Path) -> dict[str, str]:
+    """Templates by name: a file of its own comes before the tokenizer's config, as transformers has it."""
+    given = _config(folder).get("chat_template")
+    if (folder / "chat_template.jinja").exists():
+        given = read_text(folder / "chat_template.jinja")
+    try:
+        if isinstance(given, list):
+            return {str(template["name"]): str(template["template"]) for template in given}
+    except (TypeError, KeyError) as error:
+        path = folder / "tokenizer_config.json"
+        raise InputError(f"{path}: chat_template is a list; expected objects with name and template") from error
+    return {} if given is None else {"default": str(given)}
+
+
+def _special_tokens(folder: Path) -> dict[str, str]:
+    config = _config(folder)
+    found = {name: config[name] for name in SPECIAL_TOKENS if config.get(name) is not None}
+    return {name: str(token["content"] if isinstance(token, Mapping) else token) for name, token in found.items()}
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "tokenizer_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Sequence[Message]], str]:
+    try:
+        from recycle_onnx.runtime.jinja import compiled
+    except ImportError as error:
+        raise InputError(f"{where} needs jinja2: pip install 'recycle-onnx[chat]'") from error
+    template = compiled(text, where)
+
+    def render(messages: Sequence[Message]) -> str:
+        try:
+            return template.render(messages=[dict(m) for m in messages], add_generation_prompt=True, **context)
+        except Exception as error:  # a template is a program: it may raise anything
+            raise InputError(f"{where} refuses these messages: {error}") from error
+
+    return render

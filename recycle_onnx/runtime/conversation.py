@@ -1,0 +1,201 @@
+"""Conversations: messages to text, and caches that are kept from turn to turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime import tensor_file
+from recycle_onnx.runtime.chat_template import ChatTemplate, Message
+from recycle_onnx.runtime.generation import Generation
+
+if TYPE_CHECKING:
+    from recycle_onnx.runtime.model import RecycleModel
+
+Overflow = Literal["error", "drop_oldest"]
+OVERFLOWS: tuple[Overflow, ...] = ("error", "drop_oldest")
+ADVICE = "rewind, start another conversation, or let overflow='drop_oldest' forget the oldest turns"
+FORMAT = "recycle-onnx conversation 1"
+
+
+class Conversation:
+    """Messages, and the caches of what both halves have read of them.
+
+    A turn's tokens are those of a fresh run on the whole text: caches save work, and change nothing. One thread at a
+    time may use a conversation; `fork` gives another one its own.
+    """
+
+    def __init__(
+        self,
+        model: RecycleModel,
+        system: str | None = None,
+        *,
+        messages: Iterable[Message] = (),
+        template: str | None = None,
+        template_variables: dict[str, Any] | None = None,
+        overflow: Overflow = "error",
+    ) -> None:
+        """Begin one.
+
+        Args:
+            model: who answers.
+            system: what stands before all turns.
+            messages: turns that there were already.
+            template: name of the bundle's chat template; None for its default one, or `plain` where it has none.
+            template_variables: passed to the template, for instance `{"enable_thinking": False}`.
+            overflow: what to do where the messages no longer fit the context: `error`, or `drop_oldest` turns (the
+                system message stays) and read the rest again.
+
+        Raises:
+            InputError: no such template, jinja2 is missing, or a message without role or content.
+        """
+        if overflow not in OVERFLOWS:
+            raise InputError(f"overflow {overflow!r} is not known; expected one of: {', '.join(OVERFLOWS)}")
+        self.model, self.overflow = model, overflow
+        self.template_variables = dict(template_variables or {})
+        self.template = ChatTemplate.find(model.bundle.folder, template, **self.template_variables)
+        self.decoder = model.decoder("auto")
+        self._generation: Generation | None = None
+        self.messages = [*([] if system is None else [{"role": "system", "content": system}]), *messages]
+
+    @property
+    def messages(self) -> list[Message]:
+        """All turns, the answer in progress as far as it is; to be set where the past should change."""
+        answer = [] if self._generation is None else [{"role": "assistant", "content": self._generation.result.text}]
+        return [dict(message) for message in self._messages] + answer
+
+    @messages.setter
+    def messages(self, messages: Iterable[Message]) -> None:
+        changed = [_checked(message) for message in messages]
+        with self.decoder.exclusive.use():
+            self._replace(changed, None)
+
+    def send(self, content: str, **controls: Any) -> Generation:
+        """Add a user's turn; give the answer as an iterator over tokens.
+
+        What the answer has become when it ends, or is broken off, is the next message. `controls` are those of
+        `model.stream`. An answer that was still going on is cancelled.
+
+        Raises:
+            InputError: the template refuses the messages, they do not fit the context, or a control out of range;
+                the messages are then as they were.
+            RecycleError: another thread is using the conversation.
+        """
+        with self.decoder.exclusive.use():
+            messages = [*self.messages, _checked({"role": "user", "content": content})]
+            messages, prompt = self._fitting(messages, controls.get("max_new_tokens"))
+            given = controls.pop("stop", ())
+            stop = (*((given,) if isinstance(given, str) else given), *self.template.stops)
+            answer = self.model.stream(prompt, decoder=self.decoder, stop=stop, **controls)
+            self._replace(messages, answer)
+        return answer
+
+    def rewind(self, turns: int = 1) -> None:
+        """Take back the last turns, each a user's message and the answer.
+
+        Raises:
+            InputError: there are fewer.
+        """
+        starts = _turn_starts(self.messages)
+        if not 1 <= turns <= len(starts):
+            raise InputError(f"turns is {turns}; expected 1 to {len(starts)}, the turns there are")
+        self.messages = self.messages[: starts[-turns]]
+
+    def fork(self) -> Conversation:
+        """An independent copy, caches included."""
+        with self.decoder.exclusive.use():
+            other = Conversation(
+                self.model,
+                messages=self.messages,
+                template=self.template.name,
+                template_variables=self.template_variables,
+                overflow=self.overflow,
+            )
+            other.decoder.restore(self.decoder.snapshot())
+        return other
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write messages and caches to a file (safetensors) in one step.
+
+        Raises:
+            RecycleError: it cannot be written there.
+        """
+        with self.decoder.exclusive.use():
+            about = {
+                "format": FORMAT,
+                "bundle": self.model.bundle.digest,
+                "messages": json.dumps(self.messages),
+                "template": self.template.name,
+                "template_variables": json.dumps(self.template_variables),
+                "overflow": self.overflow,
+            }
+            tensor_file.write(Path(path), self.decoder.snapshot(), about)
+
+    @classmethod
+    def load(cls, model: RecycleModel, path: str | PathLike[str]) -> Conversation:
+        """Go on with a conversation that `save` wrote, as if it had never stopped.
+
+        Raises:
+            InputError: damaged, not a saved conversation, or one with another model.
+        """
+        arrays, about = tensor_file.read(Path(path))
+        if about.get("format") != FORMAT:
+            raise InputError(f"{path}: not a saved conversation (format {about.get('format')!r}; expected {FORMAT!r})")
+        if about["bundle"] != model.bundle.digest:
+            raise InputError(
+                f"{path}: saved with another model (bundle {about['bundle'][:12]}…, "
+                f"and {model.bundle.folder} is {model.bundle.digest[:12]}…); load it with that one"
+            )
+        found = cls(
+            model,
+            messages=json.loads(about["messages"]),
+            template=about["template"],
+            template_variables=json.loads(about["template_variables"]),
+            overflow=cast(Overflow, about["overflow"]),
+        )
+        found.decoder.restore(arrays)
+        return found
+
+    def _replace(self, messages: list[Message], answer: Generation | None) -> None:
+        if self._generation is not None:
+            self._generation.cancel()
+        self._messages, self._generation = messages, answer
+
+    def _encode(self, messages: list[Message]) -> list[int]:
+        text = self.template.render(messages)
+        return list(self.model.tokenizer.encode(text, add_special_tokens=self.template.special_tokens).ids)
+
+    def _fitting(self, messages: list[Message], wanted: int | None) -> tuple[list[Message], list[int]]:
+        """The messages that fit the context, and their tokens.
+
+        Dropping makes room for the answer: for the `wanted` tokens, otherwise for a quarter of the context.
+        """
+        context = self.model.bundle.manifest.context_length
+        prompt = self._encode(messages)
+        if self.overflow == "drop_oldest":
+            most = max(1, context - (wanted or context // 4))
+            while len(prompt) > most and len(starts := _turn_starts(messages)) > 1:
+                messages = messages[: starts[0]] + messages[starts[1] :]
+                prompt = self._encode(messages)
+        if len(prompt) >= context:
+            raise InputError(
+                f"the conversation has {len(prompt)} tokens; the context of {context} leaves no room for an answer: "
+                + ("shorten the last message" if self.overflow == "drop_oldest" else ADVICE)
+            )
+        return messages, prompt
+
+
+def _turn_starts(messages: list[Message]) -> list[int]:
+    """Where each user's turn begins."""
+    return [index for index, message in enumerate(messages) if message["role"] == "user"]
+
+
+def _checked(message: Message) -> Message:
+    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
+    if not isinstance(role, str) or not isinstance(content, str):
+        raise InputError(f"a message is {message!r}; expected an object with role and content, both strings")
+    return dict(message)

@@ -1,0 +1,49 @@
+"""What a loaded model holds: a session of each half, and the caches that use them, until it is closed."""
+
+from __future__ import annotations
+
+import threading
+from weakref import WeakSet
+
+import onnxruntime as ort
+
+from recycle_onnx.contract import GraphSpec
+from recycle_onnx.errors import RecycleError
+from recycle_onnx.runtime.decoder import Decoder
+
+Sessions = tuple[ort.InferenceSession, ort.InferenceSession | None]
+Specs = tuple[GraphSpec, GraphSpec | None]
+
+
+class LoadedHalves:
+    """Sessions serve any number of threads at once: what a run writes belongs to its caches."""
+
+    def __init__(self, sessions: Sessions, specs: Specs) -> None:
+        self.specs = specs
+        self._sessions: Sessions | None = sessions
+        self._decoders: WeakSet[Decoder] = WeakSet()
+        self._lock = threading.Lock()
+
+    def decoder(self, context_length: int, chunk: int, *, module: bool) -> Decoder:
+        """Fresh caches, of the module too where there is one and it is asked for.
+
+        Raises:
+            RecycleError: closed.
+        """
+        with self._lock:
+            if self._sessions is None:
+                raise RecycleError("the model was closed; load it again")
+            full, recycler = self._sessions
+            sessions = (full, recycler if module else None)
+            made = Decoder(sessions, (self.specs[0], self.specs[1] if module else None), context_length, chunk)
+            self._decoders.add(made)
+            return made
+
+    def close(self) -> None:
+        """Wait for the steps in progress, then free sessions and caches, whoever still holds one."""
+        with self._lock:
+            self._sessions = None
+            for decoder in self._decoders:
+                with decoder.exclusive.close():
+                    decoder.close()
+            self._decoders.clear()

@@ -1,0 +1,90 @@
+"""Arrays in a file of the safetensors format, which is small enough that the runtime need not depend on it.
+
+Eight bytes with the header's length, the header in JSON, then the arrays one after another
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.files import write_bytes
+
+DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+METADATA, CHECKSUM = "__metadata__", "sha256"
+ALIGNMENT = 8
+
+
+def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
+    """Write arrays (float32, float16, int64) and texts in one step, with a checksum over both.
+
+    Raises:
+        RecycleError: it cannot be written there.
+    """
+    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header: dict[str, Any] = {METADATA: {**metadata, CHECKSUM: _checksum(whole, metadata)}}
+    end = 0
+    for name, array in whole.items():
+        start, end = end, end + array.nbytes
+        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % ALIGNMENT)
+    try:
+        write_bytes(path, len(text).to_bytes(8, "little"), text, *(_bytes(array) for array in whole.values()))
+    except OSError as error:
+        raise RecycleError(f"{path}: cannot write ({error.strerror or error}); nothing was changed") from error
+
+
+def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """Arrays and texts that `write` wrote.
+
+    Raises:
+        InputError: no such file, or not one that `write` wrote whole.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
+    try:
+        arrays, metadata = _parse(data)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or not a saved conversation ({error})") from error
+    if metadata.pop(CHECKSUM, None) != _checksum(arrays, metadata):
+        raise InputError(f"{path}: damaged (its content does not have the checksum it names)")
+    return arrays, metadata
+
+
+def _parse(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    start = 8 + int.from_bytes(data[:8], "little")
+    if start > len(data):
+        raise ValueError(f"{len(data)} bytes, and a header up to byte {start}")
+    header = json.loads(data[8:start])
+    metadata = dict(header.pop(METADATA))
+    arrays = {}
+    for name, entry in header.items():
+        first, end = entry["data_offsets"]
+        if not 0 <= first <= end <= len(data) - start:
+            raise ValueError(f"{name} lies beyond the end")
+        flat = np.frombuffer(data[start + first : start + end], np.uint8)
+        arrays[name] = flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return arrays, metadata
+
+
+def _checksum(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
+    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    for name, array in arrays.items():
+        found.update(f"{name} {array.dtype} {array.shape}".encode())
+        found.update(_bytes(array))
+    return found.hexdigest()
+
+
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return array.reshape(-1).view(np.uint8).data

@@ -1,0 +1,323 @@
+"""A model in an application: threads, asyncio, cancellation, closing, progress."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from weakref import ref
+
+import pytest
+
+import recycle_onnx
+from recycle_onnx.errors import RecycleError
+from recycle_onnx.export import export
+from recycle_onnx.runtime.model import RecycleModel
+from tests import tiny
+from tests.prompts import LONG_STORY
+
+PROMPT = "the cat sat on"
+LONG = "the dog ran to the pen and sat on the mat. " * 60
+STRATEGIES = ("auto", "full", "alternate", "verify", "lookup")
+REQUESTS, THREADS = 200, 8
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model with room for long texts, that ends none."""
+    folder = tmp_path_factory.mktemp("shared")
+    tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=4096), seed=2)
+    (folder / "model" / "generation_config.json").write_text("{}")
+    export(folder / "model", folder / "bundle")
+    return folder / "bundle"
+
+
+@pytest.fixture
+def model(bundle: Path) -> Iterator[RecycleModel]:
+    with recycle_onnx.load(bundle, threads=1) as loaded:
+        loaded.prefill_chunk = 16
+        yield loaded
+
+
+def test_threads_share_a_model_and_get_what_they_would_alone(model: RecycleModel) -> None:
+    """Some 200 requests, a third of them cancelled at some point by another thread."""
+    jobs = [
+        {"strategy": STRATEGIES[n % 5], "max_new_tokens": 4 + n % 13, "temperature": n % 3 / 2, "seed": n % 7}
+        for n in range(REQUESTS)
+    ]
+    expected = {n: model.generate(PROMPT, **job).tokens for n, job in enumerate(jobs)}
+    dice = random.Random(1)
+    delays = [dice.random() * 0.01 if dice.random() < 0.35 else None for _ in jobs]
+
+    def work(n: int) -> tuple[list[int], str]:
+        generation = model.stream(PROMPT, **jobs[n])
+        delay = delays[n]
+        if delay is not None:
+            threading.Timer(delay, generation.cancel).start()
+        tokens = [token.id for token in generation]
+        return tokens, generation.result.finish_reason
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        results = list(pool.map(work, range(REQUESTS), timeout=120))
+    reasons = [reason for _, reason in results]
+    assert set(reasons) == {"length", "cancelled"}
+    for n, (tokens, reason) in enumerate(results):
+        if reason == "cancelled":
+            assert tokens == expected[n][: len(tokens)]
+            assert delays[n] is not None
+        else:
+            assert tokens == expected[n]
+
+
+def test_conversations_of_threads_do_not_meet(model: RecycleModel) -> None:
+    def talk(n: int) -> list[int]:
+        chat = model.conversation(system=f"number {n}")
+        return [
+            token.id
+            for turn in range(4)
+            for token in chat.send(f"turn {turn}", max_new_tokens=8, strategy=STRATEGIES[turn])
+        ]
+
+    alone = [talk(n) for n in range(THREADS)]
+    with ThreadPoolExecutor(THREADS) as pool:
+        assert list(pool.map(talk, range(THREADS), timeout=60)) == alone
+
+
+def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
+    inside, go_on = threading.Event(), threading.Event()
+
+    def hold(*_: object) -> None:
+        inside.set()
+        go_on.wait(10)
+
+    chat = model.conversation()
+    answer = chat.send(LONG, max_new_tokens=4)
+    answer.progress = hold
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(next, answer)
+        assert inside.wait(10)
+        for attempt in (lambda: next(answer), lambda: chat.send("more"), chat.fork, lambda: chat.save("nowhere")):
+            with pytest.raises(RecycleError, match=r"another thread is using.*chat\.fork"):
+                attempt()
+        go_on.set()
+        assert first.result(10).id == model.generate(answer.prompt, max_new_tokens=1).tokens[0]
+    assert len(list(answer)) == 3
+
+
+def test_a_long_prompt_is_reported_and_can_be_cancelled_after_each_chunk(model: RecycleModel) -> None:
+    seen: list[tuple[int, int]] = []
+    generation = model.stream(LONG, max_new_tokens=2, progress=lambda done, total, what: seen.append((done, total)))
+    prompt = len(generation.prompt)
+    next(generation)
+    assert seen == [(min(16 * n, prompt), prompt) for n in range(1, -(-prompt // 16) + 1)]
+
+    chat = model.conversation()
+    answer = chat.send(LONG, progress=lambda done, total, what: answer.cancel() if done == 64 else None)
+    assert list(answer) == []
+    assert answer.result.finish_reason == "cancelled"
+    assert chat.decoder.full.length == 80  # the chunk in which it was cancelled, and the one that noticed
+    again = chat.send("more", max_new_tokens=3)
+    text = chat.template.render([*chat.messages[:3]])
+    assert [token.id for token in again] == model.generate(text, max_new_tokens=3).tokens
+
+
+def test_cancelling_takes_effect_within_a_step(model: RecycleModel) -> None:
+    for strategy in STRATEGIES:
+        generation = model.stream(PROMPT, strategy=strategy)
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(list, generation)
+            while len(generation.tokens) < 5:
+                time.sleep(0.001)
+            runs = generation.decoder.full.runs
+            generation.cancel()
+            made = running.result(10)
+        assert generation.decoder.full.runs <= runs + 20  # the thread may run on before it is seen
+        assert generation.result.finish_reason == "cancelled"
+        assert generation.result.tokens == [token.id for token in made]
+        runs = generation.decoder.full.runs
+        assert list(generation) == []
+        assert generation.decoder.full.runs == runs
+
+
+def test_a_finished_generation_stays_what_it_was_when_cancelled(model: RecycleModel) -> None:
+    generation = model.stream(PROMPT, max_new_tokens=3)
+    assert len(list(generation)) == 3
+    generation.cancel()
+    assert generation.result.finish_reason == "length"
+
+
+async def heartbeats(gaps: list[float]) -> None:
+    while True:
+        before = time.perf_counter()
+        await asyncio.sleep(0.001)
+        gaps.append(time.perf_counter() - before)
+
+
+def test_asyncio_goes_on_while_tokens_come(model: RecycleModel) -> None:
+    model.prefill_chunk = 4096
+    expected = model.generate(LONG, max_new_tokens=20)
+
+    async def main() -> tuple[list[int], list[float], float]:
+        gaps: list[float] = []
+        beating = asyncio.create_task(heartbeats(gaps))
+        await asyncio.sleep(0)
+        generation = model.stream(LONG, max_new_tokens=20)
+        tokens = [token.id async for token in generation]
+        beating.cancel()
+        return tokens, gaps, generation.result.stats.prefill_s
+
+    tokens, gaps, prefill = asyncio.run(main())
+    assert tokens == expected.tokens
+    assert len(gaps) > prefill / 0.02  # the loop went round while the prompt was read in one run
+    assert sorted(gaps)[len(gaps) // 2] < 0.02
+
+
+def test_many_tasks_share_a_model(model: RecycleModel) -> None:
+    jobs = [{"strategy": STRATEGIES[n % 5], "max_new_tokens": 12, "temperature": 1.0, "seed": n} for n in range(20)]
+
+    async def one(job: dict[str, object]) -> list[int]:
+        return [token.id async for token in model.stream(PROMPT, **job)]
+
+    async def main() -> list[list[int]]:
+        return await asyncio.gather(*(one(job) for job in jobs))
+
+    assert asyncio.run(main()) == [model.generate(PROMPT, **job).tokens for job in jobs]
+
+
+def test_cancelling_a_task_cancels_the_generation_and_frees_the_caches(model: RecycleModel) -> None:
+    async def main() -> tuple[str, list[int], list[int]]:
+        chat = model.conversation()
+        answer = chat.send(PROMPT)
+
+        async def consume() -> None:
+            async for _ in answer:
+                pass
+
+        task = asyncio.create_task(consume())
+        while len(answer.tokens) < 3:
+            await asyncio.sleep(0.001)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        again = chat.send("more", max_new_tokens=5)
+        tokens = [token.id async for token in again]
+        return answer.result.finish_reason, tokens, model.generate(again.prompt, max_new_tokens=5).tokens
+
+    reason, tokens, expected = asyncio.run(main())
+    assert reason in ("cancelled", "length")
+    assert tokens == expected
+
+
+def test_a_timeout_ends_a_generation(model: RecycleModel) -> None:
+    async def main() -> int:
+        generation = model.stream(PROMPT)
+
+        async def consume() -> None:
+            async for _ in generation:
+                pass
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(consume(), 0.05)
+        runs = generation.decoder.full.runs
+        await asyncio.sleep(0.05)
+        return generation.decoder.full.runs - runs
+
+    assert asyncio.run(main()) == 0
+
+
+def test_a_closed_model_says_so_and_has_freed_its_sessions(bundle: Path) -> None:
+    with recycle_onnx.load(bundle, threads=1) as model:
+        chat, generation = model.conversation(), model.stream(PROMPT, max_new_tokens=9)
+        next(generation)
+        sessions = [ref(half.session) for half in (chat.decoder.full, chat.decoder.recycler) if half is not None]
+        assert len(sessions) == 2
+    gc.collect()
+    assert [session() for session in sessions] == [None, None]
+    for use in (
+        lambda: model.generate(PROMPT),
+        lambda: next(generation),
+        lambda: chat.send(PROMPT),
+        lambda: model.conversation(),
+        lambda: chat.fork(),
+    ):
+        with pytest.raises(RecycleError, match="the model was closed; load it again"):
+            use()
+    assert len(generation.result.tokens) == 1
+    model.close()
+
+
+def test_closing_waits_for_the_steps_in_progress(bundle: Path) -> None:
+    model = recycle_onnx.load(bundle, threads=1)
+    generations = [model.stream(PROMPT) for _ in range(4)]
+
+    def consume(generation: object) -> str:
+        try:
+            return f"{len(list(generation))} tokens"  # type: ignore[call-overload]
+        except RecycleError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as pool:
+        running = [pool.submit(consume, generation) for generation in generations]
+        while min(len(generation.tokens) for generation in generations) < 3:
+            time.sleep(0.001)
+        model.close()
+        assert {future.result(10) for future in running} == {"the model was closed; load it again"}
+
+
+def test_loading_says_how_far_it_is(bundle: Path) -> None:
+    seen: list[tuple[int, int, str]] = []
+    recycle_onnx.load(bundle, progress=lambda *step: seen.append(step)).close()
+    checks = [(done, total) for done, total, what in seen if what.startswith("check")]
+    total = sum(file.bytes for file in recycle_onnx.load(bundle).bundle.manifest.files.values())
+    assert checks[0] == (0, total)
+    assert checks[-1] == (total, total)
+    assert checks == sorted(checks)
+    assert [what for _, _, what in seen[-3:]] == ["loading the full model", "loading the module", "loaded"]
+
+
+def test_an_interrupted_step_leaves_the_caches_right(sample_model: RecycleModel) -> None:
+    """As Ctrl-C does: it comes out of a run, of the module's or of the full model's, and is an exception."""
+    for number in range(1, 9):
+        chat = sample_model.conversation()
+        answer = chat.send(LONG_STORY[:200], strategy="verify", chain=3, max_new_tokens=30)
+        next(answer)
+        with pytest.raises(KeyboardInterrupt):
+            _interrupt(chat.decoder, answer, number)
+        again = chat.send("And then?", strategy="alternate", max_new_tokens=12)
+        expected = sample_model.generate(again.prompt, strategy="alternate", max_new_tokens=12, stop="\nUser:")
+        assert [token.id for token in again] == expected.tokens
+
+
+def _interrupt(decoder: object, answer: Iterator[object], number: int) -> None:
+    """Go on until the session that runs as the `number`-th from now on raises after its work."""
+    left = number
+
+    class Interrupted:
+        def __init__(self, session: object) -> None:
+            self.session = session
+
+        def run_with_iobinding(self, binding: object) -> None:
+            nonlocal left
+            left -= 1
+            self.session.run_with_iobinding(binding)  # type: ignore[attr-defined]
+            if left == 0:
+                raise KeyboardInterrupt
+
+        def io_binding(self) -> object:
+            return self.session.io_binding()  # type: ignore[attr-defined]
+
+    halves = [decoder.full, decoder.recycler]  # type: ignore[attr-defined]
+    originals = [half.session for half in halves]
+    for half in halves:
+        half.session = Interrupted(half.session)
+    try:
+        for _ in answer:
+            pass
+    finally:
+        for half, session in zip(halves, originals, strict=True):
+            half.session = session
