@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate, Message
+from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
 
 if TYPE_CHECKING:
@@ -74,23 +76,30 @@ class Conversation:
         with self.decoder.exclusive.use():
             self._replace(changed, None)
 
-    def send(self, content: str, **controls: Any) -> Generation:
-        """Add a user's turn; give the answer as an iterator over tokens.
+    def send(
+        self,
+        content: str,
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress = silent,
+        **overrides: Unpack[Overrides],
+    ) -> Generation:
+        """Add a user's turn; give the answer as an iterator over tokens, with the controls of `model.stream`.
 
-        What the answer has become when it ends, or is broken off, is the next message. `controls` are those of
-        `model.stream`. An answer that was still going on is cancelled.
+        What the answer has become when it ends, or is broken off, is the next message. One that was still going on is
+        cancelled.
 
         Raises:
             InputError: the template refuses the messages, they do not fit the context, or a control out of range;
                 the messages are then as they were.
             RecycleError: another thread is using the conversation.
         """
+        config = (config or self.model.generation_config).updated(**overrides)
+        config = config.updated(stop=(*config.stop, *self.template.stops))
         with self.decoder.exclusive.use():
             messages = [*self.messages, _checked({"role": "user", "content": content})]
-            messages, prompt = self._fitting(messages, controls.get("max_new_tokens"))
-            given = controls.pop("stop", ())
-            stop = (*((given,) if isinstance(given, str) else given), *self.template.stops)
-            answer = self.model.stream(prompt, decoder=self.decoder, stop=stop, **controls)
+            messages, prompt = self._fitting(messages, config.max_new_tokens)
+            answer = self.model.stream(prompt, config, progress=progress, decoder=self.decoder)
             self._replace(messages, answer)
         return answer
 
@@ -172,12 +181,12 @@ class Conversation:
     def _fitting(self, messages: list[Message], wanted: int | None) -> tuple[list[Message], list[int]]:
         """The messages that fit the context, and their tokens.
 
-        Dropping makes room for the answer: for the `wanted` tokens, otherwise for a quarter of the context.
+        Dropping makes room for the answer: for the `wanted` tokens, up to half the context; otherwise for a quarter.
         """
         context = self.model.bundle.manifest.context_length
         prompt = self._encode(messages)
         if self.overflow == "drop_oldest":
-            most = max(1, context - (wanted or context // 4))
+            most = context - min(wanted or context // 4, context // 2)
             while len(prompt) > most and len(starts := _turn_starts(messages)) > 1:
                 messages = messages[: starts[0]] + messages[starts[1] :]
                 prompt = self._encode(messages)

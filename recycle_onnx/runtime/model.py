@@ -34,6 +34,7 @@ class RecycleModel:
     """A loaded bundle, to be shared by threads: every generation and every conversation has caches of its own.
 
     `generation_config` holds what applies where a generation says nothing else, read from generation_config.json.
+
     `with recycle_onnx.load(…) as model:` closes it at the end.
     """
 
@@ -89,20 +90,26 @@ class RecycleModel:
         self.generation_config = self.generation_config.updated(stop_ids=tuple(ids))
 
     def generate(
-        self, prompt: str | Sequence[int], config: GenerationConfig | None = None, **overrides: Unpack[Overrides]
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress = silent,
+        **overrides: Unpack[Overrides],
     ) -> Result:
         """Continue `prompt`, a text or token ids.
 
         Args:
             prompt: text, encoded with the special tokens the tokenizer adds; or token ids, taken as they are.
             config: how; None for `generation_config`, the bundle's own.
+            progress: called after each chunk of the prompt with the tokens read, and of how many.
             overrides: settings that replace those of `config`, by the names of `GenerationConfig`'s fields.
 
         Raises:
             InputError: an empty prompt, one longer than the context, or a setting out of range.
             RecycleError: the logits processors leave nothing to choose.
         """
-        generation = self.stream(prompt, config, **overrides)
+        generation = self.stream(prompt, config, progress=progress, **overrides)
         for _ in generation:
             pass
         return generation.result
@@ -112,17 +119,16 @@ class RecycleModel:
         prompt: str | Sequence[int],
         config: GenerationConfig | None = None,
         *,
-        decoder: Decoder | None = None,
         progress: Progress = silent,
+        decoder: Decoder | None = None,
         **overrides: Unpack[Overrides],
     ) -> Generation:
         """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`, …) as they become final.
 
-        Its `result` holds what `generate` would give. A `decoder` that has read a beginning of the prompt goes on from
-        there; `progress` is told how much of the prompt is read.
+        Its `result` holds what `generate` would give. A `decoder` that read another text before (`decoder("auto")`
+        makes one) reads only what is new of this one.
         """
-        config = (config or self.generation_config).updated(**overrides)
-        return self._start(prompt, config, decoder, progress)
+        return self._start(prompt, (config or self.generation_config).updated(**overrides), progress, decoder)
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
@@ -144,11 +150,7 @@ class RecycleModel:
         return list(self.tokenizer.encode(prompt).ids)
 
     def _start(
-        self,
-        prompt: str | Sequence[int],
-        config: GenerationConfig,
-        decoder: Decoder | None = None,
-        progress: Progress = silent,
+        self, prompt: str | Sequence[int], config: GenerationConfig, progress: Progress, decoder: Decoder | None
     ) -> Generation:
         plan = Plan.make(self._strategy(config.strategy), config.chain, config.min_confidence, self.calibration)
         ids = self._prompt_ids(prompt)
