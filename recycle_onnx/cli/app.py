@@ -12,9 +12,12 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval")
+VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval", "serve")
 INTERRUPTED = 130
-EXTRAS = {"torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf"}
+EXTRAS = {
+    "torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf",
+    "starlette": "serve", "uvicorn": "serve", "pydantic": "serve", "prometheus_client": "serve",
+}  # fmt: skip
 """Which of our extras installs a package; the others are in `export`."""
 
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from recycle_onnx.errors import InputError
+
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 
 
@@ -54,6 +56,8 @@ def serve(
     from recycle_onnx.serve.limits import Limits
     from recycle_onnx.serve.server import Address, Server
 
+    if name == "":
+        raise InputError("the name is empty; expected what clients are to call the model")
     address = Address(host, port, token)
     limits = Limits(slots, queue, caches, max_request_bytes, body_timeout, queue_timeout, timeout)
     model = recycle_onnx.load(bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked)

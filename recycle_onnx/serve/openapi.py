@@ -29,7 +29,7 @@ COMPLETION = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 def document(version: str, with_token: bool) -> dict[str, Any]:
-    """OpenAPI 3.1; `with_token` tells whether clients need one."""
+    """OpenAPI 3.2, which knows streams of events; `with_token` tells whether clients need one."""
     paths = {
         "/v1/models": {"get": _read("What is served.", answers.ModelList)},
         "/v1/models/{model}": {"get": _read("The model that is served.", answers.ModelCard, parameters=["model"])},
@@ -46,7 +46,7 @@ def document(version: str, with_token: bool) -> dict[str, Any]:
     }
     secured = {"security": [{"token": []}]} if with_token else {}
     return {
-        "openapi": "3.1.0",
+        "openapi": "3.2.0",
         "info": {"title": "recycle-onnx serve", "version": version},
         "paths": paths,
         "components": {
@@ -94,7 +94,8 @@ def _text(text: str, media: str, statuses: tuple[int, ...]) -> dict[str, Any]:
 
 
 def _complete(text: str, asked: type[BaseModel], whole: type[BaseModel], chunk: type[BaseModel]) -> dict[str, Any]:
-    stream = {"schema": {"type": "string", "description": f"`data:` lines, each a {chunk.__name__}, then `[DONE]`."}}
+    data = {"type": "string", "description": f"{chunk.__name__} or ErrorAnswer as JSON; at the end [DONE]."}
+    stream = {"itemSchema": {"type": "object", "properties": {"data": data}, "required": ["data"]}}
     answer = {"description": "The answer, or a stream of it.", "content": {JSON: _ref(whole), EVENTS: stream}}
     return {
         "summary": text,
