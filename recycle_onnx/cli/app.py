@@ -12,7 +12,19 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "create", "train", "export", "quantize", "inspect", "generate", "bench", "calibrate", "eval", "serve")
+VERBS = (
+    "attach",
+    "create",
+    "train",
+    "export",
+    "quantize",
+    "inspect",
+    "generate",
+    "bench",
+    "calibrate",
+    "eval",
+    "serve",
+)
 INTERRUPTED = 130
 EXTRAS = {
     "torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf",

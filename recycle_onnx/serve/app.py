@@ -64,9 +64,7 @@ class Service:
 
     async def health(self, request: Request) -> Response:
         workers = self.workers
-        return _json(
-            answers.Health(slots=self.limits.slots, slots_busy=workers.busy, queue_waiting=workers.waiting)
-        )
+        return _json(answers.Health(slots=self.limits.slots, slots_busy=workers.busy, queue_waiting=workers.waiting))
 
     async def show_metrics(self, request: Request) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -98,7 +96,9 @@ class Service:
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name != self.name:
-            raise ApiError(404, "model_not_found", f"no model {name[:100]!r} here; this server has {self.name!r}", "model")
+            raise ApiError(
+                404, "model_not_found", f"no model {name[:100]!r} here; this server has {self.name!r}", "model"
+            )
 
     async def _read(self, request: Request, kind: type[schema.AnyRequest]) -> schema.AnyRequest:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -220,7 +220,9 @@ async def _on_gone(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
-    response = ApiError(error.status_code, code, f"{request.method} {request.url.path[:100]}: {error.detail}").response()
+    response = ApiError(
+        error.status_code, code, f"{request.method} {request.url.path[:100]}: {error.detail}"
+    ).response()
     response.headers.update(error.headers or {})
     return response
 

@@ -65,24 +65,19 @@ class Chat:
     logprobs: bool
 
     def opening(self) -> list[answers.Answer]:
-        """The role."""
         return [self._chunk(answers.Delta(role="assistant", content=""))]
 
     def chunk(self, step: Step) -> answers.Answer:
-        """What the token adds to the message."""
         delta = answers.Delta(content=step.token.text)
         return self._chunk(delta, self._logprobs([step.token]), mark=answers.RecycledToken.of(step))
 
     def ending(self, reason: answers.FinishReason) -> answers.Answer:
-        """An empty delta."""
         return self._chunk(answers.Delta(), reason=reason)
 
     def usage(self, usage: answers.Usage) -> answers.Answer:
-        """No choices."""
         return answers.ChatChunk(**self.label.fields, choices=[], usage=usage)
 
     def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.Answer:
-        """A chat.completion."""
         message = answers.AnswerMessage(content="".join(token.text for token in tokens))
         choice = answers.ChatChoice(message=message, logprobs=self._logprobs(tokens), finish_reason=reason)
         return answers.ChatAnswer(**self.label.fields, choices=[choice], usage=usage)
@@ -124,23 +119,18 @@ class Text:
     _written: int = 0
 
     def opening(self) -> list[answers.Answer]:
-        """Nothing."""
         return []
 
     def chunk(self, step: Step) -> answers.Answer:
-        """What the token adds."""
         return self._answer(step.token.text, self._logprobs([step.token]), mark=answers.RecycledToken.of(step))
 
     def ending(self, reason: answers.FinishReason) -> answers.Answer:
-        """An empty text."""
         return self._answer("", reason=reason)
 
     def usage(self, usage: answers.Usage) -> answers.Answer:
-        """No choices."""
         return answers.TextAnswer(**self.label.fields, choices=[], usage=usage)
 
     def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.Answer:
-        """A text_completion."""
         text = "".join(token.text for token in tokens)
         return self._answer(text, self._logprobs(tokens), reason, usage=usage)
 

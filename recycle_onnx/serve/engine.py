@@ -11,7 +11,7 @@ from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.serve import answers, schema
+from recycle_onnx.serve import answers, formats, schema
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.prefixes import PrefixCaches
 from recycle_onnx.serve.token_text import TokenText
@@ -79,6 +79,7 @@ class Engine:
         """
         limit = asked.max_completion_tokens or asked.max_tokens
         config = self._config(asked, limit, asked.top_logprobs, stops=self.template.stops)
+        config = config.updated(processors=formats.processors(asked.response_format))
         turns = [message.as_turn() for message in asked.messages]
         return Order(config, lambda: self._encode(self.template.render(turns), self.template.special_tokens))
 

@@ -78,7 +78,9 @@ def _errors(statuses: tuple[int, ...]) -> dict[str, Any]:
     return {str(status): {"description": STATUS[status], "content": content} for status in statuses}
 
 
-def _read(text: str, kind: type[BaseModel], parameters: list[str] | None = None, with_401: bool = True) -> dict[str, Any]:
+def _read(
+    text: str, kind: type[BaseModel], parameters: list[str] | None = None, with_401: bool = True
+) -> dict[str, Any]:
     named = [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in parameters or []]
     statuses = ((401,) if with_401 else ()) + ((403, 404) if named else (403,))
     return {

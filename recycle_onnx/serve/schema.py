@@ -134,6 +134,9 @@ class JsonOf(Part):
     json_schema: JsonSchema
 
 
+ResponseFormat = PlainText | JsonObject | JsonOf
+
+
 class ChatRequest(Request):
     """Messages to answer."""
 
@@ -144,7 +147,7 @@ class ChatRequest(Request):
     )
     logprobs: bool | None = None
     top_logprobs_: Annotated[int, Field(ge=0, le=20)] | None = Field(None, alias="top_logprobs")
-    response_format: Annotated[PlainText | JsonObject | JsonOf, Field(discriminator="type")] | None = None
+    response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
     store: Literal[False] | None = None
     metadata: dict[str, str] | None = Field(None, description="Ignored.")
 
@@ -201,14 +204,18 @@ def _path(location: tuple[int | str, ...], data: object) -> list[int | str]:
     """Where an error lies in what was sent; pydantic names the alternatives of a union in between."""
     path: list[int | str] = []
     for step in location:
-        if isinstance(data, dict) and step in data:
-            data = data[step]
-        elif isinstance(data, list) and isinstance(step, int) and step < len(data):
-            data = data[step]
-        elif step != location[-1] or not isinstance(data, dict):
-            continue
-        path.append(step)
+        if _has(data, step):
+            data = data[step]  # type: ignore[index]
+            path.append(step)
+        elif step == location[-1] and isinstance(data, dict):  # what is missing
+            path.append(step)
     return path
+
+
+def _has(data: object, step: int | str) -> bool:
+    if isinstance(data, list):
+        return isinstance(step, int) and step < len(data)
+    return isinstance(data, dict) and step in data
 
 
 def _name(path: list[int | str]) -> str:

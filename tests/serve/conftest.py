@@ -8,24 +8,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from openai import OpenAI
 
 import recycle_onnx
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-
-for package in ("starlette", "uvicorn", "prometheus_client", "openai", "httpx2", "schemathesis"):
-    pytest.importorskip(package, reason=f"needs {package}: pip install 'recycle-onnx[dev]'")
-
-from openai import OpenAI
-
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address, Server, Uvicorn
+from tests import tiny
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"

@@ -32,9 +32,7 @@ def test_a_completion_is_what_generate_gives(
     strategy: str, prompt: str, client: OpenAI, endless_model: RecycleModel
 ) -> None:
     expected = endless_model.generate(prompt, max_new_tokens=24, strategy=strategy)
-    answer = client.completions.create(
-        model=NAME, prompt=prompt, max_tokens=24, extra_body={"strategy": strategy}
-    )
+    answer = client.completions.create(model=NAME, prompt=prompt, max_tokens=24, extra_body={"strategy": strategy})
     assert answer.choices[0].text == expected.text
     assert answer.choices[0].finish_reason == "length"
     usage = answer.usage
@@ -65,7 +63,9 @@ def test_a_chat_goes_through_the_template(client: OpenAI, endless_model: Recycle
     assert answer.choices[0].message.role == "assistant"
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == len(ids)
-    parts: Any = [{"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "a cat"}]}]
+    parts: Any = [
+        {"role": "developer", "content": [{"type": "text", "text": "be "}, {"type": "text", "text": "a cat"}]}
+    ]
     again = client.chat.completions.create(model=NAME, messages=[*parts, MESSAGES[1]], max_tokens=20)
     assert again.choices[0].message.content == expected.text
 

@@ -144,7 +144,9 @@ def test_a_model_without_template_continues_texts(browser: webdriver.Chrome, sam
             "Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
         )
         keep_picture(browser, "dark")
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True})
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": True}
+        )
         keep_picture(browser, "narrow")
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
         browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
@@ -171,7 +173,7 @@ def test_the_browser_complains_of_nothing_and_asks_nobody_else(browser: webdrive
     ask(browser, "the cat", most=5)
     wait_until(finished(browser, 1))
     assert browser.get_log("browser") == []
-    sent = [entry["message"] for entry in browser.get_log("performance") if "requestWillBeSent\"" in entry["message"]]
+    sent = [entry["message"] for entry in browser.get_log("performance") if 'requestWillBeSent"' in entry["message"]]
     assert sent
     assert all(f'"url":"{server.url}' in message or '"url":"data:' in message for message in sent)
     blocked = browser.execute_async_script(

@@ -51,6 +51,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "alternatives of nothing": (
         CHAT, {"messages": USER, "top_logprobs": 2}, 400, "invalid_value", "top_logprobs",
     ),
+    "JSON": (
+        CHAT, {"messages": USER, "response_format": {"type": "json_object"}}, 400, "structured_output_unavailable",
+        "response_format",
+    ),
+    "JSON of a schema": (
+        CHAT,
+        {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+        400, "structured_output_unavailable", "response_format",
+    ),
+    "an unknown format": (
+        CHAT, {"messages": USER, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format",
+    ),
     "usage without a stream": (
         CHAT, {"messages": USER, "stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options",
     ),
@@ -116,7 +128,9 @@ def test_a_body_must_be_declared_as_json(server: Running) -> None:
     assert_typed(answer, "not_json")
 
 
-@pytest.mark.parametrize(("path", "status", "code"), [("/v2", 404, "not_found"), ("/health", 405, "method_not_allowed")])
+@pytest.mark.parametrize(
+    ("path", "status", "code"), [("/v2", 404, "not_found"), ("/health", 405, "method_not_allowed")]
+)
 def test_other_paths_and_methods_are_refused_in_the_same_shape(
     path: str, status: int, code: str, server: Running
 ) -> None:
