@@ -67,7 +67,7 @@ class Usage(BaseModel):
 
 
 class RecycledToken(BaseModel):
-    """Of a token in a stream: its id, whether it is a recycled one, and the recycled tokens proposed and kept so far."""
+    """Of a token in a stream: its id, whether it is a recycled one; and how many were proposed and kept so far."""
 
     id: int
     recycled: bool
