@@ -53,7 +53,7 @@ class Job:
     def stop(self) -> None:
         """End it, and tell who waits for it that the server ends."""
         self.cancel()
-        self._events.put_nowait(ApiError(503, "shutting_down", "the server is shutting down"))
+        self._events.put_nowait(_shutting_down())
 
     def run(self) -> None:
         """Generate, in a worker's thread."""
@@ -121,8 +121,6 @@ class Workers:
         return job
 
     async def _take_slot(self) -> None:
-        if self._closing:
-            raise ApiError(503, "shutting_down", "the server is shutting down")
         if self._free.locked() and self.waiting >= self.limits.queue:
             raise ApiError(429, "queue_full", f"{self.waiting} requests are waiting already", retry_after=1)
         self.waiting += 1
@@ -134,6 +132,9 @@ class Workers:
             raise ApiError(503, "queue_timeout", f"no slot became free within {seconds:g} s", retry_after=5) from error
         finally:
             self.waiting -= 1
+        if self._closing:
+            self._free.release()  # for the next one that waits, to be told the same
+            raise _shutting_down()
 
     def _release(self, job: Job) -> None:
         self._running.discard(job)
@@ -144,3 +145,7 @@ class Workers:
         self._closing = True
         for job in self._running:
             job.stop()
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "the server is shutting down")

@@ -153,11 +153,15 @@ def test_the_event_loop_is_free_while_models_work(server: Running, client: OpenA
     wait_until(lambda: server.busy == 0)
 
 
-def test_an_ending_server_ends_its_answers(endless_model: RecycleModel) -> None:
-    with serving(endless_model) as running:
-        asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000, "stream": True}
-        stream = running.client().completions.create(**asked)
+def test_an_ending_server_ends_its_answers_and_its_queue(endless_model: RecycleModel) -> None:
+    with serving(endless_model, Limits(slots=1)) as running, ThreadPoolExecutor(1) as pool:
+        asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000}
+        stream = running.client().completions.create(**asked, stream=True)
         assert next(stream).choices
+        waiting = pool.submit(lambda: running.client().completions.create(**asked))
+        wait_until(lambda: running.waiting == 1)
         running.uvicorn.should_exit = True
         with pytest.raises(openai.APIError, match="shutting down"):
             deque(stream, maxlen=0)
+        with pytest.raises(openai.InternalServerError, match="shutting down"):
+            waiting.result()
