@@ -11,6 +11,7 @@ from recycle_onnx.evaluation.acceptance import Watched, rates
 from recycle_onnx.files import read_text
 from recycle_onnx.runtime.auto import LONGEST
 from recycle_onnx.runtime.calibration import Calibration
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
 
@@ -69,7 +70,9 @@ def _watch(
     model: RecycleModel, text: list[int], source: str, new_tokens: int, report: Report, done: int, total: int
 ) -> Watched:
     report(done, total, f"counting what the {source} gets right")
-    generation = model.stream(text, strategy="verify" if source == "module" else "lookup", max_new_tokens=new_tokens)
+    generation = model.stream(
+        text, GREEDY, strategy="verify" if source == "module" else "lookup", max_new_tokens=new_tokens
+    )
     inner: Proposer = LookupProposer(text, LONGEST)
     if source == "module":
         inner = ModuleProposer(generation.decoder, generation.sampling, LONGEST, 0.0)
@@ -84,7 +87,7 @@ def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
     start = (model.encode("") or [0])[:1]
     if length == 1:
         return start
-    result = model.generate(start, strategy="full", max_new_tokens=length - 1, temperature=1.0, seed=seed)
+    result = model.generate(start, GREEDY, strategy="full", max_new_tokens=length - 1, temperature=1.0, seed=seed)
     return [*start, *result.tokens]
 
 

@@ -14,6 +14,7 @@ from recycle_onnx.bench import machine, steps
 from recycle_onnx.bench.calibrate import own_text
 from recycle_onnx.bench.forced import ForcedProposer, Script
 from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel, load
 
@@ -121,7 +122,7 @@ def _usual(model: RecycleModel, options: Options) -> tuple[str, ...]:
 
 def _generate(model: RecycleModel, prompt: list[int], name: str, options: Options, seed: int) -> Result:
     chain = options.chain if name == "verify" else None
-    generation = model.stream(prompt, strategy=name, chain=chain, max_new_tokens=options.new_tokens)
+    generation = model.stream(prompt, GREEDY, strategy=name, chain=chain, max_new_tokens=options.new_tokens)
     if name == "verify" and options.forced_acceptance is not None:
         _force(generation, options, seed)
     for _ in generation:

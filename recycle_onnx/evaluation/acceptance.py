@@ -8,6 +8,7 @@ from itertools import accumulate
 from operator import mul
 from typing import Literal
 
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import ModuleProposer, Proposer
 from recycle_onnx.runtime.sampling import Sampling
@@ -90,7 +91,7 @@ def acceptance(
         report(index, len(documents), f"acceptance in its own text, temperature {temperature:g}")
         prompt = model.encode(document)[:OPENING]
         generation = model.stream(
-            prompt, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
+            prompt, GREEDY, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
         )
         inner = ModuleProposer(generation.decoder, generation.sampling, chain, 0.0)
         generation.proposer = watched = Watched(inner, chain)

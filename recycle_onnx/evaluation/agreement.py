@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from recycle_onnx.evaluation.acceptance import OPENING
 from recycle_onnx.evaluation.estimate import estimate
 from recycle_onnx.evaluation.scoring import score
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 
 Report = Callable[[int, int, str], None]
@@ -40,7 +41,8 @@ def agreement(
         report(index, len(documents), "agreement")
         prompt = model.encode(document)[:OPENING]
         full, alternate = (
-            model.generate(prompt, strategy=name, max_new_tokens=new_tokens).tokens for name in ("full", "alternate")
+            model.generate(prompt, GREEDY, strategy=name, max_new_tokens=new_tokens).tokens
+            for name in ("full", "alternate")
         )
         pairs = list(zip(full, alternate, strict=False))
         differing = [place for place, (a, b) in enumerate(pairs) if a != b]

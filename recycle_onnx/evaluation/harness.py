@@ -24,6 +24,7 @@ from recycle_onnx.evaluation.alternating import DECODINGS, Decoding, Verdict, ve
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.task_rows import TASKS, Row
 from recycle_onnx.files import read_json
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 
 Report = Callable[[int, int, str], None]
@@ -128,6 +129,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
                 raise InputError(f"{new} new tokens are asked for; the context holds {self.max_length} in all")
             result = self.model.generate(
                 self.tok_encode(context)[new - self.max_length :],
+                GREEDY,
                 max_new_tokens=new,
                 strategy=None if self.decoding == "full" else "alternate",
                 temperature=options.get("temperature", 0.0),

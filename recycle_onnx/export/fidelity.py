@@ -13,6 +13,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.scoring import Score, score
 from recycle_onnx.export.report import Report
 from recycle_onnx.files import read_text
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
@@ -91,7 +92,7 @@ def _sampled(model: RecycleModel) -> list[list[int]]:
     length = min(TOKENS, model.bundle.manifest.context_length) - len(start)
     texts = []
     for seed in range(TEXTS):
-        result = model.generate(start, strategy="full", max_new_tokens=length, temperature=1.0, seed=seed)
+        result = model.generate(start, GREEDY, strategy="full", max_new_tokens=length, temperature=1.0, seed=seed)
         texts.append([*start, *result.tokens])
     return texts
 

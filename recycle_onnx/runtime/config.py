@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -93,18 +93,22 @@ class GenerationConfig:
     processors: Iterable[Processor | StatefulProcessor] = ()
 
     def __post_init__(self) -> None:
-        self._own("logit_bias", dict(self.logit_bias))
-        self._own("stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        self._own("stop_ids", None if self.stop_ids is None else tuple(self.stop_ids))
-        self._own("processors", tuple(self.processors))
+        self._own("logit_bias", dict, "token ids with numbers")
+        self._own("stop", lambda stop: (stop,) if isinstance(stop, str) else tuple(stop), "a list of strings")
+        self._own("stop_ids", lambda ids: None if ids is None else tuple(ids), "a list of token ids, or None")
+        self._own("processors", tuple, "a list of callables")
         self._check_lengths()
         self._check_penalties()
         self._check_lists()
         _ = self.sampling
 
-    def _own(self, name: str, value: object) -> None:
+    def _own(self, name: str, copy: Callable[[Any], object], expected: str) -> None:
         """Keep a copy that nobody else can change."""
-        object.__setattr__(self, name, value)
+        value = getattr(self, name)
+        try:
+            object.__setattr__(self, name, copy(value))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{name.replace('_', '-')} is {value!r}; expected {expected}") from error
 
     def _check_lengths(self) -> None:
         if self.max_new_tokens is not None:
@@ -158,6 +162,9 @@ class GenerationConfig:
             if bad := [token for token in ids if token >= size]:
                 raise InputError(f"{name} has token id {bad[0]}, which is outside the vocabulary of {size}")
 
+
+GREEDY = GenerationConfig()
+"""For measurements: no setting of the bundle's but the tokens that end a text."""
 
 DEFAULTS = (
     "top_k", "top_p", "min_p", "repetition_penalty", "no_repeat_ngram_size", "max_new_tokens", "min_new_tokens",

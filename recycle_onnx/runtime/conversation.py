@@ -58,7 +58,7 @@ class Conversation:
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow {overflow!r} is not known; expected one of: {', '.join(OVERFLOWS)}")
         self.model, self.overflow = model, overflow
-        self.template_variables = dict(template_variables or {})
+        self.template_variables = _plain_values(template_variables or {})
         self.template = ChatTemplate.find(model.bundle.folder, template, **self.template_variables)
         self.decoder = model.decoder("auto")
         self._generation: Generation | None = None
@@ -208,3 +208,10 @@ def _checked(message: Message) -> Message:
     if not isinstance(role, str) or not isinstance(content, str):
         raise InputError(f"a message is {message!r}; expected an object with role and content, both strings")
     return dict(message)
+
+
+def _plain_values(variables: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return dict(json.loads(json.dumps(variables)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"template_variables is {variables!r}; expected what JSON can hold ({error})") from error

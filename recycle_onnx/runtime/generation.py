@@ -141,6 +141,7 @@ class Generation:
         except asyncio.CancelledError:
             self.cancel()
             await asyncio.wait([step])  # not longer than a step; then the caches are free
+            step.exception()  # whatever it was, nobody waits for it any more
             raise
         if token is None:
             raise StopAsyncIteration

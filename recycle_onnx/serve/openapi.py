@@ -44,7 +44,7 @@ def document(version: str, with_token: bool) -> dict[str, Any]:
         "/openapi.json": {"get": _text("This document.", JSON, (403,))},
         "/": {"get": _text("A page to chat.", "text/html", (403,))},
     }
-    secured = {"security": [{"token": []}]} if with_token else {}
+    secured: dict[str, Any] = {"security": [{"token": []}]} if with_token else {}
     return {
         "openapi": "3.2.0",
         "info": {"title": "recycle-onnx serve", "version": version},

@@ -325,6 +325,7 @@ def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: Recyc
         ({"template": "tools"}, "chat template 'tools' is not known; .* has: default, plain"),
         ({"messages": [{"role": "user"}]}, "expected an object with role and content"),
         ({"messages": ["hello"]}, "a message is 'hello'"),
+        ({"template_variables": {"tools": {1, 2}}}, "template_variables is .*what JSON can hold"),
     ],
 )
 def test_bad_options_are_refused(chatty: RecycleModel, options: dict[str, object], message: str) -> None:
