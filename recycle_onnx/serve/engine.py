@@ -100,15 +100,14 @@ class Engine:
     ) -> GenerationConfig:
         self._check_strategy(asked.strategy)
         given = {name: value for name in SHARED if (value := getattr(asked, name)) is not None}
-        stop = [asked.stop] if isinstance(asked.stop, str) else asked.stop or []
         settings: Overrides = {"seed": secrets.randbits(31), **given}  # type: ignore[typeddict-item]
+        settings["stop"] = [*stops, *([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])]
+        settings["logprobs"] = logprobs
         if limit is not None:
             settings["max_new_tokens"] = limit
         if asked.logit_bias:
             settings["logit_bias"] = {int(token): bias for token, bias in asked.logit_bias.items()}
-        config = self.model.generation_config.updated(**settings, stop=[*stops, *stop], logprobs=logprobs)
-        config.check_vocabulary(self.model.tokenizer.get_vocab_size())
-        return config
+        return self.model.generation_config.updated(**settings)
 
     def _check_strategy(self, strategy: str | None) -> None:
         known = self.model.strategies
