@@ -34,7 +34,7 @@ def short(tiny_bundle: Path) -> Iterator[Running]:
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_server_does_what_its_document_says(case: schemathesis.Case, short: Running) -> None:
     case.call_and_validate(base_url=short.url, checks=CHECKS, timeout=30)
 
