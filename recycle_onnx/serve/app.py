@@ -110,22 +110,17 @@ class Service:
 
     async def _answer(self, request: Request, asked: schema.Request, order: Order, dialect: Dialect) -> Response:
         """Generate, whole or as a stream; a client that goes away takes its generation with it."""
-        job: Job | None = None
-        handed_over = False
+        job = await _unless_gone(request, self.workers.start(self.engine.opener(order)))
         try:
-            job = await _unless_gone(request, self.workers.start(self.engine.opener(order)))
-            if asked.stream:
-                first = await _unless_gone(request, anext(job))
-                with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-                handed_over = True
-                return _EventStream(job, self._events(job, first, order, dialect, with_usage))
-            tokens = await _unless_gone(request, _all(job))
-            return _json(dialect.whole(tokens, *self._outcome(job, order)))
-        except _Gone:
-            return Response(status_code=GONE)
-        finally:
-            if job and not handed_over:
-                job.cancel()
+            if not asked.stream:
+                tokens = await _unless_gone(request, _all(job))
+                return _json(dialect.whole(tokens, *self._outcome(job, order)))
+            first = await _unless_gone(request, anext(job))
+        except BaseException:
+            job.cancel()
+            raise
+        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return _EventStream(job, self._events(job, first, order, dialect, with_usage))
 
     async def _events(
         self, job: Job, first: Step, order: Order, dialect: Dialect, with_usage: bool
@@ -167,18 +162,18 @@ class _EventStream(StreamingResponse):
             self._job.cancel()
 
 
-class _Gone(Exception):  # noqa: N818 -- no error of ours
-    """The client has closed the connection."""
-
-
 async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """Do some work, but no longer than the client is there."""
+    """Do some work, but no longer than the client is there.
+
+    Raises:
+        ClientDisconnect: it has closed the connection.
+    """
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise _Gone
+            raise ClientDisconnect
         return task.result()
     finally:
         for one in (task, gone):
