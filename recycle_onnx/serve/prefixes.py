@@ -11,7 +11,7 @@ from recycle_onnx.runtime.decoder import Decoder, common_prefix
 from recycle_onnx.runtime.model import RecycleModel
 
 WORTH = 0.5
-"""A cache serves a text that has at least this share of either in common; else something may still need it."""
+"""A cache serves a text that has at least this share of it in common; else its own text may still go on."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PrefixCaches:
             if best is None:
                 return None
             same = common_prefix(best.full.tokens, prompt)
-            if same < WORTH * min(len(prompt), len(best.full.tokens)):
+            if same < WORTH * len(best.full.tokens):
                 return None
             self._idle.remove(best)
             return best

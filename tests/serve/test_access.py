@@ -116,7 +116,7 @@ def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
     with serving(endless_model) as running:
         answers = [
             running.client().completions.create(
-                model=NAME, prompt="the cat", max_tokens=20, extra_body={"strategy": "alternate"}
+                model=NAME, prompt="the cat sat " * 20, max_tokens=20, extra_body={"strategy": "alternate"}
             )
             for _ in range(2)
         ]

@@ -9,7 +9,8 @@ import pytest
 from openai import OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
-from tests.serve.conftest import NAME
+from recycle_onnx.serve.limits import Limits
+from tests.serve.conftest import NAME, serving
 
 PROMPT = "the cat sat on"
 MESSAGES: Any = [{"role": "system", "content": "be a cat"}, {"role": "user", "content": "the dog ran"}]
@@ -193,3 +194,29 @@ def test_the_next_turn_reads_only_what_is_new(client: OpenAI, endless_model: Rec
     rendered = "<|endoftext|>" + "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
     fresh = endless_model.generate(text.encode(rendered, add_special_tokens=False).ids, max_new_tokens=10)
     assert second.choices[0].message.content == fresh.text
+
+
+def test_a_short_text_does_not_take_a_long_one_from_its_cache(endless_model: RecycleModel) -> None:
+    with serving(endless_model, Limits(caches=2)) as running:
+
+        def cached(prompt: str) -> int:
+            usage = running.client().completions.create(model=NAME, prompt=prompt).usage
+            assert usage is not None
+            assert usage.prompt_tokens_details is not None
+            return usage.prompt_tokens_details.cached_tokens or 0
+
+        long = "the cat sat on the mat, " * 30
+        assert cached(long) == 0
+        assert cached("the cat sat on a log") == 0
+        assert cached(long + "and") > 100
+        assert cached("a hen") == cached("the dog") == 0
+        assert cached(long + "and") == 0  # two others came since
+
+
+def test_without_caches_every_text_is_read_anew(endless_model: RecycleModel) -> None:
+    with serving(endless_model, Limits(caches=0)) as running:
+        for _ in range(2):
+            usage = running.client().completions.create(model=NAME, prompt="the cat sat " * 30).usage
+            assert usage is not None
+            assert usage.prompt_tokens_details is not None
+            assert usage.prompt_tokens_details.cached_tokens == 0
