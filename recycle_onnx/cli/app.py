@@ -22,12 +22,16 @@ VERBS = (
     "generate",
     "chat",
     "batch",
+    "serve",
     "bench",
     "calibrate",
     "eval",
 )
 INTERRUPTED = 130
-EXTRAS = {"torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf"}
+EXTRAS = {
+    "torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf",
+    "starlette": "serve", "uvicorn": "serve", "pydantic": "serve", "prometheus_client": "serve",
+}  # fmt: skip
 """Which of our extras installs a package; the others are in `export`."""
 
 

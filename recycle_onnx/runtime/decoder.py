@@ -65,7 +65,7 @@ class Decoder:
         if sessions[1] is not None and specs[1] is not None:
             self.recycler = Half(sessions[1], specs[1], context_length, hidden_in=self.full.hidden)
         self.chunk = chunk
-        self.watch: Callable[[int, int], None] = lambda read, total: None
+        self.watch: Callable[[int, int], None] | None = None
         self.work = Work()
         self.exclusive = Exclusive()
         self.states = WaitingStates(specs[0].state_size, specs[0].float_type)
@@ -94,7 +94,8 @@ class Decoder:
         for start in range(work.reused, len(prompt), self.chunk):
             piece = prompt[start : start + self.chunk]
             logits = self._read(piece)
-            self.watch(start + len(piece), len(prompt))
+            if self.watch is not None:
+                self.watch(start + len(piece), len(prompt))
         self.work.prefill_seconds += time.perf_counter() - started
         return logits
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+from weakref import proxy
 
 from tokenizers import Tokenizer
 
@@ -122,7 +123,8 @@ class Generation:
         self._first = self._last = self._started
         self._counts, self._work = strategies.Counts(), Work()
         self._cancelled = False
-        self._tokens = self._generate()
+        # A generator that held its generation, and the caches with it, would be a cycle: freed some time later.
+        self._tokens = Generation._generate(proxy(self))
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -153,13 +155,12 @@ class Generation:
 
     def _choices(self) -> Iterator[strategies.Choice]:
         """What the strategy chooses, until somebody cancels."""
-        self.decoder.watch = self._watch
         choices = strategies.run(
             self.plan, self.decoder, self.prompt, self.sampling, self.limit, self._counts, self.proposer
         )
         try:
             while not self._cancelled:
-                choice = next(choices, None)
+                choice = self._step(choices)
                 self._work = self.decoder.work
                 if choice is None:
                     return
@@ -170,6 +171,13 @@ class Generation:
         if len(self.tokens) < self.limit:
             self.finish_reason = "cancelled"
 
+    def _step(self, choices: Iterator[strategies.Choice]) -> strategies.Choice | None:
+        self.decoder.watch = self._watch
+        try:
+            return next(choices, None)
+        finally:
+            self.decoder.watch = None
+
     def _watch(self, read: int, total: int) -> None:
         if self._cancelled:
             raise _Cancelled
@@ -177,7 +185,7 @@ class Generation:
 
     def _generate(self) -> Iterator[Token]:
         text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
-        for choice in self._choices():
+        for choice in Generation._choices(self):  # whatever `self` is: a proxy
             self._last = time.perf_counter()
             if not self.tokens:
                 self._first = self._last
@@ -201,6 +209,11 @@ class Generation:
         chosen, top = logprobs(choice.logits, choice.id, self.logprobs, choice.vocabulary)
         by_module = choice.recycled and self.plan.strategy == "alternate"
         return Token(choice.id, text, choice.recycled, chosen, top, "recycler" if by_module else "full")
+
+    @property
+    def counts(self) -> strategies.Counts:
+        """Recycled tokens that were proposed and accepted so far."""
+        return self._counts
 
     @property
     def result(self) -> Result:

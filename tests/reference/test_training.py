@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import signal
@@ -24,9 +25,10 @@ from recycle_onnx.export import export
 from recycle_onnx.training import budget
 from recycle_onnx.training.log import read_log
 from recycle_onnx.training.model import RecycleGPT
-from recycle_onnx.training.objective import _chain
+from recycle_onnx.training.objective import Losses, _chain
 from recycle_onnx.training.options import Progress, TrainingOptions
 from recycle_onnx.training.regenerate import OPENING, regenerate
+from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.trainer import train
 from tests import tiny
@@ -312,6 +314,35 @@ def test_a_diverging_training_stops_and_keeps_the_module(checkpoint: Path, text:
     with pytest.raises(RecycleError, match=r"step 1\b.*lower --lr"):
         train(checkpoint, [text], options)
     assert digest(checkpoint / "recycler" / "model.safetensors") == before
+
+
+def test_a_loss_that_goes_bad_in_mid_run_keeps_the_step_before(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault put into step 3; every step before it is saved, and a resumed training goes on from there."""
+    whole, broken = (tiny.write_checkpoint(tmp_path / name, tiny.tiny_config()) for name in ("whole", "broken"))
+    options = replace(OPTIONS, steps=6, save_minutes=0.0)
+    train(whole, [text], options)
+    count, step = 0, Stepper.step
+
+    def faulty(self: Stepper, number: int, batch: torch.Tensor, rate: float) -> Losses:
+        nonlocal count
+        count += 1
+        if count == 3:
+            with torch.no_grad():
+                next(iter(self.trained.values())).fill_(math.nan)
+        return step(self, number, batch, rate)
+
+    monkeypatch.setattr(Stepper, "step", faulty)
+    with pytest.raises(RecycleError, match="the loss became nan in step 3; what was saved before is kept"):
+        train(broken, [text], options)
+    assert [line["step"] for line in read_log(broken)] == [1, 2]
+    with Checkpoint.open(broken) as checkpoint:
+        assert checkpoint.recycler is not None
+        assert checkpoint.recycler.training["runs"][-1]["steps"] == 2
+        assert all(tensor.isfinite().all() for tensor in load_model(checkpoint).state_dict().values())
+    train(broken, [text], options, resume=True)
+    assert [line["recycle"] for line in read_log(broken)] == [line["recycle"] for line in read_log(whole)]
 
 
 def test_the_curves_are_drawn_when_a_training_ends(checkpoint: Path, text: Path, tmp_path: Path) -> None:

@@ -269,6 +269,26 @@ def test_closing_waits_for_the_steps_in_progress(bundle: Path) -> None:
         assert {future.result(10) for future in running} == {"the model was closed; load it again"}
 
 
+@pytest.mark.parametrize("read", [0, 1, 5, 9])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_caches_are_freed_with_the_generation_and_not_some_time_later(
+    model: RecycleModel, strategy: str, read: int
+) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        generation = model.stream(PROMPT, strategy=strategy, max_new_tokens=8)
+        for _ in range(read):
+            next(generation, None)
+        if read == 5:
+            generation.cancel()
+        caches = ref(generation.decoder)
+        del generation
+        assert caches() is None
+    finally:
+        gc.enable()
+
+
 def test_loading_says_how_far_it_is(bundle: Path) -> None:
     seen: list[tuple[int, int, str]] = []
     recycle_onnx.load(bundle, progress=lambda *step: seen.append(step)).close()
