@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 import recycle_onnx
+from recycle_onnx.checkpoint import attach
 from recycle_onnx.cli.chat_view import Tail
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
@@ -31,10 +32,11 @@ GREEN = "\x1b[1;32m"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers for minutes unless somebody stops it."""
     folder = tmp_path_factory.mktemp("chat")
-    checkpoint = tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=100_000))
+    checkpoint = tiny.write_base(folder / "model", tiny.tiny_config(context_length=100_000))
     for name in ("config.json", "generation_config.json"):
         text = (checkpoint / name).read_text().replace('"eos_token_id": 0', '"eos_token_id": null')
         (checkpoint / name).write_text(text)
+    attach(checkpoint, checkpoint)
     export(checkpoint, folder / "bundle")
     return folder / "bundle"
 

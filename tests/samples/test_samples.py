@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -60,6 +61,23 @@ def test_gui(sample_bundle: Path, sample_model: RecycleModel) -> None:
         pytest.skip("no display and no xvfb-run to make one (apt install xvfb)")
     shown = program("gui.py", sample_bundle, PROMPT, "--close", before=screen)
     assert shown == sample_model.generate(PROMPT, max_new_tokens=120).text + "\n"
+
+
+def test_openai_client(sample_bundle: Path, sample_model: RecycleModel) -> None:
+    for package in ("openai", "uvicorn", "starlette"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    command = [sys.executable, "-m", "recycle_onnx", "serve", str(sample_bundle), "--port", "0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        found = re.search(r"http://\S+:\d+", server.stderr.readline())
+        assert found is not None
+        text = program("openai_client.py", found[0], "Tell me of a fox.")
+    finally:
+        server.terminate()
+        server.communicate(timeout=60)
+    answer = sample_model.conversation().send("Tell me of a fox.", max_new_tokens=40)
+    assert text == "".join(token.text for token in answer)
 
 
 def test_ray(sample_bundle: Path, tmp_path: Path) -> None:
