@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +109,7 @@ class Session:
             click.echo(f"(cut off after {len(self._last.tokens)} tokens; see --max-new-tokens)", err=True)
 
     def _command(self, name: str, argument: str = "") -> None:
-        commands = {
+        commands: dict[str, Callable[[str], None]] = {
             "/reset": self._reset,
             "/strategy": self._strategy,
             "/tint": self._tint,
