@@ -12,9 +12,15 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
-VERBS = ("attach", "create", "train", "export", "quantize", "mtp", "inspect", "generate", "bench", "calibrate", "eval")
+VERBS = (
+    "attach", "create", "train", "export", "quantize", "mtp", "inspect", "generate", "chat", "batch", "serve", "bench",
+    "calibrate", "eval",
+)  # fmt: skip
 INTERRUPTED = 130
-EXTRAS = {"torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf"}
+EXTRAS = {
+    "torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf",
+    "starlette": "serve", "uvicorn": "serve", "pydantic": "serve", "prometheus_client": "serve",
+}  # fmt: skip
 """Which of our extras installs a package; the others are in `export`."""
 
 

@@ -10,11 +10,11 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json
 from recycle_onnx.errors import InputError
 
 if TYPE_CHECKING:
-    from recycle_onnx.runtime.config import Overrides
     from recycle_onnx.runtime.generation import Generation, Result
 
 DEFAULT_NEW_TOKENS = 128
@@ -29,53 +29,21 @@ LOSSLESS = {
 @click.command()
 @click.argument("bundle", type=Path)
 @click.argument("prompt")
-@click.option("--strategy", help="auto, full, alternate, verify or lookup.  [default: the bundle's, which is auto]")
-@click.option("--chain", type=int, help="Most tokens to propose a cycle.  [default: 1 for verify, otherwise 4]")
-@click.option("--min-confidence", type=float, help="Propose no token less likely to the module.  [default: 0]")
-@click.option("--max-new-tokens", "-n", type=int, help="[default: the bundle's, otherwise 128]")
-@click.option("--min-new-tokens", type=int, help="No token that ends the text comes before so many.")
-@click.option("--temperature", type=float, help="0 is greedy.")
-@click.option("--top-k", type=int, help="Sample among so many tokens; 0 for all.")
-@click.option("--top-p", type=float, help="Sample within this probability; 1 for all.")
-@click.option("--min-p", type=float, help="Sample among tokens so likely, relative to the likeliest; 0 for all.")
-@click.option("--repetition-penalty", type=float, help="Divides the logits of tokens in prompt and text; 1 for none.")
-@click.option("--presence-penalty", type=float, help="Taken off the logits of tokens in the text; 0 for none.")
-@click.option("--frequency-penalty", type=float, help="The same for every time they came; 0 for none.")
-@click.option("--no-repeat-ngram-size", type=int, help="No so many tokens stand together twice; 0 for no limit.")
-@click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Added to a token's logit; may be repeated.")
-@click.option("--seed", type=int, help="The same seed gives the same text.  [default: 0]")
-@click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")
-@click.option("--stop-ids", multiple=True, type=int, metavar="ID", help="Token that ends it, not the bundle's; repeat.")
+@options.controls(DEFAULT_NEW_TOKENS)
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and of so many likeliest tokens.")
-@click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
-@click.option("--provider", default="cpu", show_default=True)
-@click.option("--verify-files", is_flag=True, help="Hash the weights again before loading them.")
-@click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them.")
+@options.loading
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of streaming.")
-def generate(
-    bundle: Path,
-    prompt: str,
-    threads: int | None,
-    provider: str,
-    verify_files: bool,
-    prepacked: bool,
-    json_: bool,
-    **settings: Any,
-) -> None:
+def generate(bundle: Path, prompt: str, json_: bool, **settings: Any) -> None:
     """Continue PROMPT with the model in BUNDLE; a PROMPT of - is read from standard input.
 
     What is not given is as the bundle's generation_config.json says, and greedy where it says nothing. On a terminal
     recycled tokens are green. The summary goes to standard error.
     """
-    import recycle_onnx
-
     text = _read_standard_input() if prompt == "-" else prompt
     if not text:
         raise InputError("the prompt is empty; expected some text to continue")
-    model = recycle_onnx.load(bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked)
-    if model.generation_config.max_new_tokens is None and settings["max_new_tokens"] is None:
-        settings["max_new_tokens"] = DEFAULT_NEW_TOKENS
-    generation = model.stream(text, **_overrides(settings))
+    model = options.load(bundle, settings)
+    generation = model.stream(text, options.config(model, settings, DEFAULT_NEW_TOKENS))
     if json_:
         for _ in generation:
             pass
@@ -88,23 +56,6 @@ def generate(
         raise KeyboardInterrupt(f"interrupted after {len(generation.tokens)} tokens") from interruption
     for line in summary(generation.result):
         click.echo(line, err=True)
-
-
-def _overrides(settings: dict[str, Any]) -> Overrides:
-    """What was given on the command line."""
-    given: Any = {name: value for name, value in settings.items() if value is not None and value != ()}
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
-    overrides: Overrides = given
-    return overrides
-
-
-def _bias(text: str) -> tuple[int, float]:
-    token, _, bias = text.partition("=")
-    try:
-        return int(token), float(bias)
-    except ValueError as error:
-        raise InputError(f"logit-bias is {text!r}; expected a token id and a number, as in 42=-1.5") from error
 
 
 def _read_standard_input() -> str:

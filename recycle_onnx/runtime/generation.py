@@ -211,6 +211,11 @@ class Generation:
         return Token(choice.id, text, choice.recycled, chosen, top, "recycler" if by_module else "full")
 
     @property
+    def counts(self) -> strategies.Counts:
+        """Recycled tokens that were proposed and accepted so far."""
+        return self._counts
+
+    @property
     def result(self) -> Result:
         """What was generated so far."""
         return Result(

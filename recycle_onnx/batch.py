@@ -1,0 +1,238 @@
+"""Many prompts from JSON lines: read and checked, answered by several workers, written in their order."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.runtime.config import GenerationConfig
+from recycle_onnx.runtime.generation import Generation, Result
+from recycle_onnx.runtime.model import RecycleModel
+
+Id = str | int
+SETTINGS = tuple(f.name for f in fields(GenerationConfig) if f.name != "processors")
+FIELDS = ("prompt", "messages", "id", *SETTINGS)
+AHEAD = 4
+"""Requests a worker that may be done or waiting before an earlier one is written."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One line: a prompt, or messages of which the last is the user's; and settings of its own."""
+
+    id: Id
+    prompt: str | list[dict[str, Any]]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request: a result, or why there is none."""
+
+    id: Id
+    result: Result | None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The line for it: nothing in it depends on time, so that the same request gives the same line."""
+        if self.result is None:
+            return {"id": self.id, "error": self.error}
+        result = self.result
+        found = {
+            "id": self.id,
+            "text": result.text,
+            "finish_reason": result.finish_reason,
+            "strategy": result.strategy,
+            "lossless": result.lossless,
+            "prompt_tokens": result.stats.prompt_tokens,
+            "new_tokens": result.stats.new_tokens,
+        }
+        return found if result.logprobs is None else {**found, "tokens": result.tokens, "logprobs": result.logprobs}
+
+
+class Worker:
+    """Answers requests with a model; threads may share it."""
+
+    def __init__(self, model: RecycleModel, config: GenerationConfig | None = None) -> None:
+        self.model, self.config = model, config or model.generation_config
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """Refuse settings that make no sense, and messages where jinja2 is missing, before anything starts.
+
+        Raises:
+            InputError: the line names the request's id.
+        """
+        checked = set()
+        for request in requests:
+            key = json.dumps(request.settings, sort_keys=True)
+            if key not in checked:
+                try:
+                    self.model.stream([0], self._config(request))
+                except InputError as error:
+                    raise InputError(f"request {request.id!r}: {error}" if request.settings else str(error)) from error
+            checked.add(key)
+        if any(not isinstance(request.prompt, str) for request in requests):
+            self.model.conversation()
+
+    def __call__(self, request: Request, stopped: threading.Event | None = None) -> Answer:
+        """The answer, broken off when it is `stopped`; a prompt that the model cannot take gives its error."""
+        try:
+            generation = self._start(request)
+            for _ in generation:
+                if stopped and stopped.is_set():
+                    generation.cancel()
+        except RecycleError as error:
+            return Answer(request.id, None, str(error))
+        return Answer(request.id, generation.result)
+
+    def _config(self, request: Request) -> GenerationConfig:
+        return self.config.updated(**request.settings)
+
+    def _start(self, request: Request) -> Generation:
+        if isinstance(request.prompt, str):
+            return self.model.stream(request.prompt, self._config(request))
+        *past, last = request.prompt
+        return self.model.conversation(messages=past).send(last["content"], self._config(request))
+
+
+def read_requests(path: Path) -> list[Request]:
+    """All requests of a file, in order. A request without an `id` has its line's number.
+
+    Raises:
+        InputError: missing, not UTF-8, no requests, or a line that is none (or has the id of another); it is named.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
+    requests: list[Request] = []
+    known: dict[Id, int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            request = parse_request(line, number)
+        except InputError as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+        if request.id in known:
+            raise InputError(f"{path}, line {number}: id {request.id!r} is that of line {known[request.id]} too")
+        known[request.id] = number
+        requests.append(request)
+    if not requests:
+        raise InputError(f'{path}: no requests; expected lines like {{"prompt": "Once upon a time"}}')
+    return requests
+
+
+def parse_request(line: bytes | str, number: int) -> Request:
+    """A line of JSON: `prompt` or `messages`, perhaps an `id`, and settings by the names of `GenerationConfig`.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    try:
+        raw = json.loads(line)
+        json.dumps(raw, ensure_ascii=False).encode()  # JSON may escape halves of characters
+    except (ValueError, RecursionError) as error:  # what concerns Unicode is a ValueError too
+        raise InputError(f"not JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise InputError(f"expected a JSON object, found {type(raw).__name__}")
+    for name in raw:
+        if name not in FIELDS:
+            near = get_close_matches(name, FIELDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected some of: {', '.join(FIELDS)}"
+            raise InputError(f"field {name!r} is not known; {hint}")
+    if ("prompt" in raw) == ("messages" in raw):
+        raise InputError("expected either a prompt or messages")
+    identity = raw.get("id", number)
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
+        raise InputError(f"id is {identity!r}; expected a string or a whole number")
+    return Request(identity, _prompt(raw), _settings(raw))
+
+
+def _prompt(raw: dict[str, Any]) -> str | list[dict[str, Any]]:
+    if "prompt" in raw:
+        prompt = raw["prompt"]
+        if not isinstance(prompt, str) or not prompt:
+            raise InputError(f"prompt is {prompt!r}; expected some text")
+        return prompt
+    messages = raw["messages"]
+    fit = isinstance(messages, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    )
+    if not fit:
+        raise InputError("messages is no list of objects with role and content, both strings")
+    if not messages or messages[-1]["role"] != "user":
+        raise InputError("the last of messages is not the user's; expected something to answer")
+    return [dict(message) for message in messages]
+
+
+def _settings(raw: dict[str, Any]) -> dict[str, Any]:
+    settings = {name: raw[name] for name in SETTINGS if name in raw}
+    try:
+        if "logit_bias" in settings:  # JSON has no objects with numbers for names
+            settings["logit_bias"] = {int(token): bias for token, bias in settings["logit_bias"].items()}
+        GenerationConfig(**settings)
+    except InputError:
+        raise
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(f"settings {settings!r}: {error}") from error
+    return settings
+
+
+def finished(path: Path, requests: Sequence[Request]) -> int:
+    """How many of `requests` a former run has answered in `path`; a last line that was cut off is taken away.
+
+    Raises:
+        InputError: a line is damaged, or is not the answer to the request of its place.
+    """
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    lines = whole.split(b"\n")[:-1]
+    for number, line in enumerate(lines, start=1):
+        _check_record(path, number, line, requests)
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    return len(lines)
+
+
+def _check_record(path: Path, number: int, line: bytes, requests: Sequence[Request]) -> None:
+    try:
+        found = json.loads(line)["id"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}, line {number}: damaged; repair it, or --force to start again") from error
+    expected = requests[number - 1].id if number <= len(requests) else None
+    if found != expected:
+        of = "no request" if expected is None else f"request {expected!r}"
+        raise InputError(f"{path}, line {number}: answers {found!r}, expected {of}; it belongs to other prompts")
+
+
+def answers(worker: Worker, requests: Sequence[Request], workers: int = 1) -> Generator[Answer, None, None]:
+    """Answers in the order of the requests, made by so many threads.
+
+    To close the iterator breaks off what is being answered.
+    """
+    pending: deque[Future[Answer]] = deque()
+    stopped = threading.Event()
+    waiting = iter(requests)
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                while len(pending) < AHEAD * workers and (request := next(waiting, None)) is not None:
+                    pending.append(pool.submit(worker, request, stopped))
+                if not pending:
+                    return
+                yield pending.popleft().result()
+        finally:
+            stopped.set()
+            pool.shutdown(wait=False, cancel_futures=True)

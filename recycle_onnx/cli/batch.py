@@ -1,0 +1,146 @@
+"""`recycle-onnx batch`."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from recycle_onnx.cli import options
+from recycle_onnx.cli.generate import DEFAULT_NEW_TOKENS
+from recycle_onnx.cli.report import as_json, progress
+from recycle_onnx.errors import InputError, RecycleError
+
+if TYPE_CHECKING:
+    from recycle_onnx.batch import Answer
+
+
+@click.command()
+@click.argument("bundle", type=Path)
+@click.argument("prompts", type=Path)
+@click.option("--output", "-o", type=Path, required=True, help="JSON lines to write, an answer for each prompt.")
+@click.option("--resume", is_flag=True, help="Go on with OUTPUT where a former run was interrupted or killed.")
+@click.option("--force", is_flag=True, help="Replace OUTPUT.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Prompts at a time; they share the model.")
+@options.controls(DEFAULT_NEW_TOKENS)
+@click.option("--logprobs", type=int, help="Write tokens and log-probabilities too, and of so many likeliest tokens.")
+@options.loading
+@click.option("--json", "json_", is_flag=True, help="Print the summary as one JSON object.")
+def batch(
+    bundle: Path,
+    prompts: Path,
+    output: Path,
+    resume: bool,
+    force: bool,
+    workers: int,
+    json_: bool,
+    **settings: Any,
+) -> None:
+    """Answer many PROMPTS, a file of JSON lines, with the model in BUNDLE.
+
+    A line is {"prompt": …} or {"messages": […]}, perhaps with an "id" (otherwise its line's number) and settings of
+    its own, by the names of the options ("max_new_tokens"). Lines that make no sense are refused before anything
+    starts; a prompt that the model cannot take, being too long, gets an "error" in its line, and the exit code is 1.
+    With several --workers each session has one thread unless --threads says otherwise.
+    """
+    from recycle_onnx.batch import Worker, answers, finished, read_requests
+
+    if workers < 1:
+        raise InputError(f"workers is {workers}; expected at least 1")
+    requests = read_requests(prompts)
+    if output.exists() and not (resume or force):
+        raise InputError(f"{output} exists; give another name, --resume to go on with it, or --force to replace it")
+    if output.exists() and output.samefile(prompts):
+        raise InputError(f"{output} is the file of the prompts; give another name")
+    settings["threads"] = settings["threads"] or (1 if workers > 1 else None)
+    model = options.load(bundle, settings)
+    worker = Worker(model, options.config(model, settings, DEFAULT_NEW_TOKENS))
+    worker.check(requests)
+    summary = Summary(len(requests), finished(output, requests) if resume and not force else 0)
+    with progress("answering") as report, closing(answers(worker, requests[summary.resumed :], workers)) as made:
+        try:
+            with output.open("ab" if summary.resumed else "wb") as file:
+                for answer in made:
+                    file.write(_line(answer))
+                    file.flush()
+                    summary.count(answer)
+                    report(summary.done, summary.lines, summary.note)
+        except OSError as error:
+            raise RecycleError(f"{output}: cannot write ({error.strerror or error}); --resume goes on") from error
+        except KeyboardInterrupt as interruption:
+            text = f"interrupted after {summary.done} of {summary.lines} lines; --resume goes on"
+            raise KeyboardInterrupt(text) from interruption
+    click.echo(as_json(summary.to_json()) if json_ else summary.text)
+    if summary.failed:
+        raise RecycleError(
+            f"{summary.failed} of {summary.lines - summary.resumed} lines failed; their error is in {output}"
+        )
+
+
+def _line(answer: Answer) -> bytes:
+    return json.dumps(answer.to_json(), ensure_ascii=False).encode() + b"\n"
+
+
+@dataclass
+class Summary:
+    """What a run did: lines in all, those that a former run had done, and the work of this one."""
+
+    lines: int
+    resumed: int
+    answered: int = 0
+    failed: int = 0
+    new_tokens: int = 0
+    recycled_tokens: int = 0
+    _started: float = field(default_factory=time.perf_counter)
+
+    def count(self, answer: Answer) -> None:
+        """Add a line."""
+        if answer.result is None:
+            self.failed += 1
+            return
+        self.answered += 1
+        self.new_tokens += answer.result.stats.new_tokens
+        self.recycled_tokens += sum(answer.result.recycled)
+
+    @property
+    def done(self) -> int:
+        """Lines that are in the output."""
+        return self.resumed + self.answered + self.failed
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, without loading."""
+        return time.perf_counter() - self._started
+
+    @property
+    def note(self) -> str:
+        """Tokens a second, all workers together."""
+        return f"{self.new_tokens / self.seconds:.0f} tokens/s"
+
+    @property
+    def text(self) -> str:
+        """The summary for people."""
+        before = f" ({self.resumed} lines were done before)" if self.resumed else ""
+        return (
+            f"{self.answered} answers of {self.new_tokens} tokens, {self.recycled_tokens} recycled, "
+            f"in {self.seconds:.1f} s, {self.note}{before}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as plain values; `seconds` without loading."""
+        seconds = self.seconds
+        return {
+            "lines": self.lines,
+            "resumed": self.resumed,
+            "answered": self.answered,
+            "failed": self.failed,
+            "new_tokens": self.new_tokens,
+            "recycled_tokens": self.recycled_tokens,
+            "seconds": seconds,
+            "tokens_per_second": self.new_tokens / seconds,
+        }

@@ -1,0 +1,101 @@
+"""Options that `generate`, `chat` and `batch` share: how to load a model, and how to continue a text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from recycle_onnx.errors import InputError
+
+if TYPE_CHECKING:
+    from recycle_onnx.runtime.config import GenerationConfig
+    from recycle_onnx.runtime.model import RecycleModel
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+LOADING = (
+    click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]"),
+    click.option("--provider", default="cpu", show_default=True),
+    click.option("--verify-files", is_flag=True, help="Hash the weights again before loading them."),
+    click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them."),
+)
+
+CONTROLS = (
+    click.option("--strategy", help="auto, full, alternate, verify or lookup.  [default: the bundle's, which is auto]"),
+    click.option("--chain", type=int, help="Most tokens to propose a cycle.  [default: 1 for verify, otherwise 4]"),
+    click.option("--min-confidence", type=float, help="Propose no token less likely to the module.  [default: 0]"),
+    click.option("--min-new-tokens", type=int, help="No token that ends the text comes before so many."),
+    click.option("--temperature", type=float, help="0 is greedy."),
+    click.option("--top-k", type=int, help="Sample among so many tokens; 0 for all."),
+    click.option("--top-p", type=float, help="Sample within this probability; 1 for all."),
+    click.option("--min-p", type=float, help="Sample among tokens so likely, relative to the likeliest; 0 for all."),
+    click.option(
+        "--repetition-penalty", type=float, help="Divides the logits of tokens in prompt and text; 1 for none."
+    ),
+    click.option("--presence-penalty", type=float, help="Taken off the logits of tokens in the text; 0 for none."),
+    click.option("--frequency-penalty", type=float, help="The same for every time they came; 0 for none."),
+    click.option("--no-repeat-ngram-size", type=int, help="No so many tokens stand together twice; 0 for no limit."),
+    click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Added to a token's logit; may be repeated."),
+    click.option("--seed", type=int, help="The same seed gives the same text.  [default: 0]"),
+    click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
+    click.option(
+        "--stop-ids", multiple=True, type=int, metavar="ID", help="Token that ends it, not the bundle's; repeat."
+    ),
+)
+
+
+def loading(command: Command) -> Command:
+    """Add `--threads`, `--provider`, `--verify-files` and `--prepacked`, for `load`."""
+    return _with(command, LOADING)
+
+
+def controls(default_new_tokens: int) -> Callable[[Command], Command]:
+    """Add the settings of `GenerationConfig`, for `config` to gather."""
+    most = click.option(
+        "--max-new-tokens", "-n", type=int, help=f"[default: the bundle's, otherwise {default_new_tokens}]"
+    )
+    return lambda command: _with(command, (most, *CONTROLS))
+
+
+def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def load(bundle: Path, settings: dict[str, Any]) -> RecycleModel:
+    """Load a bundle as the options say, and take them out of `settings`."""
+    import recycle_onnx
+
+    return recycle_onnx.load(
+        bundle,
+        provider=settings.pop("provider"),
+        threads=settings.pop("threads"),
+        verify=settings.pop("verify_files"),
+        prepacked=settings.pop("prepacked"),
+    )
+
+
+def config(model: RecycleModel, settings: dict[str, Any], default_new_tokens: int) -> GenerationConfig:
+    """The bundle's settings, with what was given on the command line in their place.
+
+    Raises:
+        InputError: a setting out of range.
+    """
+    given: Any = {name: value for name, value in settings.items() if value is not None and value != ()}
+    if "logit_bias" in given:
+        given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
+    if model.generation_config.max_new_tokens is None:
+        given.setdefault("max_new_tokens", default_new_tokens)
+    return model.generation_config.updated(**given)
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token, _, bias = text.partition("=")
+    try:
+        return int(token), float(bias)
+    except ValueError as error:
+        raise InputError(f"logit-bias is {text!r}; expected a token id and a number, as in 42=-1.5") from error

@@ -1,0 +1,232 @@
+"""The routes, and what lies between a request and its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from recycle_onnx import __version__
+from recycle_onnx.errors import RecycleError
+from recycle_onnx.runtime.generation import Token
+from recycle_onnx.serve import answers, openapi, schema
+from recycle_onnx.serve.access import Guard
+from recycle_onnx.serve.dialects import Chat, Dialect, Label, Text
+from recycle_onnx.serve.engine import Engine, Order
+from recycle_onnx.serve.errors import ApiError
+from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.metrics import Counted, Metrics
+from recycle_onnx.serve.page import page
+from recycle_onnx.serve.worker import Job, Step, Workers
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+GONE = 499
+"""Status of an answer that nobody gets."""
+
+
+class Service:
+    """One model behind HTTP."""
+
+    def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
+        self.engine, self.name, self.limits = engine, name, limits
+        self.workers = Workers(limits)
+        self.metrics = Metrics(self.workers)
+        self.started = int(time.time())
+        self._document = openapi.document(__version__, with_token)
+
+    def routes(self) -> list[Route]:
+        """Everything that is served."""
+        return [
+            Route("/", self.page),
+            Route("/health", self.health),
+            Route("/metrics", self.show_metrics),
+            Route("/openapi.json", self.openapi),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{model:path}", self.model),
+            Route("/v1/chat/completions", self.chat, methods=["POST"]),
+            Route("/v1/completions", self.completion, methods=["POST"]),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        return page()
+
+    async def health(self, request: Request) -> Response:
+        workers = self.workers
+        return _json(answers.Health(slots=self.limits.slots, slots_busy=workers.busy, queue_waiting=workers.waiting))
+
+    async def show_metrics(self, request: Request) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def openapi(self, request: Request) -> Response:
+        return JSONResponse(self._document)
+
+    async def models(self, request: Request) -> Response:
+        return _json(answers.ModelList(data=[self._card()]))
+
+    async def model(self, request: Request) -> Response:
+        self._check_name(request.path_params["model"])
+        return _json(self._card())
+
+    async def chat(self, request: Request) -> Response:
+        asked = await self._read(request, schema.ChatRequest)
+        order = self.engine.chat_order(asked)
+        label = Label(self.name, self.engine.fingerprint, "chatcmpl")
+        return await self._answer(request, asked, order, Chat(label, self.engine.names, bool(asked.logprobs)))
+
+    async def completion(self, request: Request) -> Response:
+        asked = await self._read(request, schema.CompletionRequest)
+        order = self.engine.text_order(asked)
+        label = Label(self.name, self.engine.fingerprint, "cmpl")
+        return await self._answer(request, asked, order, Text(label, self.engine.names, asked.logprobs is not None))
+
+    def _card(self) -> answers.ModelCard:
+        return answers.ModelCard(id=self.name, created=self.started, recycle=self.engine.describe())
+
+    def _check_name(self, name: str | None) -> None:
+        if name is not None and name != self.name:
+            raise ApiError(
+                404, "model_not_found", f"no model {name[:100]!r} here; this server has {self.name!r}", "model"
+            )
+
+    async def _read(self, request: Request, kind: type[schema.AnyRequest]) -> schema.AnyRequest:
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":
+            raise ApiError(415, "not_json", f"the body is declared as {media or 'nothing'}; expected application/json")
+        asked = schema.parse(await self.limits.read_body(request), kind)
+        self._check_name(asked.model)
+        return asked
+
+    async def _answer(self, request: Request, asked: schema.Request, order: Order, dialect: Dialect) -> Response:
+        """Generate, whole or as a stream; a client that goes away takes its generation with it."""
+        job = await _unless_gone(request, self.workers.start(self.engine.opener(order)))
+        try:
+            if not asked.stream:
+                tokens = await _unless_gone(request, _all(job))
+                return _json(dialect.whole(tokens, *self._outcome(job, order)))
+            first = await _unless_gone(request, anext(job))
+        except BaseException:
+            job.cancel()
+            raise
+        with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
+        return _EventStream(job, self._events(job, first, order, dialect, with_usage))
+
+    async def _events(
+        self, job: Job, first: Step, order: Order, dialect: Dialect, with_usage: bool
+    ) -> AsyncIterator[str]:
+        """Server-sent events; an error in mid-stream is the last one."""
+        try:
+            for chunk in dialect.opening():
+                yield _event(chunk)
+            yield _event(dialect.chunk(first))
+            async for step in job:
+                yield _event(dialect.chunk(step))
+            reason, usage = self._outcome(job, order)
+            yield _event(dialect.ending(reason))
+            if with_usage:
+                yield _event(dialect.usage(usage))
+            yield "data: [DONE]\n\n"
+        except Exception as error:
+            yield f"data: {json.dumps(_told(error).body())}\n\n"
+
+    def _outcome(self, job: Job, order: Order) -> tuple[answers.FinishReason, answers.Usage]:
+        result = job.result
+        assert result is not None
+        assert result.finish_reason != "cancelled"
+        self.metrics.count(result)
+        return result.finish_reason, answers.Usage.of(result, order.config.seed)
+
+
+class _EventStream(StreamingResponse):
+    """A stream that ends its job when it ends, however it ends."""
+
+    def __init__(self, job: Job, events: AsyncIterator[str]) -> None:
+        super().__init__(events, media_type="text/event-stream")
+        self._job = job
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._job.cancel()
+
+
+async def _unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Do some work, but no longer than the client is there.
+
+    Raises:
+        ClientDisconnect: it has closed the connection.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        for one in (task, gone):
+            one.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _all(job: Job) -> list[Token]:
+    return [step.token async for step in job]
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
+
+
+def _event(chunk: BaseModel) -> str:
+    return f"data: {chunk.model_dump_json()}\n\n"
+
+
+def _told(error: Exception) -> ApiError:
+    told = ApiError.of(error)
+    if told.status == 500:
+        logger.error("a generation failed", exc_info=error)
+    return told
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _told(error).response()
+
+
+async def _on_gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=GONE)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    response = ApiError(
+        error.status_code, code, f"{request.method} {request.url.path[:100]}: {error.detail}"
+    ).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+def make_app(service: Service, token: str | None = None, local_names_only: bool = True) -> ASGIApp:
+    """The server's ASGI application."""
+    routes = service.routes()
+    handlers = {HTTPException: _on_http_error, ClientDisconnect: _on_gone}
+    ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
+    app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
+    guarded = Guard(app, token, local_names_only)
+    return Counted(guarded, service.metrics, frozenset(route.path for route in routes))

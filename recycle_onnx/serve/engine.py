@@ -1,0 +1,136 @@
+"""From a request to a generation: settings, the prompt's tokens, and a cache that knows its beginning."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate
+from recycle_onnx.runtime.config import GenerationConfig, Overrides
+from recycle_onnx.runtime.generation import Generation
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve import answers, formats, schema
+from recycle_onnx.serve.errors import ApiError
+from recycle_onnx.serve.prefixes import PrefixCaches
+from recycle_onnx.serve.token_text import TokenText
+from recycle_onnx.serve.worker import Opener
+
+SHARED = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
+    "strategy", "chain", "min_confidence",
+)  # fmt: skip
+"""Settings with one name in requests and in GenerationConfig."""
+LONGEST_COMPLETION = 16
+"""What OpenAI's API makes of a text where nothing is said."""
+
+LONG_TOKEN = 16
+"""Characters of a token that is longer than most."""
+EDGE = 16
+"""Tokens at the end of a piece that might come otherwise, or not at all, in the whole."""
+
+
+@dataclass(frozen=True)
+class Order:
+    """How to generate, and the prompt's tokens, which are made in the worker's thread."""
+
+    config: GenerationConfig
+    prompt: Callable[[], list[int]]
+
+
+class Engine:
+    """One model, and the caches of what it read."""
+
+    def __init__(self, model: RecycleModel, caches: int) -> None:
+        self.model = model
+        self.names = TokenText(model.tokenizer)
+        self.template = ChatTemplate.find(model.bundle.folder)
+        self.fingerprint = f"recycle-onnx-{model.bundle.digest[:12]}"
+        self._caches = PrefixCaches(model, caches)
+
+    def describe(self) -> answers.ModelRecycle:
+        """What the bundle can do."""
+        manifest = self.model.bundle.manifest
+        return answers.ModelRecycle(
+            strategies=list(manifest.strategies),
+            default_strategy=manifest.default_strategy,
+            chat=self.template.name != PLAIN,
+            context_length=manifest.context_length,
+            precision=manifest.precision,
+            parameters=manifest.base.get("parameters"),
+        )
+
+    def text_order(self, asked: schema.CompletionRequest) -> Order:
+        """Of a text to continue.
+
+        Raises:
+            InputError: settings that contradict each other.
+        """
+        config = self._config(asked, asked.max_tokens or LONGEST_COMPLETION, asked.top_logprobs)
+        return Order(config, lambda: self._text_ids(asked.prompt))
+
+    def chat_order(self, asked: schema.ChatRequest) -> Order:
+        """Of messages to answer.
+
+        Raises:
+            InputError: settings that contradict each other.
+            ApiError: a response format that is not available.
+        """
+        limit = asked.max_completion_tokens or asked.max_tokens
+        config = self._config(asked, limit, asked.top_logprobs, stops=self.template.stops)
+        config = config.updated(processors=formats.processors(asked.response_format))
+        turns = [message.as_turn() for message in asked.messages]
+        return Order(config, lambda: self._encode(self.template.render(turns), self.template.special_tokens))
+
+    def opener(self, order: Order) -> Opener:
+        """What a worker calls in its thread."""
+        return lambda: self._open(order)
+
+    @contextmanager
+    def _open(self, order: Order) -> Iterator[Generation]:
+        ids = order.prompt()
+        self._check_length(len(ids), "")
+        strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
+        with self._caches.lend(ids, strategy) as decoder:
+            yield self.model.stream(ids, order.config, decoder=decoder)
+
+    def _config(
+        self, asked: schema.Request, limit: int | None, logprobs: int | None, stops: tuple[str, ...] = ()
+    ) -> GenerationConfig:
+        self._check_strategy(asked.strategy)
+        given = {name: value for name in SHARED if (value := getattr(asked, name)) is not None}
+        settings: Overrides = {"seed": secrets.randbits(31), **given}  # type: ignore[typeddict-item]
+        settings["stop"] = [*stops, *([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])]
+        settings["logprobs"] = logprobs
+        if limit is not None:
+            settings["max_new_tokens"] = limit
+        if asked.logit_bias:
+            settings["logit_bias"] = {int(token): bias for token, bias in asked.logit_bias.items()}
+        return self.model.generation_config.updated(**settings)
+
+    def _check_strategy(self, strategy: str | None) -> None:
+        known = self.model.strategies
+        if strategy is not None and strategy not in known:
+            message = f"strategy {strategy!r} needs a recyclable module, which this model has not; it has: "
+            raise ApiError(400, "unsupported_value", message + ", ".join(known), "strategy")
+
+    def _text_ids(self, prompt: str | list[int] | list[str]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._encode(prompt, special_tokens=True)
+        if isinstance(prompt[0], str):
+            return self._encode(prompt[0], special_tokens=True)
+        return [int(token) for token in prompt]
+
+    def _encode(self, text: str, special_tokens: bool) -> list[int]:
+        head = LONG_TOKEN * self.model.bundle.manifest.context_length
+        if len(text) > head:  # megabytes are not read to the end to find that they are too much
+            beginning = self.model.tokenizer.encode(text[:head], add_special_tokens=False).ids
+            self._check_length(len(beginning) - EDGE, "more than ")
+        return list(self.model.tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+
+    def _check_length(self, tokens: int, more_than: str) -> None:
+        longest = self.model.bundle.manifest.context_length - 1
+        if tokens > longest:
+            message = f"the prompt has {more_than}{tokens} tokens; the context has room for {longest} and an answer"
+            raise ApiError(400, "context_length_exceeded", message)

@@ -1,0 +1,54 @@
+"""What one client may ask of the server: sizes, times, and how many at once."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, fields
+
+from starlette.requests import Request
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.serve.errors import ApiError
+
+DRAINED = 16
+"""A body up to so many times too large is read to its end, so that the client gets to see the error."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times are in seconds. `caches` are texts that are kept in memory for the next request to go on from."""
+
+    slots: int = 2
+    queue: int = 64
+    caches: int = 4
+    body_bytes: int = 4 << 20
+    body_seconds: float = 30.0
+    queue_seconds: float = 60.0
+    generation_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name in ("queue", "caches") else 1
+            if not value >= least:
+                raise InputError(f"{field.name.replace('_', ' ')} is {value}; expected at least {least}")
+
+    async def read_body(self, request: Request) -> bytes:
+        """The body of a request.
+
+        Raises:
+            ApiError: 413 where it is too large, 408 where it comes too slowly.
+        """
+        body, size = bytearray(), 0
+        try:
+            async with asyncio.timeout(self.body_seconds):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size <= self.body_bytes:
+                        body += piece
+                    elif size > DRAINED * self.body_bytes:
+                        break
+        except TimeoutError as error:
+            raise ApiError(408, "body_timeout", f"the body did not come within {self.body_seconds:g} s") from error
+        if size > self.body_bytes:
+            raise ApiError(413, "request_too_large", f"the body is larger than {self.body_bytes} bytes: send less text")
+        return bytes(body)

@@ -1,0 +1,86 @@
+"""Counters and gauges for Prometheus."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from recycle_onnx.runtime.generation import Result
+from recycle_onnx.serve.worker import Workers
+
+PREFIX = "recycle_onnx_"
+SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+CLIENT_GONE = "499"
+"""What is counted where no answer was sent, as nginx does."""
+
+
+class Metrics:
+    """What the server counts. Nothing of it names a client or a text."""
+
+    def __init__(self, workers: Workers) -> None:
+        self._registry = CollectorRegistry()
+        self.requests = self._counter("requests", "Requests by path and status.", "path", "status")
+        self.tokens = self._counter("tokens", "Tokens: prompt, those of it in a cache, new, recycled.", "kind")
+        self.proposals = self._counter("proposals", "Tokens that were proposed, and those that stayed.", "outcome")
+        self.runs = self._counter("runs", "Runs of each half.", "half")
+        self.seconds = self._histogram("request_seconds", "Time to the end of an answer.")
+        self.first_token = self._histogram("first_token_seconds", "Time from a slot to the first token.")
+        self._gauge("slots_busy", "Generations that run.").set_function(lambda: workers.busy)
+        self._gauge("queue_waiting", "Requests that wait for a slot.").set_function(lambda: workers.waiting)
+
+    def count(self, result: Result) -> None:
+        """Add what a generation took."""
+        stats = result.stats
+        self.tokens.labels("prompt").inc(stats.prompt_tokens)
+        self.tokens.labels("cached").inc(stats.reused_tokens)
+        self.tokens.labels("new").inc(stats.new_tokens)
+        self.tokens.labels("recycled").inc(sum(result.recycled))
+        self.proposals.labels("accepted").inc(stats.accepted)
+        self.proposals.labels("rejected").inc(stats.proposed - stats.accepted)
+        self.runs.labels("full").inc(stats.full_runs)
+        self.runs.labels("recycler").inc(stats.recycle_runs)
+        self.first_token.observe(stats.time_to_first_token_s)
+
+    def text(self) -> bytes:
+        """Everything in Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, labels, registry=self._registry)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        return Gauge(PREFIX + name, text, registry=self._registry)
+
+    def _histogram(self, name: str, text: str) -> Histogram:
+        return Histogram(PREFIX + name, text, registry=self._registry, buckets=SECONDS)
+
+
+@dataclass
+class Counted:
+    """Counts the requests that pass through."""
+
+    app: ASGIApp
+    metrics: Metrics
+    paths: frozenset[str]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"] if scope["path"] in self.paths else "other"
+        started, status = time.perf_counter(), CLIENT_GONE
+
+        async def send_counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = str(message["status"])
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_counted)
+        finally:
+            self.metrics.requests.labels(path, status).inc()
+            self.metrics.seconds.observe(time.perf_counter() - started)

@@ -1,0 +1,48 @@
+"""Caches of texts that were read before: a request that begins like one of them goes on from there."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from recycle_onnx.runtime.decoder import Decoder, common_prefix
+from recycle_onnx.runtime.model import RecycleModel
+
+WORTH = 0.5
+"""A cache serves a text that has at least this share of it in common; else its own text may still go on."""
+
+
+@dataclass
+class PrefixCaches:
+    """Decoders that nobody uses now, the one used last at the end; at most `most` of them. For any thread."""
+
+    model: RecycleModel
+    most: int
+    _idle: list[Decoder] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @contextmanager
+    def lend(self, prompt: list[int], strategy: str) -> Iterator[Decoder]:
+        """A decoder that has read as much of `prompt` as any, for one generation; then it is kept for the next one.
+
+        After an error it is not: nobody knows what it has read.
+        """
+        fresh = self.model.decoder(strategy)
+        decoder = self._take(prompt, with_module=fresh.recycler is not None) or fresh
+        yield decoder
+        with self._lock:
+            self._idle = [*self._idle, decoder][max(0, len(self._idle) + 1 - self.most) :]
+
+    def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:
+        with self._lock:
+            fitting = [one for one in self._idle if (one.recycler is not None) == with_module]
+            best = max(fitting, key=lambda one: common_prefix(one.full.tokens, prompt), default=None)
+            if best is None:
+                return None
+            same = common_prefix(best.full.tokens, prompt)
+            if same < WORTH * len(best.full.tokens):
+                return None
+            self._idle.remove(best)
+            return best

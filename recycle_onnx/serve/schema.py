@@ -1,0 +1,222 @@
+"""What a client may send: OpenAI's fields as far as they are served, and ours beside them.
+
+Unknown fields are refused by name rather than ignored. `None` is the same as leaving a field out.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from recycle_onnx.serve.errors import ApiError
+
+Stop = Annotated[str, Field(min_length=1)]
+Prompt = Annotated[str, Field(min_length=1)]
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Strategy = Literal["auto", "full", "alternate", "verify", "lookup"]
+
+
+class Part(BaseModel):
+    """A JSON object whose fields are all known, with values of exactly these types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(Part):
+    """What comes along with a stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: Literal[False] | None = None
+
+
+class Request(Part):
+    """What both kinds of completion share. The fields from `strategy` on are not OpenAI's."""
+
+    model: str | None = Field(None, description="What /v1/models lists; may be left out.")
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(None, description="Random if left out.")
+    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    user: str | None = Field(None, description="Ignored.")
+
+    strategy: Strategy | None = None
+    chain: Annotated[int, Field(ge=1, le=15)] | None = None
+    min_confidence: Annotated[float, Field(ge=0, lt=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+
+    def check(self) -> None:
+        """Refuse fields that make no sense together.
+
+        Raises:
+            ApiError: 400.
+        """
+        if self.stream_options and not self.stream:
+            raise ApiError(400, "invalid_value", "stream_options is for streams: set stream too", "stream_options")
+
+
+class CompletionRequest(Request):
+    """Text, or token ids, to continue."""
+
+    prompt: Prompt | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[Prompt], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="16 if left out, as OpenAI has it.")
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """How many alternatives a token's log-probability comes with; None for no log-probabilities."""
+        return self.logprobs
+
+    def check(self) -> None:
+        """See Request.check."""
+        super().check()
+        if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) and len(self.prompt) > 1:
+            message = f"prompt has {len(self.prompt)} texts; one request continues one: send several requests"
+            raise ApiError(400, "unsupported_value", message, "prompt")
+
+
+class TextPart(Part):
+    """A piece of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Part):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    name: str | None = Field(None, description="Ignored.")
+
+    def as_turn(self) -> dict[str, str]:
+        """Role and text, as chat templates take them."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+class JsonSchema(Part):
+    """A JSON schema and its name."""
+
+    name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class PlainText(Part):
+    """Text without constraints."""
+
+    type: Literal["text"]
+
+
+class JsonObject(Part):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonOf(Part):
+    """JSON that a schema describes."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = PlainText | JsonObject | JsonOf
+
+
+class ChatRequest(Request):
+    """Messages to answer."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Older name of max_completion_tokens.")
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="To the end of the context if left out."
+    )
+    logprobs: bool | None = None
+    top_logprobs_: Annotated[int, Field(ge=0, le=20)] | None = Field(None, alias="top_logprobs")
+    response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = Field(None, description="Ignored.")
+
+    @property
+    def top_logprobs(self) -> int | None:
+        """How many alternatives a token's log-probability comes with; None for no log-probabilities."""
+        return self.top_logprobs_ or 0 if self.logprobs else None
+
+    def check(self) -> None:
+        """See Request.check."""
+        super().check()
+        if self.top_logprobs_ and not self.logprobs:
+            raise ApiError(400, "invalid_value", "top_logprobs is for logprobs: set that too", "top_logprobs")
+
+
+AnyRequest = TypeVar("AnyRequest", bound=Request)
+
+
+def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
+    """Read a request.
+
+    Raises:
+        ApiError: 400; not JSON in UTF-8, an unknown field, or a value that is not served.
+    """
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise ApiError(400, "invalid_json", f"the body is not JSON in UTF-8 ({error})") from error
+    try:
+        asked = kind.model_validate(data)
+    except ValidationError as error:
+        raise _first_of(error, data) from error
+    asked.check()
+    return asked
+
+
+def _first_of(error: ValidationError, data: object) -> ApiError:
+    """The error of the alternative that came furthest, where a field may be several things."""
+    found = max(error.errors(include_url=False), key=lambda one: len(_path(one["loc"], data)))
+    param = _name(_path(found["loc"], data))
+    if found["type"] == "extra_forbidden":
+        return ApiError(400, "unsupported_parameter", f"{param} is not served here: leave it out", param)
+    if found["type"] == "missing":
+        return ApiError(400, "missing_parameter", f"{param} is missing", param)
+    if param == "n":
+        return ApiError(400, "unsupported_value", "n must be 1: one request makes one answer", param)
+    given = repr(found["input"])
+    shown = given if len(given) <= 60 else given[:57] + "…"
+    wanted = "a JSON object" if found["type"] == "model_type" else found["msg"].removeprefix("Input should be ")
+    return ApiError(400, "invalid_value", f"{param or 'the body'} is {shown}; expected: {wanted}", param or None)
+
+
+def _path(location: tuple[int | str, ...], data: object) -> list[int | str]:
+    """Where an error lies in what was sent; pydantic names the alternatives of a union in between."""
+    path: list[int | str] = []
+    for step in location:
+        if _has(data, step):
+            data = data[step]  # type: ignore[index]
+            path.append(step)
+        elif step == location[-1] and isinstance(data, dict):  # what is missing
+            path.append(step)
+    return path
+
+
+def _has(data: object, step: int | str) -> bool:
+    if isinstance(data, list):
+        return isinstance(step, int) and step < len(data)
+    return isinstance(data, dict) and step in data
+
+
+def _name(path: list[int | str]) -> str:
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")

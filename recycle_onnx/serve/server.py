@@ -1,0 +1,119 @@
+"""Listening: which address is allowed, and how the server ends."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import uvicorn
+
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.access import is_loopback
+from recycle_onnx.serve.app import Service, make_app
+from recycle_onnx.serve.engine import Engine
+from recycle_onnx.serve.limits import Limits
+
+BACKLOG = 256
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where to listen; port 0 is any free one. Clients need `token`, where it is set."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+    token: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InputError(f"port is {self.port}; expected 0 (any that is free) to 65535")
+        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
+            raise InputError("the token is empty or has characters that no HTTP header may hold; expected plain ASCII")
+        if not self.is_local and self.token is None:
+            raise InputError(
+                f"host {self.host} can be reached from other machines; set a token with --token or "
+                "RECYCLE_ONNX_TOKEN, or listen on 127.0.0.1"
+            )
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can reach it."""
+        return is_loopback(self.host)
+
+    def bind(self) -> socket.socket:
+        """A socket that listens there.
+
+        Raises:
+            InputError: no such host.
+            RecycleError: the port is in use, or not ours to use.
+        """
+        try:
+            family, kind, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise InputError(f"host {self.host!r} is not known ({error}); expected a name or address") from error
+        listener = socket.socket(family, kind)
+        try:
+            if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR would share a port in use
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            else:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(BACKLOG)
+        except OSError as error:
+            listener.close()
+            raise RecycleError(
+                f"cannot listen on {self.host} port {self.port} ({error.strerror}); choose another with --port"
+            ) from error
+        return listener
+
+
+@dataclass
+class Server:
+    """A model on an address: bound when it is made, serving while it runs."""
+
+    model: RecycleModel
+    name: str
+    address: Address
+    limits: Limits = field(default_factory=Limits)
+
+    def __post_init__(self) -> None:
+        self._listener = self.address.bind()
+        self._engine = Engine(self.model, self.limits.caches)
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds it."""
+        host, port = self._listener.getsockname()[:2]
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    async def run(self, ready: Callable[[Uvicorn], None] = lambda server: None) -> None:
+        """Serve until a signal comes, or until `should_exit` of what `ready` is given is set.
+
+        Raises:
+            KeyboardInterrupt: Ctrl-C, when all has ended.
+        """
+        token = self.address.token
+        service = Service(self._engine, self.name, self.limits, with_token=token is not None)
+        app = make_app(service, token, local_names_only=self.address.is_local)
+        config = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", server_header=False, ws="none",
+            timeout_graceful_shutdown=5,
+        )  # fmt: skip
+        server = Uvicorn(config, service)
+        ready(server)
+        await server.serve(sockets=[self._listener])
+
+
+class Uvicorn(uvicorn.Server):
+    """Ends generations before it waits for their connections to close."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self.service = service
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.service.workers.close()
+        await super().shutdown(sockets)

@@ -1,0 +1,151 @@
+"""Generations in threads of their own, a few at a time; the others wait in a queue, and the event loop never waits.
+
+A slot belongs to a thread, not to the request: it is free when the thread has really stopped, which is one step after
+the request has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from recycle_onnx.runtime.generation import Generation, Result, Token
+from recycle_onnx.serve.errors import ApiError
+from recycle_onnx.serve.limits import Limits
+
+Opener = Callable[[], AbstractContextManager[Generation]]
+"""Starts a generation, in the worker's thread; what it takes is given back at the end."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A token, and the recycled tokens proposed and accepted so far."""
+
+    token: Token
+    proposed: int
+    accepted: int
+
+
+Event = Step | Result | Exception
+
+
+class Job:
+    """One generation as an async iterator over its steps; `result` is there once it is exhausted."""
+
+    def __init__(self, opener: Opener, seconds: float) -> None:
+        self.result: Result | None = None
+        self._opener, self._seconds = opener, seconds
+        self._loop = asyncio.get_running_loop()
+        self._deadline = self._loop.time() + seconds
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._cancelled = False
+        self._generation: Generation | None = None
+
+    def cancel(self) -> None:
+        """End it after the step in progress; nobody waits for what it would give."""
+        self._cancelled = True
+        if self._generation is not None:
+            self._generation.cancel()
+
+    def stop(self) -> None:
+        """End it, and tell who waits for it that the server ends."""
+        self.cancel()
+        self._events.put_nowait(_shutting_down())
+
+    def run(self) -> None:
+        """Generate, in a worker's thread."""
+        try:
+            if self._cancelled:
+                return
+            with self._opener() as generation:
+                self._generation = generation
+                if self._cancelled:
+                    return
+                for token in generation:
+                    self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+                self._tell(generation.result)
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, event: Event) -> None:
+        self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    def __aiter__(self) -> AsyncIterator[Step]:
+        return self
+
+    async def __anext__(self) -> Step:
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                event = await self._events.get()
+        except TimeoutError as error:
+            self.cancel()
+            raise ApiError(504, "generation_timeout", f"the answer took more than {self._seconds:g} s") from error
+        if isinstance(event, Exception):
+            raise event
+        if isinstance(event, Result):
+            self.result = event
+            raise StopAsyncIteration
+        return event
+
+
+class Workers:
+    """As many threads as there are slots, and a queue in front of them."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.waiting = 0
+        self._free = asyncio.Semaphore(limits.slots)
+        self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix="recycle-onnx-serve")
+        self._running: set[Job] = set()
+        self._closing = False
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return len(self._running)
+
+    async def start(self, opener: Opener) -> Job:
+        """Wait for a slot and start a generation in it.
+
+        Raises:
+            ApiError: 429 where the queue is full, 503 where the wait was too long or the server ends.
+        """
+        await self._take_slot()
+        job = Job(opener, self.limits.generation_seconds)
+        self._running.add(job)
+        loop = asyncio.get_running_loop()
+        loop.run_in_executor(self._threads, job.run).add_done_callback(lambda _: self._release(job))
+        return job
+
+    async def _take_slot(self) -> None:
+        if self._free.locked() and self.waiting >= self.limits.queue:
+            raise ApiError(429, "queue_full", f"{self.waiting} requests are waiting already", retry_after=1)
+        self.waiting += 1
+        try:
+            async with asyncio.timeout(self.limits.queue_seconds):
+                await self._free.acquire()
+        except TimeoutError as error:
+            seconds = self.limits.queue_seconds
+            raise ApiError(503, "queue_timeout", f"no slot became free within {seconds:g} s", retry_after=5) from error
+        finally:
+            self.waiting -= 1
+        if self._closing:
+            self._free.release()  # for the next one that waits, to be told the same
+            raise _shutting_down()
+
+    def _release(self, job: Job) -> None:
+        self._running.discard(job)
+        self._free.release()
+
+    def close(self) -> None:
+        """Take no more, and end what runs after the step in progress."""
+        self._closing = True
+        for job in self._running:
+            job.stop()
+
+
+def _shutting_down() -> ApiError:
+    return ApiError(503, "shutting_down", "the server is shutting down")

@@ -1,0 +1,201 @@
+"""Many prompts: answers in order, resumed after a kill, and lines that make no sense."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import recycle_onnx
+from recycle_onnx.export import export
+from tests import tiny
+from tests.cli.command import assert_one_error, assert_refused, run
+
+TOKENS = 6
+PROMPTS: list[dict[str, Any]] = [
+    {"prompt": "the cat"},
+    {"prompt": "the dog sat on", "id": "dog", "max_new_tokens": 9},
+    {"messages": [{"role": "system", "content": "the hen"}, {"role": "user", "content": "the pen"}]},
+    {"prompt": "a hen ran — é", "temperature": 0.9, "seed": 4, "strategy": "verify"},
+    {"prompt": "the mat", "logit_bias": {"5": -5.0}, "stop": ["zzz"]},
+    {"prompt": "on the log"},
+]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("batch")
+    tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=256))
+    export(folder / "model", folder / "bundle")
+    return folder / "bundle"
+
+
+def write(path: Path, lines: list[Any]) -> Path:
+    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines))
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("prompts") / "prompts.jsonl", PROMPTS)
+
+
+@pytest.fixture(scope="module")
+def whole(bundle: Path, prompts: Path) -> bytes:
+    """What an undisturbed run writes."""
+    output = prompts.with_name("whole.jsonl")
+    result = run("batch", bundle, prompts, "-o", output, "-n", TOKENS, "--threads", 1)
+    assert result.exit_code == 0, result.stderr
+    return output.read_bytes()
+
+
+def test_every_line_gets_the_answer_of_a_run_of_its_own(bundle: Path, whole: bytes) -> None:
+    records = [json.loads(line) for line in whole.splitlines()]
+    model = recycle_onnx.load(bundle, threads=1)
+    assert [record["id"] for record in records] == [1, "dog", 3, 4, 5, 6]
+    for record, line in zip(records, PROMPTS, strict=True):
+        settings = {name: line[name] for name in ("temperature", "seed", "strategy") if name in line}
+        settings["max_new_tokens"] = line.get("max_new_tokens", TOKENS)
+        if "logit_bias" in line:
+            settings["logit_bias"] = {5: -5.0}
+        if "prompt" in line:
+            expected = model.generate(line["prompt"], **settings)
+        else:
+            answer = model.conversation("the hen").send("the pen", **settings)
+            assert list(answer)
+            expected = answer.result
+        assert record["text"] == expected.text
+        assert record["new_tokens"] == expected.stats.new_tokens == len(expected.tokens)
+        assert record["finish_reason"] == expected.finish_reason
+
+
+def test_several_workers_write_the_same_file(bundle: Path, prompts: Path, whole: bytes, tmp_path: Path) -> None:
+    result = run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl", "-n", TOKENS, "--workers", 3, "--json")
+    assert result.exit_code == 0, result.stderr
+    assert (tmp_path / "out.jsonl").read_bytes() == whole
+    summary = json.loads(result.stdout)
+    assert (summary["lines"], summary["answered"], summary["failed"], summary["resumed"]) == (6, 6, 0, 0)
+    assert summary["new_tokens"] == sum(json.loads(line)["new_tokens"] for line in whole.splitlines())
+
+
+@pytest.mark.parametrize("part", [0.0, 0.2, 0.5, 0.999, 1.0])
+def test_a_file_that_was_cut_anywhere_is_completed(
+    part: float, bundle: Path, prompts: Path, whole: bytes, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    cut = whole[: int(part * len(whole))]
+    output.write_bytes(cut)
+    result = run("batch", bundle, prompts, "-o", output, "-n", TOKENS, "--threads", 1, "--resume", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert output.read_bytes() == whole
+    assert json.loads(result.stdout)["resumed"] == cut.count(b"\n")
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "recycle_onnx", "batch", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_was_killed_is_completed(kill: signal.Signals, bundle: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"the cat {n}"} for n in range(60)])
+    output, undisturbed = tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
+    options = ("-n", 40, "--threads", 1, "--stop-ids", 299)
+    process = start(bundle, prompts, "-o", output, *options)
+    while not (output.exists() and output.read_bytes().count(b"\n") >= 3):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(kill)
+    stdout, stderr = process.communicate(timeout=60)
+    done = output.read_bytes().count(b"\n")
+    assert 3 <= done < 60
+    assert stdout == b""
+    if kill == signal.SIGINT:
+        assert process.returncode == 130
+        said = [line for line in stderr.decode().splitlines() if not line.startswith("answering ")]
+        assert_one_error("\n".join(said), f"interrupted after {done} of 60 lines", "--resume")
+    resumed = run("batch", bundle, prompts, "-o", output, *options, "--resume", "--json")
+    assert json.loads(resumed.stdout)["resumed"] == done
+    assert run("batch", bundle, prompts, "-o", undisturbed, *options).exit_code == 0
+    assert output.read_bytes() == undisturbed.read_bytes()
+
+
+BAD_LINES: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "not JSON": ('{"prompt": ', ("not JSON",)),
+    "not an object": ("[1]", ("object", "list")),
+    "no prompt": ({"id": 7}, ("either a prompt or messages",)),
+    "both": ({"prompt": "a", "messages": []}, ("either a prompt or messages",)),
+    "an empty prompt": ({"prompt": ""}, ("prompt is ''",)),
+    "half a character": ('{"prompt": "\\ud800"}', ("not JSON",)),
+    "a typo in a field": ({"promt": "the cat"}, ("'promt'", "did you mean 'prompt'")),
+    "a typo in a setting": ({"prompt": "the", "max_tokens": 3}, ("'max_tokens'",)),
+    "a setting out of range": ({"prompt": "the", "temperature": -1}, ("temperature is -1",)),
+    "a bias for no token": ({"prompt": "the", "logit_bias": {"cat": 1}}, ("cat",)),
+    "an id that is a list": ({"prompt": "the", "id": [1]}, ("id is [1]",)),
+    "the id of another": ({"prompt": "the", "id": 1}, ("id 1 is that of line 1 too",)),
+    "messages without content": ({"messages": [{"role": "user"}]}, ("role and content",)),
+    "nothing to answer": ({"messages": [{"role": "assistant", "content": "a"}]}, ("messages", "user's")),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LINES)
+def test_a_line_that_makes_no_sense_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+    line, words = BAD_LINES[name]
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}, "", line])
+    refused = run("batch", tmp_path / "no bundle", prompts, "-o", tmp_path / "out.jsonl")
+    assert_refused(refused, 2, "prompts.jsonl, line 3", *words)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_setting_that_the_model_does_not_know_is_refused_too(bundle: Path, tmp_path: Path) -> None:
+    for settings, words in (({"strategy": "guess"}, "'guess'"), ({"logit_bias": {"999": 1}}, "999")):
+        prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}, {"prompt": "the", "id": "x", **settings}])
+        assert_refused(run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl"), 2, "request 'x'", words)
+        assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_prompt_that_the_model_cannot_take_has_its_error_in_its_line(bundle: Path, tmp_path: Path) -> None:
+    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "the cat " * 300}, {"prompt": "the cat"}])
+    result = run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl", "-n", 2)
+    assert result.exit_code == 1
+    assert "1 of 2 lines failed" in result.stderr
+    first, second = map(json.loads, (tmp_path / "out.jsonl").read_text().splitlines())
+    assert "context of 256" in first["error"]
+    assert second["new_tokens"] == 2
+    again = run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl", "-n", 2, "--resume", "--json")
+    assert json.loads(again.stdout)["resumed"] == 2
+
+
+def test_an_output_is_neither_replaced_nor_mixed_up_by_accident(
+    bundle: Path, prompts: Path, whole: bytes, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    output.write_bytes(whole)
+    assert_refused(run("batch", bundle, prompts, "-o", output), 2, "out.jsonl exists", "--resume", "--force")
+    others = write(tmp_path / "others.jsonl", [{"prompt": "the cat", "id": "other"}])
+    refused = run("batch", bundle, others, "-o", output, "--resume")
+    assert_refused(refused, 2, "out.jsonl, line 1", "answers 1", "'other'")
+    output.write_bytes(b'{"id": 1\n' + whole)
+    assert_refused(run("batch", bundle, prompts, "-o", output, "--resume"), 2, "out.jsonl, line 1", "damaged")
+    assert_refused(run("batch", bundle, prompts, "-o", prompts, "--force"), 2, "file of the prompts")
+    assert run("batch", bundle, prompts, "-o", output, "-n", TOKENS, "--threads", 1, "--force").exit_code == 0
+    assert output.read_bytes() == whole
+
+
+@pytest.mark.parametrize(("content", "words"), [(b"", "no requests"), (b"\n\n", "no requests"), (None, "cannot read")])
+def test_a_file_without_prompts_is_refused(content: bytes | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "prompts.jsonl").write_bytes(content)
+    refused = run("batch", tmp_path / "bundle", tmp_path / "prompts.jsonl", "-o", tmp_path / "out.jsonl")
+    assert_refused(refused, 2, "prompts.jsonl", words)
+
+
+def test_no_workers_are_refused(bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    assert_refused(run("batch", bundle, prompts, "-o", tmp_path / "o", "--workers", 0), 2, "workers is 0")

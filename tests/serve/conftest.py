@@ -1,0 +1,95 @@
+"""A server on a free port of this machine, and a model that writes as long as one lets it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+from openai import OpenAI
+
+import recycle_onnx
+from recycle_onnx.checkpoint import attach
+from recycle_onnx.export import export
+from recycle_onnx.files import read_json, write_json
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.server import Address, Server, Uvicorn
+from tests import tiny
+
+TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
+)
+NAME = "tiny"
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.002)
+
+
+@dataclass
+class Running:
+    """A server at work in a thread of its own."""
+
+    url: str
+    uvicorn: Uvicorn
+
+    def client(self, api_key: str = "none", retries: int = 0) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=retries, timeout=60)
+
+    @property
+    def busy(self) -> int:
+        return self.uvicorn.service.workers.busy
+
+    @property
+    def waiting(self) -> int:
+        return self.uvicorn.service.workers.waiting
+
+
+@contextmanager
+def serving(model: RecycleModel, limits: Limits | None = None, token: str | None = None) -> Iterator[Running]:
+    server = Server(model, NAME, Address(port=0, token=token), limits or Limits())
+    started: list[Uvicorn] = []
+    thread = threading.Thread(target=lambda: asyncio.run(server.run(started.append)))
+    thread.start()
+    try:
+        while not (started and started[0].started):
+            assert thread.is_alive()
+            thread.join(0.01)
+        yield Running(server.url, started[0])
+    finally:
+        started[0].should_exit = True
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(scope="session")
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+    """A tiny model with a chat template, a module and a long context, that never ends by itself."""
+    folder = tmp_path_factory.mktemp("endless")
+    checkpoint = tiny.write_base(folder / "model", tiny.tiny_config(context_length=8192))
+    config = read_json(checkpoint / "tokenizer_config.json")
+    write_json(checkpoint / "tokenizer_config.json", {**config, "chat_template": TEMPLATE})
+    for name in ("config.json", "generation_config.json"):
+        write_json(checkpoint / name, {**read_json(checkpoint / name), "eos_token_id": None})
+    attach(checkpoint, checkpoint)
+    export(checkpoint, folder / "bundle")
+    return recycle_onnx.load(folder / "bundle", threads=1)
+
+
+@pytest.fixture(scope="session")
+def server(endless_model: RecycleModel) -> Iterator[Running]:
+    with serving(endless_model) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Running) -> OpenAI:
+    return server.client()

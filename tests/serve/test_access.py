@@ -1,0 +1,142 @@
+"""Who may ask, and what the server says of itself."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator
+
+import openai
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.access import host_name, is_loopback
+from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.server import Address
+from tests.serve.conftest import NAME, Running, serving
+
+TOKEN = "open sesame"
+
+
+@pytest.fixture(scope="module")
+def closed(endless_model: RecycleModel) -> Iterator[Running]:
+    with serving(endless_model, token=TOKEN) as running:
+        yield running
+
+
+def get(running: Running, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+    try:
+        connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
+        response = connection.getresponse()
+        return response, response.read()
+    finally:
+        connection.close()
+
+
+def test_the_token_opens(closed: Running) -> None:
+    assert closed.client(TOKEN).completions.create(model=NAME, prompt="the").choices[0].text
+
+
+@pytest.mark.parametrize("wrong", ["another", TOKEN + "x", TOKEN[:-1], "é"])
+def test_another_token_does_not(wrong: str, closed: Running) -> None:
+    response, body = get(closed, "/v1/models", Authorization=f"Bearer {wrong}".encode().decode("latin-1"))
+    assert response.status == 401
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert json.loads(body)["error"]["code"] == "invalid_api_key"
+    if wrong.isascii():
+        with pytest.raises(openai.AuthenticationError, match="token"):
+            closed.client(wrong).completions.create(model=NAME, prompt="the")
+
+
+@pytest.mark.parametrize("path", ["/metrics", "/v1/models", "/v1/completions", "/else", "//", "/health/"])
+def test_without_a_token_almost_nothing_is_told(path: str, closed: Running) -> None:
+    assert get(closed, path)[0].status == 401
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/openapi.json"])
+def test_what_tells_nothing_needs_no_token(path: str, closed: Running) -> None:
+    assert get(closed, path)[0].status == 200
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil", ""])
+def test_a_foreign_name_for_this_machine_is_refused(host: str, server: Running) -> None:
+    """DNS rebinding: a page on the web makes its own name mean 127.0.0.1."""
+    response, body = get(server, "/v1/models", Host=host)
+    assert response.status == 403
+    assert json.loads(body)["error"]["code"] == "host_not_allowed"
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:80", "[::1]"])
+def test_names_of_this_machine_are_allowed(host: str, server: Running) -> None:
+    assert get(server, "/v1/models", Host=host)[0].status == 200
+
+
+def test_other_sites_cannot_read_answers(server: Running) -> None:
+    response, _ = get(server, "/v1/models", Origin="https://evil.example")
+    assert not [name for name in response.headers if name.lower().startswith("access-control")]
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+    assert response.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])
+def test_other_machines_are_let_in_with_a_token_only(host: str) -> None:
+    with pytest.raises(InputError, match="--token"):
+        Address(host)
+    assert not Address(host, token="t").is_local
+
+
+@pytest.mark.parametrize("token", ["", " ", "né", "a\nb"])
+def test_a_token_that_no_header_can_hold_is_refused(token: str) -> None:
+    with pytest.raises(InputError, match="token"):
+        Address(token=token)
+
+
+def test_addresses_of_this_machine() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost", "LocalHost.")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "localhost.example", "", "1")))
+    assert [host_name(name) for name in ("a:1", "[::1]:1", "a", "[::1]")] == ["a", "::1", "a", "::1"]
+
+
+@pytest.mark.parametrize("field", ["slots", "queue", "caches", "body_bytes", "body_seconds", "generation_seconds"])
+def test_limits_that_let_nobody_in_are_refused(field: str) -> None:
+    for value in (-1, float("nan")):
+        with pytest.raises(InputError, match=field.replace("_", " ")):
+            Limits(**{field: value})
+
+
+def test_health_tells_how_busy_it_is(server: Running) -> None:
+    _, body = get(server, "/health")
+    assert json.loads(body) == {"status": "ok", "slots": 2, "slots_busy": 0, "queue_waiting": 0}
+
+
+def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
+    with serving(endless_model) as running:
+        answers = [
+            running.client().completions.create(
+                model=NAME, prompt="the cat sat " * 20, max_tokens=20, extra_body={"strategy": "alternate"}
+            )
+            for _ in range(2)
+        ]
+        with pytest.raises(openai.BadRequestError):
+            running.client().completions.create(model=NAME, prompt="")
+        response, body = get(running, "/metrics")
+        assert response.headers["content-type"].startswith("text/plain; version=")
+        found = {
+            (sample.name, *sample.labels.values()): sample.value
+            for family in text_string_to_metric_families(body.decode())
+            for sample in family.samples
+        }
+    assert found["recycle_onnx_requests_total", "/v1/completions", "200"] == 2
+    assert found["recycle_onnx_requests_total", "/v1/completions", "400"] == 1
+    assert found["recycle_onnx_tokens_total", "new"] == 40
+    usages = [answer.usage for answer in answers]
+    recycled = [usage.model_extra["recycle"]["recycled_tokens"] for usage in usages if usage and usage.model_extra]
+    assert found["recycle_onnx_tokens_total", "recycled"] == sum(recycled) == 20
+    details = [usage.prompt_tokens_details for usage in usages if usage]
+    cached = [detail.cached_tokens or 0 for detail in details if detail]
+    assert found["recycle_onnx_tokens_total", "cached"] == sum(cached) > 0
+    assert found["recycle_onnx_first_token_seconds_count",] == 2
+    assert found["recycle_onnx_slots_busy",] == 0

@@ -1,0 +1,171 @@
+"""What makes no sense is refused with a typed error that names it, and the server goes on."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from typing import Any
+
+import openai
+import pytest
+from openai import OpenAI
+
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.limits import Limits
+from tests.serve.conftest import NAME, Running, serving, wait_until
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+USER = [{"role": "user", "content": "the cat"}]
+REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
+    "no prompt": (TEXT, {}, 400, "missing_parameter", "prompt"),
+    "an empty prompt": (TEXT, {"prompt": ""}, 400, "invalid_value", "prompt"),
+    "no ids": (TEXT, {"prompt": []}, 400, "invalid_value", "prompt"),
+    "ids beyond the vocabulary": (TEXT, {"prompt": [1, 999_999]}, 400, "invalid_value", None),
+    "several prompts": (TEXT, {"prompt": ["a", "b"]}, 400, "unsupported_value", "prompt"),
+    "no messages": (CHAT, {"messages": []}, 400, "invalid_value", "messages"),
+    "another role": (CHAT, {"messages": [{"role": "cat", "content": ""}]}, 400, "invalid_value", "messages[0].role"),
+    "an image": (
+        CHAT,
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
+        400,
+        "invalid_value",
+        "messages[0].content[0].type",
+    ),
+    "several answers": (CHAT, {"messages": USER, "n": 2}, 400, "unsupported_value", "n"),
+    "tools": (CHAT, {"messages": USER, "tools": []}, 400, "unsupported_parameter", "tools"),
+    "a typo": (TEXT, {"prompt": "a", "max_token": 3}, 400, "unsupported_parameter", "max_token"),
+    "another model": (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model_not_found", "model"),
+    "no new tokens": (TEXT, {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+    "a text as a number": (TEXT, {"prompt": "a", "temperature": "1"}, 400, "invalid_value", "temperature"),
+    "too hot": (TEXT, {"prompt": "a", "temperature": 2.5}, 400, "invalid_value", "temperature"),
+    "an empty nucleus": (TEXT, {"prompt": "a", "top_p": 0}, 400, "invalid_value", "top_p"),
+    "a penalty out of range": (TEXT, {"prompt": "a", "presence_penalty": -3}, 400, "invalid_value", "presence_penalty"),
+    "a bias of a word": (TEXT, {"prompt": "a", "logit_bias": {"cat": 1}}, 400, "invalid_value", "logit_bias.cat"),
+    "a bias beyond the vocabulary": (TEXT, {"prompt": "a", "logit_bias": {"999999": 1}}, 400, "invalid_value", None),
+    "an empty stop": (TEXT, {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop[0]"),
+    "an unknown strategy": (TEXT, {"prompt": "a", "strategy": "guess"}, 400, "invalid_value", "strategy"),
+    "a chain for full": (TEXT, {"prompt": "a", "strategy": "full", "chain": 2}, 400, "invalid_value", None),
+    "too many alternatives": (
+        CHAT, {"messages": USER, "logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs",
+    ),
+    "alternatives of nothing": (
+        CHAT, {"messages": USER, "top_logprobs": 2}, 400, "invalid_value", "top_logprobs",
+    ),
+    "JSON": (
+        CHAT, {"messages": USER, "response_format": {"type": "json_object"}}, 400, "structured_output_unavailable",
+        "response_format",
+    ),
+    "JSON of a schema": (
+        CHAT,
+        {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+        400, "structured_output_unavailable", "response_format",
+    ),
+    "an unknown format": (
+        CHAT, {"messages": USER, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format",
+    ),
+    "usage without a stream": (
+        CHAT, {"messages": USER, "stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options",
+    ),
+    "a prompt longer than the context": (TEXT, {"prompt": "cat " * 9000}, 400, "context_length_exceeded", None),
+}  # fmt: skip
+BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "invalid_json"),
+    "half an object": (b'{"prompt": "a"', "invalid_json"),
+    "a list": (b"[]", "invalid_value"),
+    "Latin-1": ('{"prompt": "né"}'.encode("latin-1"), "invalid_json"),
+    "half a surrogate": (rb'{"prompt": "\ud800"}', "invalid_json"),
+    "no number": (b'{"prompt": "a", "temperature": NaN}', "invalid_json"),
+    "a number beyond all": (b'{"prompt": "a", "temperature": 1e999}', "invalid_value"),
+    "a deep nest": (b'{"prompt":' + b"[" * 100_000, "invalid_json"),
+    "zeros": (bytes(1000), "invalid_json"),
+}
+
+
+def post(running: Running, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=60)
+    try:
+        connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def assert_typed(answer: dict[str, Any], code: str) -> None:
+    assert set(answer) == {"error"}
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert answer["error"]["code"] == code, answer
+    assert answer["error"]["message"]
+    assert "\n" not in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_request_that_makes_no_sense_is_refused(name: str, stream: bool, server: Running) -> None:
+    path, fields, expected, code, param = REFUSED[name]
+    if stream and name == "usage without a stream":
+        pytest.skip("with a stream it makes sense")
+    status, answer = post(server, path, json.dumps({**fields, "stream": stream}).encode())
+    assert status == expected, answer
+    assert_typed(answer, code)
+    assert answer["error"]["param"] == param, answer
+    assert answer["error"]["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("path", [CHAT, TEXT])
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_is_no_request_is_refused(name: str, path: str, server: Running) -> None:
+    body, code = BODIES[name]
+    status, answer = post(server, path, body)
+    assert status == 400
+    assert_typed(answer, code)
+
+
+def test_a_body_must_be_declared_as_json(server: Running) -> None:
+    """A page on the web can send plain text to this machine unasked, and no JSON."""
+    status, answer = post(server, TEXT, b'{"prompt": "a"}', **{"Content-Type": "text/plain"})
+    assert status == 415
+    assert_typed(answer, "not_json")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"), [("/v2", 404, "not_found"), ("/health", 405, "method_not_allowed")]
+)
+def test_other_paths_and_methods_are_refused_in_the_same_shape(
+    path: str, status: int, code: str, server: Running
+) -> None:
+    found, answer = post(server, path, b"{}")
+    assert found == status
+    assert_typed(answer, code)
+
+
+def test_the_client_raises_what_it_raises_for_openai(client: OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="gpt-4"):
+        client.completions.create(model="gpt-4", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="n must be 1"):
+        client.completions.create(model=NAME, prompt="a", n=2)
+    with pytest.raises(openai.BadRequestError, match="context"):
+        client.completions.create(model=NAME, prompt="cat " * 9000)
+
+
+def test_a_body_that_is_too_large_is_refused(server: Running) -> None:
+    status, answer = post(server, TEXT, json.dumps({"prompt": "cat " * 2_500_000}).encode())
+    assert status == 413
+    assert_typed(answer, "request_too_large")
+    with pytest.raises(openai.APIStatusError, match="larger than"):
+        server.client().completions.create(model=NAME, prompt="x" * 10_000_000)
+
+
+def test_ten_megabytes_of_prompt_are_read_and_refused(endless_model: RecycleModel) -> None:
+    """Where the limit lets them in, they are more than the context; meanwhile the server answers others."""
+    with serving(endless_model, Limits(body_bytes=16 << 20)) as running:
+        status, answer = post(running, TEXT, json.dumps({"prompt": "the cat sat " * 900_000}).encode())
+        assert status == 400
+        assert_typed(answer, "context_length_exceeded")
+        wait_until(lambda: running.busy == 0)
+        assert running.client().completions.create(model=NAME, prompt="the").choices[0].text
+
+
+def test_the_server_goes_on_after_all_that(client: OpenAI, server: Running) -> None:
+    assert client.completions.create(model=NAME, prompt="the cat").choices[0].text
+    wait_until(lambda: server.busy == server.waiting == 0)
