@@ -43,7 +43,7 @@ class Answer:
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The line for it: nothing in it depends on time, so that the same request gives the same line."""
+        """Plain values: nothing in them depends on time, so that the same request gives the same line."""
         if self.result is None:
             return {"id": self.id, "error": self.error}
         result = self.result
@@ -57,6 +57,11 @@ class Answer:
             "new_tokens": result.stats.new_tokens,
         }
         return found if result.logprobs is None else {**found, "tokens": result.tokens, "logprobs": result.logprobs}
+
+    @property
+    def line(self) -> str:
+        """The same as a line of JSON, without its end."""
+        return json.dumps(self.to_json(), ensure_ascii=False)
 
 
 class Worker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -66,7 +65,7 @@ def batch(
         try:
             with output.open("ab" if summary.resumed else "wb") as file:
                 for answer in made:
-                    file.write(_line(answer))
+                    file.write(f"{answer.line}\n".encode())
                     file.flush()
                     summary.count(answer)
                     report(summary.done, summary.lines, summary.note)
@@ -80,10 +79,6 @@ def batch(
         raise RecycleError(
             f"{summary.failed} of {summary.lines - summary.resumed} lines failed; their error is in {output}"
         )
-
-
-def _line(answer: Answer) -> bytes:
-    return json.dumps(answer.to_json(), ensure_ascii=False).encode() + b"\n"
 
 
 @dataclass
