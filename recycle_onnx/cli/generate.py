@@ -12,10 +12,12 @@ from rich.text import Text
 
 from recycle_onnx.cli.report import as_json
 from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, read_text
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.config import Overrides
     from recycle_onnx.runtime.generation import Generation, Result
+    from recycle_onnx.runtime.structured import Constraint
 
 DEFAULT_NEW_TOKENS = 128
 RECYCLED = "bold green"
@@ -46,6 +48,9 @@ LOSSLESS = {
 @click.option("--seed", type=int, help="The same seed gives the same text.  [default: 0]")
 @click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated.")
 @click.option("--stop-ids", multiple=True, type=int, metavar="ID", help="Token that ends it, not the bundle's; repeat.")
+@click.option("--json-schema", type=Path, metavar="FILE", help="The text is JSON that this schema describes.")
+@click.option("--regex", metavar="PATTERN", help="The text is one that this matches from beginning to end.")
+@click.option("--grammar", type=Path, metavar="FILE", help="The text is one of this grammar, in Lark or GBNF.")
 @click.option("--logprobs", type=int, help="With --json: log-probabilities, and of so many likeliest tokens.")
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
 @click.option("--provider", default="cpu", show_default=True)
@@ -95,8 +100,25 @@ def _overrides(settings: dict[str, Any]) -> Overrides:
     given: Any = {name: value for name, value in settings.items() if value is not None and value != ()}
     if "logit_bias" in given:
         given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
+    if constraint := _constraint(given):
+        given["constraint"] = constraint
     overrides: Overrides = given
     return overrides
+
+
+def _constraint(given: dict[str, Any]) -> Constraint | None:
+    """Take the one that was given out of the settings."""
+    from recycle_onnx.runtime.structured import Grammar, JsonSchema, Regex
+
+    found = {name: given.pop(name) for name in ("json_schema", "regex", "grammar") if name in given}
+    if len(found) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in found)
+        raise InputError(f"{options} were given; expected one of them, as a text follows one constraint")
+    if "json_schema" in found:
+        return JsonSchema(read_json(found["json_schema"]))
+    if "grammar" in found:
+        return Grammar(read_text(found["grammar"]))
+    return Regex(found["regex"]) if found else None
 
 
 def _bias(text: str) -> tuple[int, float]:
