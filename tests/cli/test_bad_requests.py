@@ -158,5 +158,5 @@ def test_a_constraint_on_the_command_line(tiny_bundle: Path, tmp_path: Path) -> 
         result = run("generate", tiny_bundle, "the ", *arguments)
         assert result.stdout in texts
     schema.write_text('{"type": "person"}')
-    assert_refused(run("generate", tiny_bundle, "the", "--json-schema", schema), 2, "JSON schema", "Invalid type: person")
+    assert_refused(run("generate", tiny_bundle, "the", "--json-schema", schema), 2, "Invalid type: person")
     assert_refused(run("generate", tiny_bundle, "the", "--regex", "("), 2, "regular expression '('")
