@@ -10,9 +10,14 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig as GenerationConfig
     from recycle_onnx.runtime.model import RecycleModel
     from recycle_onnx.runtime.model import load as load
+    from recycle_onnx.runtime.structured import Grammar as Grammar
+    from recycle_onnx.runtime.structured import JsonSchema as JsonSchema
+    from recycle_onnx.runtime.structured import Regex as Regex
 
 __version__ = "0.1.0"
-__all__ = ["GenerationConfig", "InputError", "RecycleError", "RecycleModel", "load"]
+__all__ = [
+    "GenerationConfig", "Grammar", "InputError", "JsonSchema", "RecycleError", "RecycleModel", "Regex", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
@@ -25,4 +30,8 @@ def __getattr__(name: str) -> Any:
         from recycle_onnx.runtime.config import GenerationConfig
 
         return GenerationConfig
+    if name in ("Grammar", "JsonSchema", "Regex"):
+        from recycle_onnx.runtime import structured
+
+        return getattr(structured, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

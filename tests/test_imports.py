@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "recycle_onnx.export")
+HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export")
 
 
 def test_running_a_bundle_imports_no_exporter_and_no_torch(sample_bundle: Path) -> None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, read_text
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig
     from recycle_onnx.runtime.model import RecycleModel
+    from recycle_onnx.runtime.structured import Constraint
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -44,6 +46,9 @@ CONTROLS = (
     click.option(
         "--stop-ids", multiple=True, type=int, metavar="ID", help="Token that ends it, not the bundle's; repeat."
     ),
+    click.option("--json-schema", type=Path, metavar="FILE", help="The text is JSON that this schema describes."),
+    click.option("--regex", metavar="PATTERN", help="The text is one that this matches from beginning to end."),
+    click.option("--grammar", type=Path, metavar="FILE", help="The text is one of this grammar, in Lark or GBNF."),
 )
 
 
@@ -88,9 +93,26 @@ def config(model: RecycleModel, settings: dict[str, Any], default_new_tokens: in
     given: Any = {name: value for name, value in settings.items() if value is not None and value != ()}
     if "logit_bias" in given:
         given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
+    if constraint := _constraint(given):
+        given["constraint"] = constraint
     if model.generation_config.max_new_tokens is None:
         given.setdefault("max_new_tokens", default_new_tokens)
     return model.generation_config.updated(**given)
+
+
+def _constraint(given: dict[str, Any]) -> Constraint | None:
+    """Take the one that was given out of the settings."""
+    from recycle_onnx.runtime.structured import Grammar, JsonSchema, Regex
+
+    found = {name: given.pop(name) for name in ("json_schema", "regex", "grammar") if name in given}
+    if len(found) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in found)
+        raise InputError(f"{options} were given; expected one of them, as a text follows one constraint")
+    if "json_schema" in found:
+        return JsonSchema(read_json(found["json_schema"]))
+    if "grammar" in found:
+        return Grammar(read_text(found["grammar"]))
+    return Regex(found["regex"]) if found else None
 
 
 def _bias(text: str) -> tuple[int, float]:

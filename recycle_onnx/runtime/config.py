@@ -12,6 +12,7 @@ from recycle_onnx.files import read_json
 from recycle_onnx.runtime.processors import Processor, StatefulProcessor
 from recycle_onnx.runtime.ranges import check
 from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.structured import Constraint
 
 MOST_LOGPROBS = 20
 
@@ -38,6 +39,7 @@ class Overrides(TypedDict, total=False):
     seed: int
     logprobs: int | None
     processors: Iterable[Processor | StatefulProcessor]
+    constraint: Constraint | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,8 @@ class GenerationConfig:
         logprobs: give each token's log-probability, and those of so many most likely tokens (0 to 20).
         processors: callables (ids, logits) -> logits, applied in this order after the settings above and before
             temperature; or objects with a state (see `runtime.processors`).
+        constraint: what the text must be: a `JsonSchema`, `Regex` or `Grammar` (see `runtime.structured`); a stop id
+            is chosen where it is complete, and only there.
 
     Raises:
         InputError: a value out of range, or two that contradict each other.
@@ -91,6 +95,7 @@ class GenerationConfig:
     seed: int = 0
     logprobs: int | None = None
     processors: Iterable[Processor | StatefulProcessor] = ()
+    constraint: Constraint | None = None
 
     def __post_init__(self) -> None:
         self._own("logit_bias", dict, "token ids with numbers")
@@ -142,6 +147,8 @@ class GenerationConfig:
         for processor in self.processors:
             if not (callable(processor) or isinstance(processor, StatefulProcessor)):
                 raise InputError(f"processors has {processor!r}; expected callables (ids, logits) -> logits")
+        if not isinstance(self.constraint, Constraint | None):
+            raise InputError(f"constraint is {self.constraint!r}; expected a JsonSchema, Regex or Grammar")
 
     @property
     def sampling(self) -> Sampling:

@@ -24,6 +24,7 @@ from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
+from recycle_onnx.runtime.structured import Constraints
 from recycle_onnx.tokenizer import load_tokenizer
 
 Opener = Callable[[Bundle, Kind, str, int | None], ort.InferenceSession]
@@ -54,6 +55,7 @@ class RecycleModel:
         self.calibration = Calibration.find(bundle, provider, threads)
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
+        self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
         recycler, kinds = manifest.graphs.get("recycler"), tuple(manifest.graphs)
         progress(0, len(kinds), "loading the full model")
         full = opener(bundle, "full", provider, threads)
@@ -106,7 +108,8 @@ class RecycleModel:
             overrides: settings that replace those of `config`, by the names of `GenerationConfig`'s fields.
 
         Raises:
-            InputError: an empty prompt, one longer than the context, or a setting out of range.
+            InputError: an empty prompt, one longer than the context, a setting out of range, or a constraint that
+                cannot be followed.
             RecycleError: the logits processors leave nothing to choose.
         """
         generation = self.stream(prompt, config, progress=progress, **overrides)
@@ -163,13 +166,14 @@ class RecycleModel:
         config.check_vocabulary(vocab_size)
         limit = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
         stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
+        constraint = None if config.constraint is None else self._constraints.prepare(config.constraint, stop_ids)
         return Generation(
             decoder=decoder or self.decoder(plan.strategy),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,
             lossless=self._lossless(plan.strategy),
-            sampling=make_chooser(config, ids, limit, vocab_size, stop_ids),
+            sampling=make_chooser(config, ids, limit, vocab_size, stop_ids, constraint),
             limit=limit,
             stop_ids=stop_ids,
             stop_strings=tuple(config.stop),

@@ -238,10 +238,20 @@ def _checked(made: object, vocab_size: int, processor: object) -> Floats:
 
 
 def make_chooser(
-    config: GenerationConfig, prompt: Sequence[int], room: int, vocab_size: int, stop_ids: frozenset[int]
+    config: GenerationConfig,
+    prompt: Sequence[int],
+    room: int,
+    vocab_size: int,
+    stop_ids: frozenset[int],
+    constraint: StatefulProcessor | None = None,
 ) -> Chooser:
-    """Who chooses the tokens of one text: plain sampling where nothing is to be processed."""
+    """Who chooses the tokens of one text: plain sampling where nothing is to be processed.
+
+    `constraint` comes last, so that nothing allows again what it forbids.
+    """
     processors = [*built_in(config, len(prompt), stop_ids), *config.processors]
+    if constraint is not None:
+        processors.append(constraint)
     if not processors:
         return config.sampling
     return ProcessedChooser(config.sampling, processors, prompt, room, vocab_size, stop_ids)

@@ -74,12 +74,11 @@ class Engine:
         """Of messages to answer.
 
         Raises:
-            InputError: settings that contradict each other.
-            ApiError: a response format that is not available.
+            InputError: settings that contradict each other, or a schema that is none.
         """
         limit = asked.max_completion_tokens or asked.max_tokens
         config = self._config(asked, limit, asked.top_logprobs, stops=self.template.stops)
-        config = config.updated(processors=formats.processors(asked.response_format))
+        config = config.updated(constraint=formats.constraint(asked.response_format))
         turns = [message.as_turn() for message in asked.messages]
         return Order(config, lambda: self._encode(self.template.render(turns), self.template.special_tokens))
 

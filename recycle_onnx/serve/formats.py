@@ -1,19 +1,21 @@
-"""`response_format`: which logits processors make an answer of that form."""
+"""`response_format`: what an answer of that form has to be."""
 
 from __future__ import annotations
 
-from recycle_onnx.runtime.processors import Processor, StatefulProcessor
+from recycle_onnx.runtime.structured import Constraint, JsonSchema
 from recycle_onnx.serve import schema
-from recycle_onnx.serve.errors import ApiError
+
+ANY_OBJECT = {"type": "object"}
 
 
-def processors(wanted: schema.ResponseFormat | None) -> tuple[Processor | StatefulProcessor, ...]:
+def constraint(wanted: schema.ResponseFormat | None) -> Constraint | None:
     """None for plain text.
 
     Raises:
-        ApiError: 400; what makes structured output is not installed.
+        InputError: the schema is not one.
     """
-    if wanted is None or wanted.type == "text":
-        return ()
-    message = f"response_format {wanted.type} needs recycle-onnx[structured] on the server, which is not installed"
-    raise ApiError(400, "structured_output_unavailable", message, "response_format")
+    if isinstance(wanted, schema.JsonObject):
+        return JsonSchema(ANY_OBJECT)
+    if isinstance(wanted, schema.JsonOf):
+        return JsonSchema(wanted.json_schema.schema_)
+    return None

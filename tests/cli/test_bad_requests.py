@@ -37,6 +37,9 @@ REQUESTS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "a bias for an unknown token": (("the", "--logit-bias", "999=1"), ("logit-bias", "999", "vocabulary of 300")),
     "an unknown token to stop at": (("the", "--stop-ids", 999), ("stop-ids", "999", "vocabulary of 300")),
     "too many log-probabilities": (("the", "--logprobs", 99), ("logprobs is 99", "20")),
+    "a schema and an expression": (("the", "--regex", "a", "--json-schema", "x"), ("--json-schema and --regex", "one")),
+    "a schema that is not there": (("the", "--json-schema", "missing.json"), ("missing.json", "no such file")),
+    "a grammar that is not there": (("the", "--grammar", "missing.lark"), ("missing.lark", "no such text file")),
     "an option that is no number": (("the", "-n", "many"), ("'many'", "--help")),
     "a typo in an option": (("the", "--max-new-token", 3), ("--max-new-token", "--help")),
 }
@@ -140,3 +143,20 @@ def test_a_folder_that_cannot_be_written_is_named(tiny_checkpoint: Path, tmp_pat
 def test_after_two_dashes_debug_is_a_prompt(tiny_bundle: Path) -> None:
     result = run("generate", "-n", 3, tiny_bundle, "--", "--debug")
     assert result.stdout.startswith("--debug")
+
+
+def test_a_constraint_on_the_command_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"enum": ["cat", "dog"]}')
+    grammar.write_text('start: "a cat" | "a dog"')
+    for arguments, texts in (
+        (("--json-schema", schema), ('the "cat"\n', 'the "dog"\n')),
+        (("--grammar", grammar), ("the a cat\n", "the a dog\n")),
+        (("--regex", "cat|dog"), ("the cat\n", "the dog\n")),
+    ):
+        result = run("generate", tiny_bundle, "the ", *arguments)
+        assert result.stdout in texts
+    schema.write_text('{"type": "person"}')
+    assert_refused(run("generate", tiny_bundle, "the", "--json-schema", schema), 2, "Invalid type: person")
+    assert_refused(run("generate", tiny_bundle, "the", "--regex", "("), 2, "regular expression '('")

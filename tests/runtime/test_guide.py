@@ -10,8 +10,8 @@ GUIDE = Path(__file__).parents[2] / "docs" / "generation.md"
 
 def test_the_examples_of_the_guide_run(sample_bundle: Path) -> None:
     programs = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(programs) == 4
+    assert len(programs) == 5
     names: dict[str, object] = {}
     for program in programs:
         exec(program.replace('"BUNDLE"', repr(str(sample_bundle))), names)
-    assert {"first", "lipogram", "turns"} <= names.keys()
+    assert {"first", "lipogram", "turns", "answer"} <= names.keys()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
@@ -220,3 +221,32 @@ def test_without_caches_every_text_is_read_anew(endless_model: RecycleModel) -> 
             assert usage is not None
             assert usage.prompt_tokens_details is not None
             assert usage.prompt_tokens_details.cached_tokens == 0
+
+
+def test_an_answer_follows_a_schema(sample_model: RecycleModel) -> None:
+    schema = {"type": "object", "properties": {"animal": {"enum": ["cat", "fox"]}, "legs": {"enum": [2, 4]}}}
+    schema |= {"required": ["animal", "legs"], "additionalProperties": False}
+    of_schema: Any = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
+    with serving(sample_model) as running:
+        create = running.client().chat.completions.create
+        texts = set()
+        for strategy in ("full", "verify"):
+            answer = create(
+                model=NAME, messages=MESSAGES, seed=3, temperature=1, response_format=of_schema,
+                extra_body={"strategy": strategy},
+            )  # fmt: skip
+            assert answer.choices[0].finish_reason == "stop"
+            texts.add(answer.choices[0].message.content)
+        (text,) = texts
+        found = json.loads(text or "")
+        assert found["animal"] in ("cat", "fox")
+        assert found["legs"] in (2, 4)
+        text = create(
+            model=NAME, messages=MESSAGES, max_tokens=9, response_format={"type": "json_object"}
+        ).choices[0].message.content or ""  # fmt: skip
+        assert text.startswith("{")
+        with pytest.raises(BadRequestError, match="not one to follow"):
+            create(
+                model=NAME, messages=MESSAGES,
+                response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 3}}},
+            )  # fmt: skip

@@ -51,14 +51,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "alternatives of nothing": (
         CHAT, {"messages": USER, "top_logprobs": 2}, 400, "invalid_value", "top_logprobs",
     ),
-    "JSON": (
-        CHAT, {"messages": USER, "response_format": {"type": "json_object"}}, 400, "structured_output_unavailable",
-        "response_format",
-    ),
-    "JSON of a schema": (
+    "a schema that is none": (
         CHAT,
-        {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
-        400, "structured_output_unavailable", "response_format",
+        {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 3}}},
+        400, "invalid_value", None,
     ),
     "an unknown format": (
         CHAT, {"messages": USER, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format",

@@ -1,0 +1,215 @@
+"""Structured output: text that a JSON schema, a regular expression or a grammar describes.
+
+The one file that knows llguidance (PyPI `llguidance`, the extra `structured`): its matcher reads the text token by
+token and says which tokens may follow. To the strategies it is one more processor with a state, so that proposals are
+masked as they are made and again where they are checked, and the matcher is rolled back with what is rejected.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.runtime.processors import FORBIDDEN, Floats, Ids
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+ONE_SPACE = {"whitespace_pattern": "[ ]?"}
+"""Between the parts of a JSON text: without a limit a model may go on with white space for ever (as in Outlines)."""
+WORD = 32
+LONGEST_MESSAGE = 300
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """A JSON text that `schema` describes (json-schema.org), with at most one space between its parts.
+
+    Raises:
+        InputError: not a JSON object, `True` or `False`.
+    """
+
+    schema: Mapping[str, Any] | bool
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.schema, Mapping | bool):
+            raise InputError(f"the JSON schema is {_short(self.schema)}; expected an object, true or false")
+        self.text()
+
+    def text(self) -> str:
+        """The schema as JSON."""
+        schema = dict(self.schema) if isinstance(self.schema, Mapping) else self.schema
+        try:
+            return json.dumps(schema, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"the JSON schema is no JSON value ({error})") from error
+
+    def __str__(self) -> str:
+        return "the JSON schema"
+
+
+@dataclass(frozen=True)
+class Regex:
+    """A text that `pattern` matches from its beginning to its end (syntax of Rust's regex crate, no look-around).
+
+    Raises:
+        InputError: not a string.
+    """
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise InputError(f"the regular expression is {_short(self.pattern)}; expected a string")
+
+    def __str__(self) -> str:
+        return f"the regular expression {_short(self.pattern)}"
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """A text of a context-free grammar, in llguidance's kind of Lark (`start: …`) or llama.cpp's GBNF (`root ::= …`).
+
+    Raises:
+        InputError: not a string.
+    """
+
+    source: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.source, str):
+            raise InputError(f"the grammar is {_short(self.source)}; expected a string")
+
+    def __str__(self) -> str:
+        return "the grammar"
+
+
+Constraint = JsonSchema | Regex | Grammar
+
+
+class Constraints:
+    """Makes constraints ready for one model. What takes long is kept: the vocabulary's trie and the latest grammars."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
+        self._tokenizer, self._vocab_size = tokenizer, vocab_size
+        self._trie = lru_cache(maxsize=4)(self._make_trie)
+        self._matcher = lru_cache(maxsize=16)(self._make_matcher)
+
+    def prepare(self, constraint: Constraint, stop_ids: frozenset[int]) -> Constrained:
+        """The constraint as a processor; `stop_ids` are allowed where the text is complete, and nowhere else.
+
+        Raises:
+            InputError: llguidance is not installed, the constraint is not one it can follow, the tokenizer is not one
+                whose tokens are known as bytes, or no token can end the text.
+        """
+        if not stop_ids:
+            raise InputError("stop-ids is empty; expected a token that ends the text where its constraint is complete")
+        matcher = self._matcher(_grammar(constraint), stop_ids)
+        if matcher.is_error():
+            raise InputError(f"{constraint} is not one to follow: {_one_line(matcher.get_error())}")
+        return Constrained(matcher, self._vocab_size, sorted(stop_ids))
+
+    def _make_trie(self, stop_ids: frozenset[int]) -> LLTokenizer:
+        size = max(self._vocab_size, self._tokenizer.get_vocab_size())
+        try:
+            return _library().LLTokenizer(self._tokenizer.to_str(), n_vocab=size, eos_token=sorted(stop_ids))
+        except ValueError as error:
+            raise InputError(f"llguidance cannot read the tokenizer ({_one_line(str(error))})") from error
+
+    def _make_matcher(self, grammar: str, stop_ids: frozenset[int]) -> LLMatcher:
+        library = _library()
+        limits = library.LLParserLimits(verbose_errors=False)
+        return library.LLMatcher(self._trie(stop_ids), grammar, log_level=0, limits=limits)
+
+
+@dataclass(frozen=True)
+class Constrained:
+    """A stateful processor: every text starts with a copy of `matcher`, which has read nothing."""
+
+    matcher: LLMatcher
+    vocab_size: int
+    stop_ids: list[int]
+
+    def start(self, prompt: Ids) -> Matching:
+        """The follower of one new text; the prompt is not a part of it."""
+        return Matching(self.matcher.deep_copy(), self.vocab_size, self.stop_ids)
+
+
+class Matching:
+    """Follows one text with a matcher."""
+
+    def __init__(self, matcher: LLMatcher, vocab_size: int, stop_ids: list[int]) -> None:
+        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
+
+        self._matcher, self._fill, self._stop_ids = matcher, fill_next_token_bitmask, stop_ids
+        self._bits = allocate_token_bitmask(1, -(-vocab_size // WORD) * WORD)
+
+    def __call__(self, ids: Ids, logits: Floats) -> Floats:
+        """Forbid what cannot follow.
+
+        Raises:
+            RecycleError: the text has become too complex for llguidance's limits.
+        """
+        self._fill(self._matcher, self._bits)
+        self._expect(not self._matcher.is_error())
+        allowed = np.unpackbits(self._bits.view(np.uint8)[0], count=len(logits), bitorder="little")
+        logits[allowed == 0] = FORBIDDEN
+        if not self._matcher.is_accepting():
+            logits[self._stop_ids] = FORBIDDEN  # an ordinary token that ends the text does so wherever it stands
+        return logits
+
+    def advance(self, token: int) -> None:
+        self._expect(self._matcher.consume_token(token))
+
+    def rollback(self, count: int) -> None:
+        self._expect(self._matcher.rollback(count))
+
+    def _expect(self, fine: bool) -> None:
+        if not fine:
+            raise RecycleError(f"llguidance cannot follow the text: {_one_line(self._matcher.get_error())}")
+
+
+def _library() -> ModuleType:
+    try:
+        import llguidance
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "structured output needs llguidance, which is not installed; try: pip install 'recycle-onnx[structured]'"
+        ) from error
+    return llguidance
+
+
+def _grammar(constraint: Constraint) -> str:
+    """The constraint in llguidance's own form; whether it makes sense shows when a matcher is made of it."""
+    library = _library()
+    try:
+        if isinstance(constraint, JsonSchema):
+            return str(library.LLMatcher.grammar_from_json_schema(constraint.text(), overrides=ONE_SPACE))
+        if isinstance(constraint, Regex):
+            return str(library.LLMatcher.grammar_from_regex(constraint.pattern))
+        return str(library.grammar_from("grammar", constraint.source))
+    except ValueError as error:
+        raise InputError(f"{constraint} is not one to follow: {_one_line(str(error))}") from error
+
+
+def _one_line(message: str) -> str:
+    """A message without the lines that quote and point, which make no sense side by side."""
+    lines = [line.strip() for line in message.splitlines()]
+    kept = [line for line in lines if line.strip("^") and not line.partition("|")[0].strip().isdigit()]
+    return _cut(" ".join(kept))
+
+
+def _short(value: object) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}…"

@@ -1,0 +1,241 @@
+"""Text that follows a schema, a regular expression or a grammar is the same under every lossless strategy."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+import recycle_onnx
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.structured import Constraint, Constraints, Grammar, JsonSchema, Matching, Regex
+from tests import tiny
+
+pytest.importorskip("llguidance")
+jsonschema = pytest.importorskip("jsonschema")
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "age": {"type": "integer", "minimum": 0, "maximum": 130},
+        "likes": {"type": "array", "items": {"enum": ["cats", "dogs", "café"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "likes"],
+    "additionalProperties": False,
+}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "an object": PERSON,
+    "a choice": {"enum": ["yes", "no", None, 3]},
+    "one of two": {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": "^[a-z]{2,5}$"}]},
+    "a reference": {
+        "$defs": {"pair": {"type": "array", "prefixItems": [{"type": "boolean"}, {"type": "null"}], "items": False,
+                           "minItems": 2}},
+        "type": "object", "properties": {"p": {"$ref": "#/$defs/pair"}}, "required": ["p"],
+        "additionalProperties": False,
+    },
+}  # fmt: skip
+PLANS: list[dict[str, Any]] = [
+    *({"strategy": "verify", "chain": chain} for chain in (1, 2, 3, 4)),
+    {"strategy": "lookup"},
+    {"strategy": "auto"},
+]
+DATES = Regex(r"(on \d{1,2} (May|June), ){3}the end")
+SUM = Grammar('start: term (" + " term)+ "."\nterm: /[0-9]{1,2}/ | "(" start ")"')
+STORY = Grammar('root ::= "The " animal " sat" (" and sat")? "."\nanimal ::= "cat" | "dog" | "hen"')
+CONSTRAINTS: list[Constraint] = [JsonSchema(PERSON), DATES, STORY]
+CONTROLS: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3, "repetition_penalty": 1.1}]
+
+
+@pytest.fixture(scope="module", params=["every token", "a draft vocabulary"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+    """A random model with a random module, which knows all tokens or 150 of them."""
+    folder = tmp_path_factory.mktemp("small")
+    tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=256), seed=4)
+    (folder / "text").write_text(tiny.TEXT + json.dumps(PERSON))
+    draft = DraftVocabulary(150, folder / "text") if "draft" in request.param else None
+    export(folder / "model", folder / "bundle", draft_vocabulary=draft)
+    return recycle_onnx.load(folder / "bundle", threads=1)
+
+
+@pytest.fixture(params=["random", "trained"])
+def model(request: pytest.FixtureRequest, small: RecycleModel, sample_model: RecycleModel) -> RecycleModel:
+    return small if request.param == "random" else sample_model
+
+
+@pytest.mark.parametrize("strategy", ["full", "alternate", "auto"])
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_the_text_is_json_of_the_schema(model: RecycleModel, schema: str, strategy: str) -> None:
+    for seed in range(3):
+        result = model.generate(
+            "the cat", constraint=JsonSchema(SCHEMAS[schema]), strategy=strategy, temperature=float(seed > 0), seed=seed
+        )
+        assert result.finish_reason == "stop"
+        assert result.tokens[-1] in model.stop_ids
+        jsonschema.validate(json.loads(result.text), SCHEMAS[schema])
+
+
+@pytest.mark.parametrize("controls", CONTROLS, ids=str)
+@pytest.mark.parametrize("constraint", CONSTRAINTS, ids=["schema", "regex", "grammar"])
+def test_every_strategy_gives_the_text_of_full(
+    model: RecycleModel, constraint: Constraint, controls: dict[str, Any]
+) -> None:
+    expected = model.generate("the cat", constraint=constraint, strategy="full", **controls)
+    assert expected.finish_reason == "stop"
+    for plan in PLANS:
+        result = model.generate("the cat", constraint=constraint, **controls, **plan)
+        assert (result.tokens, result.text, result.finish_reason) == (expected.tokens, expected.text, "stop")
+
+
+def test_the_text_matches_the_whole_expression(model: RecycleModel) -> None:
+    for seed in range(5):
+        text = model.generate("the cat", constraint=DATES, temperature=1.5, seed=seed).text
+        assert re.fullmatch(DATES.pattern, text)
+
+
+def test_a_text_that_is_cut_short_says_so(model: RecycleModel) -> None:
+    result = model.generate("the cat", constraint=DATES, max_new_tokens=3, strategy="verify", chain=2)
+    assert result.finish_reason == "length"
+    assert len(result.tokens) == 3
+
+
+def test_proposals_are_accepted_and_rejected(sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    rolled_back: list[int] = []
+    rollback = Matching.rollback
+
+    def counted(self: Matching, count: int) -> None:
+        rolled_back.append(count)
+        rollback(self, count)
+
+    monkeypatch.setattr(Matching, "rollback", counted)
+    constraint = Regex("( ?[a-z]+){30}")
+    result = sample_model.generate("Once upon a time", constraint=constraint, strategy="verify", chain=4)
+    assert 0 < result.stats.accepted < result.stats.proposed
+    assert max(rolled_back) > 1
+
+
+def test_a_matcher_that_is_not_rolled_back_is_seen(sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = [_outcome(sample_model, constraint, "full") for constraint in CONSTRAINTS]
+    monkeypatch.setattr(Matching, "rollback", lambda self, count: None)
+    assert [_outcome(sample_model, constraint, "full") for constraint in CONSTRAINTS] == expected
+    for constraint, right in zip(CONSTRAINTS, expected, strict=True):
+        assert _outcome(sample_model, constraint, "verify") != right
+
+
+def _outcome(model: RecycleModel, constraint: Constraint, strategy: str) -> list[int] | str:
+    try:
+        chain = 3 if strategy == "verify" else None
+        return model.generate("the cat", constraint=constraint, strategy=strategy, chain=chain).tokens
+    except RecycleError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        (JsonSchema({"type": "person"}), "the JSON schema is not one to follow: Invalid type: person"),
+        (JsonSchema({"type": "array", "uniqueItems": True}), 'Unimplemented keys: ["uniqueItems"]'),
+        (JsonSchema({"type": "integer", "minimum": 5, "maximum": 1}), "Unsatisfiable schema"),
+        (JsonSchema(False), "schema is false"),
+        (JsonSchema({"$ref": "#/nowhere"}), "Pointer '/nowhere' does not exist"),
+        (Regex("[a-z"), "the regular expression '[a-z' is not one to follow: .*unclosed character class"),
+        (Regex("(?=a)b"), "look-around"),
+        (Grammar("start: animal"), 'the grammar is not one to follow: .*unknown name: "animal"'),
+        (Grammar('root ::= "a" | animal'), "Rule 'animal' not found"),
+        (Grammar(""), "the grammar is not one to follow"),
+    ],
+    ids=str,
+)
+def test_a_constraint_that_cannot_be_followed_is_refused(
+    sample_model: RecycleModel, constraint: Constraint, words: str
+) -> None:
+    with pytest.raises(InputError) as refusal:
+        sample_model.generate("the cat", constraint=constraint)
+    assert re.search(words if ".*" in words else re.escape(words), str(refusal.value))
+    assert "\n" not in str(refusal.value)
+    assert sample_model.generate("the cat", constraint=STORY).text.startswith("The ")
+
+
+def test_what_is_no_constraint_is_refused(sample_model: RecycleModel) -> None:
+    wrong: Any = {"type": "object"}
+    with pytest.raises(InputError, match=r"constraint is .*; expected a JsonSchema, Regex or Grammar"):
+        sample_model.generate("the cat", constraint=wrong)
+    for make, value in ((JsonSchema, "{}"), (JsonSchema, {"a": {1}}), (Regex, 3), (Grammar, None)):
+        with pytest.raises(InputError):
+            make(value)
+
+
+def test_settings_that_contradict_the_constraint(sample_model: RecycleModel) -> None:
+    with pytest.raises(InputError, match="stop-ids is empty; expected a token that ends the text"):
+        sample_model.generate("the cat", constraint=STORY, stop_ids=[])
+    with pytest.raises(RecycleError, match="leave nothing to choose"):
+        sample_model.generate("the cat", constraint=Regex("ab"), min_new_tokens=9)
+
+
+def test_a_text_beyond_the_limits_ends_with_an_error(sample_model: RecycleModel) -> None:
+    endless = Grammar("start: a\na: a")
+    with pytest.raises(RecycleError, match="llguidance cannot follow the text"):
+        sample_model.generate("the cat", constraint=endless)
+
+
+def test_an_ordinary_token_may_end_the_text_only_where_it_is_complete(sample_model: RecycleModel) -> None:
+    ends = [*sample_model.stop_ids, *sample_model.tokenizer.encode("b", add_special_tokens=False).ids]
+    for seed in range(5):
+        controls: dict[str, Any] = {"stop_ids": ends, "temperature": 2.0, "seed": seed}
+        assert re.fullmatch("a[bc]{2}", sample_model.generate("x", constraint=Regex("a[bc]{2}"), **controls).text)
+
+
+def test_threads_share_what_is_kept_of_a_constraint(sample_model: RecycleModel) -> None:
+    def run(seed: int) -> list[int]:
+        return sample_model.generate("the cat", constraint=STORY, temperature=1.0, seed=seed).tokens
+
+    expected = [run(seed) for seed in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(run, range(8))) == expected
+
+
+def test_without_the_extra_one_line_says_what_to_install(
+    sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(InputError, match=r"pip install 'recycle-onnx\[structured\]'"):
+        sample_model.generate("the cat", constraint=STORY)
+
+
+def sentencepiece_like() -> Tokenizer:
+    """BPE as Llama 2 has it: ▁ for spaces, and bytes for what it lacks."""
+    made = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=330, special_tokens=special, show_progress=False)
+    made.train_from_iterator([tiny.TEXT, '{"name": "a cat"}'], trainer)
+    data = json.loads(made.to_str())
+    data["added_tokens"] = [token for token in data["added_tokens"] if token["id"] < 3]
+    made = Tokenizer.from_str(json.dumps(data))
+    made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return made
+
+
+@pytest.mark.parametrize("make", [tiny.tokenizer, sentencepiece_like], ids=["byte-level", "byte fallback"])
+def test_tokens_are_known_by_their_bytes(make: Any) -> None:
+    """Whatever pieces it comes in, a text is followed to its end, and no byte of another is."""
+    tokenizer = make()
+    size = tokenizer.get_vocab_size()
+    text = '{"naïve": "the 猫 sat 🐈 on the mat"}'
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert tokenizer.decode(ids).strip() == text
+    follower = Constraints(tokenizer, size).prepare(Regex(" ?" + re.escape(text)), frozenset([0])).start(np.array([]))
+    for place, token in enumerate(ids):
+        allowed = np.isfinite(follower(np.array(ids[:place]), np.zeros(size, np.float32)))
+        assert allowed[token], (place, token)
+        assert allowed.sum() < 16
+        follower.advance(token)
+    assert np.flatnonzero(np.isfinite(follower(np.array(ids), np.zeros(size, np.float32)))).tolist() == [0]
