@@ -54,7 +54,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "a schema that is none": (
         CHAT,
         {"messages": USER, "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": 3}}},
-        400, "invalid_value", None,
+        400, "invalid_value", "response_format.json_schema.schema",
     ),
     "an unknown format": (
         CHAT, {"messages": USER, "response_format": {"type": "xml"}}, 400, "invalid_value", "response_format",
