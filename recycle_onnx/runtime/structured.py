@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -120,14 +121,18 @@ class Constraints:
     def _make_trie(self, stop_ids: frozenset[int]) -> LLTokenizer:
         size = max(self._vocab_size, self._tokenizer.get_vocab_size())
         try:
-            return _library().LLTokenizer(self._tokenizer.to_str(), n_vocab=size, eos_token=sorted(stop_ids))
+            trie: LLTokenizer = _library().LLTokenizer(
+                self._tokenizer.to_str(), n_vocab=size, eos_token=sorted(stop_ids)
+            )
+            return trie
         except ValueError as error:
             raise InputError(f"llguidance cannot read the tokenizer ({_one_line(str(error))})") from error
 
     def _make_matcher(self, grammar: str, stop_ids: frozenset[int]) -> LLMatcher:
         library = _library()
         limits = library.LLParserLimits(verbose_errors=False)
-        return library.LLMatcher(self._trie(stop_ids), grammar, log_level=0, limits=limits)
+        matcher: LLMatcher = library.LLMatcher(self._trie(stop_ids), grammar, log_level=0, limits=limits)
+        return matcher
 
 
 @dataclass(frozen=True)
@@ -179,12 +184,11 @@ class Matching:
 
 def _library() -> ModuleType:
     try:
-        import llguidance
+        return import_module("llguidance")
     except ModuleNotFoundError as error:
         raise InputError(
             "structured output needs llguidance, which is not installed; try: pip install 'recycle-onnx[structured]'"
         ) from error
-    return llguidance
 
 
 def _grammar(constraint: Constraint) -> str:
