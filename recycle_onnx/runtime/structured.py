@@ -35,21 +35,20 @@ class JsonSchema:
     """A JSON text that `schema` describes (json-schema.org), with at most one space between its parts.
 
     Raises:
-        InputError: not a JSON object, `True` or `False`.
+        InputError: not a JSON object.
     """
 
-    schema: Mapping[str, Any] | bool
+    schema: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.schema, Mapping | bool):
-            raise InputError(f"the JSON schema is {_short(self.schema)}; expected an object, true or false")
+        if not isinstance(self.schema, Mapping):
+            raise InputError(f"the JSON schema is {_short(self.schema)}; expected an object")
         self.text()
 
     def text(self) -> str:
         """The schema as JSON."""
-        schema = dict(self.schema) if isinstance(self.schema, Mapping) else self.schema
         try:
-            return json.dumps(schema, allow_nan=False)
+            return json.dumps(dict(self.schema), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise InputError(f"the JSON schema is no JSON value ({error})") from error
 
@@ -77,7 +76,7 @@ class Regex:
 
 @dataclass(frozen=True)
 class Grammar:
-    """A text of a context-free grammar, in llguidance's kind of Lark (`start: …`) or llama.cpp's GBNF (`root ::= …`).
+    """A text of a context-free grammar, in llguidance's kind of Lark (`start: …`) or in GBNF (`root ::= …`).
 
     Raises:
         InputError: not a string.
