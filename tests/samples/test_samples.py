@@ -52,6 +52,13 @@ def test_conversation(sample_bundle: Path, sample_model: RecycleModel) -> None:
     assert 0 < reused < prompt
 
 
+def test_structured(sample_bundle: Path) -> None:
+    pytest.importorskip("llguidance")
+    found = json.loads(program("structured.py", sample_bundle).replace("'", '"'))
+    assert found["animal"] in ("cat", "dog", "fox")
+    assert found["legs"] in (2, 4)
+
+
 def test_gui(sample_bundle: Path, sample_model: RecycleModel) -> None:
     """In a window that nobody sees: the text in it is the model's."""
     if importlib.util.find_spec("tkinter") is None:
