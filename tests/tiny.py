@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from recycle_onnx.checkpoint import BaseConfig, attach, plain_llama
-from recycle_onnx.files import write_json
+from recycle_onnx.files import read_json, write_json
 
 END = "<|endoftext|>"
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}
@@ -52,6 +52,14 @@ def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "fl
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     write_json(folder / "config.json", config.to_hugging_face(**SPECIAL))
     write_text_files(folder)
+    return folder
+
+
+def write_endless_base(folder: Path, context_length: int) -> Path:
+    """One that writes for minutes unless somebody stops it: no token ends its text."""
+    write_base(folder, tiny_config(context_length=context_length))
+    for name in ("config.json", "generation_config.json"):
+        write_json(folder / name, {**read_json(folder / name), "eos_token_id": None})
     return folder
 
 

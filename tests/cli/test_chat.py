@@ -32,10 +32,7 @@ GREEN = "\x1b[1;32m"
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that answers for minutes unless somebody stops it."""
     folder = tmp_path_factory.mktemp("chat")
-    checkpoint = tiny.write_base(folder / "model", tiny.tiny_config(context_length=100_000))
-    for name in ("config.json", "generation_config.json"):
-        text = (checkpoint / name).read_text().replace('"eos_token_id": 0', '"eos_token_id": null')
-        (checkpoint / name).write_text(text)
+    checkpoint = tiny.write_endless_base(folder / "model", context_length=100_000)
     attach(checkpoint, checkpoint)
     export(checkpoint, folder / "bundle")
     return folder / "bundle"

@@ -49,10 +49,7 @@ def test_ctrl_c_during_an_export_leaves_nothing_behind(stage: str, replaces: boo
 def endless_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that writes for minutes unless somebody stops it."""
     folder = tmp_path_factory.mktemp("endless")
-    checkpoint = tiny.write_base(folder / "model", tiny.tiny_config(context_length=100_000))
-    for name in ("config.json", "generation_config.json"):
-        text = (checkpoint / name).read_text().replace('"eos_token_id": 0', '"eos_token_id": null')
-        (checkpoint / name).write_text(text)
+    checkpoint = tiny.write_endless_base(folder / "model", context_length=100_000)
     export(checkpoint, folder / "bundle")
     return folder / "bundle"
 

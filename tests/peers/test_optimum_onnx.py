@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ from typing import Any
 import pytest
 
 import recycle_onnx
-from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import Quantization, export, quantize_bundle
-from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.model import RecycleModel
 from tests.prompts import story_prompts
 from tests.reference.families import CASES, write
@@ -96,12 +93,7 @@ def test_a_head_size_that_optimum_guesses_wrong_is_an_error_and_no_other_text(tm
     assert "index: 3 Got: 16 Expected: 32" in answer["error"]
 
 
-def test_another_rope_base_gives_another_text(sample_model: RecycleModel, tmp_path: Path) -> None:
-    changed = tmp_path / "changed"
-    shutil.copytree(SAMPLE, changed, ignore=shutil.ignore_patterns("recipe", "recycler"))
-    write_json(changed / "config.json", read_json(changed / "config.json") | {"rope_theta": 500.0})
-    attach(changed, changed)
-    export(changed, tmp_path / "bundle")
-    [answers] = optimum_onnx([request(tmp_path / "bundle", STORIES)])
+def test_another_rope_base_gives_another_text(sample_model: RecycleModel, other_rope_bundle: Path) -> None:
+    [answers] = optimum_onnx([request(other_rope_bundle, STORIES)])
     same = [theirs == wanted for theirs, wanted in zip(answers, ours(sample_model, STORIES), strict=True)]
     assert sum(same) < len(STORIES) / 2

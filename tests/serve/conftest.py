@@ -74,11 +74,9 @@ def serving(model: RecycleModel, limits: Limits | None = None, token: str | None
 def endless_model(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
     """A tiny model with a chat template, a module and a long context, that never ends by itself."""
     folder = tmp_path_factory.mktemp("endless")
-    checkpoint = tiny.write_base(folder / "model", tiny.tiny_config(context_length=8192))
+    checkpoint = tiny.write_endless_base(folder / "model", context_length=8192)
     config = read_json(checkpoint / "tokenizer_config.json")
     write_json(checkpoint / "tokenizer_config.json", {**config, "chat_template": TEMPLATE})
-    for name in ("config.json", "generation_config.json"):
-        write_json(checkpoint / name, {**read_json(checkpoint / name), "eos_token_id": None})
     attach(checkpoint, checkpoint)
     export(checkpoint, folder / "bundle")
     return recycle_onnx.load(folder / "bundle", threads=1)
