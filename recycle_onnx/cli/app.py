@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -47,7 +51,8 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _termination_as_interruption():
+                return super().invoke(ctx)
         except click.UsageError as error:
             command = (error.ctx or ctx).command_path
             _end(f"{error.format_message()} See: {command} --help", error.exit_code)
@@ -65,6 +70,20 @@ class Verbs(click.Group):
             if ctx.params["debug"]:
                 raise
             _end(_describe(error), getattr(error, "exit_code", 1))
+
+
+@contextmanager
+def _termination_as_interruption() -> Iterator[None]:
+    """Within it SIGTERM is what Ctrl-C is, so that nothing half-written stays behind."""
+    # processes that were launched together are their launcher's to end, and may wait for each other
+    if "LOCAL_RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _describe(error: BaseException) -> str:

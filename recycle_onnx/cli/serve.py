@@ -51,6 +51,7 @@ def serve(
     Only this machine can reach it unless --host says otherwise.
     """
     import asyncio
+    import signal
 
     import recycle_onnx
     from recycle_onnx.serve.limits import Limits
@@ -63,4 +64,5 @@ def serve(
     model = recycle_onnx.load(bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked)
     server = Server(model, name or bundle.resolve().name, address, limits)
     click.echo(f"serving {server.name} at {server.url} (API: {server.url}/v1); Ctrl-C ends it", err=True)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it ends its answers, and itself in the way supervisors expect
     asyncio.run(server.run())

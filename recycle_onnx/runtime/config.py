@@ -126,7 +126,7 @@ class GenerationConfig:
             )
 
     def _check_penalties(self) -> None:
-        check("repetition_penalty", self.repetition_penalty, lambda x: x > 0, "more than 0, 1 for none")
+        check("repetition_penalty", self.repetition_penalty, lambda x: 0.01 <= x <= 100, "0.01 to 100, 1 for none")
         for name in ("presence_penalty", "frequency_penalty"):
             check(name, getattr(self, name), lambda x: -2 <= x <= 2, "-2 to 2, 0 for none")
         check("no_repeat_ngram_size", self.no_repeat_ngram_size, lambda n: n >= 0, "0 (no limit) or more", whole=True)

@@ -14,6 +14,7 @@ class Exclusive:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._user: int | None = None
         self._closed = False
 
     @contextmanager
@@ -32,10 +33,24 @@ class Exclusive:
                     "another thread is using this generation or conversation; "
                     "give each thread its own: model.stream(…), model.conversation(…) or chat.fork()"
                 )
+            self._user = threading.get_ident()
             yield
         finally:
             if free:
+                self._user = None
                 self._lock.release()
+
+    def check_may_close(self) -> None:
+        """Refuse the very thread that uses it: it would wait for itself.
+
+        Raises:
+            RecycleError: called from within `use`.
+        """
+        if self._user == threading.get_ident():
+            raise RecycleError(
+                "closed from within one of its own steps (a callback or a processor); cancel the generation there, "
+                "and close the model when it has ended"
+            )
 
     @contextmanager
     def close(self) -> Iterator[None]:

@@ -40,8 +40,14 @@ class LoadedHalves:
             return made
 
     def close(self) -> None:
-        """Wait for the steps in progress, then free sessions and caches, whoever still holds one."""
+        """Wait for the steps in progress, then free sessions and caches, whoever still holds one.
+
+        Raises:
+            RecycleError: called from within a step.
+        """
         with self._lock:
+            for decoder in self._decoders:
+                decoder.exclusive.check_may_close()
             self._sessions = None
             for decoder in self._decoders:
                 with decoder.exclusive.close():

@@ -74,6 +74,9 @@ class RecycleModel:
         """Free sessions and caches; generations and conversations that are still about raise from then on.
 
         Waits for steps in progress, in whatever thread.
+
+        Raises:
+            RecycleError: called from within a step, by a callback or a processor.
         """
         self._halves.close()
 

@@ -1,4 +1,4 @@
-"""Ctrl-C that waits for the step in progress, so that what is saved then is whole."""
+"""Ctrl-C, or SIGTERM, that waits for the step in progress, so that what is saved then is whole."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from typing import Any
 class Interruption:
     """Within it the first Ctrl-C only sets `requested`. A second one no longer waits, unless `patient`.
 
-    (Launchers pass a terminal's Ctrl-C on to processes that have had it already: those are to be patient.)
+    (Launchers pass a terminal's Ctrl-C on to processes that have had it already: those are to be patient, and
+    SIGTERM is how a launcher ends those that wait for a process that is lost.)
     """
 
     def __init__(self, *, patient: bool) -> None:
         self.requested, self._patient = False, patient
-        self._before: Any = None
+        self._signals = (signal.SIGINT,) if patient else (signal.SIGINT, signal.SIGTERM)
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGINT, self._note)
+            self._before = {number: signal.signal(number, self._note) for number in self._signals}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
 
     @contextmanager
     def noted(self) -> Iterator[None]:

@@ -26,8 +26,14 @@ def start(*arguments: object, limit: Callable[[], None] | None = None) -> subpro
 
 
 @pytest.mark.parametrize("stage", ["writing model.onnx", "writing recycler.onnx", "checking the graphs"])
-@pytest.mark.parametrize("replaces", [False, True], ids=["new", "force"])
-def test_ctrl_c_during_an_export_leaves_nothing_behind(stage: str, replaces: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("replaces", "number"),
+    [(False, signal.SIGINT), (True, signal.SIGINT), (True, signal.SIGTERM)],
+    ids=["new", "force", "terminated"],
+)
+def test_ctrl_c_during_an_export_leaves_nothing_behind(
+    stage: str, replaces: bool, number: signal.Signals, tmp_path: Path
+) -> None:
     target = tmp_path / "bundle"
     if replaces:
         export(tiny.write_checkpoint(tmp_path / "tiny", tiny.tiny_config()), target)
@@ -36,7 +42,7 @@ def test_ctrl_c_during_an_export_leaves_nothing_behind(stage: str, replaces: boo
     assert process.stderr is not None
     while process.stderr.readline().decode().strip() != stage:
         assert process.poll() is None
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
     assert stdout == b""

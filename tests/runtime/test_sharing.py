@@ -269,6 +269,14 @@ def test_closing_waits_for_the_steps_in_progress(bundle: Path) -> None:
         assert {future.result(10) for future in running} == {"the model was closed; load it again"}
 
 
+def test_a_callback_that_closes_the_model_is_told_so_and_does_no_harm(bundle: Path) -> None:
+    model = recycle_onnx.load(bundle, threads=1)
+    with pytest.raises(RecycleError, match="closed from within one of its own steps"):
+        model.generate(PROMPT, max_new_tokens=2, progress=lambda *_: model.close())
+    assert len(model.generate(PROMPT, max_new_tokens=2).tokens) == 2
+    model.close()
+
+
 @pytest.mark.parametrize("read", [0, 1, 5, 9])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_caches_are_freed_with_the_generation_and_not_some_time_later(

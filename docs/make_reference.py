@@ -1,0 +1,123 @@
+"""Write docs/reference.md: what an application may use, from its docstrings.
+
+    python docs/make_reference.py
+
+griffe reads the package without importing it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import griffe
+from griffe import Class, DocstringSectionKind, Function, ParameterKind
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "reference.md"
+INTRODUCTION = """# Reference
+
+Generated from the docstrings by `docs/make_reference.py`. How these are used: [embedding](embedding.md),
+[generation](generation.md), [training](training.md), [evaluation](evaluation.md). Errors are `InputError` for what was
+given, `RecycleError` for anything else.
+"""
+CHAPTERS = {
+    "Load and generate": (
+        "runtime.model.load", "runtime.model.RecycleModel", "runtime.config.GenerationConfig",
+        "runtime.generation.Generation", "runtime.generation.Token", "runtime.generation.Result",
+        "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
+        "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.processors.StatefulProcessor",
+        "runtime.processors.Follower", "errors.RecycleError", "errors.InputError",
+    ),
+    "Make a bundle": (
+        "checkpoint.attach.attach", "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",
+        "training.options.TrainingOptions", "training.options.Progress", "training.options.TrainingResult",
+        "export.exporter.export", "export.quantizer.quantize_bundle", "export.quantize_graph.Quantization",
+    ),
+    "Measure": (
+        "evaluation.acceptance.acceptance", "evaluation.acceptance.Acceptance", "evaluation.agreement.agreement",
+        "evaluation.agreement.Agreement", "evaluation.perplexity.perplexity", "evaluation.perplexity.Perplexity",
+        "evaluation.tasks.tasks", "evaluation.tasks.TaskAccuracy", "bench.run.bench", "bench.run.Options",
+        "bench.run.Measurement",
+    ),
+    "Many prompts": ("batch.Worker", "batch.Request", "batch.Answer"),
+}  # fmt: skip
+"""The objects of each chapter, by their path in the package."""
+RECEIVED = ("RecycleModel", "Generation")
+"""Classes whose objects an application is given: how they are made is ours."""
+MARKS = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
+
+
+def render() -> str:
+    """The whole page."""
+    package = griffe.load("recycle_onnx", search_paths=[ROOT], docstring_parser="google", allow_inspection=False)
+    shown = {name for names in CHAPTERS.values() for name in names}
+    face = {package.members[str(name)].target_path.partition(".")[2] for name in package.exports or ()}
+    if missing := face - shown:
+        raise ValueError(f"the page lacks a part of the package's face: {', '.join(sorted(missing))}")
+    parts = [INTRODUCTION]
+    for chapter, names in CHAPTERS.items():
+        parts += [f"## {chapter}\n", *(block for name in names for block in _object(package[name]))]
+    return "\n".join(parts)
+
+
+def _object(thing: Class | Function) -> Iterator[str]:
+    yield f"### `{thing.path}`\n"
+    if thing.is_function:
+        yield _signature(thing)
+    elif thing.name not in RECEIVED and not thing.name.endswith("Error"):
+        yield _signature(thing.members.get("__init__", thing), thing.name)
+    yield from _text(thing)
+    if thing.is_function:
+        return
+    if fields := [field for field in thing.attributes.values() if _shown(field.name) and field.docstring]:
+        yield from (f"- `{field.name}: {field.annotation}`: {_line(field.docstring.value)}" for field in fields)
+        yield ""
+    for method in thing.functions.values():
+        if _shown(method.name):
+            yield f"#### `{thing.name}.{method.name}`\n"
+            yield _signature(method)
+            yield from _text(method)
+
+
+def _shown(name: str) -> bool:
+    return not name.startswith("_")
+
+
+def _signature(thing: Class | Function, name: str | None = None) -> str:
+    given, starred = [], False
+    for parameter in thing.parameters:
+        if parameter.name in ("self", "cls"):
+            continue
+        if parameter.kind is ParameterKind.keyword_only and not starred:
+            given.append("*")
+        starred = starred or parameter.kind in (ParameterKind.keyword_only, ParameterKind.var_positional)
+        default = "" if parameter.default is None or parameter.kind in MARKS else f" = {parameter.default}"
+        given.append(f"{MARKS.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}{default}")
+    result = "" if name or thing.is_class else f" -> {thing.returns}"
+    line = f"{name or thing.name}({', '.join(given)}){result}"
+    if len(line) > 100:
+        line = f"{name or thing.name}(\n    " + ",\n    ".join(given) + f",\n){result}"
+    return f"```python\n{line}\n```\n"
+
+
+def _text(thing: Class | Function) -> Iterator[str]:
+    for section in thing.docstring.parsed if thing.docstring else ():
+        if section.kind is DocstringSectionKind.text:
+            yield f"{section.value}\n"
+        elif section.kind is DocstringSectionKind.parameters:
+            yield from (f"- **{given.name}**: {_line(given.description)}" for given in section.value)
+            yield ""
+        elif section.kind is DocstringSectionKind.raises:
+            yield from (f"- raises **{error.annotation}**: {_line(error.description)}" for error in section.value)
+            yield ""
+        else:
+            raise ValueError(f"{thing.path}: no rendering of a section of {section.kind.value}")
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(render(), encoding="utf-8")
