@@ -70,6 +70,21 @@ def test_every_strategy_runs_and_says_how_exact_it_is(strategy: str, halved: Pat
     assert result.lossless == ("no" if strategy == "alternate" else "within_rounding")
 
 
+def test_a_conversation_in_float16_is_saved_and_goes_on(halved: Path, tmp_path: Path) -> None:
+    model = recycle_onnx.load(halved)
+    chat = model.conversation()
+    for _ in chat.send("Tell me of a fox.", max_new_tokens=24):
+        pass
+    chat.save(tmp_path / "chat.safetensors")
+    answers = [
+        each.send("And then?", strategy="full", max_new_tokens=24)
+        for each in (chat, model.load_conversation(tmp_path / "chat.safetensors"))
+    ]
+    goes_on, loaded = ([token.id for token in answer] for answer in answers)
+    assert goes_on == loaded
+    assert answers[1].result.stats.reused_tokens > 20
+
+
 def test_a_weight_beyond_float16_is_refused(tmp_path: Path) -> None:
     weights = tiny.write_base(tmp_path / "base", tiny.tiny_config()) / "model.safetensors"
     tensors = load_file(weights)

@@ -93,10 +93,10 @@ def test_the_projection_keeps_eight_bits_or_float32(quantized: Path) -> None:
     assert ("projection.weight.q8" if "int4" in quantized.name else "projection.weight") in names
 
 
-def gaps(model: RecycleModel, prompt: str, tokens: list[int]) -> list[float]:
+def gaps(model: RecycleModel, prompt: list[int], tokens: list[int]) -> list[float]:
     """How far each token lies below the best one, when runs on one token score the text."""
     decoder = model.decoder("full")
-    row: NDArray[np.float32] = decoder.prefill(model.encode(prompt))[-1]
+    row: NDArray[np.float32] = decoder.prefill(prompt)[-1]
     found = []
     for token in tokens:
         found.append(float(row.max() - row[token]))
@@ -114,7 +114,21 @@ def test_verify_is_within_epsilon_of_full_on_200_prompts(model: RecycleModel) ->
     for prompt in story_prompts(200):
         result = model.generate(prompt, max_new_tokens=24, strategy="verify")
         assert result.lossless == "within_rounding"
-        assert max(gaps(model, prompt, result.tokens)) <= epsilon(model), prompt
+        assert max(gaps(model, model.encode(prompt), result.tokens)) <= epsilon(model), prompt
+
+
+@pytest.mark.parametrize("strategy", ["full", "verify", "auto"])
+def test_every_turn_of_a_conversation_is_within_epsilon(model: RecycleModel, strategy: str, tmp_path: Path) -> None:
+    chat = model.conversation(system="You tell stories.")
+    for turn in ("Tell me of a fox.", "And then?", "Who came?"):
+        answer = chat.send(turn, strategy=strategy, max_new_tokens=24)
+        assert max(gaps(model, answer.prompt, [token.id for token in answer])) <= epsilon(model)
+    chat.save(tmp_path / "chat.safetensors")
+    goes_on, loaded = (
+        [token.id for token in each.send("The end?", strategy="full", max_new_tokens=24)]
+        for each in (chat, model.load_conversation(tmp_path / "chat.safetensors"))
+    )
+    assert goes_on == loaded
 
 
 class Careless(Sampling):
@@ -133,7 +147,7 @@ def test_accepting_tokens_at_ten_epsilon_would_be_seen(model: RecycleModel) -> N
     prompt = story_prompts(1)[0]
     plan, ids = strategies.Plan("verify"), model.encode(prompt)
     choices = strategies.run(plan, model.decoder("verify"), ids, Careless(), 24, strategies.Counts())
-    assert max(gaps(model, prompt, [choice.id for choice in choices])) > epsilon(model)
+    assert max(gaps(model, ids, [choice.id for choice in choices])) > epsilon(model)
 
 
 def test_exporting_with_a_precision_equals_quantizing_the_export(quantized: Path, tmp_path: Path) -> None:
