@@ -112,7 +112,7 @@ def proposal_cases(model: RecycleGPT, tokenizer: Any) -> list[dict[str, Any]]:
 
 def stop_cases(model: RecycleGPT, tokenizer: Any) -> list[dict[str, Any]]:
     """Stop strings, and the token that ends a story."""
-    prompt = "Once upon a time, there was a little dog"
+    prompt = "Once upon a time, there was a little girl"
     ids = tokenizer.encode(prompt).ids
     text = tokenizer.decode(ids + plain.full(model, ids, 40), skip_special_tokens=True)[len(prompt) :]
     words = text.split()
