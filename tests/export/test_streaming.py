@@ -103,7 +103,7 @@ def test_a_quantized_export_writes_no_float32_file(
 
     monkeypatch.setattr(Rewriter, "save", recorded)
     export(tiny_checkpoint, tmp_path / "small", quantization=Quantization(), compare=False)
-    assert written == [("GraphQuantizer", "model.onnx"), ("GraphQuantizer", "recycler.onnx")]
+    assert written == [("OrtQuantizer", "model.onnx"), ("OrtQuantizer", "recycler.onnx")]
     export(tiny_checkpoint, tmp_path / "compared", quantization=Quantization())
     assert ("Rewriter", "model.onnx") in written
     assert names(tmp_path) == ["compared", "small"]
