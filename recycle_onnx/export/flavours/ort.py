@@ -17,7 +17,7 @@ HEAD_SIZES = 8
 
 
 class OrtGraph(DecoderGraph):
-    """GroupQueryAttention over shared buffers; norms that add; one row of a batch has no more padding than another."""
+    """GroupQueryAttention over shared buffers, and norms that add; no padding on the left."""
 
     opsets = {"": 23, "com.microsoft": 1}  # noqa: RUF012
     ir_version = 11
