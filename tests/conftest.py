@@ -43,5 +43,13 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def standard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample with operators of ONNX only."""
+    folder = tmp_path_factory.mktemp("standard") / "bundle"
+    export(SAMPLE, folder, flavour="standard")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sample_model(sample_bundle: Path) -> RecycleModel:
     return recycle_onnx.load(sample_bundle)

@@ -23,26 +23,30 @@ def random_bundle(
     module_layers: int,
     block_size: int,
     draft_vocab: int | None = None,
+    flavour: str = "ort",
     report: Report | None = None,
 ) -> Path:
     """The bundle, from the cache if it was made before. A draft vocabulary holds the first `draft_vocab` tokens.
 
     Raises:
-        InputError: an unknown shape or precision, or more module layers than the shape has.
+        InputError: an unknown shape, precision or flavour, or more module layers than the shape has.
         RecycleError: the disk is full.
     """
     from recycle_onnx.checkpoint import attach
     from recycle_onnx.export import DraftVocabulary, Quantization, export
+    from recycle_onnx.export.flavours import flavour_named
     from recycle_onnx.export.report import silent
 
     config = shape(name)
+    flavour_named(flavour)
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
     quantized = precision != "fp32"
     how = Quantization(bits=int(precision[3:]), block_size=block_size, method="rtn") if quantized else None
     recipe = f"-{hashlib.sha256(repr(how).encode()).hexdigest()[:8]}" if quantized else ""
     draft = "" if draft_vocab is None else f"-draft{draft_vocab}"
-    target = cache_folder() / "shapes" / f"{name}-{precision}{recipe}-module{module_layers}{draft}"
+    kind = "" if flavour == "ort" else f"-{flavour}"
+    target = cache_folder() / "shapes" / f"{name}-{precision}{recipe}-module{module_layers}{draft}{kind}"
     if target.is_dir():
         return target
     report = report or silent
@@ -54,5 +58,13 @@ def random_bundle(
         if draft_vocab is not None:
             (work / "text.txt").write_text("<0>")  # nothing to count: tokens are taken in their order
             vocabulary = DraftVocabulary(draft_vocab, work / "text.txt")
-        export(work / "model", target, quantization=how, draft_vocabulary=vocabulary, compare=False, report=report)
+        export(
+            work / "model",
+            target,
+            flavour=flavour,
+            quantization=how,
+            draft_vocabulary=vocabulary,
+            compare=False,
+            report=report,
+        )
     return target

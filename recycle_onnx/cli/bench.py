@@ -24,6 +24,7 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.argument("bundle", type=Path, required=False)
 @click.option("--shape", help="Instead of BUNDLE: random weights in the shape of tinyllama-1.1b, smollm2-135m, …")
 @click.option("--precision", default="int4", show_default=True, help="Of the shape: fp32, int8 or int4.")
+@click.option("--flavour", default="ort", show_default=True, help="Of the shape's graphs: ort or standard.")
 @click.option("--block-size", default=64, show_default=True, help="Of the shape's quantization.")
 @click.option("--module-layers", default=2, show_default=True, help="Of the shape's module.")
 @click.option("--draft-vocab", type=int, help="Of the shape's module: so many tokens.  [default: all]")
@@ -40,6 +41,7 @@ def bench(
     bundle: Path | None,
     shape: str | None,
     precision: str,
+    flavour: str,
     block_size: int,
     module_layers: int,
     draft_vocab: int | None,
@@ -77,9 +79,13 @@ def bench(
         chain=chain,
         forced_acceptance=forced_acceptance,
     )
-    folder = bundle if bundle else _random_bundle(str(shape), precision, module_layers, block_size, draft_vocab)
+    if bundle is None:
+        from recycle_onnx.bench.bundles import random_bundle
+
+        with stages() as report:
+            bundle = random_bundle(str(shape), precision, module_layers, block_size, draft_vocab, flavour, report)
     with progress("measuring") as update:
-        results = run(folder, options, update)
+        results = run(bundle, options, update)
     described = machine.describe()
     if plot:
         write_plot(results, plot, f"{shape}, random weights" if shape else str(bundle))
@@ -96,13 +102,6 @@ def bench(
         console.print(_table(title, group))
         console.print(_steps(group[0]), highlight=False, soft_wrap=True)
     console.print(verdict(results), highlight=False, soft_wrap=True)
-
-
-def _random_bundle(shape: str, precision: str, module_layers: int, block_size: int, draft_vocab: int | None) -> Path:
-    from recycle_onnx.bench.bundles import random_bundle
-
-    with stages() as report:
-        return random_bundle(shape, precision, module_layers, block_size, draft_vocab, report)
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

@@ -16,6 +16,13 @@ from recycle_onnx.errors import InputError
 @click.argument("checkpoint")
 @click.argument("bundle", type=Path)
 @click.option(
+    "--flavour",
+    type=click.Choice(["ort", "standard"]),
+    default="ort",
+    show_default=True,
+    help="Operators of the graphs: ONNX Runtime's own too, or those of ONNX only, for other runtimes and providers.",
+)
+@click.option(
     "--precision",
     type=click.Choice(["fp32", "fp16", "int8", "int4"]),
     default="fp32",
@@ -41,6 +48,7 @@ from recycle_onnx.errors import InputError
 def export(
     checkpoint: str,
     bundle: Path,
+    flavour: str,
     precision: str,
     draft_vocab: int | None,
     draft_text: Path | None,
@@ -78,6 +86,7 @@ def export(
         done = run(
             folder,
             bundle,
+            flavour=flavour,
             quantization=quantization,
             draft_vocabulary=draft,
             text=text,

@@ -110,10 +110,10 @@ def join(parts: Sequence[Blocks], how: Quantization) -> Blocks:
 def dequantize(blocks: Blocks, how: Quantization) -> NDArray[np.float32]:
     """The matrix [N, K] that the kernels compute with."""
     rows, count = blocks.scales.shape
-    values = _unpack(blocks.packed, how.bits).reshape(rows, count, how.block_size).astype(np.float32)
+    values = unpack(blocks.packed, how.bits).reshape(rows, count, how.block_size).astype(np.float32)
     middle = np.full((rows, count), 1 << (how.bits - 1), np.float32)
     if blocks.zero_points is not None:
-        middle = _unpack(blocks.zero_points, how.bits)[:, :count].astype(np.float32)
+        middle = unpack(blocks.zero_points, how.bits)[:, :count].astype(np.float32)
     product: NDArray[np.float32] = (values - middle[..., None]) * blocks.scales[..., None]
     return product.reshape(rows, -1)
 
@@ -134,9 +134,9 @@ def _least_squares(rows: NDArray[np.float32], how: Quantization) -> Blocks:
         found = [np.where(better, new, old) for new, old in zip(other, found, strict=True)]
     values, scales, zero_points = found
     return Blocks(
-        _pack(values.astype(np.uint8), how.bits),
+        pack(values.astype(np.uint8), how.bits),
         scales[..., 0].astype(np.float32),
-        _pack(zero_points[..., 0].astype(np.uint8), how.bits),
+        pack(zero_points[..., 0].astype(np.uint8), how.bits),
     )
 
 
@@ -155,7 +155,7 @@ def _rounded(blocks: NDArray[np.float32], how: Quantization, part: float) -> tup
     return np.square(scale * centred - blocks).sum(-1, keepdims=True), values, scale, zero
 
 
-def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """Two 4-bit values a byte, the first one low; an odd last one alone."""
     if bits == 8:
         return values
@@ -165,7 +165,8 @@ def _pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     return packed
 
 
-def _unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """What `pack` packed; an odd last one has an empty neighbour."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

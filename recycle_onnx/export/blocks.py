@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -10,7 +10,7 @@ import onnx_ir as ir
 from recycle_onnx.checkpoint.base import Layer
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import INPUT_IDS
-from recycle_onnx.export.graph import INT64_MAX, DecoderGraph
+from recycle_onnx.export.graph import INT64_MAX, Cache, DecoderGraph, Projected
 from recycle_onnx.export.lazy import LazyWeight, of_array
 
 
@@ -39,23 +39,15 @@ def norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str) -> ir.Va
 
 def layer_norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str) -> ir.Value:
     """The base's kind of norm over the last axis of x; `name` without `.weight`."""
-    config = graph.config.norm
-    operator = graph.op.RMSNormalization if config.kind == "rms" else graph.op.LayerNormalization
-    normalised: ir.Value = operator(x, *_norm_weights(graph, weights, name), axis=-1, epsilon=config.eps)
-    return normalised
+    return graph.norm(x, _norm_weights(graph, weights, name))
 
 
 def add_norm(
     graph: DecoderGraph, x: ir.Value, delta: ir.Value | None, weights: Tensors, name: str
 ) -> tuple[ir.Value, ir.Value]:
-    """x + delta, normalised, and the sum itself: the operators with Skip in their name do both in one pass."""
-    if delta is None:
-        return layer_norm(graph, x, weights, name), x
-    config, microsoft = graph.config.norm, graph.microsoft
-    operator = microsoft.SkipSimplifiedLayerNormalization if config.kind == "rms" else microsoft.SkipLayerNormalization
+    """x + delta, normalised, and the sum itself."""
     parameters = _norm_weights(graph, weights, name)
-    normalised, _, _, total = operator(x, delta, *parameters, epsilon=config.eps, _outputs=4)
-    return normalised, total
+    return (graph.norm(x, parameters), x) if delta is None else graph.add_norm(x, delta, parameters)
 
 
 def _norm_weights(graph: DecoderGraph, weights: Tensors, name: str) -> list[ir.Value]:
@@ -68,82 +60,30 @@ def _norm_weights(graph: DecoderGraph, weights: Tensors, name: str) -> list[ir.V
 
 
 def attention(
-    graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, layer: Layer, past: tuple[ir.Value, ir.Value]
+    graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, layer: Layer, past: Cache
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """GroupQueryAttention on packed projections; gives output [B, S, heads·D], present key and value."""
-    config, rope = graph.config, layer.rope
+    """Attention over packed projections; gives output [B, S, H], present key and value."""
+    config = graph.config
     names = [f"{prefix}{part}_proj.weight" for part in "qkv"]
-    packed = graph.linear(x, weights, *names, store_as=f"{prefix}qkv_proj.weight", bias=config.qkv_bias)
-    fused = rope is not None and len(rope.frequencies) % 8 == 0  # else GroupQueryAttention's CPU kernel refuses
-    query: tuple[ir.Value | None, ...] = (packed, None, None)
-    if config.qk_norm or (rope and not fused):
-        query = _split(graph, packed)
+    query: Projected = (graph.linear(x, weights, *names, store_as=f"{prefix}qkv_proj.weight", bias=config.qkv_bias),)
     if config.qk_norm:
-        query = _normalised(graph, query, weights, prefix)
-    if rope and not fused:
-        query = _rotated(graph, query, layer)
-    tables = graph.rotary_tables(rope) if rope and fused else ()
-    y, key, value = graph.microsoft.GroupQueryAttention(
-        *query, *past, graph.last_index, graph.total, *tables, **_attributes(graph, layer, fused), _outputs=3
-    )
+        query = _normalised(graph, graph.split(*query), weights, prefix)
+    y, key, value = graph.attend(query, layer, past)
     name = f"{prefix}o_proj.weight"
     out = graph.linear(y, weights, name, bias=config.output_bias, scale=config.residual_scale)
     return out, key, value
 
 
-def _attributes(graph: DecoderGraph, layer: Layer, fused: bool) -> dict[str, Any]:
-    config = graph.config
-    found: dict[str, Any] = {
-        "do_rotary": int(fused),
-        "num_heads": config.num_heads,
-        "kv_num_heads": config.num_kv_heads,
-    }
-    if fused and layer.rope and layer.rope.interleaved:
-        found["rotary_interleaved"] = 1
-    if layer.scale != config.head_dim**-0.5:
-        found["scale"] = layer.scale
-    if layer.window is not None:
-        found["local_window_size"] = layer.window
-    if config.attention_softcap is not None:
-        found["softcap"] = config.attention_softcap
-    return found
-
-
-def _split(graph: DecoderGraph, packed: ir.Value) -> tuple[ir.Value, ...]:
-    config = graph.config
-    keys = config.num_kv_heads * config.head_dim
-    sizes = graph.ints(config.num_heads * config.head_dim, keys, keys)
-    parts: tuple[ir.Value, ...] = tuple(graph.op.Split(packed, sizes, axis=-1, _outputs=3))
-    return parts
-
-
-def _normalised(
-    graph: DecoderGraph, query: tuple[ir.Value | None, ...], weights: Tensors, prefix: str
-) -> tuple[ir.Value | None, ...]:
+def _normalised(graph: DecoderGraph, query: Projected, weights: Tensors, prefix: str) -> Projected:
     """Norms on queries and keys: of their whole width, or of each head, the last axis of [B, S, heads, D]."""
     q, k, value = query
     if graph.config.qk_norm == "width":
-        q, k = (layer_norm(graph, x, weights, f"{prefix}{part}_norm") for x, part in ((q, "q"), (k, "k")) if x)
+        q, k = (layer_norm(graph, x, weights, f"{prefix}{part}_norm") for x, part in ((q, "q"), (k, "k")))
         return q, k, value
     op, size = graph.op, graph.config.head_dim
     by_head = (op.Reshape(x, graph.ints(0, 0, -1, size)) for x in (q, k))
     done = (layer_norm(graph, x, weights, f"{prefix}{part}_norm") for x, part in zip(by_head, "qk", strict=True))
     q, k = (op.Reshape(x, graph.ints(0, 0, -1)) for x in done)
-    return q, k, value
-
-
-def _rotated(graph: DecoderGraph, query: tuple[ir.Value | None, ...], layer: Layer) -> tuple[ir.Value | None, ...]:
-    config, rope = graph.config, layer.rope
-    assert rope is not None
-    attributes: dict[str, int] = {"interleaved": 1} if rope.interleaved else {}
-    if 2 * len(rope.frequencies) != config.head_dim:
-        attributes["rotary_embedding_dim"] = 2 * len(rope.frequencies)
-    tables = graph.rotary_tables(rope)
-    q, k, value = query
-    q, k = (
-        graph.microsoft.RotaryEmbedding(x, graph.positions, *tables, num_heads=heads, **attributes)
-        for x, heads in ((q, config.num_heads), (k, config.num_kv_heads))
-    )
     return q, k, value
 
 
@@ -232,5 +172,4 @@ def logits(graph: DecoderGraph, hidden: ir.Value, head: LazyWeight) -> ir.Value:
     start = graph.op.Reshape(graph.op.Neg(graph.keep), graph.ints(1))
     kept = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
     kept = graph.scaled(kept, graph.config.logit_scale)
-    product = graph.microsoft.FusedMatMul(kept, graph.weight(head), transB=1)
-    return graph.capped(product, graph.config.logit_softcap)
+    return graph.capped(graph.rows_product(kept, graph.weight(head)), graph.config.logit_softcap)

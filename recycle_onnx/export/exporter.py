@@ -14,11 +14,11 @@ from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.fidelity import Rounding, measure
+from recycle_onnx.export.flavours import Flavour, Precision, flavour_named
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
-from recycle_onnx.export.graph import IR_VERSION, OPSET
 from recycle_onnx.export.lazy import weights_of
-from recycle_onnx.export.quantizer import Precision, as_quantized, check_text, rewriter, with_cost
+from recycle_onnx.export.quantizer import as_quantized, check_text, with_cost
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
@@ -49,6 +49,7 @@ def export(
     checkpoint: Path,
     bundle: Path,
     *,
+    flavour: str = "ort",
     quantization: Precision | None = None,
     draft_vocabulary: DraftVocabulary | None = None,
     text: Path | None = None,
@@ -58,21 +59,25 @@ def export(
 ) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
 
-    A `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
+    The flavour `ort` has ONNX Runtime's own operators where they are faster, `standard` those of ONNX only. A
+    `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
     straight into the bundle, some rows at a time. To `compare` that with float32 on `text` (see `quantize_bundle`), a
     float32 bundle is made beside it, and deleted; by default where `text` is given, or the weights take no more than
     `SMALL` bytes in float32. `report` is told each stage as it begins, and how much of it is done.
 
     Raises:
-        InputError: not a checkpoint, damaged or contradictory files, or `bundle` exists (unless `force`).
+        InputError: not a checkpoint, damaged or contradictory files, no such flavour, or `bundle` exists (unless
+            `force`).
         RecycleError: the disk is full or not writable, or the graphs failed their self-check.
     """
     check_text(text)
+    chosen = flavour_named(flavour)
+    quantization = quantization and chosen.suited(quantization)
     with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
         eos = _write_text_files(source, folder)
         draft = _choose(draft_vocabulary, source)
-        specs = _write_graphs(source, folder, draft, rewriter(quantization, report))
-        manifest = _manifest(source, specs, folder, draft)
+        specs = _write_graphs(source, folder, draft, chosen, chosen.rewriter(quantization, report))
+        manifest = _manifest(source, specs, folder, draft, chosen)
         if quantization is not None:
             manifest = as_quantized(manifest, quantization)
         manifest.write(folder / MANIFEST)
@@ -99,7 +104,8 @@ def _compare(
     source: Checkpoint, done: Bundle, draft: DraftVocabulary | None, text: Path | None, report: Report
 ) -> tuple[SelfCheck, Rounding]:
     with temporary_sibling(done.folder) as beside:
-        plain = export(source.folder, beside / "fp32", draft_vocabulary=draft, report=report)
+        flavour = done.manifest.flavour
+        plain = export(source.folder, beside / "fp32", flavour=flavour, draft_vocabulary=draft, report=report)
         return plain.self_check, measure(done, Bundle(plain.bundle, plain.manifest), text, report)
 
 
@@ -116,15 +122,17 @@ def _choose(draft_vocabulary: DraftVocabulary | None, source: Checkpoint) -> lis
     return draft_vocabulary.choose(source.base_folder, source.base.vocab_size)
 
 
-def _write_graphs(source: Checkpoint, folder: Path, draft: list[int] | None, write: Rewriter) -> dict[str, GraphSpec]:
+def _write_graphs(
+    source: Checkpoint, folder: Path, draft: list[int] | None, flavour: Flavour, write: Rewriter
+) -> dict[str, GraphSpec]:
     taps = source.recycler.tap if source.recycler else (FINAL_POST,)
     specs = {"full": full_spec(source.base, taps)}
-    model = build_full_model(source.base, source.base_weights, taps)
+    model = build_full_model(source.base, source.base_weights, taps, flavour)
     shared = weights_of(model)
     write.save(model, folder / graph_file("full"))
     if source.recycler and source.recycler_weights:
         specs["recycler"] = recycler_spec(source.recycler, source.base, draft)
-        model = build_recycler(source.recycler, source.base, source.recycler_weights, shared, draft)
+        model = build_recycler(source.recycler, source.base, source.recycler_weights, shared, draft, flavour)
         write.save(model, folder / graph_file("recycler"))
     return specs
 
@@ -162,11 +170,14 @@ def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
     return merged
 
 
-def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, draft: list[int] | None) -> Manifest:
+def _manifest(
+    source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, draft: list[int] | None, flavour: Flavour
+) -> Manifest:
     names = sorted(path.name for path in folder.iterdir())
     return Manifest(
         base={**source.base.summary(), "parameters": source.base_weights.num_parameters()},
         recycler=_module(source, draft),
+        flavour=flavour.name,
         graphs=specs,
         files=describe_files(folder, names),
         draft_vocabulary=draft,
@@ -175,8 +186,8 @@ def _manifest(source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, dra
             "producer": f"recycle-onnx {__version__}",
             "checkpoint": source.folder.resolve().name,
             "source": read_source(source.folder, source.base_folder),
-            "opset": OPSET,
-            "ir_version": IR_VERSION,
+            "opset": flavour.graph.opsets[""],
+            "ir_version": flavour.graph.ir_version,
         },
     )
 

@@ -8,15 +8,13 @@ from recycle_onnx.checkpoint import BaseConfig
 from recycle_onnx.checkpoint.taps import FINAL_PRE, layer_of
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import FINAL_POST, GraphSpec
-from recycle_onnx.errors import InputError
 from recycle_onnx.export import blocks
-from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.flavours import ORT, Flavour
 from recycle_onnx.export.lazy import of_table
 
 EMBEDDING = "model.embed_tokens.weight"
 POSITIONS = "model.embed_positions.weight"
 LM_HEAD = "lm_head.weight"
-HEAD_SIZES = 8
 
 
 def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> GraphSpec:
@@ -27,15 +25,15 @@ def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> Grap
     )  # fmt: skip
 
 
-def build_full_model(config: BaseConfig, weights: Tensors, taps: tuple[str, ...] = (FINAL_POST,)) -> ir.Model:
+def build_full_model(
+    config: BaseConfig, weights: Tensors, taps: tuple[str, ...] = (FINAL_POST,), flavour: Flavour = ORT
+) -> ir.Model:
     """Token ids to logits, hidden states and present keys and values; matrices are not read yet.
 
     Raises:
-        InputError: a head size that the kernels lack.
+        InputError: a head size that the flavour's kernels lack.
     """
-    if config.head_dim % HEAD_SIZES:
-        raise InputError(f"head_dim is {config.head_dim}; GroupQueryAttention takes a multiple of {HEAD_SIZES}")
-    graph = DecoderGraph(full_spec(config, taps), config)
+    graph = flavour.graph(full_spec(config, taps), config)
     embedding = of_table(EMBEDDING, weights)
     head = embedding if config.tied_embeddings else of_table(LM_HEAD, weights)
     positions = None if config.position_offset is None else of_table(POSITIONS, weights)

@@ -1,8 +1,9 @@
-"""What both graphs share: inputs and outputs by contract, constants, weights, lengths and rotary tables."""
+"""What all graphs share: inputs and outputs by contract, constants, weights, products and rotary tables."""
 
 from __future__ import annotations
 
-from functools import cached_property
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 import onnx_ir as ir
@@ -11,31 +12,35 @@ from onnxscript import GraphBuilder
 
 from recycle_onnx import __version__
 from recycle_onnx.checkpoint import BaseConfig
-from recycle_onnx.checkpoint.base import Rope
+from recycle_onnx.checkpoint.base import Layer, Rope
 from recycle_onnx.checkpoint.weights import Tensors
-from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS_TO_KEEP, GraphSpec, Tensor
+from recycle_onnx.contract import LOGITS_TO_KEEP, GraphSpec, Tensor
 from recycle_onnx.export.lazy import LazyWeight, of_array, of_products
 
-OPSET = 23
-IR_VERSION = 11
 INT64_MAX = int(np.iinfo(np.int64).max)
 TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
 
+Projected = tuple[ir.Value, ...]
+"""Queries, keys and values [B, S, heads·D]: one value with all three side by side, or three."""
+Cache = tuple[ir.Value, ir.Value]
+"""Keys and values [B, K, rows, D] of a layer."""
 
-class DecoderGraph:
-    """A graph under construction in the `ort` flavour: ONNX operators, and com.microsoft's fused ones."""
+
+class DecoderGraph(ABC):
+    """A graph under construction. A flavour (`export/flavours`) adds what depends on the operators it may use."""
+
+    opsets: ClassVar[dict[str, int]]
+    ir_version: ClassVar[int]
 
     def __init__(self, spec: GraphSpec, config: BaseConfig) -> None:
         self.spec, self.config = spec, config
-        self.graph = ir.Graph([], [], nodes=[], opset_imports={"": OPSET, "com.microsoft": 1}, name=spec.kind)
+        self.graph = ir.Graph([], [], nodes=[], opset_imports=dict(self.opsets), name=spec.kind)
         self.builder = GraphBuilder(self.graph)
         self.op = self.builder.op
-        self.microsoft = self.builder.opset("com.microsoft", 1)
         self._constants: dict[str, ir.Value] = {}
         self._tables: dict[Rope, tuple[ir.Value, ir.Value]] = {}
         self.inputs = {name: self._input(name, tensor) for name, tensor in spec.inputs().items()}
         self.keep = self._optional_input(LOGITS_TO_KEEP, spec.optional_inputs()[LOGITS_TO_KEEP])
-        self._lengths()
 
     def _input(self, name: str, tensor: Tensor) -> ir.Value:
         value: ir.Value = self.builder.input(name, TYPES[tensor.dtype], list(tensor.shape))
@@ -48,23 +53,36 @@ class DecoderGraph:
         self.graph.initializers[name] = value
         return value
 
-    def _lengths(self) -> None:
-        """Lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
-        op, mask = self.op, self.inputs[ATTENTION_MASK]
-        length = op.ReduceSum(mask, self.ints(1), keepdims=0)
-        self.last_index = op.Cast(op.Sub(length, self.ints(1)), to=ir.DataType.INT32)
-        self.total = op.Cast(op.ReduceMax(length, keepdims=0), to=ir.DataType.INT32)
-        self._length = length
-
-    @cached_property
+    @property
+    @abstractmethod
     def positions(self) -> ir.Value:
-        """Positions [B, S] of the tokens of this call: length - S … length - 1."""
-        op, length = self.op, self._length
-        count = op.Squeeze(op.Shape(self.inputs[INPUT_IDS], start=1, end=2))
-        offsets = op.Range(self.scalar(0), count, self.scalar(1))
-        first = op.Unsqueeze(op.Sub(length, count), self.ints(1))
-        positions: ir.Value = op.Max(op.Add(first, op.Unsqueeze(offsets, self.ints(0))), self.ints(0))
-        return positions
+        """Positions [B, S] of the tokens of this call."""
+
+    @abstractmethod
+    def add_norm(self, x: ir.Value, delta: ir.Value, parameters: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
+        """The base's norm, of those weights (and bias), of x + delta; and the sum itself."""
+
+    @abstractmethod
+    def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Rotate queries and keys, append to the cache, attend: output [B, S, heads·D], present key and value."""
+
+    @abstractmethod
+    def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:
+        """x [B, S, H] times each row of a table [V, H]: [B, S, V]."""
+
+    def norm(self, x: ir.Value, parameters: list[ir.Value]) -> ir.Value:
+        """The base's kind of norm over the last axis of x."""
+        config = self.config.norm
+        operator = self.op.RMSNormalization if config.kind == "rms" else self.op.LayerNormalization
+        normalised: ir.Value = operator(x, *parameters, axis=-1, epsilon=config.eps)
+        return normalised
+
+    def split(self, packed: ir.Value) -> Projected:
+        """Queries, keys and values, each by itself."""
+        config = self.config
+        keys = config.num_kv_heads * config.head_dim
+        sizes = self.ints(config.num_heads * config.head_dim, keys, keys)
+        return tuple(self.op.Split(packed, sizes, axis=-1, _outputs=3))
 
     def rotary_tables(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
         """Cosines and sines [context, rotated / 2] of a rotary embedding, one pair for all layers that share it."""
@@ -137,7 +155,9 @@ class DecoderGraph:
         for value, (name, tensor) in zip(outputs, self.spec.outputs().items(), strict=True):
             value.shape, value.type = ir.Shape(tensor.shape), ir.TensorType(TYPES[tensor.dtype])
             self.builder.add_output(value, name)
-        return ir.Model(self.graph, ir_version=IR_VERSION, producer_name="recycle-onnx", producer_version=__version__)
+        return ir.Model(
+            self.graph, ir_version=self.ir_version, producer_name="recycle-onnx", producer_version=__version__
+        )
 
 
 def _bias(weight: str) -> str:

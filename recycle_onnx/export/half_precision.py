@@ -46,7 +46,7 @@ class HalfPrecisionRewriter(Rewriter):
             if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
                 value.const_value = ir.tensor(tensor.numpy().astype(np.float16), name=value.name)
             _halve(value)
-        for node in graph:
+        for node in graph.all_nodes():
             for output in node.outputs:
                 _halve(output)
         for value in graph.inputs:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
@@ -12,73 +14,71 @@ from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
 
-MICROSOFT = "com.microsoft"
-INT8_ACTIVATIONS = 4
-"""MatMulNBits' accuracy level: int8 activations, two to three times as fast on CPUs."""
+PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
+"""Of these, MatMul has its weight as [K, N], the others as [N, K]."""
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """A quantized matrix in a data file, and how it was made."""
+class Stored:
+    """A quantized matrix [N, K] in a data file, as a flavour lays it out, and how it was made."""
 
     how: Quantization
+    rows: int
+    width: int
     packed: ir.ExternalTensor
     scales: ir.ExternalTensor
     zero_points: ir.ExternalTensor | None
 
     @property
-    def rows(self) -> int:
-        """Outputs."""
-        return int(self.packed.shape.numpy()[0])
-
-    @property
-    def width(self) -> int:
-        """Inputs."""
-        return int(self.packed.shape.numpy()[1]) * self.how.block_size
+    def parts(self) -> list[ir.ExternalTensor]:
+        """The tensors that there are, in the order in which operators take them."""
+        return [part for part in (self.packed, self.scales, self.zero_points) if part is not None]
 
 
 class GraphQuantizer(Rewriter):
-    """Makes products with weights and the embedding read blocks; stores what stays float32 as it is."""
+    """Makes products with weights and the embedding read blocks; stores what stays float32 as it is.
+
+    A flavour says how blocks are laid out, and which operators read them.
+    """
 
     doing = "quantizing"
 
     def __init__(self, how: Quantization, report: Report) -> None:
         super().__init__(report)
         self.how = how
-        self._quantized: dict[LazyWeight, _Stored] = {}
+        self._quantized: dict[LazyWeight, Stored] = {}
+
+    @abstractmethod
+    def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
+        """Write the blocks of one matrix."""
+
+    @abstractmethod
+    def product(self, x: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
+        """Nodes that give x [..., K] times the matrix's rows."""
+
+    @abstractmethod
+    def gather(self, ids: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
+        """Nodes that give the matrix's rows `ids`."""
 
     def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
         """Replace products with weights and the embedding, then store the other weights."""
         for node in list(graph):
-            if node.op_type in ("MatMul", "FusedMatMul"):
-                self._rewrite_product(graph, node, writer)
+            if node.op_type in PRODUCTS:
+                x, weight = node.inputs[:2]
+                stored = self._quantize(weight, writer, transposed=node.op_type == "MatMul")
+                if x is not None and stored is not None:
+                    _replace(graph, node, self.product(x, stored, graph))
             elif node.op_type == "Gather":
-                self._rewrite_gather(graph, node, writer)
+                table, ids = node.inputs
+                stored = self._quantize(table, writer, transposed=False)
+                if ids is not None and stored is not None:
+                    _replace(graph, node, self.gather(ids, stored, graph))
         for value in list(graph.initializers.values()):
             if not (value.uses() or value.is_graph_input()):
                 del graph.initializers[str(value.name)]
         super().rewrite(graph, writer)
 
-    def _rewrite_product(self, graph: ir.Graph, node: ir.Node, writer: ExternalDataWriter) -> None:
-        x, weight = node.inputs
-        stored = self._quantize(weight, writer, transposed=node.op_type == "MatMul")
-        if x is None or stored is None:
-            return
-        sizes = {"K": stored.width, "N": stored.rows, "bits": stored.how.bits, "block_size": stored.how.block_size}
-        inputs = [x, _initializer(graph, stored.packed), *_scales(graph, stored)]
-        _replace(graph, node, "MatMulNBits", inputs, {**sizes, "accuracy_level": INT8_ACTIVATIONS})
-
-    def _rewrite_gather(self, graph: ir.Graph, node: ir.Node, writer: ExternalDataWriter) -> None:
-        table, ids = node.inputs
-        stored = self._quantize(table, writer, transposed=False)
-        if ids is None or stored is None:
-            return
-        rows = _reshaped(stored.packed, (stored.rows, stored.width * stored.how.bits // 8))
-        inputs = [_initializer(graph, rows), ids, *_scales(graph, stored)]
-        sizes = {"bits": stored.how.bits, "block_size": stored.how.block_size, "gather_axis": 0, "quantize_axis": 1}
-        _replace(graph, node, "GatherBlockQuantized", inputs, sizes)
-
-    def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> _Stored | None:
+    def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> Stored | None:
         """Store a weight as a quantized [N, K], or find it; None where it stays as it is. `transposed`: [K, N]."""
         weight = value.const_value if value is not None else None
         if not isinstance(weight, LazyWeight) or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
@@ -89,31 +89,23 @@ class GraphQuantizer(Rewriter):
             return None
         if weight not in self._quantized:
             blocks = join([quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)], how)
-            self._quantized[weight] = _write(name, blocks, how, writer)
+            self._quantized[weight] = self.lay_out(name, blocks, how, writer)
         return self._quantized[weight]
 
 
-def _write(name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> _Stored:
-    zero_points = blocks.zero_points
-    return _Stored(
-        how,
-        writer.write(f"{name}.q{how.bits}", [blocks.packed]),
-        writer.write(f"{name}.scales", [blocks.scales]),
-        None if zero_points is None else writer.write(f"{name}.zero_points", [zero_points]),
-    )
-
-
-def _reshaped(tensor: ir.ExternalTensor, shape: tuple[int, ...]) -> ir.ExternalTensor:
-    """The same bytes under another shape."""
+def same_bytes(
+    tensor: ir.ExternalTensor, shape: Sequence[int], *, dtype: ir.DataType | None = None, name: str | None = None
+) -> ir.ExternalTensor:
+    """The same bytes under another shape, as another type."""
     return ir.ExternalTensor(
-        tensor.location, tensor.offset, tensor.length, tensor.dtype,
-        shape=ir.Shape(shape), name=f"{tensor.name}.rows", base_dir=tensor.base_dir,
+        tensor.location, tensor.offset, tensor.length, dtype or tensor.dtype,
+        shape=ir.Shape(shape), name=name or str(tensor.name), base_dir=tensor.base_dir,
     )  # fmt: skip
 
 
-def _scales(graph: ir.Graph, stored: _Stored) -> list[ir.Value]:
-    parts = (stored.scales, stored.zero_points)
-    return [_initializer(graph, part) for part in parts if part is not None]
+def initializers(graph: ir.Graph, tensors: Sequence[ir.ExternalTensor]) -> list[ir.Value]:
+    """Values of the graph that hold these tensors."""
+    return [_initializer(graph, tensor) for tensor in tensors]
 
 
 def _initializer(graph: ir.Graph, tensor: ir.ExternalTensor) -> ir.Value:
@@ -124,9 +116,11 @@ def _initializer(graph: ir.Graph, tensor: ir.ExternalTensor) -> ir.Value:
     return graph.initializers[name]
 
 
-def _replace(graph: ir.Graph, node: ir.Node, operator: str, inputs: list[ir.Value], attributes: dict[str, int]) -> None:
-    """Put one com.microsoft node in the place of `node`; its output keeps name, type and shape."""
+def _replace(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Put nodes in the place of `node`; the last one's output keeps name, type and shape."""
+    *before, last = new
     old = node.outputs[0]
-    new = ir.node(operator, inputs, attributes, domain=MICROSOFT, name=node.name)
-    new.outputs[0].name = old.name
-    ir.convenience.replace_nodes_and_values(graph, node, [node], [new], [old], new.outputs)
+    for index, other in enumerate(before):
+        other.name, other.outputs[0].name = f"{node.name}.{index}", f"{old.name}.{index}"
+    last.name, last.outputs[0].name = node.name, old.name
+    ir.convenience.replace_nodes_and_values(graph, node, [node], new, [old], last.outputs)

@@ -12,14 +12,12 @@ from recycle_onnx.contract import FloatType
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.fidelity import Rounding, measure
-from recycle_onnx.export.half_precision import HalfPrecision, HalfPrecisionRewriter
+from recycle_onnx.export.flavours import Precision, flavour_named
+from recycle_onnx.export.half_precision import HalfPrecision
 from recycle_onnx.export.lazy import Known, load_lazily
-from recycle_onnx.export.quantize_graph import GraphQuantizer
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.files import new_folder
-
-Precision = Quantization | HalfPrecision
 
 
 def quantize_bundle(
@@ -40,13 +38,14 @@ def quantize_bundle(
         InputError: not a float32 bundle, unsuitable options or text, or `out` exists (unless `force`).
         RecycleError: the disk is full or not writable.
     """
-    how = how or Quantization()
     source = Bundle.open(bundle)
+    flavour = flavour_named(source.manifest.flavour)
+    how = flavour.suited(how or Quantization())
     if source.manifest.precision != "fp32":
         raise InputError(f"{bundle}: is {source.manifest.precision} already; expected a float32 bundle to quantize")
     check_text(text)
     with new_folder(out, force=force, keep=[bundle, Path.cwd(), Path.home()]) as folder:
-        _write_graphs(source, folder, rewriter(how, report))
+        _write_graphs(source, folder, flavour.rewriter(how, report))
         for name in source.manifest.files:
             if (source.folder / name).exists() and not (folder / name).exists():
                 shutil.copyfile(source.folder / name, folder / name)
@@ -67,13 +66,6 @@ def check_text(text: Path | None) -> None:
     """
     if text and not text.is_file():
         raise InputError(f"{text}: no such text file")
-
-
-def rewriter(how: Precision | None, report: Report) -> Rewriter:
-    """What stores weights in this precision; None is float32."""
-    if how is None:
-        return Rewriter(report)
-    return HalfPrecisionRewriter(report) if isinstance(how, HalfPrecision) else GraphQuantizer(how, report)
 
 
 def as_quantized(manifest: Manifest, how: Precision) -> Manifest:

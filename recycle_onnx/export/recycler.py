@@ -10,6 +10,7 @@ from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
+from recycle_onnx.export.flavours import ORT, Flavour
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS
 from recycle_onnx.export.graph import DecoderGraph
 from recycle_onnx.export.lazy import LazyWeight, of_some_rows
@@ -31,12 +32,13 @@ def build_recycler(
     weights: Tensors,
     shared: Mapping[str, LazyWeight],
     draft: list[int] | None = None,
+    flavour: Flavour = ORT,
 ) -> ir.Model:
     """Tokens at p+1 and hidden states at p to logits of p+2, and the module's own state in the form of its input.
 
     Embedding and LM head are the full model's own, `shared`; with a `draft` vocabulary the head is a copy of its rows.
     """
-    graph = DecoderGraph(recycler_spec(config, base, draft), base.last(config.num_layers))
+    graph = flavour.graph(recycler_spec(config, base, draft), base.last(config.num_layers))
     embedding = blocks.embed(graph, shared[EMBEDDING], shared.get(POSITIONS))
     states = zip(config.hidden_norms(), _split(graph, graph.inputs[graph.spec.state_input]), strict=True)
     parts = {

@@ -18,6 +18,8 @@ from recycle_onnx.errors import InputError, RecycleError
 PROVIDERS = {"cpu": "CPUExecutionProvider"}
 ERRORS_ONLY = 3
 Prepacking = Literal["parallel", "serial", "off"]
+INT8_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "4")
+"""For products with integers in ONNX's own form, which ONNX Runtime fuses: what MatMulNBits has in `ort` bundles."""
 PREPACKING: dict[Prepacking, tuple[str, str]] = {
     "parallel": ("session.prepack.enable_parallel", "1"),
     "serial": ("session.prepack.enable_parallel", "0"),
@@ -75,6 +77,7 @@ def session_options(threads: int | None, prepacking: Prepacking = "parallel") ->
     # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry(*PREPACKING[prepacking])
+    options.add_session_config_entry(*INT8_ACTIVATIONS)
     return options
 
 

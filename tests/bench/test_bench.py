@@ -147,6 +147,8 @@ def test_a_random_bundle_is_made_once(precision: str, monkeypatch: pytest.Monkey
     assert [path.name for path in (tmp_path / "shapes").iterdir()] == [first.name]
     drafted = random_bundle("tiny", precision, 2, 32, 32)
     assert Bundle.open(drafted).manifest.draft_vocabulary == list(range(32))
+    standard = random_bundle("tiny", precision, 2, 32, flavour="standard")
+    assert Bundle.open(standard).manifest.flavour == "standard"
     result = run("bench", "--shape", "tiny", "--precision", precision, "--block-size", 32, *SMALL, "--json")
     assert "random weights" in json.loads(result.stdout)["label"]
 
@@ -163,6 +165,7 @@ def test_the_machine_is_described() -> None:
     [
         (("--shape", "gpt-5"), ("'gpt-5'", "tinyllama-1.1b")),
         (("--shape", "smollm2-135m", "--precision", "int2"), ("'int2'", "fp32, int8, int4")),
+        (("--shape", "smollm2-135m", "--flavour", "vanilla"), ("'vanilla'", "ort, standard")),
         ((), ("expected a BUNDLE",)),
         (("BUNDLE", "--shape", "smollm2-135m"), ("not both",)),
         (("BUNDLE", "--context", "8,many"), ("--context", "8,many")),

@@ -1,4 +1,4 @@
-"""The runtime against the conformance cases."""
+"""The runtime against the conformance cases, with graphs of each flavour."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import recycle_onnx
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.runtime.model import RecycleModel
@@ -20,14 +21,19 @@ def name(case: dict[str, Any]) -> str:
     return f"{request.get('strategy', 'default')}-{request.get('max_new_tokens', 'all')}-{request['prompt'][:24]}"
 
 
+@pytest.fixture(scope="session", params=["sample_bundle", "standard_bundle"], ids=["ort", "standard"])
+def model(request: pytest.FixtureRequest) -> RecycleModel:
+    return recycle_onnx.load(request.getfixturevalue(request.param))
+
+
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_case(case: dict[str, Any], sample_model: RecycleModel) -> None:
+def test_case(case: dict[str, Any], model: RecycleModel) -> None:
     request, expect = case["request"], case["expect"]
     if "error" in expect:
         with pytest.raises(InputError):
-            sample_model.generate(**request)
+            model.generate(**request)
         return
-    result = sample_model.generate(**request)
+    result = model.generate(**request)
     for field in ("tokens", "recycled", "finish_reason", "text"):
         if field in expect:
             assert getattr(result, field) == expect[field]

@@ -12,7 +12,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import Checkpoint, attach
 from recycle_onnx.export import HalfPrecision, Quantization, export, lazy, quantize_bundle
 from recycle_onnx.export.block_quantizer import quantize
-from recycle_onnx.export.quantizer import Precision, rewriter
+from recycle_onnx.export.flavours import ORT, Precision
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.provenance import write_source
 from tests import tiny
@@ -67,7 +67,9 @@ def peak_of_writing(checkpoint: Path, folder: Path, how: Precision | None) -> in
     folder.mkdir()
     with Checkpoint.open(checkpoint) as source:
         tracemalloc.start()
-        rewriter(how, lambda *_: None).save(build_full_model(source.base, source.base_weights), folder / "model.onnx")
+        ORT.rewriter(how, lambda *_: None).save(
+            build_full_model(source.base, source.base_weights), folder / "model.onnx"
+        )
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     return peak
@@ -101,7 +103,7 @@ def test_a_quantized_export_writes_no_float32_file(
 
     monkeypatch.setattr(Rewriter, "save", recorded)
     export(tiny_checkpoint, tmp_path / "small", quantization=Quantization(), compare=False)
-    assert written == [("GraphQuantizer", "model.onnx"), ("GraphQuantizer", "recycler.onnx")]
+    assert written == [("OrtQuantizer", "model.onnx"), ("OrtQuantizer", "recycler.onnx")]
     export(tiny_checkpoint, tmp_path / "compared", quantization=Quantization())
     assert ("Rewriter", "model.onnx") in written
     assert names(tmp_path) == ["compared", "small"]

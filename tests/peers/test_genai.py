@@ -47,6 +47,11 @@ def test_greedy_text_is_that_of_full(sample_bundle: Path, sample_model: RecycleM
         assert_equal(answer, sample_model, prompt, NEW_TOKENS)
 
 
+def test_a_bundle_of_the_standard_flavour_opens_too(standard_bundle: Path, sample_model: RecycleModel) -> None:
+    answers = genai(standard_bundle, [{"prompt": LONG_STORY, "new_tokens": NEW_TOKENS}])
+    assert_equal(answers[0], sample_model, LONG_STORY, NEW_TOKENS)
+
+
 def test_a_prompt_of_several_chunks_and_a_rewind(sample_bundle: Path, sample_model: RecycleModel) -> None:
     assert len(sample_model.encode(LONG_STORY)) > 300
     requests = [

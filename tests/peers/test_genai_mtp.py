@@ -45,11 +45,11 @@ def assert_text_of_full(answers: list[dict[str, Any]], model: RecycleModel, prom
         assert answer.get("tokens") == model.generate(prompt, max_new_tokens=NEW_TOKENS, strategy="full").tokens, answer
 
 
-@pytest.mark.parametrize("draft_tokens", [1, 3])
+@pytest.mark.parametrize(("draft_tokens", "flavour"), [(1, "sample"), (3, "sample"), (3, "standard")])
 def test_the_text_is_that_of_full_in_fewer_runs(
-    draft_tokens: int, sample_bundle: Path, sample_model: RecycleModel, tmp_path: Path
+    draft_tokens: int, flavour: str, sample_model: RecycleModel, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    write_mtp(sample_bundle, tmp_path / "mtp")
+    write_mtp(request.getfixturevalue(f"{flavour}_bundle"), tmp_path / "mtp")
     answers = with_mtp(tmp_path / "mtp", sample_model, PROMPTS, draft_tokens)
     assert_text_of_full(answers, sample_model, PROMPTS)
     proposed, kept = (sum(answer[name] for answer in answers) for name in ("proposed", "kept"))

@@ -20,6 +20,7 @@ class RecycleExportCommand(BaseOptimumCLICommand):
         parser.add_argument("-m", "--model", required=True, help="Checkpoint or model folder, GGUF file, or hub id.")
         parser.add_argument("output", help="Folder to write the bundle to.")
         parser.add_argument("--precision", choices=["fp32", "fp16", "int8", "int4"], default="fp32")
+        parser.add_argument("--flavour", choices=["ort", "standard"], default="ort")
         parser.add_argument("--revision", help="Branch, tag or commit of a hub model.")
         parser.add_argument("--force", action="store_true", help="Replace the output if it exists.")
 
@@ -27,6 +28,7 @@ class RecycleExportCommand(BaseOptimumCLICommand):
         from recycle_onnx.cli import main
 
         arguments = ["export", self.args.model, self.args.output, "--precision", self.args.precision]
+        arguments += ["--flavour", self.args.flavour]
         arguments += ["--revision", self.args.revision] if self.args.revision else []
         main([*arguments, *(["--force"] if self.args.force else [])], prog_name="recycle-onnx")
 

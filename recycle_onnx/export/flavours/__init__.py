@@ -1,0 +1,62 @@
+"""What a graph may consist of: ONNX Runtime's own operators too (`ort`), or those of ONNX only (`standard`).
+
+A flavour is all that knows about operators which the other one lacks. Families, halves and the runtime do not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.export.block_quantizer import Quantization
+from recycle_onnx.export.flavours.ort import OrtGraph
+from recycle_onnx.export.flavours.ort_quantizer import OrtQuantizer
+from recycle_onnx.export.flavours.standard import StandardGraph
+from recycle_onnx.export.flavours.standard_quantizer import StandardQuantizer
+from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.half_precision import HalfPrecision, HalfPrecisionRewriter
+from recycle_onnx.export.quantize_graph import GraphQuantizer
+from recycle_onnx.export.report import Report
+from recycle_onnx.export.rewriter import Rewriter
+
+Precision = Quantization | HalfPrecision
+
+
+@dataclass(frozen=True)
+class Flavour:
+    """How graphs are built and quantized; `eight_bits` are parts that cannot have fewer."""
+
+    name: str
+    graph: type[DecoderGraph]
+    quantizer: type[GraphQuantizer]
+    eight_bits: tuple[str, ...] = ()
+
+    def suited(self, how: Precision) -> Precision:
+        """The same precision, with eight bits where four cannot be."""
+        if not isinstance(how, Quantization) or how.bits != 4:
+            return how
+        keep = how.keep or ()
+        return replace(how, keep=(*keep, *(part for part in self.eight_bits if part not in keep)))
+
+    def rewriter(self, how: Precision | None, report: Report) -> Rewriter:
+        """What stores weights in this precision; None is float32."""
+        if how is None:
+            return Rewriter(report)
+        return HalfPrecisionRewriter(report) if isinstance(how, HalfPrecision) else self.quantizer(how, report)
+
+
+ORT = Flavour("ort", OrtGraph, OrtQuantizer)
+STANDARD = Flavour("standard", StandardGraph, StandardQuantizer, eight_bits=("embed_tokens",))
+"""(ONNX's Gather takes no 4-bit integers.)"""
+FLAVOURS = {flavour.name: flavour for flavour in (ORT, STANDARD)}
+
+
+def flavour_named(name: str) -> Flavour:
+    """The flavour of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in FLAVOURS:
+        raise InputError(f"flavour {name!r} is not known; expected one of: {', '.join(FLAVOURS)}")
+    return FLAVOURS[name]

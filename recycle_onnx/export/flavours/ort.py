@@ -1,0 +1,108 @@
+"""Graphs for ONNX Runtime: ONNX operators of opset 23, and com.microsoft's fused ones."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import onnx_ir as ir
+
+from recycle_onnx.checkpoint import BaseConfig
+from recycle_onnx.checkpoint.base import Layer
+from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, GraphSpec
+from recycle_onnx.errors import InputError
+from recycle_onnx.export.graph import Cache, DecoderGraph, Projected
+
+HEAD_SIZES = 8
+
+
+class OrtGraph(DecoderGraph):
+    """GroupQueryAttention over shared buffers, and norms that add; no padding on the left."""
+
+    opsets = {"": 23, "com.microsoft": 1}  # noqa: RUF012
+    ir_version = 11
+
+    def __init__(self, spec: GraphSpec, config: BaseConfig) -> None:
+        if config.head_dim % HEAD_SIZES:
+            raise InputError(
+                f"head_dim is {config.head_dim}; GroupQueryAttention takes a multiple of {HEAD_SIZES}: "
+                "export it as --flavour standard"
+            )
+        super().__init__(spec, config)
+        self.microsoft = self.builder.opset("com.microsoft", 1)
+        self._lengths()
+
+    def _lengths(self) -> None:
+        """Lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
+        op, mask = self.op, self.inputs[ATTENTION_MASK]
+        length = op.ReduceSum(mask, self.ints(1), keepdims=0)
+        self.last_index = op.Cast(op.Sub(length, self.ints(1)), to=ir.DataType.INT32)
+        self.total = op.Cast(op.ReduceMax(length, keepdims=0), to=ir.DataType.INT32)
+        self._length = length
+
+    @cached_property
+    def positions(self) -> ir.Value:
+        """Positions [B, S] of the tokens of this call: length - S … length - 1."""
+        op, length = self.op, self._length
+        count = op.Squeeze(op.Shape(self.inputs[INPUT_IDS], start=1, end=2))
+        offsets = op.Range(self.scalar(0), count, self.scalar(1))
+        first = op.Unsqueeze(op.Sub(length, count), self.ints(1))
+        positions: ir.Value = op.Max(op.Add(first, op.Unsqueeze(offsets, self.ints(0))), self.ints(0))
+        return positions
+
+    def add_norm(self, x: ir.Value, delta: ir.Value, parameters: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
+        """The operators with Skip in their name add and normalise in one pass."""
+        config, microsoft = self.config.norm, self.microsoft
+        rms, layer = microsoft.SkipSimplifiedLayerNormalization, microsoft.SkipLayerNormalization
+        operator = rms if config.kind == "rms" else layer
+        normalised, _, _, total = operator(x, delta, *parameters, epsilon=config.eps, _outputs=4)
+        return normalised, total
+
+    def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """GroupQueryAttention, which rotates too where its CPU kernel can."""
+        rope = layer.rope
+        fused = rope is not None and len(rope.frequencies) % 8 == 0  # else the kernel refuses
+        if rope and not fused:
+            query = self._rotated(query, layer)
+        separate = query if len(query) == 3 else (*query, None, None)
+        tables = self.rotary_tables(rope) if rope and fused else ()
+        y, key, value = self.microsoft.GroupQueryAttention(
+            *separate, *past, self.last_index, self.total, *tables, **self._attributes(layer, fused), _outputs=3
+        )
+        return y, key, value
+
+    def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:
+        """FusedMatMul, which reads the table as it is stored."""
+        product: ir.Value = self.microsoft.FusedMatMul(x, table, transB=1)
+        return product
+
+    def _attributes(self, layer: Layer, fused: bool) -> dict[str, Any]:
+        config = self.config
+        found: dict[str, Any] = {
+            "do_rotary": int(fused),
+            "num_heads": config.num_heads,
+            "kv_num_heads": config.num_kv_heads,
+        }
+        if fused and layer.rope and layer.rope.interleaved:
+            found["rotary_interleaved"] = 1
+        if layer.scale != config.head_dim**-0.5:
+            found["scale"] = layer.scale
+        if layer.window is not None:
+            found["local_window_size"] = layer.window
+        if config.attention_softcap is not None:
+            found["softcap"] = config.attention_softcap
+        return found
+
+    def _rotated(self, query: Projected, layer: Layer) -> Projected:
+        config, rope = self.config, layer.rope
+        assert rope is not None
+        attributes: dict[str, int] = {"interleaved": 1} if rope.interleaved else {}
+        if 2 * len(rope.frequencies) != config.head_dim:
+            attributes["rotary_embedding_dim"] = 2 * len(rope.frequencies)
+        q, k, value = query if len(query) == 3 else self.split(*query)
+        tables = self.rotary_tables(rope)
+        q, k = (
+            self.microsoft.RotaryEmbedding(x, self.positions, *tables, num_heads=heads, **attributes)
+            for x, heads in ((q, config.num_heads), (k, config.num_kv_heads))
+        )
+        return q, k, value
