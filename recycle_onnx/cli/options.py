@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
     from recycle_onnx.runtime.structured import Constraint
 
+ERRORS_ONLY = 3
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLACING = (
@@ -106,6 +107,9 @@ def places(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: an option of a provider is no KEY=VALUE.
     """
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(ERRORS_ONLY)  # what providers tell nobody's session
     return {
         "provider": settings.pop("provider"),
         "recycler_provider": settings.pop("recycler_provider"),

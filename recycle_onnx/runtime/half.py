@@ -13,6 +13,7 @@ from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_K
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.kv_cache import KVCache
 from recycle_onnx.runtime.memory import HOST, Buffer, HostBuffer, Memory, input_memory, output_memory
+from recycle_onnx.runtime.providers import folds_defaults
 from recycle_onnx.runtime.step_states import STEP_ROWS, States, StepStates
 
 Floats = NDArray[np.float32]
@@ -29,11 +30,13 @@ class _Call:
 
     def __init__(self, half: Half, hidden_in: Buffer | None, hidden_out: Buffer, rows: int, keep: int) -> None:
         self.ids = np.zeros((1, rows), np.int64)
-        self.logits = np.zeros((1, keep, half.spec.vocab_size), np.float32)
         self._keep = np.array(keep, np.int64)
+        logits = np.zeros((1, rows if half.always_all else keep, half.spec.vocab_size), np.float32)
+        self.logits: Floats = logits[0, -keep:]
         self._cache, self._hidden_in, self._hidden_out = half.cache, hidden_in, hidden_out  # kept alive
         self.binding = half.session.io_binding()
         self._inputs = self._bind_inputs(half, hidden_in)
+        self.binding.bind_ortvalue_output(LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
         self._taps = self._bind_outputs(half, hidden_out, rows)
         half.cache.bind(self.binding)
         self._copies_mask = not half.reads[ATTENTION_MASK].is_host
@@ -41,7 +44,8 @@ class _Call:
     def _bind_inputs(self, half: Half, hidden_in: Buffer | None) -> list[tuple[str, ort.OrtValue]]:
         """Give those that are to be bound anew for each run."""
         wrap = ort.OrtValue.ortvalue_from_numpy
-        self.binding.bind_ortvalue_input(LOGITS_TO_KEEP, wrap(self._keep))
+        if not half.always_all:
+            self.binding.bind_ortvalue_input(LOGITS_TO_KEEP, wrap(self._keep))
         inputs = {INPUT_IDS: wrap(self.ids)}
         if hidden_in is not None:
             inputs[half.spec.state_input] = hidden_in.value
@@ -52,7 +56,6 @@ class _Call:
     def _bind_outputs(self, half: Half, hidden_out: Buffer, rows: int) -> list[States]:
         """Give the arrays of several taps."""
         outputs, wrap = half.spec.state_outputs(), ort.OrtValue.ortvalue_from_numpy
-        self.binding.bind_ortvalue_output(LOGITS, wrap(self.logits))
         if len(outputs) == 1:
             self.binding.bind_ortvalue_output(outputs[0], hidden_out.value)
             return []
@@ -71,8 +74,7 @@ class _Call:
         session.run_with_iobinding(self.binding)
         if self._taps:
             np.concatenate(self._taps, axis=2, out=self._hidden_out.read())
-        logits: Floats = self.logits[0]
-        return logits
+        return self.logits
 
 
 class Half:
@@ -83,10 +85,11 @@ class Half:
 
         `tokens` are those it has read, a cache row each; `seconds` is what the latest `step` took; `runs` and
         `rows_read` count all runs, and the tokens they read. `reads` and `writes` say where the session has its inputs
-        and outputs.
+        and outputs; with `always_all` it gives logits for every row.
         """
         self.session, self.spec = session, spec
         self.reads, self.writes = input_memory(session), output_memory(session)
+        self.always_all = folds_defaults(session)
         self.cache = KVCache(spec, limit, self.reads)
         self.tokens: list[int] = []
         self.runs = self.rows_read = 0

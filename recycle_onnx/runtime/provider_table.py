@@ -22,7 +22,9 @@ class Provider:
     names the Python module that knows its plug-in library. `flavours` are those whose nodes it takes; `attention` are
     the float types (of hidden states and caches) of the `ort` flavour's attention there: with another one it runs on
     the CPU, and so the caches lie there. `options` are those it knows, None where it refuses others itself. `behind`
-    are providers for nodes that it leaves. `tested` says how far we have seen it.
+    are providers for nodes that it leaves. `folds_defaults`: it takes an optional input's default for a constant, so
+    that logits come for all rows. `renames` are operators that it has by another name. `tested` says how far we have
+    seen it.
     """
 
     name: str
@@ -33,6 +35,8 @@ class Provider:
     attention: tuple[FloatType, ...] = BOTH_FLOATS
     options: frozenset[str] | None = None
     behind: tuple[str, ...] = ()
+    folds_defaults: bool = False
+    renames: tuple[tuple[str, str], ...] = ()
     needs: str = "nothing else"
     tested: str = "untested"
 
@@ -59,6 +63,7 @@ PROVIDERS = {
         ),
         Provider(
             "openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino", module="onnxruntime_ep_openvino",
+            folds_defaults=True, renames=(("RMSNormalization", "SimplifiedLayerNormalization"),),
             needs="an Intel processor, GPU or NPU", tested="on the CPU",
         ),
         Provider(

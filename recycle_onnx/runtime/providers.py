@@ -176,6 +176,12 @@ class Placement:
         return []
 
 
+def folds_defaults(session: ort.InferenceSession) -> bool:
+    """Whether the session's provider ignores what is given for an optional input."""
+    names = session.get_providers()
+    return any(provider.folds_defaults for provider in PROVIDERS.values() if provider.ort_name in names)
+
+
 Place = Placement | str
 """A placement, or the name of a provider that needs no options."""
 

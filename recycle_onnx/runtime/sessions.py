@@ -15,6 +15,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.providers import Place, Placement
+from recycle_onnx.runtime.renamed import renamed
 
 ERRORS_ONLY = 3
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
@@ -86,10 +87,10 @@ def session_options(threads: int | None, prepacking: Prepacking = "parallel") ->
 
 
 def _load(path: Path, place: Placement, threads: int | None, options: ort.SessionOptions) -> ort.InferenceSession:
-    providers = place.attach(options, threads)
+    providers, model = place.attach(options, threads), _model(path, place, options)
     try:
         # without a fallback to other providers: it would print to standard output
-        return ort.InferenceSession(path, options, providers=providers, enable_fallback=False)
+        return ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
     except RuntimeError as error:
         if "global thread pool" not in str(error):
             raise
@@ -97,7 +98,15 @@ def _load(path: Path, place: Placement, threads: int | None, options: ort.Sessio
         # ourselves would suit two sessions that take turns, but every other session of the application that asks for
         # its own threads would then fail.)
         options.use_per_session_threads = False
-        return ort.InferenceSession(path, options, providers=providers, enable_fallback=False)
+        return ort.InferenceSession(model, options, providers=providers, enable_fallback=False)
+
+
+def _model(path: Path, place: Placement, options: ort.SessionOptions) -> Path | bytes:
+    """What to load: the file, unless the provider has other names for some operators."""
+    if not place.provider.renames:
+        return path
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
+    return renamed(path.read_bytes(), dict(place.provider.renames))
 
 
 def _failure(path: Path, place: Placement, error: Exception) -> RecycleError:

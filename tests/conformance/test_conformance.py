@@ -1,4 +1,4 @@
-"""The runtime against the conformance cases."""
+"""The runtime against the conformance cases, on the providers that are asked for."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def name(case: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_case(case: dict[str, Any], sample_model: RecycleModel) -> None:
+def test_case(case: dict[str, Any], placed_model: RecycleModel) -> None:
     request, expect = case["request"], case["expect"]
     if "error" in expect:
         with pytest.raises(InputError):
-            sample_model.generate(**request)
+            placed_model.generate(**request)
         return
-    result = sample_model.generate(**request)
+    result = placed_model.generate(**request)
     for field in ("tokens", "recycled", "finish_reason", "text"):
         if field in expect:
             assert getattr(result, field) == expect[field]
