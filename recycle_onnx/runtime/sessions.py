@@ -17,7 +17,7 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.providers import Place, Placement
 from recycle_onnx.runtime.renamed import renamed
 
-ERRORS_ONLY = 3
+FATAL_ONLY = 4
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
 Prepacking = Literal["parallel", "serial", "off"]
 PREPACKING: dict[Prepacking, tuple[str, str]] = {
@@ -77,7 +77,7 @@ def session_options(threads: int | None, prepacking: Prepacking = "parallel") ->
     layout already, `serial` copies nothing, and `parallel` still a part of them.
     """
     options = ort.SessionOptions()
-    options.log_severity_level = ERRORS_ONLY
+    options.log_severity_level = FATAL_ONLY
     options.intra_op_num_threads = threads or 0
     options.inter_op_num_threads = 1
     # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
