@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
     from recycle_onnx.runtime.structured import Constraint
 
-ERRORS_ONLY = 3
+FATAL_ONLY = 4
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLACING = (
@@ -109,7 +109,7 @@ def places(settings: dict[str, Any]) -> dict[str, Any]:
     """
     import onnxruntime
 
-    onnxruntime.set_default_logger_severity(ERRORS_ONLY)  # what providers tell nobody's session
+    onnxruntime.set_default_logger_severity(FATAL_ONLY)  # errors are raised too, and told in one line
     return {
         "provider": settings.pop("provider"),
         "recycler_provider": settings.pop("recycler_provider"),

@@ -18,13 +18,13 @@ BOTH_FLOATS: tuple[FloatType, ...] = ("float32", "float16")
 class Provider:
     """What decides whether a provider can run a bundle here.
 
-    `ort_name` is what ONNX Runtime calls it; `package` brings it, instead of `onnxruntime`, or beside it where `module`
-    names the Python module that knows its plug-in library. `flavours` are those whose nodes it takes; `attention` are
-    the float types (of hidden states and caches) of the `ort` flavour's attention there: with another one it runs on
-    the CPU, and so the caches lie there. `options` are those it knows, None where it refuses others itself. `behind`
-    are providers for nodes that it leaves. `folds_defaults`: it takes an optional input's default for a constant, so
-    that logits come for all rows. `renames` are operators that it has by another name. `tested` says how far we have
-    seen it.
+    `ort_name` is what ONNX Runtime calls it. `package` brings it, instead of `onnxruntime`, or beside it where `module`
+    names the Python module that knows its plug-in library. `flavours` are those that it can run, the best first; of
+    `partly` it leaves the attention to the CPU. `attention` are the float types (of hidden states and caches) of the
+    `ort` flavour's attention there: with another one it runs on the CPU, and so the caches lie there. `options` are
+    those it knows, None where it refuses others itself. `behind` are providers for nodes that it leaves.
+    `folds_defaults`: it takes an optional input's default for a constant, so that logits come for all rows. `renames`
+    are operators that it has by another name. `tested` says how far we have seen it.
     """
 
     name: str
@@ -32,6 +32,7 @@ class Provider:
     package: str
     module: str | None = None
     flavours: tuple[str, ...] = BOTH_FLAVOURS
+    partly: tuple[str, ...] = ()
     attention: tuple[FloatType, ...] = BOTH_FLOATS
     options: frozenset[str] | None = None
     behind: tuple[str, ...] = ()
@@ -63,11 +64,13 @@ PROVIDERS = {
         ),
         Provider(
             "openvino", "OpenVINOExecutionProvider", "onnxruntime-openvino", module="onnxruntime_ep_openvino",
+            flavours=("ort",),
             folds_defaults=True, renames=(("RMSNormalization", "SimplifiedLayerNormalization"),),
             needs="an Intel processor, GPU or NPU", tested="on the CPU",
         ),
         Provider(
             "webgpu", "WebGpuExecutionProvider", "onnxruntime-ep-webgpu", module="onnxruntime_ep_webgpu",
+            partly=("standard",),
             options=WEBGPU_OPTIONS, needs="a GPU with its driver (on Linux also libvulkan1)",
             tested="on a software adapter",
         ),

@@ -76,6 +76,11 @@ def why_unfit(provider: Provider, manifest: Manifest) -> str | None:
 
 def why_slow(provider: Provider, manifest: Manifest) -> str | None:
     """What a provider that can run this bundle leaves to the CPU, or None where that is little."""
+    if manifest.flavour in provider.partly:
+        return (
+            f"provider {provider.name!r} leaves the attention of the flavour {manifest.flavour!r} to the CPU; "
+            f"export the model again with --flavour {provider.flavours[0]}"
+        )
     odd = [spec.float_type for spec in manifest.graphs.values() if spec.float_type not in provider.attention]
     if not odd or manifest.flavour != "ort":
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from itertools import chain
 from pathlib import Path
+from textwrap import shorten
 from typing import Literal
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
@@ -18,6 +19,8 @@ from recycle_onnx.runtime.providers import Place, Placement
 from recycle_onnx.runtime.renamed import renamed
 
 FATAL_ONLY = 4
+MOST_OF_A_REASON = 400
+"""Characters."""
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
 Prepacking = Literal["parallel", "serial", "off"]
 PREPACKING: dict[Prepacking, tuple[str, str]] = {
@@ -50,8 +53,10 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise _failure(path, place, error) from error
     if place.provider.ort_name not in session.get_providers():
+        given = "".join(f" with {name}={value}" for name, value in place.options.items())
         raise RecycleError(
-            f"provider {place.provider.name!r} did not start; it needs {place.provider.needs} (`recycle-onnx doctor`)"
+            f"provider {place.provider.name!r} did not start{given}; it needs {place.provider.needs} "
+            "(`recycle-onnx doctor`)"
         )
     if spec is not None:
         _check_interface(session, spec, path)
@@ -112,7 +117,7 @@ def _model(path: Path, place: Placement, options: ort.SessionOptions) -> Path | 
 def _failure(path: Path, place: Placement, error: Exception) -> RecycleError:
     """What to tell of an exception while a graph was loaded: whose fault it is, and what to do."""
     name, text = place.provider.name, str(error)
-    reason = text.split(" : ")[-1].splitlines()[0] if text else type(error).__name__
+    reason = _reason(text) or type(error).__name__
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
         size = sum(file.stat().st_size for file in (path, Path(f"{path}.data")) if file.exists())
         return RecycleError(
@@ -122,6 +127,13 @@ def _failure(path: Path, place: Placement, error: Exception) -> RecycleError:
     if refused := [option for option in place.options if option in text]:
         return InputError(f"provider {name!r} does not take the option {refused[0]!r} ({reason})")
     return RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it on provider {name!r} ({reason})")
+
+
+def _reason(text: str) -> str:
+    """What ONNX Runtime says without its codes, and without the place in its source."""
+    last = text.split(" : ")[-1]
+    last = last.rsplit(") ", 1)[-1] if ".cc:" in last else last
+    return shorten(last, MOST_OF_A_REASON, placeholder=" …")
 
 
 def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:

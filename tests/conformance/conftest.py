@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import recycle_onnx
-from recycle_onnx.export import export
+from recycle_onnx.export import HalfPrecision, export
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.providers import known, why_missing
 from tests import tiny
@@ -44,12 +44,13 @@ def placed_model(here: Place, sample_bundle: Path) -> RecycleModel:
 
 
 @pytest.fixture(scope="session")
-def small_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
     """A random model with room for long texts, that ends none."""
     folder = tmp_path_factory.mktemp("small")
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=256), seed=2)
     (folder / "model" / "generation_config.json").write_text("{}")
-    export(folder / "model", folder / "bundle")
+    half = HalfPrecision() if pytestconfig.getoption("--half-precision") else None
+    export(folder / "model", folder / "bundle", quantization=half)
     return folder / "bundle"
 
 

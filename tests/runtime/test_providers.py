@@ -74,6 +74,9 @@ def test_a_flavour_that_a_provider_cannot_run_is_refused(manifest: Manifest) -> 
         assert why_unfit(known(name), replace(manifest, flavour="standard")) is None
     for name in ("cpu", "cuda", "openvino", "webgpu", "dml"):
         assert why_unfit(known(name), manifest) is None
+    reason = why_unfit(known("openvino"), replace(manifest, flavour="standard"))
+    assert reason is not None
+    assert "--flavour ort" in reason
 
 
 def test_attention_that_a_provider_leaves_to_the_cpu_is_said(manifest: Manifest) -> None:
@@ -83,6 +86,9 @@ def test_attention_that_a_provider_leaves_to_the_cpu_is_said(manifest: Manifest)
     assert why_slow(known("cuda"), half_precision(manifest)) is None
     assert why_slow(known("cuda"), replace(manifest, flavour="standard")) is None
     assert why_slow(known("webgpu"), manifest) is None
+    slow = why_slow(known("webgpu"), replace(manifest, flavour="standard"))
+    assert slow is not None
+    assert "--flavour ort" in slow
 
 
 def test_auto_takes_the_first_that_is_here_and_fits(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
