@@ -11,12 +11,13 @@ DEMO = .venv-demo/$(BIN)
 DEV = .venv/$(BIN)
 REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
+OPENVINO = .venv-openvino/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 PROMPT = Once upon a time, a little fox
 TORCH ?= torch>=2.13
 
-.PHONY: demo test test-reference test-peers lint format clean
+.PHONY: demo test test-reference test-peers test-openvino lint format clean
 
 demo: .venv-demo/ready  ## export the shipped sample and generate with each strategy
 	$(DEMO)/recycle-onnx export samples/stories demo-bundle --force
@@ -31,6 +32,9 @@ test-reference: .venv-reference/ready  ## against torch and transformers
 test-peers: .venv-reference/ready .venv-peers/ready .venv-optimum/ready .venv-optimum-onnx/ready  ## against and within others, in environments of their own
 	RECYCLE_ONNX_PEERS=$(CURDIR)/$(PEERS)/python RECYCLE_ONNX_OPTIMUM=$(CURDIR)/$(OPTIMUM)/python \
 	RECYCLE_ONNX_OPTIMUM_ONNX=$(CURDIR)/$(OPTIMUM_ONNX)/python $(REFERENCE)/python -m pytest -m peers
+
+test-openvino: .venv-openvino/ready  ## the conformance suite on OpenVINO: both halves, and each with the other on the CPU
+	$(OPENVINO)/python -m pytest tests/conformance --provider openvino
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
@@ -63,6 +67,11 @@ format: .venv/ready
 	$(PEERS)/python $(PIP_INSTALL) -r tests/peers/requirements.txt
 	touch $@
 
+.venv-openvino/ready: tests/conformance/requirements-openvino.txt
+	$(PYTHON) -m venv .venv-openvino
+	$(OPENVINO)/python $(PIP_INSTALL) -r $<
+	touch $@
+
 .venv-optimum/ready: pyproject.toml
 	$(PYTHON) -m venv .venv-optimum
 	$(OPTIMUM)/python $(PIP_INSTALL) "$(TORCH)"
@@ -76,4 +85,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-optimum .venv-optimum-onnx demo-bundle
+	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-openvino .venv-optimum .venv-optimum-onnx demo-bundle

@@ -16,6 +16,13 @@ from tests import tiny
 SAMPLE = Path(__file__).parents[1] / "samples" / "stories"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("providers", "where the conformance suite runs its graphs")
+    group.addoption("--provider", default="cpu", help="All of it, and each half alone with the other on the CPU.")
+    group.addoption("--half-precision", action="store_true", help="Caches and states in float16, for GPUs.")
+    group.addoption("--recycler-provider", help="The module's, and no other combination.")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep the user's cache out of the tests, and the tests out of it."""

@@ -1,4 +1,4 @@
-"""The runtime against the conformance cases, with graphs of each flavour."""
+"""The runtime against the conformance cases: graphs of each flavour, on the providers that are asked for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-import recycle_onnx
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.runtime.model import RecycleModel
@@ -21,19 +20,14 @@ def name(case: dict[str, Any]) -> str:
     return f"{request.get('strategy', 'default')}-{request.get('max_new_tokens', 'all')}-{request['prompt'][:24]}"
 
 
-@pytest.fixture(scope="session", params=["sample_bundle", "standard_bundle"], ids=["ort", "standard"])
-def model(request: pytest.FixtureRequest) -> RecycleModel:
-    return recycle_onnx.load(request.getfixturevalue(request.param))
-
-
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_case(case: dict[str, Any], model: RecycleModel) -> None:
+def test_case(case: dict[str, Any], placed_model: RecycleModel) -> None:
     request, expect = case["request"], case["expect"]
     if "error" in expect:
         with pytest.raises(InputError):
-            model.generate(**request)
+            placed_model.generate(**request)
         return
-    result = model.generate(**request)
+    result = placed_model.generate(**request)
     for field in ("tokens", "recycled", "finish_reason", "text"):
         if field in expect:
             assert getattr(result, field) == expect[field]
