@@ -1,0 +1,83 @@
+"""An examination of this machine, and of a bundle on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from recycle_onnx.doctor import bandwidth, machine, providers, telemetry, versions
+from recycle_onnx.doctor import bundle as bundles
+from recycle_onnx.doctor.bandwidth import Bandwidth
+from recycle_onnx.doctor.bundle import BundleReport, How
+from recycle_onnx.doctor.finding import Finding
+from recycle_onnx.doctor.machine import Machine
+from recycle_onnx.doctor.providers import Provider
+from recycle_onnx.doctor.telemetry import Telemetry
+from recycle_onnx.doctor.versions import Versions
+from recycle_onnx.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that was found; `findings` say what is wrong and what to do, those that are `broken` first."""
+
+    versions: Versions
+    machine: Machine
+    bandwidth: Bandwidth
+    providers: list[Provider]
+    provider: str
+    telemetry: Telemetry
+    bundle: BundleReport | None
+    findings: list[Finding]
+
+    @property
+    def broken(self) -> bool:
+        """Whether anything found is more than advice."""
+        return any(finding.level == "broken" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; the bundle's findings are among the others."""
+        plain = asdict(self)
+        if plain["bundle"] is not None:
+            del plain["bundle"]["findings"]
+        return {"broken": self.broken, **plain}
+
+
+def examine(
+    bundle: str | PathLike[str] | None = None,
+    *,
+    provider: str = "auto",
+    threads: int | None = None,
+    session_config: Mapping[str, str] | None = None,
+    progress: Progress = silent,
+) -> Report:
+    """Examine this machine for about a second, and with a bundle for some five seconds more.
+
+    Args:
+        bundle: a folder that `recycle-onnx export` wrote.
+        provider: where to run it, as `load` takes it; `auto` for the best one here.
+        threads: threads of each session, None for one a physical core.
+        session_config: settings of ONNX Runtime's sessions that an application gives in the place of ours, by name.
+        progress: called with what is done, of how much, and what comes now.
+
+    Raises:
+        InputError: not a bundle, an unknown provider, or threads out of range.
+    """
+    chosen = providers.choose(provider)
+    progress(0, 1, "measuring how fast memory is read")
+    found = machine.find()
+    speed = bandwidth.measure(found.processors.useful_threads, found.memory.free_bytes)
+    installed, sends = versions.find(), telemetry.find()
+    how = How(chosen, threads, session_config or {})
+    examined = None if bundle is None else bundles.examine(Path(bundle), how, found, speed, progress)
+    findings = [
+        *versions.findings(installed),
+        *machine.findings(found, threads),
+        *telemetry.findings(sends),
+        *(examined.findings if examined else []),
+    ]
+    findings.sort(key=lambda finding: finding.level != "broken")
+    return Report(installed, found, speed, providers.find(), chosen, sends, examined, findings)
