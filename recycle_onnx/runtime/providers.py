@@ -1,0 +1,199 @@
+"""Whether an execution provider is here and can run a bundle, and how a session is put on it."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
+
+import onnxruntime as ort
+
+from recycle_onnx.bundle import Manifest
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.provider_table import CPU, PREFERRED, PROVIDERS, Provider
+
+AUTO = "auto"
+
+logger = logging.getLogger(__name__)
+
+
+def known(name: str) -> Provider:
+    """The provider of this name: ours, or one whose library was registered.
+
+    Raises:
+        InputError: there is none.
+    """
+    provider = PROVIDERS.get(name) or _registered.get(name)
+    if provider is None:
+        names = ", ".join((*PROVIDERS, *_registered, AUTO))
+        raise InputError(f"provider {name!r} is not known; expected one of: {names}")
+    return provider
+
+
+def devices(provider: Provider) -> list[Any]:
+    """Devices that a plug-in library offers for this provider (`OrtEpDevice`), GPUs first."""
+    _load_plugin(provider)
+    found = [device for device in ort.get_ep_devices() if device.ep_name == provider.ort_name]
+    return sorted(found, key=lambda device: ("GPU", "NPU", "CPU").index(device.device.type.name))
+
+
+def is_built_in(provider: Provider) -> bool:
+    """Whether the installed ONNX Runtime has the provider in itself."""
+    return provider.ort_name in ort.get_available_providers()
+
+
+def why_missing(provider: Provider) -> str | None:
+    """Why the provider cannot be used on this machine and what to do, or None where it can as far as can be seen."""
+    if is_built_in(provider) or devices(provider):
+        return None
+    if provider.module is not None and importlib.util.find_spec(provider.module) is not None:
+        reason = _plugin_failures.get(provider.name) or f"its plug-in finds no device; it needs {provider.needs}"
+        return f"provider {provider.name!r} cannot run here: {reason}"
+    where = "" if provider.package == "onnxruntime" else " in place of onnxruntime"
+    if provider.module == provider.package.replace("-", "_"):
+        where = " beside onnxruntime"
+    return (
+        f"provider {provider.name!r} is not in this ONNX Runtime ({ort.__version__}); "
+        f"pip install {provider.package}{where}; it needs {provider.needs}"
+    )
+
+
+def why_unfit(provider: Provider, manifest: Manifest) -> str | None:
+    """Why the provider cannot run this bundle and what to do, or None where it can."""
+    if manifest.flavour in provider.flavours:
+        return None
+    return (
+        f"provider {provider.name!r} cannot run the flavour {manifest.flavour!r}, whose operators it does not have; "
+        f"export the model again with --flavour {provider.flavours[0]}"
+    )
+
+
+def why_slow(provider: Provider, manifest: Manifest) -> str | None:
+    """What a provider that can run this bundle leaves to the CPU, or None where that is little."""
+    odd = [spec.float_type for spec in manifest.graphs.values() if spec.float_type not in provider.attention]
+    if not odd or manifest.flavour != "ort":
+        return None
+    return (
+        f"provider {provider.name!r} has no attention for {odd[0]}: it runs on the CPU, and caches lie there; "
+        "export the model again with --precision fp16 to have all of it on the device"
+    )
+
+
+def choose(name: str, manifest: Manifest) -> Provider:
+    """The provider of this name, after looking whether it is here and can run the bundle; `auto` takes the best.
+
+    Raises:
+        InputError: unknown, not here, or it cannot run the bundle: one line that says what to do.
+    """
+    if name == AUTO:
+        chosen = next(provider for provider in map(known, PREFERRED) if _fits_well(provider, manifest))
+        logger.info("provider auto: %s", chosen.name)
+        return chosen
+    provider = known(name)
+    if reason := why_missing(provider) or why_unfit(provider, manifest):
+        raise InputError(reason)
+    if slow := why_slow(provider, manifest):
+        logger.warning("%s", slow)
+    return provider
+
+
+def check_options(provider: Provider, options: Mapping[str, str]) -> None:
+    """Refuse options that the provider would ignore.
+
+    Raises:
+        InputError: it does not know one of them.
+    """
+    unknown = [] if provider.options is None else sorted(set(options) - provider.options)
+    if unknown:
+        expected = ", ".join(sorted(provider.options or ())) or "none at all"
+        raise InputError(f"provider {provider.name!r} has no option {unknown[0]!r}; expected: {expected}")
+
+
+def register_library(name: str, path: str | os.PathLike[str]) -> Provider:
+    """Register a plug-in library: as the provider of this name in our table, or as a new one.
+
+    Raises:
+        InputError: no such file, not a plug-in library, or it finds no device here.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; expected the plug-in library of provider {name!r}")
+    before = _device_names()
+    _register(name, path)
+    provider = PROVIDERS.get(name) or _registered.get(name)
+    if provider is None and (new := sorted(_device_names() - before)):
+        provider = _registered[name] = Provider(name, new[0], package=Path(path).name)
+    if provider is None or provider.ort_name not in _device_names():
+        raise InputError(f"{path}: the library finds no device here for provider {name!r}")
+    return provider
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a session runs: a provider, and options for it."""
+
+    provider: Provider = PROVIDERS[CPU]
+    options: Mapping[str, str] = field(default_factory=dict)
+
+    def attach(self, options: ort.SessionOptions, threads: int | None) -> list[Any]:
+        """Set the session's options up for it; give what `InferenceSession` takes as `providers`.
+
+        Raises:
+            InputError: a plug-in has no device of the number given as `device_id`.
+        """
+        given = {**_threads(self.provider, threads), **self.options}
+        if is_built_in(self.provider):
+            behind = [known(name).ort_name for name in self.provider.behind]
+            last = [] if self.provider.name == CPU else [PROVIDERS[CPU].ort_name]
+            return [(self.provider.ort_name, given) if given else self.provider.ort_name, *behind, *last]
+        found, number = devices(self.provider), given.pop("device_id", "0")
+        if not number.isdigit() or int(number) >= len(found):
+            raise InputError(
+                f"device_id is {number!r}; provider {self.provider.name!r} has devices 0 to {len(found) - 1}"
+            )
+        options.add_provider_for_devices([found[int(number)]], given)
+        return []
+
+
+_registered: dict[str, Provider] = {}
+_plugin_failures: dict[str, str] = {}
+
+
+@cache
+def _load_plugin(provider: Provider) -> None:
+    """Register the library of an installed plug-in package, once."""
+    if provider.module is None or is_built_in(provider) or importlib.util.find_spec(provider.module) is None:
+        return
+    try:
+        _register(provider.name, import_module(provider.module).get_library_path())
+    except Exception as error:  # whatever such a package raises, the provider is not there
+        _plugin_failures[provider.name] = f"its plug-in does not load ({error})"
+
+
+def _register(name: str, path: str | os.PathLike[str]) -> None:
+    try:
+        ort.register_execution_provider_library(name, os.fspath(path))
+    except Exception as error:  # ONNX Runtime's exceptions share no public base class
+        if "already" not in str(error):
+            reason = str(error).split(" : ")[-1]
+            raise InputError(f"{path}: not a plug-in that ONNX Runtime {ort.__version__} loads ({reason})") from error
+
+
+def _device_names() -> set[str]:
+    return {device.ep_name for device in ort.get_ep_devices()}
+
+
+def _fits_well(provider: Provider, manifest: Manifest) -> bool:
+    return not (why_missing(provider) or why_unfit(provider, manifest) or why_slow(provider, manifest))
+
+
+def _threads(provider: Provider, threads: int | None) -> dict[str, str]:
+    """OpenVINO has threads of its own."""
+    return {"num_of_threads": str(threads)} if provider.name == "openvino" and threads else {}
