@@ -108,8 +108,9 @@ def _bundle(found: BundleReport) -> Iterator[tuple[str, str]]:
         for name, operators in assignment.nodes.items():
             yield f"{graph} on {name}", f"{sum(operators.values())} nodes: {_operators(operators)}"
     if (spinning := found.spinning) and spinning.turns_against_alone is not None:
-        state = f"threads of {' and '.join(spinning.halves)} spin" if spinning.halves else "threads stop between runs"
-        yield "turns", f"{state}; steps in turns cost {spinning.turns_against_alone:.2f}x steps of each half alone"
+        who = f"those of {' and '.join(spinning.halves)} spin on" if spinning.halves else "they stop"
+        cost = f"steps in turns cost {spinning.turns_against_alone:.2f}x steps of each half alone"
+        yield "threads between runs", f"{who}; {cost}"
     if test := found.self_test:
         steps = ", ".join(f"{kind} {value:.2f}" for kind, value in test.step_ms.items())
         yield "steps in ms", f"{steps}: {1e3 / test.step_ms['full']:.0f} tokens/s by `full`"

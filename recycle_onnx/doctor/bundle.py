@@ -18,9 +18,11 @@ from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.needs import Needs
 from recycle_onnx.doctor.self_test import SelfTest
 from recycle_onnx.doctor.spinning import Spinning
-from recycle_onnx.errors import InputError
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.progress import Progress
+from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.provider_table import CPU
 from recycle_onnx.runtime.sessions import open_session, session_options
 
 
@@ -42,9 +44,9 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class How:
-    """Provider, threads of each session, and settings of sessions that take the place of ours."""
+    """Providers to choose from, threads of each session, and settings of sessions that take the place of ours."""
 
-    provider: str
+    providers: list[str]
     threads: int | None
     session_config: Mapping[str, str]
 
@@ -53,16 +55,17 @@ def examine(folder: Path, how: How, machine: Machine, bandwidth: Bandwidth, prog
     """Check files, room, provider, placement, spinning and results, in this order, as far as each allows the next.
 
     Raises:
-        InputError: not a bundle at all, an unknown provider, or threads out of range.
+        InputError: not a bundle at all.
     """
-    report = BundleReport(str(folder), how.provider)
+    report = BundleReport(str(folder), how.providers[0])
     bundle = _open(folder, report, progress)
     if bundle is None:
         return report
     manifest = bundle.manifest
     report.whole, report.flavour, report.precision = True, manifest.flavour, manifest.precision
     report.needs = needs.find(manifest, bandwidth)
-    report.findings += [*needs.findings(report.needs, machine.memory), *providers.unfit(manifest, how.provider)]
+    report.provider, unsuited = providers.choose(manifest, how.providers)
+    report.findings += [*needs.findings(report.needs, machine.memory), *unsuited]
     if not any(finding.level == "broken" for finding in report.findings):
         _run(bundle, how, machine, report, progress)
     return report
@@ -74,9 +77,7 @@ def _open(folder: Path, report: BundleReport, progress: Progress) -> Bundle | No
     except InputError as error:
         if not (folder / MANIFEST).exists():
             raise
-        what, _, do = str(error).rpartition("; ")
-        why = "it is not what was exported: it may not load, or write other texts"
-        report.findings.append(Finding("broken", what or str(error), why, do))
+        report.findings.append(_refused(error))
         return None
 
 
@@ -84,27 +85,47 @@ def _run(bundle: Bundle, how: How, machine: Machine, report: BundleReport, progr
     opener = _Opener(how.session_config)
     try:
         progress(0, 3, "running the graphs on the CPU as they were written")
-        expected = self_test.on_the_cpu(bundle, how.threads)
-        progress(1, 3, f"loading them for {how.provider}")
-        with RecycleModel(bundle, how.provider, how.threads, opener) as model:
+        expected = _expected(bundle, how, report)
+        progress(1, 3, f"loading them for {report.provider}")
+        with RecycleModel(bundle, report.provider, how.threads, opener) as model:
             report.assignments = {kind: assignment.of_session(session) for kind, session in opener.sessions.items()}
-            report.findings += providers.elsewhere(report.assignments, how.provider)
+            report.findings += providers.elsewhere(report.assignments, report.provider)
             report.spinning = _spinning(model, opener.sessions, machine)
             progress(2, 3, "comparing texts")
             report.self_test = self_test.run(model, opener.sessions, expected)
-    except InputError:
-        raise
+    except InputError as error:
+        report.findings.append(_refused(error))
+        return
     except Exception as error:  # of ONNX Runtime and of a provider's driver: they share no public base class
-        report.findings.append(_cannot_run(bundle.manifest, how, error))
+        report.findings.append(_cannot_run(bundle.manifest, report.provider, error))
         return
     progress(3, 3, "done")
     report.findings += [*spinning.findings(report.spinning), *self_test.findings(report.self_test)]
 
 
-def _cannot_run(manifest: Manifest, how: How, error: Exception) -> Finding:
+def _expected(bundle: Bundle, how: How, report: BundleReport) -> list[Floats] | None:
+    """The CPU's logits; None where it cannot run what another provider may."""
+    try:
+        return self_test.on_the_cpu(bundle, how.threads)
+    except RecycleError as error:
+        if report.provider == CPU:
+            raise
+        what, why = f"the CPU cannot run this bundle ({error})", "there is nothing to compare the provider with"
+        report.findings.append(Finding("advice", what, why, "export a float32 bundle to compare with, or trust it"))
+        return None
+
+
+def _refused(error: InputError) -> Finding:
+    """What `load` would refuse."""
+    what, _, do = str(error).rpartition("; ")
+    why = "it is not what was exported: it does not load, or may write other texts"
+    return Finding("broken", what or str(error), why, do if what else "copy the bundle again, or export it again")
+
+
+def _cannot_run(manifest: Manifest, provider: str, error: Exception) -> Finding:
     return Finding(
         "broken",
-        f"provider {how.provider} cannot run this bundle of flavour {manifest.flavour} in {manifest.precision}: "
+        f"provider {provider!r} cannot run this bundle of flavour {manifest.flavour!r} in {manifest.precision}: "
         f"{' '.join(str(error).split())}",
         "a graph has operators or types that it has no kernels for, or its package or driver fails",
         "export the bundle in another flavour or precision, or use another --provider",

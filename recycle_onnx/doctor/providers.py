@@ -10,6 +10,7 @@ from recycle_onnx.doctor.assignment import Assignment
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime import providers
+from recycle_onnx.runtime.provider_table import PREFERRED, PROVIDERS
 
 COMPUTE = ("MatMul", "MatMulNBits", "FusedMatMul", "Gemm", "Attention", "GroupQueryAttention")
 """Operators whose place decides the speed; shapes and masks may be computed anywhere."""
@@ -34,28 +35,44 @@ def find() -> list[Provider]:
     """All that we know, whether they are here or not."""
     return [
         Provider(p.name, p.ort_name, providers.why_missing(p), p.package, p.flavours, p.tested)
-        for p in providers.PROVIDERS.values()
+        for p in PROVIDERS.values()
     ]
 
 
-def choose(name: str) -> str:
-    """The provider of this name, or for `auto` the best one here.
+def candidates(name: str) -> list[str]:
+    """The provider of this name; for `auto` those that are here, the best one first.
 
     Raises:
         InputError: it is not known, or not here.
     """
     if name == providers.AUTO:
-        return next(name for name in providers.PREFERRED if providers.why_missing(providers.known(name)) is None)
+        return [name for name in PREFERRED if providers.why_missing(PROVIDERS[name]) is None]
     if reason := providers.why_missing(providers.known(name)):
         raise InputError(reason)
-    return name
+    return [name]
 
 
-def unfit(manifest: Manifest, name: str) -> Iterator[Finding]:
-    """A flavour that the provider cannot run."""
-    if reason := providers.why_unfit(providers.known(name), manifest):
-        what, _, do = reason.partition("; ")
-        yield Finding("broken", what, "none of its nodes would run there", do)
+def choose(manifest: Manifest, names: list[str]) -> tuple[str, list[Finding]]:
+    """The best of these providers that runs the bundle well, and what is to be said of those before it.
+
+    Where none does, the last one that can run it at all; where none can, it is broken.
+    """
+    able = [name for name in names if providers.why_unfit(providers.known(name), manifest) is None]
+    well = [name for name in able if providers.why_slow(providers.known(name), manifest) is None]
+    chosen = (well or able[::-1] or names)[0]
+    passed = names if not well else names[: names.index(chosen)]
+    return chosen, [finding for name in passed for finding in _unsuited(manifest, name, broken=not able)]
+
+
+def _unsuited(manifest: Manifest, name: str, *, broken: bool) -> Iterator[Finding]:
+    provider = providers.known(name)
+    for reason, why in (
+        (providers.why_unfit(provider, manifest), "none of its nodes would run there"),
+        (providers.why_slow(provider, manifest), "attention and copies between devices would cost more than is gained"),
+    ):
+        if reason:
+            what, _, do = reason.partition("; ")
+            yield Finding("broken" if broken else "advice", what, why, do)
 
 
 def elsewhere(assignments: Mapping[str, Assignment], name: str) -> Iterator[Finding]:

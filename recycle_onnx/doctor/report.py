@@ -17,12 +17,16 @@ from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.providers import Provider
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
+from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that was found; `findings` say what is wrong and what to do, those that are `broken` first."""
+    """All that was found; `findings` say what is wrong and what to do, those that are `broken` first.
+
+    `provider` is the one that suits the bundle best, or without a bundle this machine.
+    """
 
     versions: Versions
     machine: Machine
@@ -66,12 +70,14 @@ def examine(
     Raises:
         InputError: not a bundle, an unknown provider, or threads out of range.
     """
-    chosen = providers.choose(provider)
+    names = providers.candidates(provider)
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; expected at least 1")
     progress(0, 1, "measuring how fast memory is read")
     found = machine.find()
     speed = bandwidth.measure(found.processors.useful_threads, found.memory.free_bytes)
     installed, sends = versions.find(), telemetry.find()
-    how = How(chosen, threads, session_config or {})
+    how = How(names, threads, session_config or {})
     examined = None if bundle is None else bundles.examine(Path(bundle), how, found, speed, progress)
     findings = [
         *versions.findings(installed),
@@ -80,4 +86,5 @@ def examine(
         *(examined.findings if examined else []),
     ]
     findings.sort(key=lambda finding: finding.level != "broken")
+    chosen = examined.provider if examined else names[0]
     return Report(installed, found, speed, providers.find(), chosen, sends, examined, findings)

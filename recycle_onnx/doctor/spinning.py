@@ -18,8 +18,8 @@ SHORT_US = 1000
 """Spinning that ends by itself after so long is over before the other half's turn is."""
 ROUNDS = 6
 STEPS = 8
-SLOW = 1.5
-"""Turns that cost so much more than each half alone are worth a word; contention of other kinds reaches less."""
+SLOW = 1.7
+"""Turns that cost so much more than each half alone are worth a word; noise seldom reaches it."""
 
 
 @dataclass(frozen=True)
