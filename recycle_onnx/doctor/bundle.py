@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
+from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor import assignment, needs, providers, self_test, spinning
 from recycle_onnx.doctor.assignment import Assignment
@@ -52,11 +52,7 @@ class How:
 
 
 def examine(folder: Path, how: How, machine: Machine, bandwidth: Bandwidth, progress: Progress) -> BundleReport:
-    """Check files, room, provider, placement, spinning and results, in this order, as far as each allows the next.
-
-    Raises:
-        InputError: not a bundle at all.
-    """
+    """Check files, room, provider, placement, spinning and results, in this order, as far as each allows the next."""
     report = BundleReport(str(folder), how.providers[0])
     bundle = _open(folder, report, progress)
     if bundle is None:
@@ -75,8 +71,6 @@ def _open(folder: Path, report: BundleReport, progress: Progress) -> Bundle | No
     try:
         return Bundle.open(folder, verify=True, progress=lambda *of: progress(of[0], of[1], f"checking files: {of[2]}"))
     except InputError as error:
-        if not (folder / MANIFEST).exists():
-            raise
         report.findings.append(_refused(error))
         return None
 

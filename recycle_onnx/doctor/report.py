@@ -8,6 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from recycle_onnx.bundle import check_is_bundle
 from recycle_onnx.doctor import bandwidth, machine, providers, telemetry, versions
 from recycle_onnx.doctor import bundle as bundles
 from recycle_onnx.doctor.bandwidth import Bandwidth
@@ -73,6 +74,8 @@ def examine(
     names = providers.candidates(provider)
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
+    if bundle is not None:
+        check_is_bundle(Path(bundle))
     progress(0, 1, "measuring how fast memory is read")
     found = machine.find()
     speed = bandwidth.measure(found.processors.useful_threads, found.memory.free_bytes)
