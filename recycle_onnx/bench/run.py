@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,6 +36,8 @@ class Options:
     repeat: int = 10
     chain: int = 1
     forced_acceptance: float | None = None
+    placing: Mapping[str, Any] = field(default_factory=dict)
+    """What `recycle_onnx.load` is told of providers."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Measurement:
     peak_rss_bytes: int | None
     load_s: float
     label: str | None
+    providers: str = "cpu"
 
 
 def bench(bundle: Path, options: Options, report: Report = lambda *_: None) -> list[Measurement]:
@@ -71,7 +75,7 @@ def bench(bundle: Path, options: Options, report: Report = lambda *_: None) -> l
     found = []
     for threads in options.threads:
         started = time.perf_counter()
-        model = load(bundle, threads=threads)
+        model = load(bundle, threads=threads, **options.placing)
         load_s = time.perf_counter() - started
         model.stop_ids = frozenset()  # texts of equal length
         for context in options.contexts:
@@ -166,6 +170,7 @@ def _summary(
         peak_rss_bytes=machine.peak_rss_bytes(),
         load_s=load_s,
         label=f"acceptance forced to {forced}" if forced is not None and name == "verify" else None,
+        providers=model.providers,
     )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from recycle_onnx.cli.options import places, placing
 from recycle_onnx.cli.report import as_json, progress, stages
 from recycle_onnx.errors import InputError
 
@@ -33,6 +34,7 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.option("--context", default="128", show_default=True, help="Tokens before the new ones; several with commas.")
 @click.option("--new-tokens", default=64, show_default=True)
 @click.option("--threads", default="", help="Separated by commas.  [default: one a physical core]")
+@placing
 @click.option("--repeat", default=10, show_default=True, help="Interleaved runs of each combination.")
 @click.option("--plot", type=Path, help="Also write a picture, for instance bench.png; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
@@ -52,6 +54,7 @@ def bench(
     repeat: int,
     plot: Path | None,
     json_: bool,
+    **settings: Any,
 ) -> None:
     """Measure BUNDLE, or random weights of a known shape, on this machine.
 
@@ -76,6 +79,7 @@ def bench(
         repeat=repeat,
         chain=chain,
         forced_acceptance=forced_acceptance,
+        placing=places(settings),
     )
     folder = bundle if bundle else _random_bundle(str(shape), precision, module_layers, block_size, draft_vocab)
     with progress("measuring") as update:

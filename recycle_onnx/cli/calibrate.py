@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json, progress
 
 
@@ -15,10 +17,10 @@ from recycle_onnx.cli.report import as_json, progress
 @click.option("--context", default=128, show_default=True, help="Tokens before the steps that are timed.")
 @click.option("--new-tokens", default=64, show_default=True, help="After each prompt, to count acceptance.")
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
-@click.option("--provider", default="cpu", show_default=True)
+@options.placing
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def calibrate(
-    bundle: Path, prompts: Path | None, context: int, new_tokens: int, threads: int | None, provider: str, json_: bool
+    bundle: Path, prompts: Path | None, context: int, new_tokens: int, threads: int | None, json_: bool, **settings: Any
 ) -> None:
     """Measure BUNDLE on this machine, and let `auto` start from that.
 
@@ -32,10 +34,10 @@ def calibrate(
     from recycle_onnx.runtime.auto import first_choice
 
     texts = read_prompts(prompts) if prompts else []
-    model = recycle_onnx.load(bundle, provider=provider, threads=threads)
+    model = recycle_onnx.load(bundle, threads=threads, **options.places(settings))
     with progress("calibrating") as update:
         found = run(model, texts, context=context, new_tokens=new_tokens, report=update)
-    path = found.save(model.bundle, provider, threads)
+    path = found.save(model.bundle, model.providers, threads)
     source, chain, speedup = first_choice(found)
     if json_:
         start = {"source": source, "chain": chain, "expected_speedup": speedup}

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recycle_onnx.bundle import MANIFEST
+from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json, progress, stages
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 @click.option("--chain", default=4, show_default=True, help="Longest chain to count acceptance in.")
 @click.option("--temperature", default=1.0, show_default=True, help="Of sampled acceptance, counted beside greedy.")
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
+@options.placing
 @click.option("--report", "report_", type=Path, help="Also write Markdown with plots: a folder, or FILE.md.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def eval_(
@@ -54,6 +56,7 @@ def eval_(
     threads: int | None,
     report_: Path | None,
     json_: bool,
+    **settings: Any,
 ) -> None:
     """Measure the quality of both halves. Texts hold documents, split by <|endoftext|>; .jsonl and .gz too.
 
@@ -77,7 +80,7 @@ def eval_(
     if not asked.kinds:
         raise InputError("nothing to measure; expected --perplexity, --acceptance, --agreement with a text, or --tasks")
     target = Target.of(report_, asked.kinds) if report_ else None
-    with _model(path, threads) as model:
+    with _model(path, threads, options.places(settings)) as model:
         about_modules = [name for name in asked.texts if name != "perplexity"]
         if "verify" not in model.strategies and about_modules:
             raise InputError(f"{path}: has no recyclable module; --{about_modules[0]} is about one")
@@ -132,18 +135,18 @@ def _tasks(names: str | None, folder: Path | None, limit: int) -> dict[str, list
 
 
 @contextmanager
-def _model(path: Path, threads: int | None) -> Iterator[RecycleModel]:
+def _model(path: Path, threads: int | None, places: dict[str, Any]) -> Iterator[RecycleModel]:
     import recycle_onnx
 
     if (path / MANIFEST).exists():
-        yield recycle_onnx.load(path, threads=threads)
+        yield recycle_onnx.load(path, threads=threads, **places)
         return
     from recycle_onnx.export import export
 
     with tempfile.TemporaryDirectory() as work:
         with stages() as report:
             export(path, Path(work) / "bundle", report=report)
-        yield recycle_onnx.load(Path(work) / "bundle", threads=threads)
+        yield recycle_onnx.load(Path(work) / "bundle", threads=threads, **places)
 
 
 def _measure(model: RecycleModel, asked: Asked) -> Findings:

@@ -1,4 +1,4 @@
-"""Options that `generate`, `chat` and `batch` share: how to load a model, and how to continue a text."""
+"""Options that commands share: where a model runs, how to load it, and how to continue a text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,20 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
+PLACING = (
+    click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, openvino, webgpu, …, or auto."),
+    click.option("--recycler-provider", metavar="NAME", help="Where the module runs.  [default: the same]"),
+    click.option("--provider-option", multiple=True, metavar="KEY=VALUE", help="For the provider; may be repeated."),
+    click.option(
+        "--recycler-provider-option", multiple=True, metavar="KEY=VALUE", help="For the module's; may be repeated."
+    ),
+    click.option(
+        "--provider-library", multiple=True, metavar="NAME=FILE", help="A plug-in provider to have; may be repeated."
+    ),
+)
 LOADING = (
     click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]"),
-    click.option("--provider", default="cpu", show_default=True),
+    *PLACING,
     click.option("--verify-files", is_flag=True, help="Hash the weights again before loading them."),
     click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them."),
 )
@@ -52,8 +63,13 @@ CONTROLS = (
 )
 
 
+def placing(command: Command) -> Command:
+    """Add `--provider` and what belongs to it, for `places`."""
+    return _with(command, PLACING)
+
+
 def loading(command: Command) -> Command:
-    """Add `--threads`, `--provider`, `--verify-files` and `--prepacked`, for `load`."""
+    """Add `--threads`, `--verify-files`, `--prepacked` and those of `placing`, for `load`."""
     return _with(command, LOADING)
 
 
@@ -77,11 +93,33 @@ def load(bundle: Path, settings: dict[str, Any]) -> RecycleModel:
 
     return recycle_onnx.load(
         bundle,
-        provider=settings.pop("provider"),
+        **places(settings),
         threads=settings.pop("threads"),
         verify=settings.pop("verify_files"),
         prepacked=settings.pop("prepacked"),
     )
+
+
+def places(settings: dict[str, Any]) -> dict[str, Any]:
+    """What `recycle_onnx.load` takes of the options of `placing`, and take them out of `settings`.
+
+    Raises:
+        InputError: an option of a provider is no KEY=VALUE.
+    """
+    return {
+        "provider": settings.pop("provider"),
+        "recycler_provider": settings.pop("recycler_provider"),
+        "provider_options": _pairs("provider-option", settings.pop("provider_option")),
+        "recycler_provider_options": _pairs("recycler-provider-option", settings.pop("recycler_provider_option")),
+        "provider_libraries": _pairs("provider-library", settings.pop("provider_library")),
+    }
+
+
+def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+    for text in texts:
+        if "=" not in text.strip("="):
+            raise InputError(f"--{option} is {text!r}; expected a name and a value, as in device_id=0")
+    return dict(text.split("=", 1) for text in texts)
 
 
 def config(model: RecycleModel, settings: dict[str, Any], default_new_tokens: int) -> GenerationConfig:

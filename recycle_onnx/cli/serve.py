@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
+from recycle_onnx.cli import options
 from recycle_onnx.errors import InputError
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -24,10 +26,7 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 @click.option("--body-timeout", type=float, default=30, show_default=True, help="Seconds for a request to come in.")
 @click.option("--queue-timeout", type=float, default=60, show_default=True, help="Seconds to wait for a slot.")
 @click.option("--timeout", type=float, default=300, show_default=True, help="Seconds an answer may take.")
-@click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
-@click.option("--provider", default="cpu", show_default=True)
-@click.option("--verify-files", is_flag=True, help="Hash the weights again before loading them.")
-@click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them.")
+@options.loading
 def serve(
     bundle: Path,
     host: str,
@@ -41,10 +40,7 @@ def serve(
     body_timeout: float,
     queue_timeout: float,
     timeout: float,
-    threads: int | None,
-    provider: str,
-    verify_files: bool,
-    prepacked: bool,
+    **settings: Any,
 ) -> None:
     """Serve the model in BUNDLE to OpenAI clients, with a page to chat at /.
 
@@ -52,7 +48,6 @@ def serve(
     """
     import asyncio
 
-    import recycle_onnx
     from recycle_onnx.serve.limits import Limits
     from recycle_onnx.serve.server import Address, Server
 
@@ -60,7 +55,7 @@ def serve(
         raise InputError("the name is empty; expected what clients are to call the model")
     address = Address(host, port, token)
     limits = Limits(slots, queue, caches, max_request_bytes, body_timeout, queue_timeout, timeout)
-    model = recycle_onnx.load(bundle, provider=provider, threads=threads, verify=verify_files, prepacked=prepacked)
+    model = options.load(bundle, settings)
     server = Server(model, name or bundle.resolve().name, address, limits)
     click.echo(f"serving {server.name} at {server.url} (API: {server.url}/v1); Ctrl-C ends it", err=True)
     asyncio.run(server.run())

@@ -63,7 +63,7 @@ class Decoder:
         self.full = Half(sessions[0], specs[0], context_length)
         self.recycler: Half | None = None
         if sessions[1] is not None and specs[1] is not None:
-            self.recycler = Half(sessions[1], specs[1], context_length, hidden_in=self.full.hidden)
+            self.recycler = Half(sessions[1], specs[1], context_length, source=self.full)
         self.chunk = chunk
         self.watch: Callable[[int, int], None] | None = None
         self.work = Work()

@@ -9,48 +9,68 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
+from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.kv_cache import KVCache
+from recycle_onnx.runtime.memory import HOST, Buffer, HostBuffer, Memory, input_memory, output_memory
+from recycle_onnx.runtime.step_states import STEP_ROWS, States, StepStates
 
 Floats = NDArray[np.float32]
-States = NDArray[np.floating[Any]]
-"""Hidden states [rows, H], several taps side by side [rows, n·H], in the bundle's float type."""
-STEP_ROWS = 16
-"""Calls of up to this many tokens keep their buffers bound; longer ones are prefill, and are bound anew."""
+__all__ = ["STEP_ROWS", "Floats", "Half", "States"]
 
 
 class _Call:
     """A call's small buffers, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out.
 
-    A single tap comes straight into `hidden_out`; several come one by one, and are laid side by side after the run.
+    Ids, mask and logits are on the host. What a session wants to read on a device is copied there when it is bound,
+    and so it is bound anew for every run. A single tap comes straight into `hidden_out`; several come one by one, and
+    are laid side by side after the run.
     """
 
-    def __init__(self, half: Half, hidden_in: States | None, hidden_out: States, rows: int, keep: int) -> None:
+    def __init__(self, half: Half, hidden_in: Buffer | None, hidden_out: Buffer, rows: int, keep: int) -> None:
         self.ids = np.zeros((1, rows), np.int64)
         self.logits = np.zeros((1, keep, half.spec.vocab_size), np.float32)
         self._keep = np.array(keep, np.int64)
-        outputs = half.spec.state_outputs()
-        width = half.spec.hidden_size
-        self._taps = [np.zeros((rows, width), hidden_out.dtype) for _ in outputs] if len(outputs) > 1 else []
-        self._hidden = (hidden_in, hidden_out)  # kept alive: OrtValues only alias them
+        self._cache, self._hidden_in, self._hidden_out = half.cache, hidden_in, hidden_out  # kept alive
         self.binding = half.session.io_binding()
-        wrap = ort.OrtValue.ortvalue_from_numpy
-        self.binding.bind_ortvalue_input(INPUT_IDS, wrap(self.ids))
-        self.binding.bind_ortvalue_input(LOGITS_TO_KEEP, wrap(self._keep))
-        if hidden_in is not None:
-            self.binding.bind_ortvalue_input(half.spec.state_input, wrap(hidden_in[None]))
-        self.binding.bind_ortvalue_output(LOGITS, wrap(self.logits))
-        for name, array in zip(outputs, self._taps or [hidden_out], strict=True):
-            self.binding.bind_ortvalue_output(name, wrap(array[None]))
+        self._inputs = self._bind_inputs(half, hidden_in)
+        self._taps = self._bind_outputs(half, hidden_out, rows)
         half.cache.bind(self.binding)
+        self._copies_mask = not half.reads[ATTENTION_MASK].is_host
+
+    def _bind_inputs(self, half: Half, hidden_in: Buffer | None) -> list[tuple[str, ort.OrtValue]]:
+        """Give those that are to be bound anew for each run."""
+        wrap = ort.OrtValue.ortvalue_from_numpy
+        self.binding.bind_ortvalue_input(LOGITS_TO_KEEP, wrap(self._keep))
+        inputs = {INPUT_IDS: wrap(self.ids)}
+        if hidden_in is not None:
+            inputs[half.spec.state_input] = hidden_in.value
+        for name, value in inputs.items():
+            self.binding.bind_ortvalue_input(name, value)
+        return [(name, value) for name, value in inputs.items() if not half.reads[name].is_host and _is_host(value)]
+
+    def _bind_outputs(self, half: Half, hidden_out: Buffer, rows: int) -> list[States]:
+        """Give the arrays of several taps."""
+        outputs, wrap = half.spec.state_outputs(), ort.OrtValue.ortvalue_from_numpy
+        self.binding.bind_ortvalue_output(LOGITS, wrap(self.logits))
+        if len(outputs) == 1:
+            self.binding.bind_ortvalue_output(outputs[0], hidden_out.value)
+            return []
+        taps: list[States] = [np.zeros((1, rows, half.spec.hidden_size), half.spec.float_type) for _ in outputs]
+        for name, array in zip(outputs, taps, strict=True):
+            self.binding.bind_ortvalue_output(name, wrap(array))
+        return taps
 
     def run(self, session: ort.InferenceSession, ids: list[int]) -> Floats:
         """Read `ids`; give the logits [keep, V]."""
         self.ids[0] = ids
+        for name, value in self._inputs:
+            self.binding.bind_ortvalue_input(name, value)
+        if self._copies_mask:
+            self._cache.bind_mask(self.binding)
         session.run_with_iobinding(self.binding)
         if self._taps:
-            np.concatenate(self._taps, axis=1, out=self._hidden[1])
+            np.concatenate(self._taps, axis=2, out=self._hidden_out.read())
         logits: Floats = self.logits[0]
         return logits
 
@@ -58,22 +78,29 @@ class _Call:
 class Half:
     """Runs the full model or the recyclable module, and remembers what it has read."""
 
-    def __init__(
-        self, session: ort.InferenceSession, spec: GraphSpec, limit: int, hidden_in: States | None = None
-    ) -> None:
-        """`limit` is the most tokens it can read; `hidden_in` is where a module's input lies by default.
+    def __init__(self, session: ort.InferenceSession, spec: GraphSpec, limit: int, source: Half | None = None) -> None:
+        """`limit` is the most tokens it can read; a module's input is by default what `source` made.
 
         `tokens` are those it has read, a cache row each; `seconds` is what the latest `step` took; `runs` and
-        `rows_read` count all runs, and the tokens they read.
+        `rows_read` count all runs, and the tokens they read. `reads` and `writes` say where the session has its inputs
+        and outputs.
         """
         self.session, self.spec = session, spec
-        self.cache = KVCache(spec, limit)
+        self.reads, self.writes = input_memory(session), output_memory(session)
+        self.cache = KVCache(spec, limit, self.reads)
         self.tokens: list[int] = []
-        self.hidden: States = np.zeros((STEP_ROWS, spec.state_size), spec.float_type)
         self.runs = self.rows_read = 0
         self.seconds = 0.0
-        self._hidden_in = hidden_in
+        self._source = source
         self._calls: dict[tuple[int, int, int], _Call] = {}
+        self._states = StepStates(spec.state_size, spec.float_type)
+        if source is not None:
+            source._states.share(source._shared_memory(self))
+
+    @property
+    def hidden(self) -> States:
+        """The latest `step`'s hidden states [rows, state_size], its tokens' first; room for `STEP_ROWS`."""
+        return self._states.on_host()
 
     @property
     def length(self) -> int:
@@ -94,18 +121,20 @@ class Half:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
 
         The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of `hidden_in`,
-        by default those given at its making. All of them, and the logits, are overwritten by the next call.
+        by default of the source's `hidden`. All of them, and the logits, are overwritten by the next call.
         """
-        rows, source = len(ids), self._hidden_in if hidden_in is None else hidden_in
+        rows = len(ids)
         self._make_room(rows)
-        key = (rows, keep, id(source))
+        given = self._given(rows) if hidden_in is None else hidden_in
+        key = (rows, keep, id(given))
         call = self._calls.get(key)
         if call is None:
-            part = None if source is None else source[:rows]
-            call = self._calls[key] = _Call(self, part, self.hidden[:rows], rows, keep)
+            made = _Call(self, _prefix(given, rows), self._states.buffer(rows), rows, keep)
+            call = self._calls[key] = made
         started = time.perf_counter()
         logits = self._run(call, ids)
         self.seconds = time.perf_counter() - started
+        self._states.written(rows)
         return logits
 
     def read(self, ids: list[int], hidden_in: States | None, hidden_out: States, keep: int = 1) -> Floats:
@@ -114,7 +143,8 @@ class Half:
         `hidden_in` (a module's input) and `hidden_out` are [S, state_size], contiguous.
         """
         self._make_room(len(ids))
-        return self._run(_Call(self, hidden_in, hidden_out, len(ids), keep), ids)
+        given, made = _prefix(hidden_in, len(ids)), HostBuffer(hidden_out[None])
+        return self._run(_Call(self, given, made, len(ids), keep), ids)
 
     def restore(self, tokens: list[int], past: list[NDArray[Any]]) -> None:
         """Take over what another one had read: its tokens [n], and its keys and values [K, n, D]."""
@@ -128,6 +158,18 @@ class Half:
         self._calls.clear()
         self.cache.close()
         del self.session
+
+    def _given(self, rows: int) -> States | Buffer | None:
+        """What the source made, on the device where both can have it there."""
+        if self._source is None:
+            return None
+        return self._source._states.on_device(rows) or self._source.hidden
+
+    def _shared_memory(self, module: Half) -> Memory:
+        """Where this half's states can lie for the module to read them; on the host unless both have one device."""
+        outputs = self.spec.state_outputs()
+        written, read = self.writes[outputs[0]], module.reads[module.spec.state_input]
+        return written if len(outputs) == 1 and written == read else HOST
 
     def _make_room(self, rows: int) -> None:
         length = self.length + rows
@@ -146,3 +188,11 @@ class Half:
         self.runs += 1
         self.rows_read += len(ids)
         return logits
+
+
+def _prefix(states: States | Buffer | None, rows: int) -> Buffer | None:
+    return HostBuffer(states[None, :rows]) if isinstance(states, np.ndarray) else states
+
+
+def _is_host(value: ort.OrtValue) -> bool:
+    return bool(value.device_name() == "cpu")

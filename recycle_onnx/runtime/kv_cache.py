@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import GraphSpec
+from recycle_onnx.contract import ATTENTION_MASK, GraphSpec
+from recycle_onnx.runtime.memory import HOST, Array, Buffer, Memory
 
 FIRST_CAPACITY = 256
 
@@ -16,31 +18,41 @@ FIRST_CAPACITY = 256
 class KVCache:
     """Buffers [1, K, capacity, D] that grow as the text grows, and a mask that tells how much is valid.
 
-    Rolling back is shortening: rows beyond `length` are overwritten by the next run.
+    Rolling back is shortening: rows beyond `length` are overwritten by the next run. The mask is on the host always;
+    the buffers are where the session wants them, and are copied only to grow, to be saved and to be restored.
     """
 
-    def __init__(self, spec: GraphSpec, limit: int) -> None:
+    def __init__(self, spec: GraphSpec, limit: int, places: Mapping[str, Memory] | None = None) -> None:
+        """`limit` is the most rows; `places` say where each past input is to lie, on the host where they do not."""
         self.limit = limit
         self.capacity = min(FIRST_CAPACITY, limit)
         self.length = 0
+        self._spec = spec
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
-        shape = (1, spec.num_kv_heads, self.capacity, spec.head_dim)
-        self.arrays: list[NDArray[Any]] = [np.zeros(shape, spec.float_type) for _ in self._names]
-        self._wrap()
+        self._places = [(places or {}).get(past, HOST) for past, _ in self._names]
+        self.buffers = [self._buffer(place) for place in self._places]
+        self._make_mask()
 
-    def _wrap(self) -> None:
-        self.mask = np.zeros((1, self.capacity), np.int64)
-        self.mask[0, : self.length] = 1
-        # An OrtValue made from numpy aliases the array, and does not keep it alive: `arrays` and `mask` do.
-        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self.arrays]
-        self._mask_value = ort.OrtValue.ortvalue_from_numpy(self.mask)
+    @property
+    def arrays(self) -> list[Array]:
+        """The buffers' content, in the contract's order; on the host they are the buffers themselves."""
+        return [buffer.read() for buffer in self.buffers]
+
+    @property
+    def devices(self) -> dict[str, str]:
+        """Where each buffer lies, as ONNX Runtime calls it (`cpu`, `cuda`, `webgpu`, …), by its input's name."""
+        return {past: buffer.value.device_name() for (past, _), buffer in zip(self._names, self.buffers, strict=True)}
 
     def bind(self, binding: ort.IOBinding) -> None:
         """Bind mask, past and present; to be repeated after `reserve` has grown the buffers."""
-        binding.bind_ortvalue_input("attention_mask", self._mask_value)
-        for (past, present), value in zip(self._names, self._values, strict=True):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
+        self.bind_mask(binding)
+        for (past, present), buffer in zip(self._names, self.buffers, strict=True):
+            binding.bind_ortvalue_input(past, buffer.value)
+            binding.bind_ortvalue_output(present, buffer.value)
+
+    def bind_mask(self, binding: ort.IOBinding) -> None:
+        """Bind the mask alone: a session that wants it on a device copies it when it is bound."""
+        binding.bind_ortvalue_input(ATTENTION_MASK, self._mask_value)
 
     def reserve(self, rows: int) -> bool:
         """Make room for `rows` tokens, doubling the buffers; tell whether they are new ones."""
@@ -48,14 +60,9 @@ class KVCache:
             return False
         while self.capacity < rows:
             self.capacity = min(2 * self.capacity, self.limit)
-        self.arrays = [self._grown(array) for array in self.arrays]
-        self._wrap()
+        self.buffers = [self._grown(buffer, place) for buffer, place in zip(self.buffers, self._places, strict=True)]
+        self._make_mask()
         return True
-
-    def _grown(self, array: NDArray[Any]) -> NDArray[Any]:
-        larger = np.zeros((1, array.shape[1], self.capacity, array.shape[3]), array.dtype)
-        larger[:, :, : self.length] = array[:, :, : self.length]
-        return larger
 
     def set_length(self, length: int) -> None:
         """Say how many rows are valid, counting those that the next run writes."""
@@ -66,15 +73,29 @@ class KVCache:
         self.length = length
 
     def rows(self) -> list[NDArray[Any]]:
-        """Keys and values [K, length, D] of the valid rows, in the contract's order; they alias the buffers."""
+        """Keys and values [K, length, D] of the valid rows, in the contract's order; on the host they are aliases."""
         return [array[0, :, : self.length] for array in self.arrays]
 
     def restore(self, past: list[NDArray[Any]]) -> None:
         """Copy keys and values that `rows` gave into buffers that have room for them."""
-        for array, rows in zip(self.arrays, past, strict=True):
-            array[0, :, : rows.shape[1]] = rows
+        for buffer, rows in zip(self.buffers, past, strict=True):
+            buffer.write_rows(rows[None])
         self.set_length(past[0].shape[1])
 
     def close(self) -> None:
         """Let go of the buffers."""
-        self.arrays, self._values = [], []
+        self.buffers = []
+
+    def _buffer(self, place: Memory) -> Buffer:
+        shape = (1, self._spec.num_kv_heads, self.capacity, self._spec.head_dim)
+        return place.zeros(shape, self._spec.float_type)
+
+    def _grown(self, buffer: Buffer, place: Memory) -> Buffer:
+        larger = self._buffer(place)
+        larger.write_rows(buffer.read()[:, :, : self.length])
+        return larger
+
+    def _make_mask(self) -> None:
+        self.mask = np.zeros((1, self.capacity), np.int64)
+        self.mask[0, : self.length] = 1
+        self._mask_value = ort.OrtValue.ortvalue_from_numpy(self.mask)  # an alias, that `mask` keeps alive

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -22,12 +22,13 @@ from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.loaded import LoadedHalves
 from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.processors import make_chooser
+from recycle_onnx.runtime.providers import Place, Placement, place, register_library
 from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.runtime.structured import Constraints
 from recycle_onnx.tokenizer import load_tokenizer
 
-Opener = Callable[[Bundle, Kind, str, int | None], ort.InferenceSession]
+Opener = Callable[[Bundle, Kind, Place, int | None], ort.InferenceSession]
 """Gives a session of one half: bundle, half, provider, threads."""
 
 
@@ -42,25 +43,29 @@ class RecycleModel:
     def __init__(
         self,
         bundle: Bundle,
-        provider: str,
+        provider: Place,
         threads: int | None,
         opener: Opener = open_original,
         progress: Progress = silent,
+        recycler_provider: Place | None = None,
     ) -> None:
+        """`provider` runs the full model, `recycler_provider` the module, by default the same."""
         manifest = bundle.manifest
+        places = Placement.of(provider), Placement.of(provider if recycler_provider is None else recycler_provider)
+        self._providers = tuple(found.provider.name for found in places)
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
         self.generation_config = read_defaults(bundle.folder / "generation_config.json")
         self.prefill_chunk = CHUNK
-        self.calibration = Calibration.find(bundle, provider, threads)
+        self.calibration = Calibration.find(bundle, self.providers, threads)
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
         recycler, kinds = manifest.graphs.get("recycler"), tuple(manifest.graphs)
         progress(0, len(kinds), "loading the full model")
-        full = opener(bundle, "full", provider, threads)
+        full = opener(bundle, "full", places[0], threads)
         progress(1, len(kinds), "loading the module" if recycler else "loaded")
-        module = opener(bundle, "recycler", provider, threads) if recycler else None
+        module = opener(bundle, "recycler", places[1], threads) if recycler else None
         progress(len(kinds), len(kinds), "loaded")
         self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler))
 
@@ -76,6 +81,21 @@ class RecycleModel:
         Waits for steps in progress, in whatever thread.
         """
         self._halves.close()
+
+    @property
+    def provider(self) -> str:
+        """What runs the full model; under `auto` what was chosen."""
+        return self._providers[0]
+
+    @property
+    def recycler_provider(self) -> str:
+        """What runs the module, if there is one."""
+        return self._providers[1]
+
+    @property
+    def providers(self) -> str:
+        """Both in one word, `cuda+cpu`, or `cpu` where they are the same."""
+        return "+".join(dict.fromkeys(self._providers))
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -214,6 +234,10 @@ def load(
     path: str | PathLike[str],
     *,
     provider: str = "cpu",
+    recycler_provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    recycler_provider_options: Mapping[str, str] | None = None,
+    provider_libraries: Mapping[str, str | PathLike[str]] | None = None,
     threads: int | None = None,
     verify: bool = False,
     prepacked: bool = False,
@@ -223,7 +247,11 @@ def load(
 
     Args:
         path: the folder that `recycle-onnx export` wrote.
-        provider: where to run; `cpu`.
+        provider: where to run: `cpu`, another one of `docs/providers.md`, or `auto` for the best that is here.
+        recycler_provider: where the module runs, if not there too.
+        provider_options: what the provider takes, by ONNX Runtime's names (`{"device_id": "1"}`).
+        recycler_provider_options: the same for the module's provider, if it has one of its own.
+        provider_libraries: files of plug-in providers, by the name to call each.
         threads: threads of each session, None for one a physical core.
         verify: hash the weights again, even if this very file was checked before.
         prepacked: keep weights in the user's cache, laid out for this processor (twice the bundle's size), and map
@@ -231,9 +259,20 @@ def load(
         progress: called with what is done, of how much, and what comes now: bytes of files checked, then graphs loaded.
 
     Raises:
-        InputError: not a bundle, an altered file, a future format, an unknown provider.
-        RecycleError: ONNX Runtime cannot load a graph.
+        InputError: not a bundle, an altered file, a future format, a provider that is unknown or not here, cannot run
+            the bundle or does not know an option.
+        RecycleError: ONNX Runtime cannot load a graph, or there is too little memory.
     """
+    for name, file in (provider_libraries or {}).items():
+        register_library(name, file)
     opener = open_prepacked if prepacked else open_original
     bundle = Bundle.open(Path(path), verify=verify, progress=progress)
-    return RecycleModel(bundle, provider, threads, opener, progress)
+    full = place(provider, provider_options or {}, bundle.manifest)
+    if recycler_provider is None and recycler_provider_options:
+        raise InputError(
+            "options for the module's own provider were given, but not which one; name it too (--recycler-provider)"
+        )
+    other = None
+    if recycler_provider is not None:
+        other = place(recycler_provider, recycler_provider_options or {}, bundle.manifest)
+    return RecycleModel(bundle, full, threads, opener, progress, other)

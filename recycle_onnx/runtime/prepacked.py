@@ -18,6 +18,8 @@ from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.runtime.provider_table import CPU
+from recycle_onnx.runtime.providers import Place, Placement
 from recycle_onnx.runtime.sessions import open_original, open_session, session_options
 
 GRAPH, WEIGHTS, MADE = "graph.onnx", "graph.onnx.data", "made.json"
@@ -27,23 +29,32 @@ SMALLEST_BYTES = 1024
 logger = logging.getLogger(__name__)
 
 
-def open_prepacked(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+def open_prepacked(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
     """A session like `open_session`'s, from the cache; what is missing or stale there is made first.
 
     A cache that cannot be written, or that does not load, is worth a warning: the bundle's own graph is loaded then.
+
+    Raises:
+        InputError: another provider than the processor's own.
     """
+    place = Placement.of(provider)
+    if place.provider.name != CPU:
+        raise InputError(
+            f"weights are prepacked for the processor; provider {place.provider.name!r} lays them out itself: "
+            "leave prepacked away"
+        )
     path, spec = bundle.graph(kind), bundle.manifest.graphs[kind]
     folder = cache_folder() / "prepacked" / bundle.digest[:32] / kind
     try:
         if not _is_current(folder):
-            _make(path, folder, provider)
-        return open_session(folder / GRAPH, spec, provider, threads, session_options(threads, "serial"))
+            _make(path, folder)
+        return open_session(folder / GRAPH, spec, place, threads, session_options(threads, "serial"))
     except InputError:
         raise
     except (RecycleError, OSError) as error:
         logger.warning("%s: no prepacked weights (%s); loading %s itself", folder, error, path)
         shutil.rmtree(folder, ignore_errors=True)
-        return open_original(bundle, kind, provider, threads)
+        return open_original(bundle, kind, place, threads)
 
 
 def _made_for() -> dict[str, str]:
@@ -64,7 +75,7 @@ def _is_current(folder: Path) -> bool:
     return bool(made == expected)
 
 
-def _make(path: Path, folder: Path, provider: str) -> None:
+def _make(path: Path, folder: Path) -> None:
     with new_folder(folder, force=True) as work:
         options = session_options(None, "serial")
         options.optimized_model_filepath = str(work / GRAPH)
@@ -74,5 +85,5 @@ def _make(path: Path, folder: Path, provider: str) -> None:
             ("save_external_prepacked_constant_initializers", "1"),
         ):
             options.add_session_config_entry(f"session.{name}", value)
-        open_session(path, None, provider, None, options)
+        open_session(path, None, CPU, None, options)
         write_json(work / MADE, {**_made_for(), "bytes": (work / WEIGHTS).stat().st_size})

@@ -12,8 +12,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
-
 import onnxruntime as ort
 
 from recycle_onnx.bundle import Manifest
@@ -105,16 +103,18 @@ def choose(name: str, manifest: Manifest) -> Provider:
     return provider
 
 
-def check_options(provider: Provider, options: Mapping[str, str]) -> None:
-    """Refuse options that the provider would ignore.
+def place(name: str, options: Mapping[str, str], manifest: Manifest) -> Placement:
+    """A placement for a session of this bundle.
 
     Raises:
-        InputError: it does not know one of them.
+        InputError: as `choose` says, or an option that the provider does not know and would ignore.
     """
+    provider = choose(name, manifest)
     unknown = [] if provider.options is None else sorted(set(options) - provider.options)
     if unknown:
         expected = ", ".join(sorted(provider.options or ())) or "none at all"
         raise InputError(f"provider {provider.name!r} has no option {unknown[0]!r}; expected: {expected}")
+    return Placement(provider, options)
 
 
 def register_library(name: str, path: str | os.PathLike[str]) -> Provider:
@@ -142,6 +142,20 @@ class Placement:
     provider: Provider = PROVIDERS[CPU]
     options: Mapping[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, place: Placement | str) -> Placement:
+        """A placement from a provider's name, without options.
+
+        Raises:
+            InputError: there is no such provider, or it is not here.
+        """
+        if isinstance(place, Placement):
+            return place
+        provider = known(place)
+        if reason := why_missing(provider):
+            raise InputError(reason)
+        return cls(provider)
+
     def attach(self, options: ort.SessionOptions, threads: int | None) -> list[Any]:
         """Set the session's options up for it; give what `InferenceSession` takes as `providers`.
 
@@ -161,6 +175,9 @@ class Placement:
         options.add_provider_for_devices([found[int(number)]], given)
         return []
 
+
+Place = Placement | str
+"""A placement, or the name of a provider that needs no options."""
 
 _registered: dict[str, Provider] = {}
 _plugin_failures: dict[str, str] = {}

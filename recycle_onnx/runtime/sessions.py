@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import onnxruntime as ort
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.runtime.providers import Place, Placement
 
-PROVIDERS = {"cpu": "CPUExecutionProvider"}
 ERRORS_ONLY = 3
+OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
 Prepacking = Literal["parallel", "serial", "off"]
 PREPACKING: dict[Prepacking, tuple[str, str]] = {
     "parallel": ("session.prepack.enable_parallel", "1"),
@@ -23,36 +24,42 @@ PREPACKING: dict[Prepacking, tuple[str, str]] = {
 
 
 def open_session(
-    path: Path, spec: GraphSpec | None, provider: str, threads: int | None, options: ort.SessionOptions | None = None
+    path: Path, spec: GraphSpec | None, provider: Place, threads: int | None, options: ort.SessionOptions | None = None
 ) -> ort.InferenceSession:
     """Load a graph and compare its interface with the contract, unless `spec` is None.
 
     `threads` is the number of intra-op threads, None for one a physical core; `options` take the place of ours.
 
     Raises:
-        InputError: an unknown provider, or a number of threads below one.
-        RecycleError: ONNX Runtime cannot load the graph, or the graph does not follow the contract.
+        InputError: a provider that is unknown, not here or refuses its options, or a number of threads below one.
+        RecycleError: ONNX Runtime cannot load the graph, it does not fit into memory, or it does not follow the
+            contract.
     """
-    if provider not in PROVIDERS:
-        raise InputError(f"provider {provider!r} is not known; expected one of: {', '.join(PROVIDERS)}")
+    place = Placement.of(provider)
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
     ort.disable_telemetry_events()
     try:
-        session = _load(path, provider, options or session_options(threads))
+        session = _load(path, place, threads, options or session_options(threads))
+    except InputError:
+        raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
-        raise RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it ({error})") from error
+        raise _failure(path, place, error) from error
+    if place.provider.ort_name not in session.get_providers():
+        raise RecycleError(
+            f"provider {place.provider.name!r} did not start; it needs {place.provider.needs} (`recycle-onnx doctor`)"
+        )
     if spec is not None:
         _check_interface(session, spec, path)
     return session
 
 
-def open_original(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+def open_original(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
     """A session of the bundle's own graph."""
     return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads)
 
 
-def open_mapped(bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+def open_mapped(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
     """One for a check or two: float32 weights stay in the mapped file, and steps on a few tokens are slower."""
     prepacking: Prepacking = "off" if bundle.manifest.precision == "fp32" else "parallel"
     options = session_options(threads, prepacking)
@@ -75,11 +82,11 @@ def session_options(threads: int | None, prepacking: Prepacking = "parallel") ->
     return options
 
 
-def _load(path: Path, provider: str, options: ort.SessionOptions) -> ort.InferenceSession:
-    # without a fallback to other providers: it would print to standard output
-    how: dict[str, Any] = {"providers": [PROVIDERS[provider]], "enable_fallback": False}
+def _load(path: Path, place: Placement, threads: int | None, options: ort.SessionOptions) -> ort.InferenceSession:
+    providers = place.attach(options, threads)
     try:
-        return ort.InferenceSession(path, options, **how)
+        # without a fallback to other providers: it would print to standard output
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=False)
     except RuntimeError as error:
         if "global thread pool" not in str(error):
             raise
@@ -87,7 +94,22 @@ def _load(path: Path, provider: str, options: ort.SessionOptions) -> ort.Inferen
         # ourselves would suit two sessions that take turns, but every other session of the application that asks for
         # its own threads would then fail.)
         options.use_per_session_threads = False
-        return ort.InferenceSession(path, options, **how)
+        return ort.InferenceSession(path, options, providers=providers, enable_fallback=False)
+
+
+def _failure(path: Path, place: Placement, error: Exception) -> RecycleError:
+    """What to tell of an exception while a graph was loaded: whose fault it is, and what to do."""
+    name, text = place.provider.name, str(error)
+    reason = text.split(" : ")[-1].splitlines()[0] if text else type(error).__name__
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
+        size = sum(file.stat().st_size for file in (path, Path(f"{path}.data")) if file.exists())
+        return RecycleError(
+            f"{path}: too little memory on provider {name!r} for a graph of {size / 1e6:.0f} MB ({reason}); "
+            "close other programs, or export the model again with --precision int4"
+        )
+    if refused := [option for option in place.options if option in text]:
+        return InputError(f"provider {name!r} does not take the option {refused[0]!r} ({reason})")
+    return RecycleError(f"{path}: ONNX Runtime {ort.__version__} cannot load it on provider {name!r} ({reason})")
 
 
 def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:

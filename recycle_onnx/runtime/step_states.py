@@ -1,0 +1,59 @@
+"""Hidden states that a step has made: on the host, or on a device until the host asks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.contract import FloatType
+from recycle_onnx.runtime.memory import HOST, Buffer, HostBuffer, Memory
+
+States = NDArray[np.floating[Any]]
+"""Hidden states [rows, H], several taps side by side [rows, n·H], in the bundle's float type."""
+STEP_ROWS = 16
+"""Calls of up to this many tokens keep their buffers bound; longer ones are prefill, and are bound anew."""
+
+
+class StepStates:
+    """Rows [STEP_ROWS, state_size], of which the latest step has filled the first.
+
+    A device has a buffer for each number of rows, since no tensor can be a part of another's memory there. The next
+    graph reads it as it is, if it wants all its rows; otherwise, and for whoever calls `on_host`, the rows are copied.
+    """
+
+    def __init__(self, width: int, dtype: FloatType) -> None:
+        self._array: States = np.zeros((STEP_ROWS, width), dtype)
+        self._dtype: FloatType = dtype
+        self._memory: Memory = HOST
+        self._buffers: dict[int, Buffer] = {}
+        self._rows = 0
+        self._copied = True
+
+    def share(self, memory: Memory) -> None:
+        """Have later steps leave their states in this memory."""
+        self._memory = memory
+
+    def buffer(self, rows: int) -> Buffer:
+        """Where a step of so many rows is to write, [1, rows, state_size]."""
+        if self._memory.is_host:
+            return HostBuffer(self._array[None, :rows])
+        if rows not in self._buffers:
+            self._buffers[rows] = self._memory.zeros((1, rows, self._array.shape[1]), self._dtype)
+        return self._buffers[rows]
+
+    def written(self, rows: int) -> None:
+        """Say that a step has filled its buffer."""
+        self._rows, self._copied = rows, self._memory.is_host
+
+    def on_device(self, rows: int) -> Buffer | None:
+        """The latest step's states where they are on a device, and so many."""
+        return self._buffers.get(rows) if rows == self._rows else None
+
+    def on_host(self) -> States:
+        """The rows, copied from the device if that has not been done."""
+        if not self._copied:
+            self._array[: self._rows] = self._buffers[self._rows].read()[0]
+            self._copied = True
+        return self._array
