@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from recycle_onnx.cli.options import pairs, places, placing
 from recycle_onnx.cli.report import as_json, stages
-from recycle_onnx.errors import InputError
 
 
-@click.command()
+@click.command(context_settings={"default_map": {"provider": "auto"}})
 @click.argument("bundle", type=Path, required=False)
-@click.option("--provider", default="auto", show_default=True, help="Where to run BUNDLE.")
+@placing
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
 @click.option(
     "--session-config", multiple=True, metavar="NAME=VALUE",
@@ -21,7 +22,7 @@ from recycle_onnx.errors import InputError
 )  # fmt: skip
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def doctor(
-    bundle: Path | None, provider: str, threads: int | None, session_config: tuple[str, ...], json_: bool
+    bundle: Path | None, threads: int | None, session_config: tuple[str, ...], json_: bool, **settings: Any
 ) -> None:
     """Say what this machine can do, whether BUNDLE is sound on it, and what to change.
 
@@ -30,10 +31,10 @@ def doctor(
     from recycle_onnx.cli.doctor_view import show
     from recycle_onnx.doctor import examine
 
-    config = dict(map(_setting, session_config))
+    config = pairs("session-config", session_config, "session.force_spinning_stop=1")
     with stages() as report:
         found = examine(
-            bundle, provider=provider, threads=threads, session_config=config,
+            bundle, **places(settings), threads=threads, session_config=config,
             progress=lambda done, total, what: report(what, done, total),
         )  # fmt: skip
     if json_:
@@ -41,10 +42,3 @@ def doctor(
     else:
         show(found)
     sys.exit(int(found.broken))
-
-
-def _setting(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals):
-        raise InputError(f"session-config is {text!r}; expected NAME=VALUE, as in session.force_spinning_stop=1")
-    return name, value

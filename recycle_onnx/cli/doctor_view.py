@@ -99,7 +99,8 @@ def _provider(found: Report, index: int) -> tuple[str, str]:
 def _bundle(found: BundleReport) -> Iterator[tuple[str, str]]:
     yield "files", "as the manifest says" if found.whole else "altered or damaged"
     if found.flavour:
-        yield "graphs", f"flavour {found.flavour}, {found.precision}, on {found.provider}"
+        module = "" if found.recycler_provider == found.provider else f", the module on {found.recycler_provider}"
+        yield "graphs", f"flavour {found.flavour}, {found.precision}, on {found.provider}{module}"
     if needs := found.needs:
         yield "weights", gigabytes(needs.weights_bytes)
         yield f"caches at {needs.context_length} tokens", gigabytes(needs.cache_bytes)

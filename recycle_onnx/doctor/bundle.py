@@ -20,9 +20,11 @@ from recycle_onnx.doctor.self_test import SelfTest
 from recycle_onnx.doctor.spinning import Spinning
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.progress import Progress
+from recycle_onnx.runtime import providers as runtime_providers
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.provider_table import CPU
+from recycle_onnx.runtime.providers import Place
 from recycle_onnx.runtime.sessions import open_session, session_options
 
 
@@ -32,6 +34,7 @@ class BundleReport:
 
     folder: str
     provider: str
+    recycler_provider: str
     whole: bool = False
     flavour: str | None = None
     precision: str | None = None
@@ -44,16 +47,26 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class How:
-    """Providers to choose from, threads of each session, and settings of sessions that take the place of ours."""
+    """Providers to choose from and options for it, the same of the module, and the sessions' threads and settings.
+
+    `session_config` are settings of ONNX Runtime's sessions that take the place of ours.
+    """
 
     providers: list[str]
+    options: Mapping[str, str]
+    recycler_providers: list[str]
+    recycler_options: Mapping[str, str]
     threads: int | None
     session_config: Mapping[str, str]
 
 
 def examine(folder: Path, how: How, machine: Machine, bandwidth: Bandwidth, progress: Progress) -> BundleReport:
-    """Check files, room, provider, placement, spinning and results, in this order, as far as each allows the next."""
-    report = BundleReport(str(folder), how.providers[0])
+    """Check files, room, provider, placement, spinning and results, in this order, as far as each allows the next.
+
+    Raises:
+        InputError: an option that a provider does not know.
+    """
+    report = BundleReport(str(folder), how.providers[0], how.recycler_providers[0])
     bundle = _open(folder, report, progress)
     if bundle is None:
         return report
@@ -61,7 +74,8 @@ def examine(folder: Path, how: How, machine: Machine, bandwidth: Bandwidth, prog
     report.whole, report.flavour, report.precision = True, manifest.flavour, manifest.precision
     report.needs = needs.find(manifest, bandwidth)
     report.provider, unsuited = providers.choose(manifest, how.providers)
-    report.findings += [*needs.findings(report.needs, machine.memory), *unsuited]
+    report.recycler_provider, others = providers.choose(manifest, how.recycler_providers)
+    report.findings += [*needs.findings(report.needs, machine.memory), *dict.fromkeys([*unsuited, *others])]
     if not any(finding.level == "broken" for finding in report.findings):
         _run(bundle, how, machine, report, progress)
     return report
@@ -77,13 +91,16 @@ def _open(folder: Path, report: BundleReport, progress: Progress) -> Bundle | No
 
 def _run(bundle: Bundle, how: How, machine: Machine, report: BundleReport, progress: Progress) -> None:
     opener = _Opener(how.session_config)
+    place = runtime_providers.place(report.provider, how.options, bundle.manifest)
+    recycler_place = runtime_providers.place(report.recycler_provider, how.recycler_options, bundle.manifest)
     try:
         progress(0, 3, "running the graphs on the CPU as they were written")
         expected = _expected(bundle, how, report)
         progress(1, 3, f"loading them for {report.provider}")
-        with RecycleModel(bundle, report.provider, how.threads, opener) as model:
+        with RecycleModel(bundle, place, how.threads, opener, recycler_provider=recycler_place) as model:
             report.assignments = {kind: assignment.of_session(session) for kind, session in opener.sessions.items()}
-            report.findings += providers.elsewhere(report.assignments, report.provider)
+            names = {"full": report.provider, "recycler": report.recycler_provider}
+            report.findings += providers.elsewhere(report.assignments, names)
             report.spinning = _spinning(model, opener.sessions, machine)
             progress(2, 3, "comparing texts")
             report.self_test = self_test.run(model, opener.sessions, expected)
@@ -133,7 +150,7 @@ class _Opener:
         self.config = config
         self.sessions: dict[Kind, ort.InferenceSession] = {}
 
-    def __call__(self, bundle: Bundle, kind: Kind, provider: str, threads: int | None) -> ort.InferenceSession:
+    def __call__(self, bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
         options = session_options(threads)
         for name, value in (*self.config.items(), assignment.RECORD):
             options.add_session_config_entry(name, value)

@@ -75,11 +75,11 @@ def _unsuited(manifest: Manifest, name: str, *, broken: bool) -> Iterator[Findin
             yield Finding("broken" if broken else "advice", what, why, do)
 
 
-def elsewhere(assignments: Mapping[str, Assignment], name: str) -> Iterator[Finding]:
-    """Graphs of which the provider runs nothing, or not what takes the time."""
-    ort_name = providers.known(name).ort_name
+def elsewhere(assignments: Mapping[str, Assignment], names: Mapping[str, str]) -> Iterator[Finding]:
+    """Graphs of which their provider runs nothing, or not what takes the time; all by the graph's name."""
     for graph, found in assignments.items():
-        others = found.elsewhere(ort_name)
+        name = names[graph]
+        others = found.elsewhere(providers.known(name).ort_name)
         if sum(others.values()) == found.total:
             yield Finding(
                 "broken",

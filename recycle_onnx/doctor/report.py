@@ -20,6 +20,7 @@ from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
+from recycle_onnx.runtime.providers import register_library
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,10 @@ def examine(
     bundle: str | PathLike[str] | None = None,
     *,
     provider: str = "auto",
+    recycler_provider: str | None = None,
+    provider_options: Mapping[str, str] | None = None,
+    recycler_provider_options: Mapping[str, str] | None = None,
+    provider_libraries: Mapping[str, str | PathLike[str]] | None = None,
     threads: int | None = None,
     session_config: Mapping[str, str] | None = None,
     progress: Progress = silent,
@@ -63,14 +68,21 @@ def examine(
 
     Args:
         bundle: a folder that `recycle-onnx export` wrote.
-        provider: where to run it, as `load` takes it; `auto` for the best one here.
+        provider: where to run it; `auto` for the best one here. This and the next four are as `load` takes them.
+        recycler_provider: where to run its module, if not there too.
+        provider_options: what the provider takes.
+        recycler_provider_options: the same for the module's provider, if it has one of its own.
+        provider_libraries: files of plug-in providers.
         threads: threads of each session, None for one a physical core.
         session_config: settings of ONNX Runtime's sessions that an application gives in the place of ours, by name.
         progress: called with what is done, of how much, and what comes now.
 
     Raises:
-        InputError: not a bundle, an unknown provider, or threads out of range.
+        InputError: not a bundle, a provider that is unknown or not here or does not know an option, or threads out of
+            range.
     """
+    for name, file in (provider_libraries or {}).items():
+        register_library(name, file)
     names = providers.candidates(provider)
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
@@ -80,7 +92,10 @@ def examine(
     found = machine.find()
     speed = bandwidth.measure(found.processors.useful_threads, found.memory.free_bytes)
     installed, sends = versions.find(), telemetry.find()
-    how = How(names, threads, session_config or {})
+    others = names if recycler_provider is None else providers.candidates(recycler_provider)
+    options = provider_options or {}
+    other_options = options if recycler_provider is None else recycler_provider_options or {}
+    how = How(names, options, others, other_options, threads, session_config or {})
     examined = None if bundle is None else bundles.examine(Path(bundle), how, found, speed, progress)
     findings = [
         *versions.findings(installed),

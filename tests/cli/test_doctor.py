@@ -109,13 +109,19 @@ def test_without_a_terminal_lines_are_plain_and_as_long_as_they_are() -> None:
     assert all(character.isascii() or character in "…" for character in result.stdout)
 
 
+def test_a_terminal_gets_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich believe that it writes to one
+    result = run("doctor", "--threads", 1)
+    assert "│ Python" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("no-such-folder",), ("no-such-folder", "recycle-onnx export")),
         (("--provider", "abacus"), ("'abacus'", "cpu")),
         (("--threads", 0), ("threads is 0",)),
-        (("--session-config", "fast"), ("'fast'", "NAME=VALUE")),
+        (("--session-config", "fast"), ("'fast'", "session.force_spinning_stop=1")),
         (("--threads", "two"), ("two",)),
     ],
 )

@@ -69,16 +69,16 @@ def test_nodes_by_provider(tiny_bundle: Path) -> None:
     assert found.nodes["CPUExecutionProvider"]["com.microsoft.GroupQueryAttention"] == 2  # one a layer
     assert found.elsewhere("CPUExecutionProvider") == {}
     assert sum(found.elsewhere("CUDAExecutionProvider").values()) == found.total > 10
-    assert list(providers.elsewhere({"full": found}, "cpu")) == []
-    (none_there,) = providers.elsewhere({"full": found}, "cuda")
+    assert list(providers.elsewhere({"full": found}, {"full": "cpu"})) == []
+    (none_there,) = providers.elsewhere({"full": found}, {"full": "cuda"})
     assert none_there.level == "broken"
 
 
 def test_attention_elsewhere_is_worth_a_word_and_shapes_are_not() -> None:
     shapes = Assignment({"CUDAExecutionProvider": {"MatMul": 4}, "CPUExecutionProvider": {"Cast": 2}})
-    assert list(providers.elsewhere({"full": shapes}, "cuda")) == []
+    assert list(providers.elsewhere({"full": shapes}, {"full": "cuda"})) == []
     heavy = {"CPUExecutionProvider": {"com.microsoft.GroupQueryAttention": 2, "Cast": 2}}
     split = Assignment({"CUDAExecutionProvider": {"MatMul": 4}, **heavy})
-    (finding,) = providers.elsewhere({"full": split}, "cuda")
+    (finding,) = providers.elsewhere({"full": split}, {"full": "cuda"})
     assert "2 com.microsoft.GroupQueryAttention" in finding.what
     assert finding.level == "advice"
