@@ -1,7 +1,7 @@
-/* read_bandwidth THREADS MIB: GB/s at which THREADS read MIB of memory each pass; the best of eight rounds.
+/* read_bandwidth THREADS MIB: GB/s at which THREADS read MIB of memory, again and again; the best of many rounds.
  *
- * Shares nothing with recycle_onnx.doctor.bandwidth but the question: threads run whole passes between barriers,
- * and the clock is that of the first thread.
+ * Shares nothing with recycle_onnx.doctor.bandwidth but the question: a round is a number of bytes, not a time, and
+ * threads start and end it together at barriers.
  *
  *     cc -O3 -march=native -pthread read_bandwidth.c -o read_bandwidth
  */
@@ -14,14 +14,14 @@
 #include <sys/mman.h>
 #include <time.h>
 
-enum { ROUNDS = 8 };
-static const double ROUND_SECONDS = 0.05;
+enum { ROUNDS = 200 };
+static const size_t SLICE = 16 << 20; /* bytes of a thread in a round */
 
 static uint64_t *data;
 static size_t words;
-static int threads, passes;
+static int threads;
 static pthread_barrier_t gate;
-static double elapsed;
+static double started[256], ended[256], best = 1e9;
 static volatile uint64_t sink;
 
 static double now(void) {
@@ -42,28 +42,31 @@ static uint64_t sum(const uint64_t *from, size_t count) {
     return a + b + c + d;
 }
 
-static void *work(void *argument) {
-    size_t index = (size_t)argument, count = words / threads;
-    uint64_t total = 0;
-    pthread_barrier_wait(&gate);
-    double started = now();
-    for (int pass = 0; pass < passes; pass++) {
-        total += sum(data + index * count, count);
-        data[index * count] = total; /* no pass is the last one's result */
+/* From the first thread's start to the last one's end. */
+static void keep_best(void) {
+    double from = started[0], to = ended[0];
+    for (int i = 1; i < threads; i++) {
+        if (started[i] < from) from = started[i];
+        if (ended[i] > to) to = ended[i];
     }
-    pthread_barrier_wait(&gate);
-    if (index == 0) elapsed = now() - started;
-    sink = total;
-    return NULL;
+    if (to - from < best) best = to - from;
 }
 
-static double run(void) {
-    pthread_t ids[256];
-    pthread_barrier_init(&gate, NULL, threads);
-    for (size_t i = 0; i < (size_t)threads; i++) pthread_create(&ids[i], NULL, work, (void *)i);
-    for (int i = 0; i < threads; i++) pthread_join(ids[i], NULL);
-    pthread_barrier_destroy(&gate);
-    return elapsed;
+static void *work(void *argument) {
+    size_t index = (size_t)argument, part = words / threads, slice = SLICE / sizeof *data;
+    if (slice > part) slice = part;
+    const uint64_t *own = data + index * part;
+    uint64_t total = 0;
+    for (int round = 0; round < ROUNDS; round++) {
+        pthread_barrier_wait(&gate);
+        started[index] = now();
+        total += sum(own + round % (part / slice) * slice, slice);
+        ended[index] = now();
+        pthread_barrier_wait(&gate);
+        if (index == 0) keep_best();
+    }
+    sink = total;
+    return NULL;
 }
 
 int main(int argc, char **argv) {
@@ -77,13 +80,11 @@ int main(int argc, char **argv) {
     madvise(data, bytes, MADV_HUGEPAGE); /* as numpy does */
 #endif
     memset(data, 1, bytes);
-    passes = 1;
-    passes += (int)(ROUND_SECONDS / run());
-    double best = 0;
-    for (int round = 0; round < ROUNDS; round++) {
-        double rate = (double)bytes * passes / run() / 1e9;
-        if (rate > best) best = rate;
-    }
-    printf("%.3f\n", best);
+    pthread_t ids[256];
+    pthread_barrier_init(&gate, NULL, threads);
+    for (size_t i = 0; i < (size_t)threads; i++) pthread_create(&ids[i], NULL, work, (void *)i);
+    for (int i = 0; i < threads; i++) pthread_join(ids[i], NULL);
+    size_t part = bytes / threads;
+    printf("%.3f\n", (double)threads * (part < SLICE ? part : SLICE) / best / 1e9);
     return 0;
 }

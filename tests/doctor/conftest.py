@@ -13,4 +13,5 @@ from recycle_onnx.doctor import bandwidth
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "BYTES", 8 << 20)
     monkeypatch.setattr(bandwidth, "CACHES", Path("no such folder"))
-    monkeypatch.setattr(bandwidth, "SECONDS", 0.002)
+    monkeypatch.setattr(bandwidth, "BYTES_A_THREAD", 8 << 20)
+    monkeypatch.setattr(bandwidth, "ROUNDS", 3)

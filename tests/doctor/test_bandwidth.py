@@ -24,10 +24,11 @@ def test_a_program_in_c_reads_about_as_fast(threads: int, tmp_path: Path) -> Non
 
 def test_more_is_read_than_caches_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bandwidth, "CACHES", tmp_path)
-    assert bandwidth.beyond_caches() == bandwidth.BYTES
+    assert bandwidth.beyond_caches(1) == bandwidth.BYTES
+    assert bandwidth.beyond_caches(8) == 8 * bandwidth.BYTES_A_THREAD
     (tmp_path / "index3").mkdir()
     (tmp_path / "index3" / "size").write_text("786432K\n")
-    assert bandwidth.beyond_caches() == 4 * 768 << 20
+    assert bandwidth.beyond_caches(1) == 4 * 768 << 20
 
 
 def test_little_free_memory_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
