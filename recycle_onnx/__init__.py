@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from recycle_onnx import telemetry as telemetry  # before anything imports onnxruntime
 from recycle_onnx.errors import InputError, RecycleError
 
 if TYPE_CHECKING:

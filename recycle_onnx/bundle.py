@@ -109,6 +109,18 @@ def describe_files(folder: Path, names: Iterable[str]) -> dict[str, File]:
     return {name: File((folder / name).stat().st_size, sha256(folder / name)) for name in names}
 
 
+def check_is_bundle(folder: Path) -> None:
+    """Tell a damaged bundle from none at all.
+
+    Raises:
+        InputError: no folder, or no manifest in it.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a bundle that `recycle-onnx export` wrote")
+    if not (folder / MANIFEST).exists():
+        raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A bundle whose files have been checked against its manifest."""
@@ -125,10 +137,7 @@ class Bundle:
         Raises:
             InputError: not a bundle, a future format, or a file that is missing or was altered.
         """
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; expected a bundle that `recycle-onnx export` wrote")
-        if not (folder / MANIFEST).exists():
-            raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")
+        check_is_bundle(folder)
         manifest = Manifest.read(folder / MANIFEST)
         required = {graph_file(kind) for kind in manifest.graphs} | {"tokenizer.json"}
         for name in sorted(required - manifest.files.keys()):

@@ -22,6 +22,11 @@ def identity() -> str:
     return f"{name()}, {platform.machine()}, {instructions}"
 
 
+def flags() -> frozenset[str]:
+    """Its instruction sets as Linux names them; empty elsewhere."""
+    return frozenset(_first(INSTRUCTIONS).split())
+
+
 def _first(keys: tuple[str, ...]) -> str:
     if not CPUINFO.exists():
         return ""

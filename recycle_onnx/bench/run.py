@@ -14,6 +14,7 @@ import numpy as np
 from recycle_onnx.bench import machine, steps
 from recycle_onnx.bench.calibrate import own_text
 from recycle_onnx.bench.forced import ForcedProposer, Script
+from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Generation, Result
@@ -111,7 +112,7 @@ def _measure(
     report(options.repeat, options.repeat, f"context {context} done")
     step = timer.medians()
     speeds = {name: [result.stats.tokens_per_second for result in runs] for name, runs in results.items()}
-    weights = (model.bundle.folder / "model.onnx.data").stat().st_size - _embedding_bytes(model)
+    weights = full_step_bytes(model.bundle.manifest)
     return [
         _summary(model, name, runs, speeds, step, options, weights, threads=threads, context=context, load_s=load_s)
         for name, runs in results.items()
@@ -178,15 +179,6 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
     draws = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
     return float(low), float(high)
-
-
-def _embedding_bytes(model: RecycleModel) -> int:
-    """Of an embedding of its own a step reads a row only; in any precision."""
-    base = model.bundle.manifest.base
-    if base["tied_embeddings"]:
-        return 0
-    bits = {"int4": 4.6, "int8": 8.6, "fp16": 16}.get(model.bundle.manifest.precision, 32)
-    return int(base["vocab_size"] * base["hidden_size"] * bits / 8)
 
 
 def verdict(results: Sequence[Measurement]) -> str:

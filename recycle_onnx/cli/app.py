@@ -18,7 +18,7 @@ from recycle_onnx.errors import RecycleError
 
 VERBS = (
     "attach", "create", "train", "export", "quantize", "mtp", "inspect", "generate", "chat", "batch", "serve", "bench",
-    "calibrate", "eval",
+    "calibrate", "eval", "doctor",
 )  # fmt: skip
 INTERRUPTED = 130
 EXTRAS = {

@@ -113,16 +113,21 @@ def places(settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "provider": settings.pop("provider"),
         "recycler_provider": settings.pop("recycler_provider"),
-        "provider_options": _pairs("provider-option", settings.pop("provider_option")),
-        "recycler_provider_options": _pairs("recycler-provider-option", settings.pop("recycler_provider_option")),
-        "provider_libraries": _pairs("provider-library", settings.pop("provider_library")),
+        "provider_options": pairs("provider-option", settings.pop("provider_option")),
+        "recycler_provider_options": pairs("recycler-provider-option", settings.pop("recycler_provider_option")),
+        "provider_libraries": pairs("provider-library", settings.pop("provider_library")),
     }
 
 
-def _pairs(option: str, texts: tuple[str, ...]) -> dict[str, str]:
+def pairs(option: str, texts: tuple[str, ...], example: str = "device_id=0") -> dict[str, str]:
+    """Names and values of an option that may be repeated.
+
+    Raises:
+        InputError: one is no KEY=VALUE.
+    """
     for text in texts:
         if "=" not in text.strip("="):
-            raise InputError(f"--{option} is {text!r}; expected a name and a value, as in device_id=0")
+            raise InputError(f"--{option} is {text!r}; expected a name and a value, as in {example}")
     return dict(text.split("=", 1) for text in texts)
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
 from typing import Literal
-
-os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # read while onnxruntime is imported
 
 import onnxruntime as ort
 

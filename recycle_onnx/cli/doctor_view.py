@@ -1,0 +1,125 @@
+"""An examination for people: tables on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from recycle_onnx.doctor.bundle import BundleReport
+from recycle_onnx.doctor.finding import Finding
+from recycle_onnx.doctor.needs import gigabytes
+from recycle_onnx.doctor.processors import Processors
+from recycle_onnx.doctor.report import Report
+
+Rows = list[tuple[str, str]]
+STYLES = {"broken": "bold red", "advice": "yellow"}
+
+
+def show(found: Report) -> None:
+    """Print all sections, and what to change at the end."""
+    console = Console()
+    for title, rows in _sections(found):
+        if console.is_terminal:
+            console.print(_table(title, rows))
+        else:
+            click.echo("\n".join([title, *(f"  {name}: {value}" for name, value in rows), ""]))
+    _show_findings(console, found.findings)
+
+
+def _table(title: str, rows: Rows) -> Table:
+    table = Table(title=title, show_header=False, title_justify="left", min_width=60)
+    for name, value in rows:
+        table.add_row(name, Text(value))
+    return table
+
+
+def _show_findings(console: Console, findings: list[Finding]) -> None:
+    if not findings:
+        console.print("nothing to change", highlight=False)
+    for finding in findings:
+        for name, text in ((finding.level, finding.what), ("why", finding.why), ("do", finding.do)):
+            label = Text(f"{name}: ", style=STYLES.get(name, "dim"))
+            console.print(label + Text(text), soft_wrap=True)
+
+
+def _sections(found: Report) -> Iterator[tuple[str, Rows]]:
+    yield "versions", _versions(found)
+    yield "machine", _machine(found)
+    yield "providers", [_provider(found, index) for index in range(len(found.providers))]
+    if found.bundle:
+        yield f"bundle {found.bundle.folder}", list(_bundle(found.bundle))
+
+
+def _versions(found: Report) -> Rows:
+    versions = found.versions
+    packages = ", ".join(f"{name} {version}" for name, version in versions.onnxruntime_packages.items())
+    return [
+        ("recycle-onnx", versions.recycle_onnx),
+        *versions.packages.items(),
+        ("onnxruntime from", packages or "no package"),
+        ("Python", versions.python),
+        ("system", versions.system),
+        ("ONNX Runtime's telemetry", found.telemetry.state),
+    ]
+
+
+def _machine(found: Report) -> Rows:
+    machine, speed, memory = found.machine, found.bandwidth, found.machine.memory
+    free = "unknown" if memory.free_bytes is None else gigabytes(memory.free_bytes)
+    most = "unknown" if memory.most_bytes is None else gigabytes(memory.most_bytes)
+    limit = " by a control group's limit" if memory.limit_bytes and memory.most_bytes == memory.limit_bytes else ""
+    return [
+        ("processor", machine.processor),
+        ("instruction sets", ", ".join(machine.instructions) or "unknown"),
+        ("cores", _cores(machine.processors)),
+        ("memory", f"{free} free of {most}{limit}"),
+        ("memory is read at", f"{speed.one_thread_gb_s:.1f} GB/s by one thread, "
+         f"{speed.all_threads_gb_s:.1f} GB/s by {speed.threads}"),
+    ]  # fmt: skip
+
+
+def _cores(found: Processors) -> str:
+    physical = "unknown" if found.physical is None else str(found.physical)
+    quota = "" if found.quota is None else f", a quota of {found.quota:g} processors' time"
+    return f"{physical} physical, {found.logical} logical, {found.allowed} allowed{quota}"
+
+
+def _provider(found: Report, index: int) -> tuple[str, str]:
+    provider = found.providers[index]
+    if provider.why_not:
+        return provider.name, provider.why_not.removeprefix(f"provider {provider.name!r} ")
+    chosen = ", used" if provider.name == found.provider else ""
+    return provider.name, f"here{chosen} (tested: {provider.tested}; flavours {', '.join(provider.flavours)})"
+
+
+def _bundle(found: BundleReport) -> Iterator[tuple[str, str]]:
+    yield "files", "as the manifest says" if found.whole else "altered or damaged"
+    if found.flavour:
+        module = "" if found.recycler_provider == found.provider else f", the module on {found.recycler_provider}"
+        yield "graphs", f"flavour {found.flavour}, {found.precision}, on {found.provider}{module}"
+    if needs := found.needs:
+        yield "weights", gigabytes(needs.weights_bytes)
+        yield f"caches at {needs.context_length} tokens", gigabytes(needs.cache_bytes)
+        yield "a full step reads", f"{gigabytes(needs.full_step_bytes)}: at most {needs.tokens_per_second:.0f} tokens/s"
+    for graph, assignment in found.assignments.items():
+        for name, operators in assignment.nodes.items():
+            yield f"{graph} on {name}", f"{sum(operators.values())} nodes: {_operators(operators)}"
+    if (spinning := found.spinning) and spinning.turns_against_alone is not None:
+        who = f"those of {' and '.join(spinning.halves)} spin on" if spinning.halves else "they stop"
+        cost = f"steps in turns cost {spinning.turns_against_alone:.2f}x steps of each half alone"
+        yield "threads between runs", f"{who}; {cost}"
+    if test := found.self_test:
+        steps = ", ".join(f"{kind} {value:.2f}" for kind, value in test.step_ms.items())
+        yield "steps in ms", f"{steps}: {1e3 / test.step_ms['full']:.0f} tokens/s by `full`"
+        for half, apart in test.differences.items():
+            yield f"{half} against the CPU", f"{apart:.1e} of the largest logit (allowed {test.tolerance:.0e})"
+        if test.same_tokens is not None:
+            yield "verify against full", f"{test.same_tokens} of {test.tokens} tokens alike ({test.lossless})"
+
+
+def _operators(operators: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in operators.items())

@@ -1,0 +1,43 @@
+"""Which nodes of a graph run on which execution provider."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import onnxruntime as ort
+
+RECORD = ("session.record_ep_graph_assignment_info", "1")
+"""The setting that a session needs before it can tell."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Nodes by ONNX Runtime's name of the provider and by operator; `MatMul` or `com.microsoft.MatMulNBits`.
+
+    The nodes are those of the optimized graph.
+    """
+
+    nodes: dict[str, dict[str, int]]
+
+    def elsewhere(self, provider: str) -> dict[str, int]:
+        """Operators that another provider has to run, with the number of nodes."""
+        found: Counter[str] = Counter()
+        for name, operators in self.nodes.items():
+            if name != provider:
+                found.update(operators)
+        return dict(found)
+
+    @property
+    def total(self) -> int:
+        """Nodes in all."""
+        return sum(sum(operators.values()) for operators in self.nodes.values())
+
+
+def of_session(session: ort.InferenceSession) -> Assignment:
+    """Ask a session that was made with `RECORD`."""
+    counts: dict[str, Counter[str]] = {}
+    for part in session.get_provider_graph_assignment_info():
+        names = (f"{node.domain}.{node.op_type}".lstrip(".") for node in part.get_nodes())
+        counts.setdefault(part.ep_name, Counter()).update(names)
+    return Assignment({name: dict(found.most_common()) for name, found in counts.items()})

@@ -1,0 +1,93 @@
+"""What a bundle asks of memory: room, and bytes a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from recycle_onnx.bundle import Manifest
+from recycle_onnx.contract import GraphSpec
+from recycle_onnx.doctor.bandwidth import Bandwidth
+from recycle_onnx.doctor.finding import Finding
+from recycle_onnx.doctor.memory import Memory
+
+BITS = {"int4": 4.6, "int8": 8.6, "fp16": 16.0, "fp32": 32.0}
+"""Of a weight in the embedding, scales included."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes of the weights of both halves, of both caches for one text as long as the context, and read by a full step.
+
+    `tokens_per_second` is the most that `full` can give at this bandwidth on a short text.
+    """
+
+    weights_bytes: int
+    cache_bytes: int
+    context_length: int
+    full_step_bytes: int
+    tokens_per_second: float
+
+    @property
+    def total_bytes(self) -> int:
+        """Weights and caches."""
+        return self.weights_bytes + self.cache_bytes
+
+
+def find(manifest: Manifest, bandwidth: Bandwidth) -> Needs:
+    """Follows from the manifest."""
+    step = full_step_bytes(manifest)
+    return Needs(
+        weights_bytes=sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data")),
+        cache_bytes=manifest.context_length * sum(_row_bytes(spec) for spec in manifest.graphs.values()),
+        context_length=manifest.context_length,
+        full_step_bytes=step,
+        tokens_per_second=1e9 * bandwidth.all_threads_gb_s / step,
+    )
+
+
+def full_step_bytes(manifest: Manifest) -> int:
+    """Weights that a full step on one token reads: all, but of an embedding of its own a row only."""
+    base, weights = manifest.base, manifest.files["model.onnx.data"].bytes
+    if base["tied_embeddings"]:
+        return weights
+    return weights - int(base["vocab_size"] * base["hidden_size"] * BITS.get(manifest.precision, 32) / 8)
+
+
+def findings(found: Needs, memory: Memory) -> Iterator[Finding]:
+    """Weights, or weights and caches, that do not fit."""
+    most, free = memory.most_bytes, memory.free_bytes
+    if most is None or free is None:
+        return
+    if found.weights_bytes > most:
+        yield Finding(
+            "broken",
+            f"the weights take {gigabytes(found.weights_bytes)}, and this process can have {gigabytes(most)}",
+            "the bundle cannot be loaded here",
+            "quantize it (`recycle-onnx quantize BUNDLE SMALL --bits 4`), or raise the memory limit",
+        )
+    elif found.weights_bytes > free:
+        yield Finding(
+            "advice",
+            f"the weights take {gigabytes(found.weights_bytes)}, and {gigabytes(free)} are free now",
+            "loading will push other programs out of memory, or fail",
+            "close other programs, or quantize the bundle (`recycle-onnx quantize`)",
+        )
+    elif found.total_bytes > free:
+        rows = int((free - found.weights_bytes) / (found.cache_bytes / found.context_length))
+        yield Finding(
+            "advice",
+            f"caches of a text of {found.context_length} tokens take {gigabytes(found.cache_bytes)} beside the weights",
+            f"they grow with the text: about {rows} tokens fit into the {gigabytes(free)} that are free",
+            "keep texts shorter than that, or free memory",
+        )
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as people read them, 10⁹ a GB."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _row_bytes(spec: GraphSpec) -> int:
+    size = 4 if spec.float_type == "float32" else 2
+    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * size

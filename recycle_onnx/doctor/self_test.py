@@ -1,0 +1,124 @@
+"""Both graphs of a bundle at work for a few seconds: against the CPU, and against themselves."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import onnxruntime as ort
+
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.contract import Kind
+from recycle_onnx.doctor.finding import Finding
+from recycle_onnx.runtime.both_halves import TOLERANCE, BothHalves, difference, some_text
+from recycle_onnx.runtime.config import GREEDY
+from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.sessions import open_session, session_options
+
+SECONDS = 1.0
+"""What each of the two texts may take."""
+MOST_TOKENS, FEWEST_TOKENS = 32, 4
+TIMED_STEPS = 5
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """`differences` of each half's logits from the CPU's unoptimized graph, as a part of the largest logit, if known.
+
+    Of `tokens` greedy tokens of `full`, `same_tokens` at the beginning are those of `verify` too (None without a
+    module). `step_ms` are medians of steps on one token.
+    """
+
+    differences: dict[str, float]
+    tolerance: float
+    tokens: int
+    same_tokens: int | None
+    lossless: str
+    step_ms: dict[str, float]
+
+
+def on_the_cpu(bundle: Bundle, threads: int | None) -> list[Floats]:
+    """Logits of each half on some text, from the graphs as they were written: the CPU's kernels, no optimizer."""
+    options = session_options(threads, "off" if bundle.manifest.precision == "fp32" else "parallel")
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    graphs = bundle.manifest.graphs
+    kinds: tuple[Kind, ...] = ("full", "recycler") if "recycler" in graphs else ("full",)
+    sessions = {kind: open_session(bundle.graph(kind), graphs[kind], "cpu", threads, options) for kind in kinds}
+    ids = some_text(bundle.manifest)
+    return BothHalves(bundle.manifest, sessions).logits(ids, split=len(ids))
+
+
+def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expected: list[Floats] | None) -> SelfTest:
+    """Compare a loaded model with the CPU, and `verify` with `full`.
+
+    Raises:
+        RecycleError: logits that are not finite, or a step that fails.
+    """
+    manifest = model.bundle.manifest
+    ids = some_text(manifest)
+    found = BothHalves(manifest, sessions).logits(ids, split=len(ids))
+    prompt = ids[: max(1, manifest.context_length // 2)]
+    step_ms = _step_ms(model, prompt)
+    write = partial(model.generate, prompt, GREEDY, stop_ids=(), max_new_tokens=_affordable(step_ms["full"]))
+    full = write(strategy="full")
+    verify = write(strategy="verify") if "verify" in model.strategies else None
+    return SelfTest(
+        differences={} if expected is None else dict(zip(sessions, map(difference, expected, found), strict=True)),
+        tolerance=TOLERANCE[manifest.precision],
+        tokens=len(full.tokens),
+        same_tokens=None if verify is None else _same(full.tokens, verify.tokens),
+        lossless="exact" if verify is None else verify.lossless,
+        step_ms=step_ms,
+    )
+
+
+def findings(found: SelfTest) -> Iterator[Finding]:
+    """A half that departs from the CPU, or a `verify` that departs from `full` where it may not."""
+    for half, apart in found.differences.items():
+        if apart > found.tolerance:
+            yield Finding(
+                "broken",
+                f"logits of {half} differ from the CPU's by {apart:.1e} of the largest, allowed {found.tolerance:.0e}",
+                "the provider computes something else: texts will not be the model's",
+                "use --provider cpu, and update the provider's package and driver",
+            )
+    if found.same_tokens is not None and found.same_tokens < found.tokens and found.lossless == "exact":
+        yield Finding(
+            "broken",
+            f"`verify` departs from `full` after {found.same_tokens} of {found.tokens} tokens",
+            "on this bundle the two are promised to be the same",
+            "use --strategy full, and report it with what `recycle-onnx doctor BUNDLE --json` prints",
+        )
+
+
+def _step_ms(model: RecycleModel, ids: list[int]) -> dict[str, float]:
+    decoder = model.decoder("verify" if "verify" in model.strategies else "full")
+    decoder.prefill(ids)
+    steps: dict[str, Callable[[], object]] = {"full": partial(decoder.full.step, ids[-1:], 1)}
+    if decoder.recycler is not None:
+        decoder.start_recycling(ids[-1])
+        steps["recycle"] = partial(decoder.recycler.step, ids[-1:], 1)
+    return {name: _median_ms(step) for name, step in steps.items()}
+
+
+def _median_ms(step: Callable[[], object]) -> float:
+    step()  # the first one allocates
+    times = []
+    for _ in range(TIMED_STEPS):
+        started = time.perf_counter()
+        step()
+        times.append(1e3 * (time.perf_counter() - started))
+    return statistics.median(times)
+
+
+def _affordable(step_ms: float) -> int:
+    """Tokens that `full` writes in the time there is."""
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, int(1e3 * SECONDS / step_ms)))
+
+
+def _same(first: list[int], second: list[int]) -> int:
+    return next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first))
