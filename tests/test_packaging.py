@@ -56,7 +56,7 @@ def test_it_generates_what_the_checkout_generates(installed: Path, tiny_bundle: 
     assert theirs[1] == ours[1]
 
 
-@pytest.mark.parametrize("verb", ["generate", "chat", "batch", "serve", "bench", "calibrate", "inspect"])
+@pytest.mark.parametrize("verb", ["generate", "chat", "batch", "serve", "bench", "calibrate", "inspect", "doctor"])
 def test_its_verbs_are_there(installed: Path, verb: str) -> None:
     made = run(installed, "-m", "recycle_onnx", verb, "--help")
     assert made.returncode == 0, made.stderr
