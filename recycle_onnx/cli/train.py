@@ -122,7 +122,7 @@ def train(
     if is_main_process():
         if plot:
             write_curves(checkpoint, plot)
-        _say(checkpoint, result, json_)
+        _say(checkpoint, result, "the base's own text" if regenerate else "given text", json_)
     if result.ended == "interrupted":
         sys.exit(130)
 
@@ -144,14 +144,14 @@ def _train(
         return run(checkpoint, data, options, held_out=held_out, resume=resume, notice=_notice, report=report)
 
 
-def _say(checkpoint: Path, result: TrainingResult, json_: bool) -> None:
+def _say(checkpoint: Path, result: TrainingResult, text: str, json_: bool) -> None:
     if json_:
         click.echo(as_json({"checkpoint": str(checkpoint), **asdict(result)}))
         return
     why = {"budget": "", "plateau": ", acceptance stopped rising", "interrupted": ", interrupted"}[result.ended]
     click.echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{why}")
     click.echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
-    click.echo(f"held-out acceptance by place in a chain: {_rates(result.held_out_acceptance)} (greedy, given text)")
+    click.echo(f"held-out acceptance by place in a chain: {_rates(result.held_out_acceptance)} (greedy, {text})")
 
 
 def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held_out: list[Path], json_: bool) -> None:

@@ -86,8 +86,9 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What was reached, measured on held-out text (nats a token; acceptance is greedy, on the given text, by place).
+    """What was reached, measured on held-out text (nats a token; acceptance is greedy, by place).
 
+    Where the base writes its own text to train on, the held-out text is its own too.
     `ended` says why: `budget`, `plateau` (acceptance stopped rising) or `interrupted`.
     """
 
