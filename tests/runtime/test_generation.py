@@ -27,7 +27,7 @@ def test_the_text_is_that_of_the_tokens(sample_model: RecycleModel) -> None:
 
 
 def test_a_token_that_ends_texts_ends_this_one_and_has_no_text(sample_model: RecycleModel) -> None:
-    result = sample_model.generate(PROMPT)
+    result = sample_model.generate("Once upon a time")
     assert result.finish_reason == "stop"
     assert result.tokens[-1] in sample_model.stop_ids
     assert sample_model.tokenizer.decode(result.tokens[:-1]).strip() == result.text.strip()

@@ -199,7 +199,7 @@ def test_presence_and_frequency_are_openais(ids: list[int], prompt: int, seed: i
 
 
 def test_a_text_does_not_end_before_min_new_tokens(sample_model: RecycleModel) -> None:
-    prompt = "Once upon a time, there was a little dog"
+    prompt = "Once upon a time"
     usual = sample_model.generate(prompt, strategy="full")
     assert usual.finish_reason == "stop"
     least = len(usual.tokens) + 20
@@ -210,7 +210,7 @@ def test_a_text_does_not_end_before_min_new_tokens(sample_model: RecycleModel) -
 
 
 def test_stop_ids_take_the_place_of_the_models_own(sample_model: RecycleModel, tmp_path: Path) -> None:
-    prompt = "Once upon a time, there was a little dog"
+    prompt = "Once upon a time"
     usual = sample_model.generate(prompt)
     third = usual.tokens[2]
     assert sample_model.generate(prompt, stop_ids=[third]).tokens == usual.tokens[: usual.tokens.index(third) + 1]

@@ -104,9 +104,10 @@ def test_an_unsure_module_proposes_nothing(sample_model: RecycleModel) -> None:
 
 
 def test_lookup_copies_what_stands_in_the_prompt(sample_model: RecycleModel) -> None:
-    story = "Tom had a red kite. Tom ran up the hill with the red kite. "
-    result = sample_model.generate(story * 3, strategy="lookup", chain=6, max_new_tokens=60)
-    assert result.tokens == sample_model.generate(story * 3, strategy="full", max_new_tokens=60).tokens
+    opening = "Anna and Ben are friends. They like to"  # from where the sample soon repeats itself
+    story = opening + sample_model.generate(opening, strategy="full", max_new_tokens=120).text
+    result = sample_model.generate(story, strategy="lookup", chain=6, max_new_tokens=60)
+    assert result.tokens == sample_model.generate(story, strategy="full", max_new_tokens=60).tokens
     assert result.stats.recycle_runs == 0
     assert result.stats.new_tokens > 2 * result.stats.full_runs
 
