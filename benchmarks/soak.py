@@ -118,6 +118,8 @@ def main(bundle: Path, minutes: float, threads: int) -> None:
             done.set()
         samples = sampling.result()
     rate, low, high = slope(samples)
+    by_minute = [np.mean([size for at, size in samples if at // 60 == minute]) for minute in range(int(minutes))]
+    click.echo(f"MB resident, minute by minute: {' '.join(f'{size:.1f}' for size in by_minute)}")
     click.echo(f"{len(reasons)} requests in {threads} threads, {reasons.count('cancelled')} cancelled, all right")
     click.echo(f"{samples[-1][1]:.0f} MB resident; {rate:+.3f} MB a minute (95 %: {low:+.3f} to {high:+.3f})")
 
