@@ -54,6 +54,8 @@ VARIANTS = {
     "hidden state first": Variant({"concat": ("hidden_state", "embedding")}),
     "chain from before the norm": Variant({"recycle": "pre_norm"}),
     "a quarter of the vocabulary": Variant({"draft": 4}),
+    "half of the vocabulary": Variant({"draft": 2}),
+    "an eighth of the vocabulary": Variant({"draft": 8}),
     "random initialisation": Variant({"init": "random"}),
     "given text, joint": Variant(training={"regenerate": False, "joint": True}),
     "4 layers": Variant({"num_layers": 4}),
@@ -81,32 +83,36 @@ def main() -> None:
 @click.argument("work", type=Path)
 @click.option("--data", type=Path, required=True)
 @click.option("--held-out", type=Path, required=True)
-@click.option("--steps", default=500, show_default=True, help="Of 16 windows of 256 tokens.")
+@click.option("--steps", default=500, show_default=True, help="Of windows of 256 tokens.")
+@click.option("--batch-size", default=16, show_default=True, help="Windows a step.")
 @click.option("--lr", type=float)
 @click.option("--only", multiple=True, help="Names of variants.  [default: all that the base allows]")
-def quality(base: Path, work: Path, data: Path, held_out: Path, steps: int, lr: float | None, only: list[str]) -> None:
+def quality(
+    base: Path, work: Path, data: Path, held_out: Path, steps: int, batch_size: int, lr: float | None, only: list[str]
+) -> None:
     """Train every variant that is not there yet, and measure what it is worth."""
     work.mkdir(parents=True, exist_ok=True)
     done = {line["name"] for line in lines(work / "quality.jsonl")}
     with Checkpoint.open(base, base_only=True) as checkpoint:
         deepest = checkpoint.base.num_layers
+    length = {"steps": steps, "batch_size": batch_size, "learning_rate": lr}
     for name, variant in VARIANTS.items():
         if name in done or (only and name not in only) or variant.attach.get("num_layers", 1) > deepest:
             continue
         click.echo(name, err=True)
-        found = _train_and_measure(base, folder_of(work, name), variant, data, held_out, steps, lr)
+        found = _train_and_measure(base, folder_of(work, name), variant, data, held_out, length)
         with (work / "quality.jsonl").open("a") as file:
             file.write(json.dumps({"name": name, **found}) + "\n")
 
 
 def _train_and_measure(
-    base: Path, folder: Path, variant: Variant, data: Path, held_out: Path, steps: int, lr: float | None
+    base: Path, folder: Path, variant: Variant, data: Path, held_out: Path, length: dict[str, Any]
 ) -> dict[str, Any]:
     from recycle_onnx.training.options import TrainingOptions
     from recycle_onnx.training.trainer import train
 
     attach(base, folder, force=True, **_arguments(base, data, variant))
-    options = TrainingOptions(**{"steps": steps, "learning_rate": lr, "regenerate": True, **variant.training})
+    options = TrainingOptions(**{**length, "regenerate": True, **variant.training})
     trained = train(folder, [data], options)
     with Checkpoint.open(folder) as checkpoint:
         assert checkpoint.recycler_weights is not None

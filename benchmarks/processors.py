@@ -56,7 +56,7 @@ def costs(tokenizer: Tokenizer, length: int) -> dict[str, float]:
     choosers = {name: chooser(config, tokenizer, prompt) for name, config in CONTROLS.items()}
     seconds: dict[str, list[float]] = {name: [] for name in choosers}
     for row in range(ROWS):
-        logits = dice.normal(0, 3, size).astype(np.float32)  # as peaked as those of language models
+        logits = dice.normal(0, 4, size).astype(np.float32)  # some 2 nats of entropy, as language models have
         logits[0] = -100  # no text ends
         for name, choose in choosers.items():
             started = time.perf_counter()

@@ -21,6 +21,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 LARGEST_NOISE_GAP = 41.0
 """Gumbel noise from 53-bit uniforms lies in (-3.7, 36.8): a logit this far below the best can never win."""
 
+MOST_OF_A_NUCLEUS = 10.0
+"""Tokens this close to the best, in nats, usually have the probability that `top_p` asks for."""
+
 
 class NothingAllowedError(RecycleError):
     """No token may stand here: whoever proposes proposes none, whoever must choose fails."""
@@ -104,10 +107,16 @@ class Sampling:
 
     def _nucleus(self, scaled: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """The fewest most likely ids whose probability reaches `top_p` (arXiv 1904.09751)."""
-        order = ids[np.argsort(-scaled[ids], kind="stable")]
-        weights = np.exp(scaled[order] - scaled[order[0]])
-        before = np.cumsum(weights) - weights
-        return np.sort(order[before < self.top_p * weights.sum()])
+        below = scaled[ids] - scaled.max()
+        enough = self.top_p * np.exp(below).sum()
+        likely = ids[below >= -MOST_OF_A_NUCLEUS]  # to sort a whole vocabulary takes longer than all the rest
+        for part in (likely, ids):
+            order = part[np.argsort(-scaled[part], kind="stable")]
+            weights = np.exp(scaled[order] - scaled[order[0]])
+            reached = np.cumsum(weights)
+            if reached[-1] >= enough:
+                break
+        return np.sort(order[reached - weights < enough])
 
     def noise(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """Standard Gumbel noise for token `ids` at `position`."""

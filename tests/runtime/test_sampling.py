@@ -75,3 +75,21 @@ def test_leaving_out_hopeless_tokens_changes_no_choice(seed: int, temperature: f
 def test_options_out_of_range_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(InputError, match="expected"):
         Sampling(**options)  # type: ignore[arg-type]
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    size=st.integers(1, 400),
+    spread=st.sampled_from([0.1, 1.0, 4.0, 20.0]),
+    top_p=st.floats(1e-9, 1, exclude_max=True),
+)
+def test_a_nucleus_is_the_fewest_tokens_that_have_the_probability(
+    seed: int, size: int, spread: float, top_p: float
+) -> None:
+    logits = np.random.default_rng(seed).normal(0, spread, size)
+    chosen = Sampling(temperature=1, top_p=top_p)._nucleus(logits, np.arange(size))
+    probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+    best_first = np.sort(probabilities)[::-1]
+    assert sorted(probabilities[chosen], reverse=True) == best_first[: len(chosen)].tolist()
+    assert best_first[: len(chosen) - 1].sum() < top_p + 1e-9
+    assert best_first[: len(chosen)].sum() > top_p - 1e-9
