@@ -97,7 +97,9 @@ def choose(name: str, manifest: Manifest) -> Provider:
         InputError: unknown, not here, or it cannot run the bundle: one line that says what to do.
     """
     if name == AUTO:
-        chosen = next(provider for provider in map(known, PREFERRED) if _fits_well(provider, manifest))
+        chosen = next((each for each in map(known, PREFERRED) if _fits_well(each, manifest)), PROVIDERS[CPU])
+        if reason := why_unfit(chosen, manifest):
+            raise InputError(reason)
         logger.info("provider auto: %s", chosen.name)
         return chosen
     provider = known(name)

@@ -101,6 +101,11 @@ def test_auto_takes_the_first_that_is_here_and_fits(manifest: Manifest, monkeypa
     assert choose("auto", manifest).name == "cpu"
 
 
+def test_auto_refuses_a_flavour_that_nothing_here_can_run(manifest: Manifest) -> None:
+    with pytest.raises(InputError, match="cannot run the flavour 'next'"):
+        choose("auto", replace(manifest, flavour="next"))
+
+
 def test_what_auto_chose_can_be_read(tiny_bundle: Path) -> None:
     model = recycle_onnx.load(tiny_bundle, provider="auto")
     assert model.provider == model.recycler_provider == model.providers
