@@ -2,7 +2,7 @@
 
     python benchmarks/processors.py TOKENIZER.json … [--length 1000]
 
-Random logits; microseconds a choice beyond a plain greedy one, medians of rows in turns. Constraints need llguidance.
+Random logits; microseconds a choice in all, medians of rows in turns. Constraints need llguidance.
 """
 
 from __future__ import annotations

@@ -84,6 +84,11 @@ class Manifest:
         return int(self.base["context_length"])
 
     @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The halves that there are."""
+        return ("full", "recycler") if "recycler" in self.graphs else ("full",)
+
+    @property
     def strategies(self) -> tuple[str, ...]:
         """Strategies that this bundle can run."""
         needing_module = ("alternate", "verify") if "recycler" in self.graphs else ()

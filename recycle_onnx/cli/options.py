@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
     from recycle_onnx.runtime.structured import Constraint
 
-FATAL_ONLY = 4
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLACING = (
@@ -108,6 +107,8 @@ def places(settings: dict[str, Any]) -> dict[str, Any]:
         InputError: an option of a provider is no KEY=VALUE.
     """
     import onnxruntime
+
+    from recycle_onnx.runtime.sessions import FATAL_ONLY
 
     onnxruntime.set_default_logger_severity(FATAL_ONLY)  # errors are raised too, and told in one line
     return {

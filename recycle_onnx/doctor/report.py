@@ -18,9 +18,9 @@ from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.providers import Provider
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
-from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.providers import register_library
+from recycle_onnx.runtime.sessions import check_threads
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def examine(
     for name, file in (provider_libraries or {}).items():
         register_library(name, file)
     names = providers.candidates(provider)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; expected at least 1")
+    check_threads(threads)
     if bundle is not None:
         check_is_bundle(Path(bundle))
     progress(0, 1, "measuring how fast memory is read")

@@ -15,9 +15,11 @@ from recycle_onnx.contract import Kind
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.runtime.both_halves import TOLERANCE, BothHalves, difference, some_text
 from recycle_onnx.runtime.config import GREEDY
+from recycle_onnx.runtime.decoder import common_prefix
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.runtime.provider_table import CPU
+from recycle_onnx.runtime.sessions import mapped_options, open_session
 
 SECONDS = 1.0
 """What each of the two texts may take."""
@@ -43,13 +45,14 @@ class SelfTest:
 
 def on_the_cpu(bundle: Bundle, threads: int | None) -> list[Floats]:
     """Logits of each half on some text, from the graphs as they were written: the CPU's kernels, no optimizer."""
-    options = session_options(threads, "off" if bundle.manifest.precision == "fp32" else "parallel")
+    manifest = bundle.manifest
+    options = mapped_options(bundle, threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    graphs = bundle.manifest.graphs
-    kinds: tuple[Kind, ...] = ("full", "recycler") if "recycler" in graphs else ("full",)
-    sessions = {kind: open_session(bundle.graph(kind), graphs[kind], "cpu", threads, options) for kind in kinds}
-    ids = some_text(bundle.manifest)
-    return BothHalves(bundle.manifest, sessions).logits(ids, split=len(ids))
+    sessions = {
+        kind: open_session(bundle.graph(kind), manifest.graphs[kind], CPU, threads, options) for kind in manifest.kinds
+    }
+    ids = some_text(manifest)
+    return BothHalves(manifest, sessions).logits(ids, split=len(ids))
 
 
 def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expected: list[Floats] | None) -> SelfTest:
@@ -70,7 +73,7 @@ def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expe
         differences={} if expected is None else dict(zip(sessions, map(difference, expected, found), strict=True)),
         tolerance=TOLERANCE[manifest.precision],
         tokens=len(full.tokens),
-        same_tokens=None if verify is None else _same(full.tokens, verify.tokens),
+        same_tokens=None if verify is None else common_prefix(full.tokens, verify.tokens),
         lossless="exact" if verify is None else verify.lossless,
         step_ms=step_ms,
     )
@@ -118,7 +121,3 @@ def _median_ms(step: Callable[[], object]) -> float:
 def _affordable(step_ms: float) -> int:
     """Tokens that `full` writes in the time there is."""
     return min(MOST_TOKENS, max(FEWEST_TOKENS, int(1e3 * SECONDS / step_ms)))
-
-
-def _same(first: list[int], second: list[int]) -> int:
-    return next((i for i, pair in enumerate(zip(first, second, strict=False)) if pair[0] != pair[1]), len(first))

@@ -9,7 +9,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.both_halves import TOLERANCE, BothHalves, difference, some_text
 from recycle_onnx.runtime.half import Floats
@@ -33,8 +32,7 @@ def check_bundle(bundle: Bundle, reference: Path | None, stop_ids: list[int]) ->
         RecycleError: a graph does not load, gives values that are not finite, or departs from itself or from torch.
     """
     manifest = bundle.manifest
-    kinds: tuple[Kind, ...] = ("full", "recycler") if "recycler" in manifest.graphs else ("full",)
-    halves = BothHalves(manifest, {kind: open_mapped(bundle, kind, "cpu", None) for kind in kinds})
+    halves = BothHalves(manifest, {kind: open_mapped(bundle, kind, "cpu", None) for kind in manifest.kinds})
     ids = some_text(manifest, stop_ids)
     whole = halves.logits(ids, split=len(ids))
     pieces = halves.logits(ids, split=len(ids) - STEPS)

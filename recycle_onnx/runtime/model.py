@@ -62,7 +62,7 @@ class RecycleModel:
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
-        recycler, kinds = manifest.graphs.get("recycler"), tuple(manifest.graphs)
+        recycler, kinds = manifest.graphs.get("recycler"), manifest.kinds
         progress(0, len(kinds), "loading the full model")
         full = opener(bundle, "full", places[0], threads)
         progress(1, len(kinds), "loading the module" if recycler else "loaded")

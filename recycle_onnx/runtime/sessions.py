@@ -42,8 +42,7 @@ def open_session(
             contract.
     """
     place = Placement.of(provider)
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; expected at least 1")
+    check_threads(threads)
     ort.disable_telemetry_events()
     try:
         session = _load(path, place, threads, options or session_options(threads))
@@ -62,6 +61,16 @@ def open_session(
     return session
 
 
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of threads below one.
+
+    Raises:
+        InputError: it is.
+    """
+    if threads is not None and threads < 1:
+        raise InputError(f"threads is {threads}; expected at least 1")
+
+
 def open_original(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
     """A session of the bundle's own graph."""
     return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads)
@@ -69,9 +78,13 @@ def open_original(bundle: Bundle, kind: Kind, provider: Place, threads: int | No
 
 def open_mapped(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
     """One for a check or two: float32 weights stay in the mapped file, and steps on a few tokens are slower."""
-    prepacking: Prepacking = "off" if bundle.manifest.precision == "fp32" else "parallel"
-    options = session_options(threads, prepacking)
+    options = mapped_options(bundle, threads)
     return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads, options)
+
+
+def mapped_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
+    """Those of `open_mapped`."""
+    return session_options(threads, "off" if bundle.manifest.precision == "fp32" else "parallel")
 
 
 def session_options(threads: int | None, prepacking: Prepacking = "parallel") -> ort.SessionOptions:

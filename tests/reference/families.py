@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from recycle_onnx.checkpoint import attach
 from tests import tiny
 
 SIZES = {
@@ -116,4 +117,11 @@ def write(name: str, folder: Path) -> Path:
     """The model as transformers saves it, with a tokenizer."""
     reference(name).save_pretrained(folder)
     tiny.write_text_files(folder)
+    return folder
+
+
+def write_with_module(name: str, folder: Path) -> Path:
+    """The same base, with an untrained module of two layers."""
+    write(name, folder)
+    attach(folder, folder, num_layers=2)
     return folder

@@ -26,7 +26,7 @@ from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
 from tests import tiny
 from tests.prompts import story_prompts
-from tests.reference.families import CASES, GROUPED, SIZES, reference, write
+from tests.reference.families import CASES, GROUPED, SIZES, reference, write, write_with_module
 from tests.reference.models import torch_model
 
 TOLERANCE = 1e-4
@@ -42,9 +42,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write(name, tmp_path_factory.mktemp("family") / "model")
-    attach(folder, folder, num_layers=2)
-    return folder
+    return write_with_module(name, tmp_path_factory.mktemp("family") / "model")
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,8 @@ import torch
 
 import recycle_onnx
 from recycle_onnx.bundle import Manifest, graph_file
-from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import export
-from tests.reference.families import CASES, reference, write
+from tests.reference.families import CASES, reference, write_with_module
 from tests.reference.models import torch_model
 from tests.reference.test_families import IDS, LENGTH, TOLERANCE, difference, expected, read
 
@@ -32,9 +31,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write(name, tmp_path_factory.mktemp("family") / "model")
-    attach(folder, folder, num_layers=2)
-    return folder
+    return write_with_module(name, tmp_path_factory.mktemp("family") / "model")
 
 
 @pytest.fixture(scope="module")
