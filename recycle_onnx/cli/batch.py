@@ -72,7 +72,9 @@ def batch(
         except OSError as error:
             raise RecycleError(f"{output}: cannot write ({error.strerror or error}); --resume goes on") from error
         except KeyboardInterrupt as interruption:
-            text = f"interrupted after {summary.done} of {summary.lines} lines; --resume goes on"
+            # not `summary.done`: the last line may have been written and not counted yet
+            done = output.read_bytes().count(b"\n") if output.exists() else 0
+            text = f"interrupted after {done} of {summary.lines} lines; --resume goes on"
             raise KeyboardInterrupt(text) from interruption
     click.echo(as_json(summary.to_json()) if json_ else summary.text)
     if summary.failed:
