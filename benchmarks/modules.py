@@ -5,6 +5,7 @@
     python benchmarks/modules.py table WORK
 
 `quality` trains what WORK has not yet and adds a line a module to WORK/quality.jsonl; it may run in the background.
+The log of each training and its curves stay in WORK too.
 `speed` measures the bundles that it left, in turns, and wants a quiet machine. `table` prints Markdown.
 """
 
@@ -108,6 +109,8 @@ def quality(
 def _train_and_measure(
     base: Path, folder: Path, variant: Variant, data: Path, held_out: Path, length: dict[str, Any]
 ) -> dict[str, Any]:
+    from recycle_onnx.training.curves import write_curves
+    from recycle_onnx.training.log import LOG
     from recycle_onnx.training.options import TrainingOptions
     from recycle_onnx.training.trainer import train
 
@@ -119,6 +122,8 @@ def _train_and_measure(
         parameters = checkpoint.recycler_weights.num_parameters() / checkpoint.base_weights.num_parameters()
     bundle = folder.with_suffix(".bundle")
     export(folder, bundle, force=True)
+    write_curves(folder, folder.with_suffix(".png"))
+    shutil.move(folder / LOG, folder.with_suffix(".jsonl"))
     shutil.rmtree(folder)
     model = recycle_onnx.load(bundle, threads=1)
     documents = list(islice(read_documents([held_out]), TEXTS))

@@ -1,14 +1,17 @@
 """Many threads on one model for a long time, with random cancellations: right results, and memory that stays.
 
-python benchmarks/soak.py BUNDLE --minutes 10
+python benchmarks/soak.py BUNDLE --warm-up 2 --minutes 10
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 import threading
 import time
+from array import array
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -66,62 +69,102 @@ def _consume(generation: recycle_onnx.runtime.generation.Generation, dice: rando
         timer.join()
 
 
+class Mallinfo2(ctypes.Structure):
+    """What glibc's mallinfo2(3) gives, over all arenas, in bytes (`ordblks`, `smblks`, `hblks` are counts)."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
+
+
 def resident_mb() -> float:
     """Memory of this process now (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def sample(every: float, until: threading.Event) -> list[tuple[float, float]]:
-    """Seconds and megabytes, every so many seconds."""
-    started, found = time.monotonic(), []
+def allocated_mb() -> float:
+    """What was asked of glibc's allocator and not given back: a leak grows here, a fragmented heap does not."""
+    mallinfo2 = ctypes.CDLL(None).mallinfo2
+    mallinfo2.restype = Mallinfo2
+    info = mallinfo2()
+    return (info.uordblks + info.hblkhd) / 2**20
+
+
+def sample(every: float, until: threading.Event) -> np.ndarray:
+    """[samples, (minutes, resident MB, allocated MB)], every so many seconds.
+
+    What glibc's arenas keep for later is given back first: it grows to the highest tide of all threads, which comes
+    ever more rarely, and would look like a leak.
+    """
+    started, found = time.monotonic(), array("d")
+    trim = ctypes.CDLL(None).malloc_trim
     while not until.wait(every):
-        found.append((time.monotonic() - started, resident_mb()))
-    return found
+        trim(0)
+        found.extend(((time.monotonic() - started) / 60, resident_mb(), allocated_mb()))
+    return np.array(found).reshape(-1, 3)
 
 
-def slope(samples: list[tuple[float, float]], blocks: int = 12) -> tuple[float, float, float]:
-    """Megabytes a minute with a 95 % interval, after the first fifth (which fills pools), over means of blocks.
+def slope(minutes: np.ndarray, megabytes: np.ndarray, blocks: int = 12) -> tuple[float, float, float]:
+    """Megabytes a minute with a 95 % interval, over means of blocks.
 
     (Neighbouring samples are nearly the same, and would make the interval too narrow.)
     """
-    kept = np.array_split(np.array(samples[len(samples) // 5 :]), blocks)
-    minutes, megabytes = np.array([block.mean(0) for block in kept]).T * [[1 / 60], [1]]
-    line = stats.linregress(minutes, megabytes)
+    means = [[block.mean() for block in np.array_split(values, blocks)] for values in (minutes, megabytes)]
+    line = stats.linregress(*means)
     half = stats.t.ppf(0.975, blocks - 2) * line.stderr
     return line.slope, line.slope - half, line.slope + half
 
 
 @click.command()
 @click.argument("bundle", type=Path)
-@click.option("--minutes", default=10.0, show_default=True)
+@click.option("--minutes", default=10.0, show_default=True, help="What is measured, behind the warm-up.")
+@click.option("--warm-up", default=2.0, show_default=True, help="Minutes in which the pools of all threads fill.")
 @click.option("--threads", default=8, show_default=True, help="Threads that send requests.")
-def main(bundle: Path, minutes: float, threads: int) -> None:
+def main(bundle: Path, minutes: float, warm_up: float, threads: int) -> None:
     """Soak BUNDLE."""
     model = recycle_onnx.load(bundle, threads=1)
     expected = {(p, kind): model.generate(p, **job(kind)).tokens for p in PROMPTS for kind in range(60)}
-    end, done = time.monotonic() + 60 * minutes, threading.Event()
+    end, done = time.monotonic() + 60 * (warm_up + minutes), threading.Event()
 
-    def work(worker: int) -> list[str]:
-        reasons, number = [], worker
+    def work(worker: int) -> Counter[str]:
+        reasons, number = Counter[str](), worker
         while time.monotonic() < end:
-            reasons.append(request(model, number, expected))
+            reasons[request(model, number, expected)] += 1
             number += threads
         return reasons
 
     with ThreadPoolExecutor(threads + 1) as pool:
-        sampling = pool.submit(sample, 0.5, done)
+        sampling = pool.submit(sample, 1, done)
         workers = [pool.submit(work, worker) for worker in range(threads)]
         try:
-            reasons = [reason for worker in workers for reason in worker.result()]
+            reasons = sum((worker.result() for worker in workers), Counter[str]())
         finally:
             done.set()
         samples = sampling.result()
-    rate, low, high = slope(samples)
-    by_minute = [np.mean([size for at, size in samples if at // 60 == minute]) for minute in range(int(minutes))]
-    click.echo(f"MB resident, minute by minute: {' '.join(f'{size:.1f}' for size in by_minute)}")
-    click.echo(f"{len(reasons)} requests in {threads} threads, {reasons.count('cancelled')} cancelled, all right")
-    click.echo(f"{samples[-1][1]:.0f} MB resident; {rate:+.3f} MB a minute (95 %: {low:+.3f} to {high:+.3f})")
+    click.echo(f"{reasons.total()} requests in {threads} threads, {reasons['cancelled']} cancelled, all right")
+    report("resident", samples[:, 0], samples[:, 1], warm_up)
+    report("allocated", samples[:, 0], samples[:, 2], warm_up)
+
+
+def report(name: str, minutes: np.ndarray, megabytes: np.ndarray, warm_up: float) -> None:
+    by_minute = [megabytes[minutes // 1 == minute].mean() for minute in range(int(minutes[-1]))]
+    click.echo(f"MB {name}, minute by minute: {' '.join(f'{size:.1f}' for size in by_minute)}")
+    measured = minutes >= warm_up
+    rate, low, high = slope(minutes[measured], megabytes[measured])
+    click.echo(f"  {rate:+.3f} MB a minute behind the warm-up (95 %: {low:+.3f} to {high:+.3f})")
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ def write_curves(folder: Path, path: Path) -> None:
         axes.set_xlabel("step")
     for axes in (loss, acceptance):
         axes.legend(fontsize=7)
-    figure.suptitle(str(folder), fontsize=10)
+    figure.suptitle(folder.resolve().name, fontsize=10)
     save_plot(figure, path)
 
 
