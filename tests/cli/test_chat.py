@@ -131,13 +131,15 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._handle, text.encode())
 
-    def wait_for(self, pattern: str) -> str:
-        """Read until the pattern comes; give everything since the last call."""
+    def wait_for(self, pattern: str, again: str = "") -> str:
+        """Read until the pattern comes; give everything since the last call. In every silent second type `again`."""
         end = time.monotonic() + 120
         while not re.search(pattern, self.seen):
             assert time.monotonic() < end, (pattern, self.seen)
             if select.select([self._handle], [], [], 1)[0]:
                 self.seen += os.read(self._handle, 65536).decode(errors="replace")
+            else:
+                self.type(again)
         seen, self.seen = self.seen, ""
         return seen
 
@@ -174,7 +176,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(bundle: Path) -> None:
     with terminal(bundle, "-n", 90_000, "--threads", 1) as screen:
         screen.wait_for("> $")
         screen.type("\x03")
-        screen.wait_for("> $")
+        screen.wait_for("> $", again="\x03")  # readline loses one that comes between its prompt and its waiting
         screen.type("the cat\n")
         screen.wait_for("tokens/s")
         screen.type("\x03")
@@ -182,7 +184,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(bundle: Path) -> None:
         screen.type("/stats\n")
         screen.wait_for("cancelled")
         screen.type("/rest\n")
-        screen.wait_for("no command /rest")
+        screen.wait_for("no command /rest[^>]*> $")  # a Ctrl-D before the prompt is there may be lost
         screen.type("\x04")
         assert screen.process.wait(60) == 0
 
