@@ -19,7 +19,9 @@ SAMPLE = Path(__file__).parents[1] / "samples" / "stories"
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("providers", "where the conformance suite runs its graphs")
     group.addoption("--provider", default="cpu", help="All of it, and each half alone with the other on the CPU.")
-    group.addoption("--half-precision", action="store_true", help="Caches and states in float16, for GPUs.")
+    group.addoption(
+        "--half-precision", choices=("fp16", "int8", "int4"), help="Activations and caches in float16, for GPUs."
+    )
     group.addoption("--recycler-provider", help="The module's, and no other combination.")
 
 

@@ -14,7 +14,7 @@ from recycle_onnx.files import temporary_sibling
 if TYPE_CHECKING:
     from recycle_onnx.export.report import Report
 
-PRECISIONS = ("fp32", "int8", "int4")
+PRECISIONS = ("fp32", "fp16", "int8", "int4")
 
 
 def random_bundle(
@@ -24,16 +24,18 @@ def random_bundle(
     block_size: int,
     draft_vocab: int | None = None,
     flavour: str = "ort",
+    activations: str = "fp32",
     report: Report | None = None,
 ) -> Path:
     """The bundle, from the cache if it was made before. A draft vocabulary holds the first `draft_vocab` tokens.
 
     Raises:
-        InputError: an unknown shape, precision or flavour, or more module layers than the shape has.
+        InputError: an unknown shape, precision, flavour or type of activations, or more module layers than the shape
+            has.
         RecycleError: the disk is full.
     """
     from recycle_onnx.checkpoint import attach
-    from recycle_onnx.export import DraftVocabulary, Quantization, export
+    from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization, export
     from recycle_onnx.export.flavours import flavour_named
     from recycle_onnx.export.report import silent
 
@@ -41,9 +43,13 @@ def random_bundle(
     flavour_named(flavour)
     if precision not in PRECISIONS:
         raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
-    quantized = precision != "fp32"
-    how = Quantization(bits=int(precision[3:]), block_size=block_size, method="rtn") if quantized else None
-    recipe = f"-{hashlib.sha256(repr(how).encode()).hexdigest()[:8]}" if quantized else ""
+    how: Quantization | HalfPrecision | None = None
+    if precision.startswith("int"):
+        bits = int(precision.removeprefix("int"))
+        how = Quantization(bits=bits, block_size=block_size, method="rtn", activations=activations)
+    elif precision == "fp16":
+        how = HalfPrecision()
+    recipe = "" if how is None else f"-{hashlib.sha256(repr(how).encode()).hexdigest()[:8]}"
     draft = "" if draft_vocab is None else f"-draft{draft_vocab}"
     kind = "" if flavour == "ort" else f"-{flavour}"
     target = cache_folder() / "shapes" / f"{name}-{precision}{recipe}-module{module_layers}{draft}{kind}"

@@ -30,23 +30,23 @@ class StepTimer:
                 self._kinds[f"recycle_{count}"] = partial(decoder.recycle_step, [token] * count)
         if decoder.recycler is not None:
             decoder.start_recycling(token)
-        self._samples: dict[str, list[float]] = {kind: [] for kind in self._kinds}
+        self.samples: dict[str, list[float]] = {kind: [] for kind in self._kinds}
         self.round()
-        self._samples = {kind: [] for kind in self._kinds}
+        self.samples = {kind: [] for kind in self._kinds}
 
     def round(self) -> None:
         """Run every kind of step once."""
         for kind, step in self._kinds.items():
             started = time.perf_counter()
             step()
-            self._samples[kind].append(1e3 * (time.perf_counter() - started))
+            self.samples[kind].append(1e3 * (time.perf_counter() - started))
             self._decoder.full.crop(self._length)
             if self._decoder.recycler is not None:
                 self._decoder.recycler.crop(self._length)
 
     def medians(self) -> dict[str, float]:
         """Median milliseconds by kind."""
-        return {kind: statistics.median(values) for kind, values in self._samples.items()}
+        return {kind: statistics.median(values) for kind, values in self.samples.items()}
 
 
 def predicted_speedup(

@@ -24,7 +24,8 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.command()
 @click.argument("bundle", type=Path, required=False)
 @click.option("--shape", help="Instead of BUNDLE: random weights in the shape of tinyllama-1.1b, smollm2-135m, …")
-@click.option("--precision", default="int4", show_default=True, help="Of the shape: fp32, int8 or int4.")
+@click.option("--precision", default="int4", show_default=True, help="Of the shape: fp32, fp16, int8 or int4.")
+@click.option("--activations", default="fp32", show_default=True, help="Of the shape in int8 or int4: fp32 or fp16.")
 @click.option("--flavour", default="ort", show_default=True, help="Of the shape's graphs: ort or standard.")
 @click.option("--block-size", default=64, show_default=True, help="Of the shape's quantization.")
 @click.option("--module-layers", default=2, show_default=True, help="Of the shape's module.")
@@ -43,6 +44,7 @@ def bench(
     bundle: Path | None,
     shape: str | None,
     precision: str,
+    activations: str,
     flavour: str,
     block_size: int,
     module_layers: int,
@@ -87,7 +89,9 @@ def bench(
         from recycle_onnx.bench.bundles import random_bundle
 
         with stages() as report:
-            bundle = random_bundle(str(shape), precision, module_layers, block_size, draft_vocab, flavour, report)
+            bundle = random_bundle(
+                str(shape), precision, module_layers, block_size, draft_vocab, flavour, activations, report
+            )
     with progress("measuring") as update:
         results = run(bundle, options, update)
     described = machine.describe()

@@ -30,6 +30,13 @@ from recycle_onnx.errors import InputError
     help="Of the weights; `recycle-onnx quantize` has more options.",
 )
 @click.option(
+    "--activations",
+    type=click.Choice(["fp32", "fp16"]),
+    default="fp32",
+    show_default=True,
+    help="Of int8 and int4: what is not quantized, hidden states and caches. fp16 is for GPUs.",
+)
+@click.option(
     "--draft-vocab",
     type=int,
     help="Let the module propose so many frequent tokens only; needs --draft-text.  [default: the checkpoint's]",
@@ -50,6 +57,7 @@ def export(
     bundle: Path,
     flavour: str,
     precision: str,
+    activations: str,
     draft_vocab: int | None,
     draft_text: Path | None,
     text: Path | None,
@@ -70,9 +78,14 @@ def export(
 
     quantization: Quantization | HalfPrecision | None = None
     if precision != "fp32":
-        quantization = HalfPrecision() if precision == "fp16" else Quantization(bits=int(precision[3:]))
+        bits = int(precision.removeprefix("int").removeprefix("fp"))
+        quantization = HalfPrecision() if bits == 16 else Quantization(bits=bits, activations=activations)
     if text is not None and quantization is None:
         raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
+    if activations == "fp16" and precision not in ("int8", "int4"):
+        raise InputError(
+            "--activations fp16 goes with --precision int8 or int4; --precision fp16 is float16 throughout"
+        )
     if compare is not None and quantization is None:
         raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
     draft = DraftVocabulary.given(draft_vocab, draft_text)
@@ -105,7 +118,7 @@ def export(
     click.echo(
         f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit"
     )
-    if precision == "fp16":
+    if "fp16" in (precision, activations):
         click.echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if done.fidelity is not None:
         click.echo(fidelity_line(done.manifest.precision, done.fidelity))

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     help="Parts with 8 bits instead of 4, or float32 instead of 8.  [default: projection, and of 4 bits embed_tokens "
     "and lm_head]",
 )
+@click.option(
+    "--activations",
+    default="fp32",
+    show_default=True,
+    help="fp32 or fp16: what is not quantized, hidden states and caches. fp16 is for GPUs.",
+)
 @click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Load BUNDLE too, measure the cost.")
 @click.option("--report", "table", is_flag=True, help="Print what it costs as a table.")
@@ -42,6 +48,7 @@ def quantize(
     symmetric: bool,
     method: str,
     keep: str | None,
+    activations: str,
     text: Path | None,
     compare: bool,
     table: bool,
@@ -57,7 +64,7 @@ def quantize(
     from recycle_onnx.export.fidelity import Fidelity
 
     parts = None if keep is None else tuple(part.strip() for part in keep.split(",") if part.strip())
-    how = Quantization(bits, block_size, symmetric, method, parts)
+    how = Quantization(bits, block_size, symmetric, method, parts, activations)
     with stages() as report:
         manifest, fidelity = quantize_bundle(bundle, out, how, text=text, compare=compare, force=force, report=report)
     size = sum(file.bytes for file in manifest.files.values())

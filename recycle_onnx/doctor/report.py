@@ -19,7 +19,7 @@ from recycle_onnx.doctor.providers import Provider
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime.providers import register_library
+from recycle_onnx.runtime.providers import options_of_module, register_library
 from recycle_onnx.runtime.sessions import check_threads
 
 
@@ -78,11 +78,12 @@ def examine(
         progress: called with what is done, of how much, and what comes now.
 
     Raises:
-        InputError: not a bundle, a provider that is unknown or not here or does not know an option, or threads out of
-            range.
+        InputError: not a bundle, a provider that is unknown or not here or does not know an option, options without
+            their provider, or threads out of range.
     """
     for name, file in (provider_libraries or {}).items():
         register_library(name, file)
+    own_options = options_of_module(recycler_provider, recycler_provider_options)
     names = providers.candidates(provider)
     check_threads(threads)
     if bundle is not None:
@@ -93,8 +94,9 @@ def examine(
     installed, sends = versions.find(), telemetry.find()
     others = names if recycler_provider is None else providers.candidates(recycler_provider)
     options = provider_options or {}
-    other_options = options if recycler_provider is None else recycler_provider_options or {}
-    how = How(names, options, others, other_options, threads, session_config or {})
+    how = How(
+        names, options, others, options if recycler_provider is None else own_options, threads, session_config or {}
+    )
     examined = None if bundle is None else bundles.examine(Path(bundle), how, found, speed, progress)
     findings = [
         *versions.findings(installed),

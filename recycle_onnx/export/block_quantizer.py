@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, DefaultWeightOnlyQuantizer
 
+from recycle_onnx.contract import FloatType
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.lazy import row_ranges
 
 BITS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 METHODS = ("mse", "rtn")
+ACTIVATIONS: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
 PARTS = (
     "embed_tokens",
     "lm_head",
@@ -41,7 +43,8 @@ class Quantization:
     Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
     where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:
     `rtn` rounds to nearest; `mse` searches the range of each block for the least squared error; by default `mse` for
-    4 bits and `rtn` for 8, where the search gains next to nothing.
+    4 bits and `rtn` for 8, where the search gains next to nothing. `activations` in `fp16`, with scales, hidden states,
+    caches and all weights that are not quantized, are for GPUs.
     """
 
     bits: int = 4
@@ -49,13 +52,19 @@ class Quantization:
     symmetric: bool = False
     method: str = ""
     keep: tuple[str, ...] | None = None
+    activations: str = "fp32"
 
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", "rtn" if self.bits == 8 else "mse")
         if self.keep is None:
             object.__setattr__(self, "keep", KEEP.get(self.bits, ()))
-        for name, choices in (("bits", BITS), ("block_size", BLOCK_SIZES), ("method", METHODS)):
+        for name, choices in (
+            ("bits", BITS),
+            ("block_size", BLOCK_SIZES),
+            ("method", METHODS),
+            ("activations", tuple(ACTIVATIONS)),
+        ):
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(str, choices))
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected one of: {listed}")
@@ -66,6 +75,11 @@ class Quantization:
     def precision(self) -> str:
         """The bundle's precision: `int4` or `int8`."""
         return f"int{self.bits}"
+
+    @property
+    def float_type(self) -> FloatType:
+        """Of hidden states and caches."""
+        return ACTIVATIONS[self.activations]
 
     def for_matrix(self, name: str, width: int) -> Quantization | None:
         """What the matrix `name` with rows of `width` values gets: blocks that divide a row; None is float32."""

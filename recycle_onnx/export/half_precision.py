@@ -1,4 +1,7 @@
-"""A float32 graph to a float16 one, for GPUs: weights, activations and caches; logits stay float32."""
+"""A float32 graph to a float16 one, for GPUs: weights, activations and caches; logits stay float32.
+
+Quantized graphs too can have activations and caches in float16.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import LOGITS
+from recycle_onnx.contract import LOGITS, FloatType
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.rewriter import Rewriter
@@ -28,6 +31,11 @@ class HalfPrecision:
         """The bundle's precision."""
         return "fp16"
 
+    @property
+    def float_type(self) -> FloatType:
+        """Of hidden states and caches."""
+        return "float16"
+
 
 class HalfPrecisionRewriter(Rewriter):
     """Stores all weights as float16, and gives graphs float16 inputs, values and outputs."""
@@ -41,25 +49,41 @@ class HalfPrecisionRewriter(Rewriter):
             InputError: a weight is beyond float16's range.
         """
         super().rewrite(graph, writer)
-        for value in graph.initializers.values():
-            tensor = value.const_value
-            if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
-                value.const_value = ir.tensor(tensor.numpy().astype(np.float16), name=value.name)
-            _halve(value)
-        for node in graph.all_nodes():
-            for output in node.outputs:
-                _halve(output)
-        for value in graph.inputs:
-            _halve(value)
-        _cast_to_float32(graph, next(value for value in graph.outputs if value.name == LOGITS))
+        to_half_precision(graph)
 
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
         """Round what is float32."""
-        if piece.dtype != np.float32:
-            return piece
-        if (largest := float(np.abs(piece).max())) > LARGEST:
-            raise InputError(f"{name} holds {largest:.3g}; float16 ends at {LARGEST:.0f}: use fp32 or int8")
-        return piece.astype(np.float16)
+        return rounded(name, piece)
+
+
+def rounded(name: str, piece: NDArray[Any]) -> NDArray[Any]:
+    """Some of the weight `name`, as float16 where it is float32.
+
+    Raises:
+        InputError: it is beyond float16's range.
+    """
+    if piece.dtype != np.float32:
+        return piece
+    if (largest := float(np.abs(piece).max())) > LARGEST:
+        raise InputError(
+            f"{name} holds {largest:.3g}; float16 ends at {LARGEST:.0f}: use fp32, or int8 with activations in fp32"
+        )
+    return piece.astype(np.float16)
+
+
+def to_half_precision(graph: ir.Graph) -> None:
+    """Change all types of a graph whose weights are stored, and constants with them."""
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT:
+            value.const_value = ir.tensor(tensor.numpy().astype(np.float16), name=value.name)
+        _halve(value)
+    for node in graph.all_nodes():
+        for output in node.outputs:
+            _halve(output)
+    for value in graph.inputs:
+        _halve(value)
+    _cast_to_float32(graph, next(value for value in graph.outputs if value.name == LOGITS))
 
 
 def _halve(value: ir.Value) -> None:

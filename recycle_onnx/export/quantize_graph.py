@@ -5,11 +5,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
 from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.half_precision import rounded, to_half_precision
 from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
@@ -61,7 +64,11 @@ class GraphQuantizer(Rewriter):
         """Nodes that give the matrix's rows `ids`."""
 
     def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
-        """Replace products with weights and the embedding, then store the other weights."""
+        """Replace products with weights and the embedding, then store the other weights.
+
+        Raises:
+            InputError: a weight or a scale is beyond float16's range, where activations are to be float16.
+        """
         for node in list(graph):
             if node.op_type in PRODUCTS:
                 x, weight = node.inputs[:2]
@@ -77,6 +84,12 @@ class GraphQuantizer(Rewriter):
             if not (value.uses() or value.is_graph_input()):
                 del graph.initializers[str(value.name)]
         super().rewrite(graph, writer)
+        if self.how.float_type == "float16":
+            to_half_precision(graph)
+
+    def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
+        """Scales and weights that are not quantized have the type of the activations."""
+        return rounded(name, piece) if self.how.float_type == "float16" else piece
 
     def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> Stored | None:
         """Store a weight as a quantized [N, K], or find it; None where it stays as it is. `transposed`: [K, N]."""

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from recycle_onnx import __version__
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
-from recycle_onnx.contract import FloatType
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.fidelity import Rounding, measure
 from recycle_onnx.export.flavours import Precision, flavour_named
-from recycle_onnx.export.half_precision import HalfPrecision
 from recycle_onnx.export.lazy import Known, load_lazily
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
@@ -70,10 +68,9 @@ def check_text(text: Path | None) -> None:
 
 def as_quantized(manifest: Manifest, how: Precision) -> Manifest:
     """The manifest of a float32 bundle for one in another precision; the files are still the old ones."""
-    float_type: FloatType = "float16" if isinstance(how, HalfPrecision) else "float32"
     return replace(
         manifest,
-        graphs={name: replace(spec, float_type=float_type) for name, spec in manifest.graphs.items()},
+        graphs={name: replace(spec, float_type=how.float_type) for name, spec in manifest.graphs.items()},
         precision=how.precision,
         quantization=asdict(how),
         provenance={**manifest.provenance, "quantizer": f"recycle-onnx {__version__}"},

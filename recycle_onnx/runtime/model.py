@@ -23,7 +23,7 @@ from recycle_onnx.runtime.loaded import LoadedHalves
 from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.provider_table import CPU
-from recycle_onnx.runtime.providers import Place, Placement, place, register_library
+from recycle_onnx.runtime.providers import Place, Placement, options_of_module, place, register_library
 from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.runtime.structured import Constraints
@@ -273,11 +273,6 @@ def load(
     opener = open_prepacked if prepacked else open_original
     bundle = Bundle.open(Path(path), verify=verify, progress=progress)
     full = place(provider, provider_options or {}, bundle.manifest)
-    if recycler_provider is None and recycler_provider_options:
-        raise InputError(
-            "options for the module's own provider were given, but not which one; name it too (--recycler-provider)"
-        )
-    other = None
-    if recycler_provider is not None:
-        other = place(recycler_provider, recycler_provider_options or {}, bundle.manifest)
+    own = options_of_module(recycler_provider, recycler_provider_options)
+    other = None if recycler_provider is None else place(recycler_provider, own, bundle.manifest)
     return RecycleModel(bundle, full, threads, opener, progress, other)

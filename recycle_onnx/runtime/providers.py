@@ -86,7 +86,7 @@ def why_slow(provider: Provider, manifest: Manifest) -> str | None:
         return None
     return (
         f"provider {provider.name!r} has no attention for {odd[0]}: it runs on the CPU, and caches lie there; "
-        "export the model again with --precision fp16 to have all of it on the device"
+        "export the model again with --precision fp16, or int4 with --activations fp16, to have all of it on the device"
     )
 
 
@@ -122,6 +122,19 @@ def place(name: str, options: Mapping[str, str], manifest: Manifest) -> Placemen
         expected = ", ".join(sorted(provider.options or ())) or "none at all"
         raise InputError(f"provider {provider.name!r} has no option {unknown[0]!r}; expected: {expected}")
     return Placement(provider, options)
+
+
+def options_of_module(provider: str | None, options: Mapping[str, str] | None) -> Mapping[str, str]:
+    """Options for the module's own provider, if it has one.
+
+    Raises:
+        InputError: there are options, but no provider is named for them.
+    """
+    if provider is None and options:
+        raise InputError(
+            "options for the module's own provider were given, but not which one; name it too (--recycler-provider)"
+        )
+    return options or {}
 
 
 def register_library(name: str, path: str | os.PathLike[str]) -> Provider:

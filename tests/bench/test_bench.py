@@ -135,7 +135,7 @@ def test_random_layers_differ(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int4"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int4"])
 def test_a_random_bundle_is_made_once(precision: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
     monkeypatch.setitem(SHAPES, "tiny", tiny.tiny_config(vocab_size=64))
@@ -149,6 +149,8 @@ def test_a_random_bundle_is_made_once(precision: str, monkeypatch: pytest.Monkey
     assert Bundle.open(drafted).manifest.draft_vocabulary == list(range(32))
     standard = random_bundle("tiny", precision, 2, 32, flavour="standard")
     assert Bundle.open(standard).manifest.flavour == "standard"
+    half = random_bundle("tiny", precision, 2, 32, activations="fp16")
+    assert (half == first) == (precision != "int4")
     result = run("bench", "--shape", "tiny", "--precision", precision, "--block-size", 32, *SMALL, "--json")
     assert "random weights" in json.loads(result.stdout)["label"]
 
@@ -164,7 +166,7 @@ def test_the_machine_is_described() -> None:
     ("arguments", "words"),
     [
         (("--shape", "gpt-5"), ("'gpt-5'", "tinyllama-1.1b")),
-        (("--shape", "smollm2-135m", "--precision", "int2"), ("'int2'", "fp32, int8, int4")),
+        (("--shape", "smollm2-135m", "--precision", "int2"), ("'int2'", "fp32, fp16, int8, int4")),
         (("--shape", "smollm2-135m", "--flavour", "vanilla"), ("'vanilla'", "ort, standard")),
         ((), ("expected a BUNDLE",)),
         (("BUNDLE", "--shape", "smollm2-135m"), ("not both",)),

@@ -49,6 +49,20 @@ def test_a_sound_bundle(bundle: Path) -> None:
     assert found["bandwidth"]["one_thread_gb_s"] > 0
 
 
+def test_a_sound_bundle_of_the_standard_flavour(standard_bundle: Path) -> None:
+    code, found = examine(standard_bundle, "--threads", 1, "--provider", "cpu")
+    assert (code, broken(found), found["bundle"]["flavour"]) == (0, [], "standard")
+    assert max(found["bundle"]["self_test"]["differences"].values()) < 1e-4
+    [operators] = found["bundle"]["assignments"]["full"]["nodes"].values()
+    assert operators["Attention"] > 1
+    assert not [name for name in operators if "GroupQueryAttention" in name]
+
+
+def test_options_for_a_module_without_its_provider_are_refused(bundle: Path) -> None:
+    result = run("doctor", bundle, "--recycler-provider-option", "device_id=0")
+    assert_refused(result, 2, "name it too (--recycler-provider)")
+
+
 def alter_weights(bundle: Path) -> tuple[str, ...]:
     with (bundle / "recycler.onnx.data").open("r+b") as file:
         file.seek(1000)

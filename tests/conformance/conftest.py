@@ -7,10 +7,16 @@ from pathlib import Path
 import pytest
 
 import recycle_onnx
-from recycle_onnx.export import HalfPrecision, export
+from recycle_onnx.export import HalfPrecision, Quantization, export
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.providers import known, why_missing
 from tests import tiny
+
+HALF_PRECISION = {
+    "fp16": HalfPrecision(),
+    "int8": Quantization(8, activations="fp16"),
+    "int4": Quantization(4, activations="fp16"),
+}
 
 Place = tuple[str, str]
 """Provider of the full model and of the module."""
@@ -54,7 +60,7 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
     folder = tmp_path_factory.mktemp("small")
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=256), seed=2)
     (folder / "model" / "generation_config.json").write_text("{}")
-    half = HalfPrecision() if pytestconfig.getoption("--half-precision") else None
+    half = HALF_PRECISION.get(pytestconfig.getoption("--half-precision"))
     export(folder / "model", folder / "bundle", quantization=half)
     return folder / "bundle"
 

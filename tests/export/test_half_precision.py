@@ -1,4 +1,4 @@
-"""float16 bundles: half the size, the same text but for rounding, and float32 logits."""
+"""float16 bundles: half the size, the same text but for rounding, and float32 logits; and float16 around integers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest, graph_file
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import HalfPrecision, export, quantize_bundle
+from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
 from recycle_onnx.runtime.model import RecycleModel
 from tests import tiny
 from tests.cli.command import run
@@ -91,9 +91,92 @@ def test_a_weight_beyond_float16_is_refused(tmp_path: Path) -> None:
     tensors["model.norm.weight"] *= 1e5
     save_file(tensors, weights, metadata={"format": "pt"})
     export(tmp_path / "base", tmp_path / "bundle")
-    with pytest.raises(InputError, match=r"model\.norm\.weight .* use fp32 or int8"):
+    with pytest.raises(InputError, match=r"model\.norm\.weight .* use fp32, or int8"):
         quantize_bundle(tmp_path / "bundle", tmp_path / "half", HalfPrecision())
     assert not (tmp_path / "half").exists()
+
+
+@pytest.fixture(scope="module", params=["int4", "int8"])
+def precision(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def quantized(sample_bundle: Path, out: Path, precision: str, activations: str) -> Path:
+    how = Quantization(int(precision.removeprefix("int")), method="rtn", activations=activations)
+    quantize_bundle(sample_bundle, out, how)
+    return out
+
+
+@pytest.fixture(scope="module")
+def small(sample_bundle: Path, precision: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantized(sample_bundle, tmp_path_factory.mktemp("small") / "bundle", precision, "fp32")
+
+
+@pytest.fixture(scope="module")
+def small_halved(sample_bundle: Path, precision: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return quantized(sample_bundle, tmp_path_factory.mktemp("small_halved") / "bundle", precision, "fp16")
+
+
+def tensors_of(bundle: Path, kind: str) -> dict[str, onnx.TensorProto]:
+    return {tensor.name: tensor for tensor in onnx.load(bundle / graph_file(kind)).graph.initializer}
+
+
+@pytest.mark.parametrize("kind", ["full", "recycler"])
+def test_a_quantized_graph_has_the_same_integers_and_float16_around_them(
+    kind: str, precision: str, small: Path, small_halved: Path
+) -> None:
+    manifest = Bundle.open(small_halved, verify=True).manifest
+    assert (manifest.precision, manifest.graphs[kind].float_type) == (precision, "float16")
+    onnx.checker.check_model(small_halved / graph_file(kind), full_check=True)
+    graph = onnx.load(small_halved / graph_file(kind), load_external_data=False).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
+    assert {name for name, kind in types.items() if kind == FLOAT} == {"logits"}
+    assert {name for name, kind in types.items() if kind == HALF} >= {"hidden_states", "past_key_values.0.key"}
+    plain, halved = tensors_of(small, kind), tensors_of(small_halved, kind)
+    assert plain.keys() == halved.keys()
+    assert FLOAT not in {tensor.data_type for tensor in halved.values()}
+    assert {tensor.data_type for name, tensor in halved.items() if name.endswith(".scales")} == {HALF}
+    integers = [name for name, tensor in plain.items() if tensor.data_type == onnx.TensorProto.UINT8]
+    assert len(integers) > 5
+    assert all(plain[name].raw_data == halved[name].raw_data for name in integers)
+
+
+def test_a_quantized_bundles_text_is_that_of_float32_activations_but_for_rounding(
+    small: Path, small_halved: Path
+) -> None:
+    plain, halved = recycle_onnx.load(small), recycle_onnx.load(small_halved)
+    for prompt in story_prompts(3):
+        expected, found = (model.decoder("full").prefill(model.encode(prompt)) for model in (plain, halved))
+        assert 0 < np.abs(expected - found).max() < 0.05 * np.abs(expected).max()
+    for strategy in ("verify", "alternate", "lookup", "auto"):
+        result = halved.generate(story_prompts(1)[0], strategy=strategy, max_new_tokens=20)
+        assert len(result.tokens) > 10
+        assert result.lossless == ("no" if strategy == "alternate" else "within_rounding")
+
+
+def test_a_scale_beyond_float16_is_refused(tmp_path: Path) -> None:
+    weights = tiny.write_base(tmp_path / "base", tiny.tiny_config()) / "model.safetensors"
+    tensors = load_file(weights)
+    tensors["model.layers.0.mlp.up_proj.weight"] *= 1e8
+    save_file(tensors, weights, metadata={"format": "pt"})
+    export(tmp_path / "base", tmp_path / "bundle")
+    quantize_bundle(tmp_path / "bundle", tmp_path / "plain", Quantization(8), compare=False)
+    with pytest.raises(InputError, match=r"scale of .*up_proj.*activations in fp32"):
+        quantize_bundle(tmp_path / "bundle", tmp_path / "half", Quantization(8, activations="fp16"), compare=False)
+    assert not (tmp_path / "half").exists()
+
+
+def test_activations_on_the_command_line(sample_bundle: Path, tmp_path: Path) -> None:
+    result = run("quantize", sample_bundle, tmp_path / "a", "--method", "rtn", "--activations", "fp16", "--no-compare")
+    assert result.exit_code == 0, result.stderr
+    assert Manifest.read(tmp_path / "a" / "recycle.json").graphs["full"].float_type == "float16"
+    refused = run("quantize", sample_bundle, tmp_path / "b", "--activations", "bf16")
+    assert refused.exit_code == 2
+    assert "bf16; expected one of: fp32, fp16" in refused.stderr
+    refused = run("export", SAMPLE, tmp_path / "b", "--precision", "fp16", "--activations", "fp16")
+    assert refused.exit_code == 2
+    assert "--activations fp16 goes with --precision int8 or int4" in refused.stderr
+    assert not (tmp_path / "b").exists()
 
 
 def test_export_says_that_a_cpu_gains_nothing(tmp_path: Path) -> None:

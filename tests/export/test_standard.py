@@ -35,6 +35,7 @@ PRECISIONS: dict[str, Precision | None] = {
     "int4": Quantization(4),
     "int4, symmetric": Quantization(4, symmetric=True),
     "int4, nothing kept": Quantization(4, keep=()),
+    "int4, float16 activations": Quantization(4, activations="fp16"),
 }
 IDS = np.random.default_rng(0).integers(1, 300, (3, 9))
 MASK = np.array([[0] * 3 + [1] * 6, [1] * 9, [0] * 5 + [1] * 4])
@@ -131,7 +132,7 @@ def test_onnxs_reference_evaluator_agrees(kind: str, rows: int, precision: str, 
     evaluator = ReferenceEvaluator(onnx.load(folder / graph_file(kind)))
     plain = session(folder, kind, graph_optimization_level=ort.GraphOptimizationLevel.ORT_DISABLE_ALL)
     wanted = calls(folder, kind, evaluator, MASK, rows, 7, 1, 1)
-    tolerance = 1e-2 if precision == "fp16" else TOLERANCE
+    tolerance = 1e-2 if spec_of(folder, kind).float_type == "float16" else TOLERANCE
     assert difference(calls(folder, kind, plain, MASK, rows, 7, 1, 1), wanted) < tolerance
 
 

@@ -18,7 +18,13 @@ from recycle_onnx.provenance import write_source
 from tests import tiny
 from tests.cli.command import names, run
 
-PRECISIONS = [Quantization(4), Quantization(4, method="rtn", symmetric=True), Quantization(8), HalfPrecision()]
+PRECISIONS = [
+    Quantization(4),
+    Quantization(4, method="rtn", symmetric=True),
+    Quantization(4, method="rtn", activations="fp16"),
+    Quantization(8),
+    HalfPrecision(),
+]
 UNTIED = tiny.tiny_config(tied_embeddings=False)
 
 
@@ -29,7 +35,7 @@ def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("_few_rows")
-@pytest.mark.parametrize("how", PRECISIONS, ids=lambda how: f"{how.precision}-{getattr(how, 'method', '')}")
+@pytest.mark.parametrize("how", PRECISIONS, ids=str)
 @pytest.mark.parametrize("config", [tiny.tiny_config(), UNTIED], ids=["tied", "untied"])
 def test_a_checkpoint_and_its_bundle_give_the_same_bytes(
     how: Precision, config: tiny.BaseConfig, tmp_path: Path

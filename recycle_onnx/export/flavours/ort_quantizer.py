@@ -27,7 +27,7 @@ class OrtQuantizer(GraphQuantizer):
             rows,
             count * how.block_size,
             writer.write(f"{name}.q{how.bits}", [blocks.packed]),
-            writer.write(f"{name}.scales", [blocks.scales]),
+            writer.write(f"{name}.scales", [self.convert(f"the scale of {name}", blocks.scales)]),
             None if zero_points is None else writer.write(f"{name}.zero_points", [zero_points]),
         )
 

@@ -45,7 +45,7 @@ class StandardQuantizer(GraphQuantizer):
             rows,
             width,
             write(f"q{how.bits}", values),
-            writer.write(f"{name}.scales", [blocks.scales.T]),
+            writer.write(f"{name}.scales", [self.convert(f"the scale of {name}", blocks.scales.T)]),
             None if zeros is None else write("zero_points", zeros),
         )
 
