@@ -73,7 +73,7 @@ def _watch(
     generation = model.stream(
         text, GREEDY, strategy="verify" if source == "module" else "lookup", max_new_tokens=new_tokens
     )
-    inner: Proposer = LookupProposer(text, LONGEST)
+    inner: Proposer = LookupProposer(text, generation.sampling, LONGEST)
     if source == "module":
         inner = ModuleProposer(generation.decoder, generation.sampling, LONGEST, 0.0)
     generation.proposer = watched = Watched(inner, LONGEST)

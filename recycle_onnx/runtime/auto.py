@@ -10,17 +10,20 @@ from typing import Any, Literal
 
 from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.half import STEP_ROWS
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
 from recycle_onnx.runtime.sampling import Chooser
 
-Source = Literal["nothing", "module", "lookup"]
+Source = Literal["nothing", "module", "lookup", "constraint"]
 
 LONGEST = 4
-"""Most tokens that are proposed in a cycle."""
+"""Most tokens of a chain."""
 MEMORY = 0.95
 """What a cycle's outcome still counts for after the next one of its kind."""
-PRIOR = {"module": (1.5, 2.0), "lookup": (1.0, 2.0)}
+PRIOR = {"module": (1.5, 2.0), "lookup": (1.0, 2.0), "constraint": (1.9, 2.0)}
 """Accepted and tried proposals to start from."""
+PLACES = {"module": LONGEST, "lookup": LONGEST, "constraint": STEP_ROWS - 1}
+"""Most tokens that each source proposes: a constraint is right wherever it leaves no choice."""
 CALIBRATED = 8.0
 """Proposals that a calibration counts for."""
 TRIALS = (1, 1, 0, 0, 1)
@@ -98,7 +101,7 @@ class Rates:
     def prior(cls, source: str, calibration: Calibration | None = None) -> Rates:
         """What is believed before anything was tried here."""
         accepted, tried = PRIOR[source]
-        prior = cls([accepted] * LONGEST, [tried] * LONGEST)
+        prior = cls([accepted] * PLACES[source], [tried] * PLACES[source])
         for place, rate in enumerate(calibration.acceptance.get(source, ())[:LONGEST] if calibration else ()):
             prior.accepted[place], prior.tried[place] = rate * CALIBRATED, CALIBRATED
         return prior
@@ -152,7 +155,7 @@ def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
 
 
 class AutoProposer:
-    """Proposes what promises most tokens a second: a chain of the module, a lookup, or nothing."""
+    """Proposes what promises most tokens a second: a chain of the module, a lookup, what is forced, or nothing."""
 
     def __init__(
         self,
@@ -164,7 +167,8 @@ class AutoProposer:
         calibration: Calibration | None = None,
     ) -> None:
         self.decoder, self.longest = decoder, longest
-        self.lookup = LookupProposer(prompt, self.longest)
+        self.sampling = sampling
+        self.lookup = LookupProposer(prompt, sampling, self.longest)
         self.module = ModuleProposer(decoder, sampling, 1, min_confidence) if decoder.recycler else None
         self.costs = Costs(calibration)
         self.rates = {source: Rates.prior(source, calibration) for source in PRIOR}
@@ -180,15 +184,16 @@ class AutoProposer:
         self._learn(len(kept) - 1)
         self._watch_lookup(kept)
         found = self.lookup.propose(kept, position, min(room, self.longest))
-        source, chain = self._choose(len(found))
+        forced = self.sampling.fast_forward(position)[: min(room, PLACES["constraint"])]
+        source, chain = self._choose(len(found), len(forced))
         proposals: list[int] = []
         if source == "module" and self.module is not None:
             proposals = self._ask_module(self.module, kept, position, min(room, chain))
         else:
             if self.module is not None:
                 self.module.postpone(kept)
-            if source == "lookup":
-                proposals = found[:chain]
+            if source in ("lookup", "constraint"):
+                proposals = (found if source == "lookup" else forced)[:chain]
         if not self._expected:
             self._expected, self._came = found, 0
         self._last = (source, len(proposals))
@@ -210,7 +215,7 @@ class AutoProposer:
             return
         source, proposed = self._last
         self.costs.add(f"full_{1 + proposed}" + "_module" * (source == "module"), self.decoder.full.seconds)
-        if source == "module" and proposed:
+        if source in ("module", "constraint") and proposed:
             self.rates[source].learn(proposed, accepted)
 
     def _watch_lookup(self, kept: list[int]) -> None:
@@ -224,11 +229,12 @@ class AutoProposer:
                 self.rates["lookup"].learn(len(self._expected), self._came)
                 self._expected = []
 
-    def _choose(self, found: int) -> tuple[Source, int]:
+    def _choose(self, found: int, forced: int) -> tuple[Source, int]:
         if self._trials:
             chain = self._trials.pop(0)
             return ("module", chain) if chain else ("nothing", 0)
-        longest: dict[Source, int] = {"lookup": found, "module": self.longest if self.module else 0}
+        module = self.longest if self.module else 0
+        longest: dict[Source, int] = {"constraint": forced, "lookup": found, "module": module}
         choice = fastest(self.costs, self.rates, longest)
         if choice[0] == "module":
             self._pause = self._wait = FIRST_PAUSE

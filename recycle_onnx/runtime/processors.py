@@ -47,6 +47,22 @@ class Follower(Protocol):
 
 
 @runtime_checkable
+class Foreseeing(Protocol):
+    """What a follower may also have: it knows something of the text to come, which makes proposals better.
+
+    Both only guide what is proposed: whatever they say, the text is that of `full`.
+    """
+
+    def fast_forward(self) -> list[int]:
+        """The tokens that must follow those read so far, until there is a choice again."""
+        ...
+
+    def fitting(self, tokens: list[int]) -> int:
+        """How many of `tokens`, from the first on, may follow those read so far."""
+        ...
+
+
+@runtime_checkable
 class StatefulProcessor(Protocol):
     """What a configuration holds in place of a processor that has a state: it gives every text one of its own."""
 
@@ -178,6 +194,7 @@ class ProcessedChooser:
                 self._processors.append(self._followers[-1])
             else:
                 self._processors.append(processor)
+        self._foreseeing = [follower for follower in self._followers if isinstance(follower, Foreseeing)]
 
     def choose(self, logits: Floats, position: int, vocabulary: Ids | None = None) -> int:
         """The token id for `position`, from the logits [V] after the tokens before it.
@@ -200,6 +217,18 @@ class ProcessedChooser:
     def confidence(self, logits: Floats, token: int, vocabulary: Ids | None = None) -> float:
         """The probability of the token chosen last, by the processed logits it was chosen from."""
         return probability(self._row, token)
+
+    def fast_forward(self, position: int) -> list[int]:
+        """What the first follower that foresees anything does."""
+        self._follow(position)
+        return next(filter(None, (follower.fast_forward() for follower in self._foreseeing)), [])
+
+    def fitting(self, tokens: list[int], position: int) -> list[int]:
+        """The first of `tokens` that every follower lets pass."""
+        self._follow(position)
+        for follower in self._foreseeing:
+            tokens = tokens[: follower.fitting(tokens)]
+        return tokens
 
     def _prefix(self, position: int) -> Ids:
         prefix = self._ids[:position]

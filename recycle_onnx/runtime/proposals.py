@@ -1,11 +1,11 @@
-"""Where proposals for the next tokens come from: the recyclable module, or the text itself."""
+"""Where proposals for the next tokens come from: the recyclable module, the text itself, or its constraint."""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.half import STEP_ROWS, Floats
 from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 
@@ -69,19 +69,24 @@ class LookupProposer:
     Looks for the longest match of at most `longest` and at least `shortest` tokens.
     """
 
-    def __init__(self, prompt: list[int], chain: int, longest: int = 4, shortest: int = 2) -> None:
-        self.chain, self.longest, self.shortest = chain, longest, shortest
+    def __init__(self, prompt: list[int], sampling: Chooser, chain: int, longest: int = 4, shortest: int = 2) -> None:
+        self.sampling, self.chain = sampling, chain
+        self.longest, self.shortest = longest, shortest
         self._text: list[int] = []
         self._followed: dict[tuple[int, ...], int] = {}
         self._add(prompt)
 
+    def postpone(self, kept: list[int]) -> None:
+        """Only read the kept tokens: no proposal is wanted now."""
+        self._add(kept)
+
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """The continuation of the longest earlier match of the text's end."""
+        """The continuation of the longest earlier match of the text's end, as far as it may stand here."""
         self._add(kept)
         for size in range(min(self.longest, len(self._text)), self.shortest - 1, -1):
             start = self._followed.get(tuple(self._text[-size:]))
             if start is not None:
-                return self._text[start : start + min(self.chain, room)]
+                return self.sampling.fitting(self._text[start : start + min(self.chain, room)], position)
         return []
 
     def _add(self, tokens: list[int]) -> None:
@@ -90,3 +95,21 @@ class LookupProposer:
             for size in range(self.shortest, min(self.longest, len(self._text)) + 1):
                 self._followed[tuple(self._text[-size:])] = len(self._text)
             self._text.append(token)
+
+
+class ConstraintProposer:
+    """What a constraint leaves no choice about (fast-forward tokens), where that reaches as far as another's chain.
+
+    It costs no step of the module, and is nearly always right: a model may only cut the same text into other tokens.
+    """
+
+    def __init__(self, other: ModuleProposer | LookupProposer, sampling: Chooser) -> None:
+        self.other, self.sampling = other, sampling
+
+    def propose(self, kept: list[int], position: int, room: int) -> list[int]:
+        """The longer of both proposals; the other one is not asked where it cannot be longer."""
+        forced = self.sampling.fast_forward(position)[: min(room, STEP_ROWS - 1)]
+        if len(forced) >= min(self.other.chain, room):
+            self.other.postpone(kept)
+            return forced
+        return max(self.other.propose(kept, position, room), forced, key=len)

@@ -44,6 +44,14 @@ class Chooser(Protocol):
         """The probability of a `token` that was just chosen from these logits."""
         ...
 
+    def fast_forward(self, position: int) -> list[int]:
+        """The tokens from `position` on, as far as what stands before leaves no choice; to be verified like any."""
+        ...
+
+    def fitting(self, tokens: list[int], position: int) -> list[int]:
+        """The first of `tokens` that may stand from `position` on, as far as is known without logits."""
+        ...
+
 
 def choose_if_allowed(
     chooser: Chooser, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None
@@ -93,6 +101,14 @@ class Sampling:
     def confidence(self, logits: NDArray[np.float32], token: int, vocabulary: NDArray[np.int64] | None = None) -> float:
         """The probability of a token, before temperature."""
         return probability(logits, token if vocabulary is None else int(np.searchsorted(vocabulary, token)))
+
+    def fast_forward(self, position: int) -> list[int]:
+        """None: every token may come."""
+        return []
+
+    def fitting(self, tokens: list[int], position: int) -> list[int]:
+        """All of them."""
+        return tokens
 
     def _candidates(self, scaled: NDArray[np.float64]) -> NDArray[np.int64]:
         """Ids that may be chosen, ascending."""

@@ -14,7 +14,7 @@ from recycle_onnx.runtime.auto import LONGEST, AutoProposer
 from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import STEP_ROWS, Floats
-from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
+from recycle_onnx.runtime.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
@@ -177,8 +177,8 @@ def run(
 
 def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Chooser) -> Proposer:
     """Who proposes under `verify`, `lookup` and `auto`."""
-    if plan.strategy == "verify":
-        return ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence)
     if plan.strategy == "auto":
         return AutoProposer(decoder, sampling, prompt, plan.chain, plan.min_confidence, plan.calibration)
-    return LookupProposer(prompt, plan.chain)
+    if plan.strategy == "verify":
+        return ConstraintProposer(ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence), sampling)
+    return ConstraintProposer(LookupProposer(prompt, sampling, plan.chain), sampling)

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
+from itertools import takewhile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,7 @@ class Matching:
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         self._matcher, self._fill, self._stop_ids = matcher, fill_next_token_bitmask, stop_ids
+        self._vocab_size = vocab_size
         self._bits = allocate_token_bitmask(1, -(-vocab_size // WORD) * WORD)
 
     def __call__(self, ids: Ids, logits: Floats) -> Floats:
@@ -175,6 +177,16 @@ class Matching:
 
     def rollback(self, count: int) -> None:
         self._expect(self._matcher.rollback(count))
+
+    def fast_forward(self) -> list[int]:
+        """What the constraint spells out, such as a property's name, cut into tokens as the tokenizer does."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._expect(not self._matcher.is_error())
+        return list(takewhile(lambda token: token < self._vocab_size, tokens))
+
+    def fitting(self, tokens: list[int]) -> int:
+        count: int = self._matcher.validate_tokens(tokens)
+        return count
 
     def _expect(self, fine: bool) -> None:
         if not fine:

@@ -54,6 +54,28 @@ class WheelFollower:
         del self.read[-count:]
 
 
+class Seer(Wheel):
+    """A wheel that also foretells the text, rightly or not: it may cost time and change nothing."""
+
+    def start(self, prompt: Ids) -> SeerFollower:
+        self.started += 1
+        return SeerFollower(self, len(prompt))
+
+
+class SeerFollower(WheelFollower):
+    def fast_forward(self) -> list[int]:
+        """Up to 20 tokens, more than fit into a step; the first one is allowed."""
+        dice = np.random.default_rng(self.read)
+        tokens: list[int] = dice.integers(0, 3 * WHEEL, dice.integers(0, 20)).tolist()
+        return tokens[: self.fitting(tokens[:1]) * len(tokens)]
+
+    def fitting(self, tokens: list[int]) -> int:
+        for count, token in enumerate(tokens):
+            if token % WHEEL == (sum(self.read) + sum(tokens[:count])) % WHEEL:
+                return count
+        return len(tokens)
+
+
 def obeys_the_wheel(tokens: list[int]) -> bool:
     return all(token % WHEEL != sum(tokens[:place]) % WHEEL for place, token in enumerate(tokens))
 
@@ -76,6 +98,6 @@ def settings(vocabulary: int) -> st.SearchStrategy[dict[str, Any]]:
             "logit_bias": st.dictionaries(token, st.sampled_from([-4.0, 1.5, 4.0, float("-inf")]), max_size=4),
             "stop_ids": st.lists(token, max_size=2),
             "logprobs": st.integers(0, 3),
-            "processors": st.sampled_from([(moody,), (Wheel(),), (moody, Wheel())]),
+            "processors": st.sampled_from([(moody,), (Wheel(),), (Seer(),), (moody, Wheel()), (Wheel(), Seer())]),
         },
     )

@@ -124,7 +124,7 @@ def followed(text: list[int], longest: int, shortest: int) -> int | None:
 @given(text=st.lists(st.integers(0, 3), min_size=2, max_size=60), cut=st.integers(1, 59), chain=st.integers(1, 6))
 def test_lookup_finds_the_latest_longest_match(text: list[int], cut: int, chain: int) -> None:
     cut = min(cut, len(text) - 1)
-    proposer = LookupProposer(text[:cut], chain)
+    proposer = LookupProposer(text[:cut], Sampling(), chain)
     found = proposer.propose(text[cut:], len(text), 100)
     start = followed(text, 4, 2)
     assert found == ([] if start is None else text[start : start + chain])

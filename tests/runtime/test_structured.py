@@ -122,6 +122,49 @@ def test_proposals_are_accepted_and_rejected(sample_model: RecycleModel, monkeyp
     assert max(rolled_back) > 1
 
 
+WORDY = JsonSchema({
+    "type": "object", "required": ["favourite_animals", "lives_in_town"], "additionalProperties": False,
+    "properties": {"favourite_animals": {"enum": ["cat", "dog"]}, "lives_in_town": {"type": "boolean"}},
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["verify", "lookup", "auto"])
+def test_what_the_constraint_spells_out_takes_no_runs_of_its_own(model: RecycleModel, strategy: str) -> None:
+    full, fast = (model.generate("the cat", constraint=WORDY, strategy=each) for each in ("full", strategy))
+    assert fast.tokens == full.tokens
+    assert fast.stats.full_runs < 0.6 * full.stats.full_runs
+    assert fast.stats.acceptance_rate is not None
+    if strategy == "auto":
+        assert fast.decisions is not None
+        assert fast.decisions["chosen"]["constraint"] > 0
+    if strategy == "lookup":
+        assert fast.stats.acceptance_rate == 1.0
+
+
+def test_lookup_proposes_nothing_that_the_constraint_forbids(sample_model: RecycleModel) -> None:
+    prompt = "on 1 May, on 2 May, on 3 July, on 4 "
+    matching = Constraints(sample_model.tokenizer, 2048).prepare(DATES, sample_model.stop_ids).start(np.array([0]))
+    followed = sample_model.tokenizer.encode("on 3 July", add_special_tokens=False).ids
+    fitting = matching.fitting(followed)
+    assert 0 < fitting < len(followed)
+    assert sample_model.tokenizer.decode(followed[:fitting]) in ("on 3 ", "on 3 Ju")
+    assert matching.fitting(followed) == fitting  # it has read nothing
+    plain = sample_model.generate(prompt, constraint=DATES, strategy="full")
+    assert sample_model.generate(prompt, constraint=DATES, strategy="lookup").tokens == plain.tokens
+
+
+@pytest.mark.parametrize("plan", PLANS, ids=str)
+def test_a_wrong_foresight_changes_nothing(
+    sample_model: RecycleModel, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = sample_model.generate("the cat", constraint=WORDY, strategy="full").tokens
+    dice = np.random.default_rng(0)
+    monkeypatch.setattr(Matching, "fast_forward", lambda self: dice.integers(0, 2048, dice.integers(20)).tolist())
+    monkeypatch.setattr(Matching, "fitting", lambda self, tokens: int(dice.integers(len(tokens) + 1)))
+    for _ in range(5):
+        assert sample_model.generate("the cat", constraint=WORDY, **plan).tokens == expected
+
+
 def test_a_matcher_that_is_not_rolled_back_is_seen(sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [_outcome(sample_model, constraint, "full") for constraint in CONSTRAINTS]
     monkeypatch.setattr(Matching, "rollback", lambda self, count: None)
