@@ -11,9 +11,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.errors import InputError, TextError
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
@@ -89,13 +89,17 @@ class Worker:
             self.model.conversation()
 
     def __call__(self, request: Request, stopped: threading.Event | None = None) -> Answer:
-        """The answer, broken off when it is `stopped`; a prompt that the model cannot take gives its error."""
+        """The answer, broken off when it is `stopped`; a prompt that the model cannot take gives its error.
+
+        Raises:
+            RecycleError: it is not the prompt that is wrong, so that another try may succeed.
+        """
         try:
             generation = self._start(request)
             for _ in generation:
                 if stopped and stopped.is_set():
                     generation.cancel()
-        except RecycleError as error:
+        except (InputError, TextError) as error:
             return Answer(request.id, None, str(error))
         return Answer(request.id, generation.result)
 
@@ -193,33 +197,41 @@ def _settings(raw: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def finished(path: Path, requests: Sequence[Request]) -> int:
-    """How many of `requests` a former run has answered in `path`; a last line that was cut off is taken away.
+class Finished(NamedTuple):
+    """Lines of a former run, and those of them that are errors."""
+
+    lines: int = 0
+    failed: int = 0
+
+
+def finished(path: Path, requests: Sequence[Request]) -> Finished:
+    """Which of `requests` a former run has done in `path`; a last line that was cut off is taken away.
 
     Raises:
         InputError: a line is damaged, or is not the answer to the request of its place.
     """
     if not path.exists():
-        return 0
+        return Finished()
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
     lines = whole.split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
-        _check_record(path, number, line, requests)
+    failed = sum(_is_error(path, number, line, requests) for number, line in enumerate(lines, start=1))
     if len(whole) < len(data):
         os.truncate(path, len(whole))
-    return len(lines)
+    return Finished(len(lines), failed)
 
 
-def _check_record(path: Path, number: int, line: bytes, requests: Sequence[Request]) -> None:
+def _is_error(path: Path, number: int, line: bytes, requests: Sequence[Request]) -> bool:
     try:
-        found = json.loads(line)["id"]
+        record = json.loads(line)
+        found = record["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}, line {number}: damaged; repair it, or --force to start again") from error
     expected = requests[number - 1].id if number <= len(requests) else None
     if found != expected:
         of = "no request" if expected is None else f"request {expected!r}"
         raise InputError(f"{path}, line {number}: answers {found!r}, expected {of}; it belongs to other prompts")
+    return "error" in record
 
 
 def answers(worker: Worker, requests: Sequence[Request], workers: int = 1) -> Generator[Answer, None, None]:

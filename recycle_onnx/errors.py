@@ -7,6 +7,10 @@ class RecycleError(Exception):
     exit_code = 1
 
 
+class TextError(RecycleError):
+    """This text cannot go on; the model is fine, and others can."""
+
+
 class InputError(RecycleError):
     """The user's mistake: a wrong path, option or file; the command line ends with exit code 2."""
 

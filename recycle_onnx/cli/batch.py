@@ -47,7 +47,7 @@ def batch(
     starts; a prompt that the model cannot take, being too long, gets an "error" in its line, and the exit code is 1.
     With several --workers each session has one thread unless --threads says otherwise.
     """
-    from recycle_onnx.batch import Worker, answers, finished, read_requests
+    from recycle_onnx.batch import Finished, Worker, answers, finished, read_requests
 
     if workers < 1:
         raise InputError(f"workers is {workers}; expected at least 1")
@@ -60,7 +60,8 @@ def batch(
     model = options.load(bundle, settings)
     worker = Worker(model, options.config(model, settings, DEFAULT_NEW_TOKENS))
     worker.check(requests)
-    summary = Summary(len(requests), finished(output, requests) if resume and not force else 0)
+    before = finished(output, requests) if resume and not force else Finished()
+    summary = Summary(len(requests), before.lines, before.failed)
     with progress("answering") as report, closing(answers(worker, requests[summary.resumed :], workers)) as made:
         try:
             with output.open("ab" if summary.resumed else "wb") as file:
@@ -77,18 +78,17 @@ def batch(
             text = f"interrupted after {done} of {summary.lines} lines; --resume goes on"
             raise KeyboardInterrupt(text) from interruption
     click.echo(as_json(summary.to_json()) if json_ else summary.text)
-    if summary.failed:
-        raise RecycleError(
-            f"{summary.failed} of {summary.lines - summary.resumed} lines failed; their error is in {output}"
-        )
+    if failed := summary.failed + summary.failed_before:
+        raise RecycleError(f"{failed} of {summary.lines} lines failed; their error is in {output}")
 
 
 @dataclass
 class Summary:
-    """What a run did: lines in all, those that a former run had done, and the work of this one."""
+    """What a run did: lines in all, those that a former run had done (errors among them), and the work of this one."""
 
     lines: int
     resumed: int
+    failed_before: int = 0
     answered: int = 0
     failed: int = 0
     new_tokens: int = 0
@@ -134,6 +134,7 @@ class Summary:
         return {
             "lines": self.lines,
             "resumed": self.resumed,
+            "failed_before": self.failed_before,
             "answered": self.answered,
             "failed": self.failed,
             "new_tokens": self.new_tokens,

@@ -61,8 +61,9 @@ def chat(bundle: Path, system: str | None, tint: bool, overflow: str, **settings
     config = options.config(model, settings, DEFAULT_NEW_TOKENS)
     model.stream([0], config)  # a setting that makes no sense is refused before anybody has typed anything
     conversation = model.conversation(system, overflow=overflow)
-    session = Session(conversation, config, View(Console(highlight=False), tint))
     lines = Lines.standard()
+    console = Console(highlight=False, force_terminal=None if lines.interactive else False)
+    session = Session(conversation, config, View(console, tint))
     if lines.interactive:
         click.echo(f"{bundle}, turns as in template {conversation.template.name!r}; /help lists the commands", err=True)
     _loop(session, lines)

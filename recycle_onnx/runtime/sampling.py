@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.errors import RecycleError
+from recycle_onnx.errors import TextError
 from recycle_onnx.runtime.ranges import check
 
 MASK = (1 << 64) - 1
@@ -25,7 +25,7 @@ MOST_OF_A_NUCLEUS = 10.0
 """Tokens this close to the best, in nats, usually have the probability that `top_p` asks for."""
 
 
-class NothingAllowedError(RecycleError):
+class NothingAllowedError(TextError):
     """No token may stand here: whoever proposes proposes none, whoever must choose fails."""
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.errors import InputError, TextError
 from recycle_onnx.runtime.processors import FORBIDDEN, Floats, Ids
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ class Matching:
         """Forbid what cannot follow.
 
         Raises:
-            RecycleError: the text has become too complex for llguidance's limits.
+            TextError: the text has become too complex for llguidance's limits.
         """
         self._fill(self._matcher, self._bits)
         self._expect(not self._matcher.is_error())
@@ -190,7 +190,7 @@ class Matching:
 
     def _expect(self, fine: bool) -> None:
         if not fine:
-            raise RecycleError(f"llguidance cannot follow the text: {_one_line(self._matcher.get_error())}")
+            raise TextError(f"llguidance cannot follow the text: {_one_line(self._matcher.get_error())}")
 
 
 def _library() -> ModuleType:

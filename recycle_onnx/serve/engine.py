@@ -24,6 +24,8 @@ SHARED = (
 """Settings with one name in requests and in GenerationConfig."""
 LONGEST_COMPLETION = 16
 """What OpenAI's API makes of a text where nothing is said."""
+LEAST = 1e-9
+"""A `top_p` that only the likeliest token reaches, for what OpenAI's API calls 0."""
 
 LONG_TOKEN = 16
 """Characters of a token that is longer than most."""
@@ -102,6 +104,8 @@ class Engine:
         settings: Overrides = {"seed": secrets.randbits(31), **given}  # type: ignore[typeddict-item]
         settings["stop"] = [*stops, *([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])]
         settings["logprobs"] = logprobs
+        if asked.top_p == 0:
+            settings["top_p"] = LEAST
         if limit is not None:
             settings["max_new_tokens"] = limit
         if asked.logit_bias:

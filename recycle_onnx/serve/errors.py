@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import JSONResponse
 
-from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.sampling import NothingAllowedError
+from recycle_onnx.errors import InputError, TextError
 
 TYPES = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error", 504: "timeout_error"}
 
@@ -24,7 +23,7 @@ class ApiError(Exception):
         """What the client is told of an error in generation: the whole of it where it is the request's fault."""
         if isinstance(error, ApiError):
             return error
-        if isinstance(error, InputError | NothingAllowedError):
+        if isinstance(error, InputError | TextError):
             return cls(400, "invalid_value", " ".join(str(error).split()))
         return cls(500, "internal_error", f"the generation failed ({type(error).__name__}); the server's log says more")
 

@@ -12,6 +12,8 @@ from recycle_onnx.serve.errors import ApiError
 
 DRAINED = 16
 """A body up to so many times too large is read to its end, so that the client gets to see the error."""
+SPARE_CONNECTIONS = 100
+"""Beside those of requests: browsers and libraries keep some open for the next one."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Limits:
             value, least = getattr(self, field.name), 0 if field.name in ("queue", "caches") else 1
             if not value >= least:
                 raise InputError(f"{field.name.replace('_', ' ')} is {value}; expected at least {least}")
+
+    @property
+    def connections(self) -> int:
+        """Clients that may be connected at once."""
+        return self.slots + self.queue + SPARE_CONNECTIONS
 
     async def read_body(self, request: Request) -> bytes:
         """The body of a request.

@@ -37,12 +37,10 @@ class PrefixCaches:
 
     def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:
         with self._lock:
-            fitting = [one for one in self._idle if (one.recycler is not None) == with_module]
-            best = max(fitting, key=lambda one: common_prefix(one.full.tokens, prompt), default=None)
-            if best is None:
-                return None
-            same = common_prefix(best.full.tokens, prompt)
-            if same < WORTH * len(best.full.tokens):
-                return None
-            self._idle.remove(best)
-            return best
+            same = [common_prefix(one.full.tokens, prompt) for one in self._idle]
+            fitting = [
+                index
+                for index, one in enumerate(self._idle)
+                if (one.recycler is not None) == with_module and same[index] >= WORTH * len(one.full.tokens)
+            ]
+            return self._idle.pop(max(fitting, key=lambda index: same[index])) if fitting else None

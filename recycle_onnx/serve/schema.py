@@ -18,6 +18,11 @@ TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Strategy = Literal["auto", "full", "alternate", "verify", "lookup"]
+Many = Field(min_length=1, fail_fast=True)
+"""Of a list: one error is told, so only one is looked for; a body of megabytes holds millions."""
+Nothing = Annotated[list[Any], Field(max_length=0)]
+MOST_MISTAKES = 100
+"""That are looked at one by one."""
 
 
 class Part(BaseModel):
@@ -41,7 +46,7 @@ class Request(Part):
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0: the likeliest token alone.")
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = None
@@ -69,9 +74,12 @@ class Request(Part):
 class CompletionRequest(Request):
     """Text, or token ids, to continue."""
 
-    prompt: Prompt | Annotated[list[TokenId], Field(min_length=1)] | Annotated[list[Prompt], Field(min_length=1)]
+    prompt: Prompt | Annotated[list[TokenId], Many] | Annotated[list[Prompt], Many]
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="16 if left out, as OpenAI has it.")
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: Literal[False] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1)] | None = None
+    suffix: None = None
 
     @property
     def top_logprobs(self) -> int | None:
@@ -97,8 +105,14 @@ class Message(Part):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(min_length=1)]
+    content: str | Annotated[list[TextPart], Many]
     name: str | None = Field(None, description="Ignored.")
+    # What an answer that is sent back as it came may say of what it has not.
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: Nothing | None = None
+    annotations: Nothing | None = None
 
     def as_turn(self) -> dict[str, str]:
         """Role and text, as chat templates take them."""
@@ -140,7 +154,7 @@ ResponseFormat = PlainText | JsonObject | JsonOf
 class ChatRequest(Request):
     """Messages to answer."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Many]
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Older name of max_completion_tokens.")
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="To the end of the context if left out."
@@ -149,6 +163,11 @@ class ChatRequest(Request):
     top_logprobs_: Annotated[int, Field(ge=0, le=20)] | None = Field(None, alias="top_logprobs")
     response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
     store: Literal[False] | None = None
+    tools: Nothing | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    parallel_tool_calls: bool | None = Field(None, description="Ignored: there are no tools.")
+    modalities: list[Literal["text"]] | None = None
+    service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = Field(None, description="Ignored.")
 
     @property
@@ -186,14 +205,18 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
 
 def _first_of(error: ValidationError, data: object) -> ApiError:
     """The error of the alternative that came furthest, where a field may be several things."""
+    if error.error_count() > MOST_MISTAKES:
+        return ApiError(400, "invalid_value", f"the body has {error.error_count()} mistakes; see /openapi.json")
     found = max(error.errors(include_url=False), key=lambda one: len(_path(one["loc"], data)))
     param = _name(_path(found["loc"], data))
     if found["type"] == "extra_forbidden":
         return ApiError(400, "unsupported_parameter", f"{param} is not served here: leave it out", param)
     if found["type"] == "missing":
         return ApiError(400, "missing_parameter", f"{param} is missing", param)
-    if param == "n":
-        return ApiError(400, "unsupported_value", "n must be 1: one request makes one answer", param)
+    if param in ("n", "best_of"):
+        return ApiError(400, "unsupported_value", f"{param} must be 1: one request makes one answer", param)
+    if param == "tools":
+        return ApiError(400, "unsupported_value", "tools are not served here: leave them out", param)
     given = repr(found["input"])
     shown = given if len(given) <= 60 else given[:57] + "…"
     wanted = "a JSON object" if found["type"] == "model_type" else found["msg"].removeprefix("Input should be ")

@@ -12,6 +12,7 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.access import is_loopback
 from recycle_onnx.serve.app import Service, make_app
+from recycle_onnx.serve.connection import limited
 from recycle_onnx.serve.engine import Engine
 from recycle_onnx.serve.limits import Limits
 
@@ -29,8 +30,12 @@ class Address:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise InputError(f"port is {self.port}; expected 0 (any that is free) to 65535")
-        if self.token is not None and not (self.token.isascii() and self.token.isprintable() and self.token.strip()):
-            raise InputError("the token is empty or has characters that no HTTP header may hold; expected plain ASCII")
+        token = self.token
+        if token is not None and not (token and token.isascii() and token.isprintable() and token == token.strip()):
+            raise InputError(
+                "the token is empty, begins or ends with a blank, or has characters that no HTTP header may hold; "
+                "expected plain ASCII"
+            )
         if not self.is_local and self.token is None:
             raise InputError(
                 f"host {self.host} can be reached from other machines; set a token with --token or "
@@ -99,7 +104,8 @@ class Server:
         service = Service(self._engine, self.name, self.limits, with_token=token is not None)
         app = make_app(service, token, local_names_only=self.address.is_local)
         config = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", server_header=False, ws="none",
+            app, http=limited(self.limits), log_level="warning", access_log=False, lifespan="off", server_header=False,
+            ws="none",
             timeout_graceful_shutdown=5,
         )  # fmt: skip
         server = Uvicorn(config, service)

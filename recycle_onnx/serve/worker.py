@@ -39,7 +39,7 @@ class Job:
         self.result: Result | None = None
         self._opener, self._seconds = opener, seconds
         self._loop = asyncio.get_running_loop()
-        self._deadline = self._loop.time() + seconds
+        self._deadline = self._loop.call_later(seconds, self._expire)  # whether or not anybody waits for it then
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._cancelled = False
         self._generation: Generation | None = None
@@ -50,10 +50,17 @@ class Job:
         if self._generation is not None:
             self._generation.cancel()
 
-    def stop(self) -> None:
-        """End it, and tell who waits for it that the server ends."""
+    def stop(self, reason: ApiError) -> None:
+        """End it, and tell who waits for it why."""
         self.cancel()
-        self._events.put_nowait(_shutting_down())
+        self._events.put_nowait(reason)
+
+    def _expire(self) -> None:
+        self.stop(ApiError(504, "generation_timeout", f"the answer took more than {self._seconds:g} s"))
+
+    def has_ended(self) -> None:
+        """Its thread is free again."""
+        self._deadline.cancel()
 
     def run(self) -> None:
         """Generate, in a worker's thread."""
@@ -77,12 +84,7 @@ class Job:
         return self
 
     async def __anext__(self) -> Step:
-        try:
-            async with asyncio.timeout_at(self._deadline):
-                event = await self._events.get()
-        except TimeoutError as error:
-            self.cancel()
-            raise ApiError(504, "generation_timeout", f"the answer took more than {self._seconds:g} s") from error
+        event = await self._events.get()
         if isinstance(event, Exception):
             raise event
         if isinstance(event, Result):
@@ -137,6 +139,7 @@ class Workers:
             raise _shutting_down()
 
     def _release(self, job: Job) -> None:
+        job.has_ended()
         self._running.discard(job)
         self._free.release()
 
@@ -144,7 +147,7 @@ class Workers:
         """Take no more, and end what runs after the step in progress."""
         self._closing = True
         for job in self._running:
-            job.stop()
+            job.stop(_shutting_down())
 
 
 def _shutting_down() -> ApiError:

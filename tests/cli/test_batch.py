@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 import recycle_onnx
+from recycle_onnx.batch import Request, Worker
+from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from tests import tiny
 from tests.cli.command import assert_one_error, assert_refused, run
@@ -170,7 +173,20 @@ def test_a_prompt_that_the_model_cannot_take_has_its_error_in_its_line(bundle: P
     assert "context of 256" in first["error"]
     assert second["new_tokens"] == 2
     again = run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl", "-n", 2, "--resume", "--json")
-    assert json.loads(again.stdout)["resumed"] == 2
+    assert again.exit_code == 1  # as long as the file has errors
+    summary = json.loads(again.stdout)
+    assert (summary["resumed"], summary["failed_before"], summary["failed"]) == (2, 1, 0)
+    assert "1 of 2 lines failed" in again.stderr
+
+
+def test_what_is_not_the_fault_of_a_prompt_is_no_line_of_the_output(bundle: Path) -> None:
+    worker = Worker(recycle_onnx.load(bundle, threads=1))
+    assert "context of 256" in str(worker(Request(1, "the cat " * 300, {})).error)
+    nothing = dict.fromkeys(range(worker.model.bundle.manifest.graphs["full"].vocab_size), -math.inf)
+    assert "nothing to choose" in str(worker(Request(1, "the cat", {"logit_bias": nothing})).error)
+    worker.model.close()
+    with pytest.raises(RecycleError, match="closed"):
+        worker(Request(1, "the cat", {}))
 
 
 def test_an_output_is_neither_replaced_nor_mixed_up_by_accident(

@@ -57,6 +57,13 @@ def chat(bundle: Path, text: str | bytes, *options: object) -> tuple[str, str]:
     return result.stdout, result.stderr
 
 
+def test_a_pipe_gets_plain_text_whatever_is_said_of_colours(
+    bundle: Path, model: RecycleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert chat(bundle, "the cat\n")[0] == "".join(answers(model, "the cat"))
+
+
 def test_every_line_of_a_pipe_gets_its_answer(bundle: Path, model: RecycleModel) -> None:
     stdout, stderr = chat(bundle, "the cat\n\nand the dog", "--system", "the hen")
     assert stdout == "".join(answers(model, "the cat", "and the dog", system="the hen"))

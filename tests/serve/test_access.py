@@ -88,7 +88,7 @@ def test_other_machines_are_let_in_with_a_token_only(host: str) -> None:
     assert not Address(host, token="t").is_local
 
 
-@pytest.mark.parametrize("token", ["", " ", "né", "a\nb"])
+@pytest.mark.parametrize("token", ["", " ", "né", "a\nb", "abc ", " abc"])
 def test_a_token_that_no_header_can_hold_is_refused(token: str) -> None:
     with pytest.raises(InputError, match="token"):
         Address(token=token)

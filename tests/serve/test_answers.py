@@ -11,6 +11,7 @@ from openai import BadRequestError, OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.prefixes import PrefixCaches
 from tests.serve.conftest import NAME, serving
 
 PROMPT = "the cat sat on"
@@ -195,6 +196,39 @@ def test_the_next_turn_reads_only_what_is_new(client: OpenAI, endless_model: Rec
     rendered = "<|endoftext|>" + "".join(f"{turn['role']}: {turn['content']}\n" for turn in turns) + "assistant:"
     fresh = endless_model.generate(text.encode(rendered, add_special_tokens=False).ids, max_new_tokens=10)
     assert second.choices[0].message.content == fresh.text
+
+
+def test_an_answer_can_be_sent_back_as_it_came(client: OpenAI) -> None:
+    turns: Any = [{"role": "user", "content": "the cat"}]
+    turns.append(client.chat.completions.create(model=NAME, max_tokens=5, messages=turns).choices[0].message)
+    turns.append({"role": "user", "content": "and then"})
+    assert client.chat.completions.create(model=NAME, max_tokens=5, messages=turns).choices[0].message.content
+
+
+def test_fields_that_ask_for_nothing_are_no_mistake(client: OpenAI) -> None:
+    turns: Any = [{"role": "assistant", "content": "a", "tool_calls": None, "audio": None, "annotations": []}]
+    nothing: Any = {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "service_tier": "auto"}
+    assert client.chat.completions.create(model=NAME, max_tokens=2, messages=turns, **nothing, modalities=["text"])
+    assert client.completions.create(model=NAME, prompt="a", max_tokens=2, echo=False, best_of=1, suffix=None)
+
+
+def test_a_nucleus_of_nothing_is_greedy(client: OpenAI) -> None:
+    asked: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 12}
+    texts = [
+        client.completions.create(**asked, **controls).choices[0].text
+        for controls in ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.0, "seed": 3}, {"temperature": 1.0})
+    ]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_the_best_cache_of_those_that_may_be_taken(endless_model: RecycleModel) -> None:
+    caches, short, long = PrefixCaches(endless_model, 2), list(range(1, 61)), list(range(1, 81)) + [3] * 200
+    for text in (long, short):
+        with caches.lend(text, "full") as decoder:
+            decoder.prefill(text)
+    with caches.lend(long[:80], "full") as decoder:  # the long text shares more, and is too long to be given up
+        decoder.prefill(long[:80])
+        assert decoder.work.reused == 60
 
 
 def test_a_short_text_does_not_take_a_long_one_from_its_cache(endless_model: RecycleModel) -> None:

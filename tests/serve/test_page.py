@@ -64,6 +64,11 @@ def finished(browser: webdriver.Chrome, count: int) -> Callable[[], bool]:
     )
 
 
+def turns(browser: webdriver.Chrome) -> list[tuple[str, str]]:
+    """What the page would send before the next message."""
+    return [(turn["role"], turn["content"]) for turn in browser.execute_script("return state.turns")]
+
+
 def text_of(answer: Any) -> str:
     return str(answer.find_element(By.CSS_SELECTOR, ".text").get_property("textContent"))
 
@@ -127,6 +132,30 @@ def test_stop_ends_the_answer_and_frees_the_slot(browser: webdriver.Chrome, serv
     assert "stopped" in answers(browser)[0].text
     ask(browser, "and again")
     wait_until(finished(browser, 2))
+
+
+@in_browser
+def test_new_leaves_nothing_of_an_answer_that_was_running(browser: webdriver.Chrome, server: Running) -> None:
+    open_page(browser, server)
+    ask(browser, "the cat sat", most=8000)
+    wait_until(lambda: len(text_of(answers(browser)[0])) > 20)
+    browser.find_element(By.ID, "reset").click()
+    wait_until(lambda: server.busy == 0)
+    ask(browser, "and again", most=5)
+    wait_until(finished(browser, 1))
+    assert turns(browser) == [("user", "and again"), ("assistant", text_of(answers(browser)[0]))]
+
+
+@in_browser
+def test_a_message_that_was_refused_is_not_sent_again(browser: webdriver.Chrome, server: Running) -> None:
+    open_page(browser, server)
+    browser.execute_script("document.getElementById('prompt').value = 'the cat '.repeat(9000)")
+    browser.find_element(By.ID, "send").click()
+    wait_until(lambda: bool(answers(browser)) and "context" in answers(browser)[0].text)
+    assert turns(browser) == []
+    ask(browser, "the dog", most=5)
+    wait_until(finished(browser, 1))
+    assert [role for role, _ in turns(browser)] == ["user", "assistant"]
 
 
 @in_browser

@@ -5,13 +5,17 @@ from __future__ import annotations
 import http.client
 import json
 from typing import Any
+from unittest.mock import Mock
 
 import openai
 import pytest
 from openai import OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve import schema
+from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.schema import AnyRequest, ChatRequest, CompletionRequest
 from tests.serve.conftest import NAME, Running, serving, wait_until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -32,13 +36,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
         "messages[0].content[0].type",
     ),
     "several answers": (CHAT, {"messages": USER, "n": 2}, 400, "unsupported_value", "n"),
-    "tools": (CHAT, {"messages": USER, "tools": []}, 400, "unsupported_parameter", "tools"),
+    "tools": (
+        CHAT, {"messages": USER, "tools": [{"type": "function", "function": {"name": "f"}}]},
+        400, "unsupported_value", "tools",
+    ),
+    "an echo": (TEXT, {"prompt": "a", "echo": True}, 400, "invalid_value", "echo"),
+    "the best of several": (TEXT, {"prompt": "a", "best_of": 2}, 400, "unsupported_value", "best_of"),
     "a typo": (TEXT, {"prompt": "a", "max_token": 3}, 400, "unsupported_parameter", "max_token"),
     "another model": (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model_not_found", "model"),
     "no new tokens": (TEXT, {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
     "a text as a number": (TEXT, {"prompt": "a", "temperature": "1"}, 400, "invalid_value", "temperature"),
     "too hot": (TEXT, {"prompt": "a", "temperature": 2.5}, 400, "invalid_value", "temperature"),
-    "an empty nucleus": (TEXT, {"prompt": "a", "top_p": 0}, 400, "invalid_value", "top_p"),
+    "less than no nucleus": (TEXT, {"prompt": "a", "top_p": -0.1}, 400, "invalid_value", "top_p"),
     "a penalty out of range": (TEXT, {"prompt": "a", "presence_penalty": -3}, 400, "invalid_value", "presence_penalty"),
     "a bias of a word": (TEXT, {"prompt": "a", "logit_bias": {"cat": 1}}, 400, "invalid_value", "logit_bias.cat"),
     "a bias beyond the vocabulary": (TEXT, {"prompt": "a", "logit_bias": {"999999": 1}}, 400, "invalid_value", None),
@@ -115,6 +124,30 @@ def test_a_body_that_is_no_request_is_refused(name: str, path: str, server: Runn
     status, answer = post(server, path, body)
     assert status == 400
     assert_typed(answer, code)
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "words"),
+    [
+        (ChatRequest, {"messages": [{}] * 100_000}, "messages[0].role is missing"),
+        (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 100_000}]}, "messages[0].content[0].type"),
+        (CompletionRequest, {"prompt": [-1] * 100_000}, "prompt[0] is -1"),
+        (CompletionRequest, {"prompt": "a", "stop": [""] * 100_000}, "stop is ["),
+        (CompletionRequest, {"prompt": "a", "logit_bias": {str(n): 1000 for n in range(100_000)}}, "100000 mistakes"),
+        (CompletionRequest, {"prompt": "a", **{f"field{n}": 1 for n in range(100_000)}}, "100000 mistakes"),
+    ],
+    ids=["messages", "parts", "ids", "stops", "biases", "fields"],
+)
+def test_not_all_of_a_million_mistakes_are_looked_at(
+    kind: type[AnyRequest], fields: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The event loop would wait for so long, and a body of megabytes would need gigabytes."""
+    monkeypatch.setattr(schema, "_path", counted := Mock(wraps=schema._path))
+    with pytest.raises(ApiError) as found:
+        schema.parse(json.dumps(fields).encode(), kind)
+    assert found.value.status == 400
+    assert words in str(found.value)
+    assert counted.call_count <= 10
 
 
 def test_a_body_must_be_declared_as_json(server: Running) -> None:

@@ -1,0 +1,62 @@
+"""Connections that ask nothing, or take nothing of their answer, are closed: each holds a descriptor of the process."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, ClassVar
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from recycle_onnx.serve.limits import Limits
+
+
+class Connection(H11Protocol):
+    """HTTP/1.1, where the headers of a request must come in time, and its answer be read.
+
+    (uvicorn alone waits for ever for both; the body's time is `Limits.read_body`'s.)
+    """
+
+    limits: ClassVar[Limits]
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._late: asyncio.TimerHandle | None = None
+        self._stalled: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_request()
+        if len(self.connections) > self.limits.connections:
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.cycle is None or self.cycle.response_complete:
+            self._expect_request()
+        elif self._late:
+            self._late.cancel()
+            self._late = None
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stalled = self._stalled or self.loop.call_later(self.limits.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._stalled:
+            self._stalled.cancel()
+            self._stalled = None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._late, self._stalled):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        self._late = self._late or self.loop.call_later(self.limits.body_seconds, self.transport.close)
+
+
+def limited(limits: Limits) -> type[Connection]:
+    """The protocol with these limits, as uvicorn takes it."""
+    return type("LimitedConnection", (Connection,), {"limits": limits})
