@@ -15,6 +15,7 @@ from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.runtime.structured import Constraint
 
 MOST_LOGPROBS = 20
+MOST_BIAS = 1e9
 
 
 class Overrides(TypedDict, total=False):
@@ -135,7 +136,8 @@ class GenerationConfig:
         for token, bias in self.logit_bias.items():
             check("a token id of logit_bias", token, lambda n: n >= 0, "0 or more", whole=True)
             if bias != float("-inf"):
-                check(f"logit_bias of token {token}", bias, lambda _: True, "a finite number, or minus infinity")
+                fits = f"minus infinity, or {-MOST_BIAS:g} to {MOST_BIAS:g}"
+                check(f"logit_bias of token {token}", bias, lambda x: abs(x) <= MOST_BIAS, fits)
         for token in self.stop_ids or ():
             check("a token id of stop_ids", token, lambda n: n >= 0, "0 or more", whole=True)
         for stop in self.stop:

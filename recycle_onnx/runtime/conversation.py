@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from copy import deepcopy
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
@@ -14,6 +15,7 @@ from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate, Message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
+from recycle_onnx.runtime.text import encode
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
@@ -58,7 +60,7 @@ class Conversation:
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow {overflow!r} is not known; expected one of: {', '.join(OVERFLOWS)}")
         self.model, self.overflow = model, overflow
-        self.template_variables = _plain_values(template_variables or {})
+        self.template_variables = _plain_values("template_variables", template_variables or {})
         self.template = ChatTemplate.find(model.bundle.folder, template, **self.template_variables)
         self.decoder = model.decoder("auto")
         self._generation: Generation | None = None
@@ -68,7 +70,7 @@ class Conversation:
     def messages(self) -> list[Message]:
         """All turns, the answer in progress as far as it is; to be set where the past should change."""
         answer = [] if self._generation is None else [{"role": "assistant", "content": self._generation.result.text}]
-        return [dict(message) for message in self._messages] + answer
+        return deepcopy(self._messages) + answer
 
     @messages.setter
     def messages(self, messages: Iterable[Message]) -> None:
@@ -176,7 +178,7 @@ class Conversation:
 
     def _encode(self, messages: list[Message]) -> list[int]:
         text = self.template.render(messages)
-        return list(self.model.tokenizer.encode(text, add_special_tokens=self.template.special_tokens).ids)
+        return encode(self.model.tokenizer, text, self.template.special_tokens)
 
     def _fitting(self, messages: list[Message], wanted: int | None) -> tuple[list[Message], list[int]]:
         """The messages that fit the context, and their tokens.
@@ -207,11 +209,12 @@ def _checked(message: Message) -> Message:
     role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
     if not isinstance(role, str) or not isinstance(content, str):
         raise InputError(f"a message is {message!r}; expected an object with role and content, both strings")
-    return dict(message)
+    return _plain_values("a message", message)
 
 
-def _plain_values(variables: dict[str, Any]) -> dict[str, Any]:
+def _plain_values(name: str, values: dict[str, Any]) -> dict[str, Any]:
+    """A copy, down to the last value: what is saved with a conversation."""
     try:
-        return dict(json.loads(json.dumps(variables)))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"template_variables is {variables!r}; expected what JSON can hold ({error})") from error
+        return dict(json.loads(json.dumps(values)))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{name} is {values!r}; expected what JSON can hold ({error})") from error

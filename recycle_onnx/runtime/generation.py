@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from weakref import proxy
@@ -142,7 +143,9 @@ class Generation:
             token = await asyncio.shield(step)
         except asyncio.CancelledError:
             self.cancel()
-            await asyncio.wait([step])  # not longer than a step; then the caches are free
+            while not step.done():  # not longer than a step; then the caches are free
+                with suppress(asyncio.CancelledError):
+                    await asyncio.wait([step])
             step.exception()  # whatever it was, nobody waits for it any more
             raise
         if token is None:

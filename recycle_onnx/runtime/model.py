@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -27,6 +28,7 @@ from recycle_onnx.runtime.providers import Place, Placement, options_of_module, 
 from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.runtime.structured import Constraints
+from recycle_onnx.runtime.text import encode
 from recycle_onnx.tokenizer import load_tokenizer
 
 Opener = Callable[[Bundle, Kind, Place, int | None], ort.InferenceSession]
@@ -173,8 +175,12 @@ class RecycleModel:
         return Conversation.load(self, path)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt."""
-        return list(self.tokenizer.encode(prompt).ids)
+        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt.
+
+        Raises:
+            InputError: it has half a character.
+        """
+        return encode(self.tokenizer, prompt)
 
     def _start(
         self, prompt: str | Sequence[int], config: GenerationConfig, progress: Progress, decoder: Decoder | None
@@ -216,9 +222,9 @@ class RecycleModel:
         raise InputError(f"strategy {name!r} is not known; expected one of: {', '.join(self.strategies)}")
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        ids = self.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
         if len(prompt) == 0:
             raise InputError("the prompt is empty; expected some text to continue")
-        ids = self.encode(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         vocab_size = self._halves.specs[0].vocab_size
         if not ids:
             raise InputError("the prompt has no tokens; expected some text to continue")
@@ -233,6 +239,16 @@ class RecycleModel:
             return "no"
         same_sums = self.provider == CPU and self.bundle.manifest.precision == "fp32"
         return "exact" if same_sums else "within_rounding"  # elsewhere kernels go by the number of rows
+
+
+def _as_ids(prompt: Sequence[int]) -> list[int]:
+    """Plain integers of whatever holds some, an array for instance."""
+    try:
+        if isinstance(prompt, bytes | bytearray):
+            raise TypeError
+        return [index(token) for token in prompt]
+    except TypeError as error:
+        raise InputError(f"the prompt is {prompt!r:.100}; expected a text, or token ids") from error
 
 
 def load(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
@@ -182,7 +183,7 @@ class ProcessedChooser:
         self.sampling = sampling
         self._ids = np.empty(len(prompt) + room, np.int64)
         self._ids[: len(prompt)] = prompt
-        self._start = self._followed = len(prompt)
+        self._start = len(prompt)
         self._row = np.empty(vocab_size, np.float32)
         self._stop_ids = stop_ids
         start = self._prefix(len(prompt))
@@ -194,6 +195,7 @@ class ProcessedChooser:
                 self._processors.append(self._followers[-1])
             else:
                 self._processors.append(processor)
+        self._read = [len(prompt)] * len(self._followers)
         self._foreseeing = [follower for follower in self._followers if isinstance(follower, Foreseeing)]
 
     def choose(self, logits: Floats, position: int, vocabulary: Ids | None = None) -> int:
@@ -219,15 +221,19 @@ class ProcessedChooser:
         return probability(self._row, token)
 
     def fast_forward(self, position: int) -> list[int]:
-        """What the first follower that foresees anything does."""
+        """What the first follower that foresees anything does, up to a token that the model does not have."""
         self._follow(position)
-        return next(filter(None, (follower.fast_forward() for follower in self._foreseeing)), [])
+        for follower in self._foreseeing:
+            tokens = list(takewhile(lambda token: 0 <= token < len(self._row), map(int, follower.fast_forward())))
+            if tokens:
+                return tokens
+        return []
 
     def fitting(self, tokens: list[int], position: int) -> list[int]:
         """The first of `tokens` that every follower lets pass."""
         self._follow(position)
         for follower in self._foreseeing:
-            tokens = tokens[: follower.fitting(tokens)]
+            tokens = tokens[: max(0, follower.fitting(tokens))]
         return tokens
 
     def _prefix(self, position: int) -> Ids:
@@ -237,12 +243,13 @@ class ProcessedChooser:
 
     def _follow(self, position: int) -> None:
         """Let the followers read what is new before `position`, or forget what is no longer there."""
-        for follower in self._followers:
-            if self._followed > position:
-                follower.rollback(self._followed - position)
-            for token in self._ids[self._followed : position].tolist():
+        for index, follower in enumerate(self._followers):
+            if self._read[index] > position:
+                follower.rollback(self._read[index] - position)
+                self._read[index] = position
+            for token in self._ids[self._read[index] : position].tolist():
                 follower.advance(token)
-        self._followed = position
+                self._read[index] += 1
 
     def _process(self, logits: Floats, position: int, vocabulary: Ids | None) -> Floats:
         """The row after all processors, over the whole vocabulary: what a draft vocabulary lacks is forbidden."""

@@ -21,6 +21,9 @@ GOLDEN = 0x9E3779B97F4A7C15
 LARGEST_NOISE_GAP = 41.0
 """Gumbel noise from 53-bit uniforms lies in (-3.7, 36.8): a logit this far below the best can never win."""
 
+COLDEST = 1e-6
+"""Below it logits divided by the temperature would no longer be numbers."""
+
 MOST_OF_A_NUCLEUS = 10.0
 """Tokens this close to the best, in nats, usually have the probability that `top_p` asks for."""
 
@@ -56,10 +59,10 @@ class Chooser(Protocol):
 def choose_if_allowed(
     chooser: Chooser, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None
 ) -> int | None:
-    """The token for `position`; None where there is none."""
+    """The token for `position`; None where there is none, or no way to tell: a guess must not end the text."""
     try:
         return chooser.choose(logits, position, vocabulary)
-    except NothingAllowedError:
+    except TextError:
         return None
 
 
@@ -79,7 +82,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        check("temperature", self.temperature, lambda x: x >= 0, "0 (greedy) or more")
+        check("temperature", self.temperature, lambda x: x == 0 or x >= COLDEST, f"0 (greedy), or {COLDEST:f} or more")
         check("top_k", self.top_k, lambda n: n >= 0, "0 (all tokens) or more", whole=True)
         check("top_p", self.top_p, lambda x: 0 < x <= 1, "more than 0 and at most 1")
         check("min_p", self.min_p, lambda x: 0 <= x <= 1, "0 (all tokens) to 1")

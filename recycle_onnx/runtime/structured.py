@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
-from itertools import takewhile
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -145,17 +144,17 @@ class Constrained:
 
     def start(self, prompt: Ids) -> Matching:
         """The follower of one new text; the prompt is not a part of it."""
-        return Matching(self.matcher.deep_copy(), self.vocab_size, self.stop_ids)
+        return Matching(self.matcher, self.vocab_size, self.stop_ids)
 
 
 class Matching:
-    """Follows one text with a matcher."""
+    """Follows one text with a copy of a matcher that has read nothing."""
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, stop_ids: list[int]) -> None:
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
-        self._matcher, self._fill, self._stop_ids = matcher, fill_next_token_bitmask, stop_ids
-        self._vocab_size = vocab_size
+        self._unread, self._matcher, self._read = matcher, matcher.deep_copy(), list[int]()
+        self._fill, self._stop_ids = fill_next_token_bitmask, stop_ids
         self._bits = allocate_token_bitmask(1, -(-vocab_size // WORD) * WORD)
 
     def __call__(self, ids: Ids, logits: Floats) -> Floats:
@@ -164,29 +163,39 @@ class Matching:
         Raises:
             TextError: the text has become too complex for llguidance's limits.
         """
-        self._fill(self._matcher, self._bits)
-        self._expect(not self._matcher.is_error())
+        matcher = self._sound()
+        self._fill(matcher, self._bits)
+        self._expect(not matcher.is_error())
         allowed = np.unpackbits(self._bits.view(np.uint8)[0], count=len(logits), bitorder="little")
         logits[allowed == 0] = FORBIDDEN
-        if not self._matcher.is_accepting():
+        if not matcher.is_accepting():
             logits[self._stop_ids] = FORBIDDEN  # an ordinary token that ends the text does so wherever it stands
         return logits
 
     def advance(self, token: int) -> None:
-        self._expect(self._matcher.consume_token(token))
+        self._expect(self._sound().consume_token(token))
+        self._read.append(token)
 
     def rollback(self, count: int) -> None:
-        self._expect(self._matcher.rollback(count))
+        del self._read[len(self._read) - count :]
+        if not self._matcher.is_error():
+            self._expect(self._matcher.rollback(count))
 
     def fast_forward(self) -> list[int]:
         """What the constraint spells out, such as a property's name, cut into tokens as the tokenizer does."""
-        tokens: list[int] = self._matcher.compute_ff_tokens()
-        self._expect(not self._matcher.is_error())
-        return list(takewhile(lambda token: token < self._vocab_size, tokens))
+        tokens: list[int] = self._sound().deep_copy().compute_ff_tokens()  # none where that goes beyond the limits
+        return tokens
 
     def fitting(self, tokens: list[int]) -> int:
-        count: int = self._matcher.validate_tokens(tokens)
+        count: int = self._sound().deep_copy().validate_tokens(tokens)
         return count
+
+    def _sound(self) -> LLMatcher:
+        """The matcher; after an error, which may lie in a proposal, one that has read the text anew."""
+        if self._matcher.is_error():
+            self._matcher = self._unread.deep_copy()
+            self._expect(self._matcher.consume_tokens(self._read))
+        return self._matcher
 
     def _expect(self, fine: bool) -> None:
         if not fine:

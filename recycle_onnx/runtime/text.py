@@ -6,9 +6,28 @@ from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
+from recycle_onnx.errors import InputError
+
 CONTEXT = 8
 """Prompt tokens that are decoded along, so that the first new word keeps its leading space."""
+LONGEST_CHARACTER = 4
+"""Bytes of one in UTF-8."""
 INCOMPLETE = "\ufffd"
+
+
+def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+    """Token ids of a text, with the special tokens that the tokenizer adds to a prompt, or without.
+
+    Raises:
+        InputError: half a character, which JSON's escapes and undecodable bytes make of bad input.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the text has {text[error.start]!r} as character {error.start}, half of one; expected valid Unicode"
+        ) from error
+    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
 
 
 class TextStream:
@@ -19,8 +38,11 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
         self._tokenizer = tokenizer
-        self._ids = list(prompt[-CONTEXT:])
+        self._ids = self._end(prompt)
         self._shown = len(self._ids)
+        self._starts = [0]
+        """Where characters begin, as far as is known: to decode from elsewhere might spoil what follows, since
+        tokens that stand for single bytes become text together or not at all (tokenizers' ByteFallback)."""
 
     def push(self, token: int) -> str:
         """Text that became certain with this token; often all of it, sometimes none."""
@@ -28,17 +50,31 @@ class TextStream:
         whole = self._decode(self._ids)
         if whole.endswith(INCOMPLETE):
             return ""
-        text = whole[len(self._decode(self._ids[: self._shown])) :]
-        # The last token stays as context: decoders may treat the first one of a text differently.
-        self._ids = self._ids[max(0, self._shown - CONTEXT) :]
-        self._shown = len(self._ids)
+        text = self._take(whole)
+        # Some tokens stay as context: decoders may treat the first one of a text differently.
+        self._starts.append(self._shown)
+        begin = max((start for start in self._starts if start <= self._shown - CONTEXT), default=0)
+        self._ids = self._ids[begin:]
+        self._starts = [start - begin for start in self._starts if start >= begin]
+        self._shown -= begin
         return text
 
     def flush(self) -> str:
         """What is left when no more tokens come: bytes that form no character, as U+FFFD."""
-        text = self._decode(self._ids)[len(self._decode(self._ids[: self._shown])) :]
+        return self._take(self._decode(self._ids))
+
+    def _take(self, whole: str) -> str:
+        """What `whole`, the text of all tokens here, has more than those that were shown; now all are."""
+        before = self._decode(self._ids[: self._shown])
+        new = whole[len(before) :] if whole.startswith(before) else self._decode(self._ids[self._shown :])
         self._shown = len(self._ids)
-        return text
+        return new
+
+    def _end(self, prompt: Sequence[int]) -> list[int]:
+        """Its last tokens, where they begin within a character from its beginning."""
+        ends = (list(prompt[-size:]) for size in range(CONTEXT, CONTEXT + LONGEST_CHARACTER))
+        ends = (end for end in ends if INCOMPLETE not in self._decode(end))
+        return next(ends, list(prompt[-CONTEXT:]))
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))

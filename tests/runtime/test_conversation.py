@@ -325,12 +325,30 @@ def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: Recyc
         ({"template": "tools"}, "chat template 'tools' is not known; .* has: default, plain"),
         ({"messages": [{"role": "user"}]}, "expected an object with role and content"),
         ({"messages": ["hello"]}, "a message is 'hello'"),
+        ({"messages": [{"role": "user", "content": "a", "at": object()}]}, "a message is .*what JSON can hold"),
         ({"template_variables": {"tools": {1, 2}}}, "template_variables is .*what JSON can hold"),
     ],
 )
 def test_bad_options_are_refused(chatty: RecycleModel, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         chatty.conversation(**options)
+
+
+def test_what_a_message_holds_belongs_to_its_conversation(chatty: RecycleModel) -> None:
+    message = {"role": "user", "content": "a", "about": {"tags": ["x"]}}
+    chat = chatty.conversation(messages=[message])
+    other = chat.fork()
+    message["about"]["tags"].append("y")  # type: ignore[index]
+    chat.messages[0]["about"]["tags"].append("z")
+    assert chat.messages == other.messages == [{"role": "user", "content": "a", "about": {"tags": ["x"]}}]
+
+
+def test_half_a_character_in_a_message_is_refused_and_changes_nothing(chatty: RecycleModel) -> None:
+    chat = chatty.conversation()
+    with pytest.raises(InputError, match="half of one"):
+        chat.send("a\ud800")
+    assert chat.messages == []
+    assert chat.send("a", max_new_tokens=1)
 
 
 def test_an_answer_that_was_overtaken_ends(chatty: RecycleModel) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
+from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.model import RecycleModel
 
 PROMPT = "Once upon a time, there was a little dog"
@@ -40,6 +44,32 @@ def test_a_stop_string_ends_the_text_before_it(sample_model: RecycleModel, strat
     result = sample_model.generate(PROMPT, strategy=strategy, max_new_tokens=40, stop=[stop])
     assert result.finish_reason == "stop"
     assert result.text == whole[: whole.index(stop)]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("", "the prompt is empty"),
+        ([], "the prompt is empty"),
+        ("a\ud800", "half of one; expected valid Unicode"),
+        (5, "the prompt is 5; expected a text, or token ids"),
+        (None, "the prompt is None"),
+        (["a"], r"the prompt is \['a'\]"),
+        ([1, 2.7], r"the prompt is \[1, 2.7\]"),
+        (b"abc", "the prompt is b'abc'"),
+    ],
+    ids=repr,
+)
+def test_what_is_no_prompt_is_refused(sample_model: RecycleModel, prompt: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        sample_model.generate(prompt)
+
+
+def test_an_array_of_ids_is_a_prompt(sample_model: RecycleModel) -> None:
+    ids = sample_model.encode(PROMPT)
+    expected = sample_model.generate(ids, max_new_tokens=5).tokens
+    for prompt in (np.array(ids), tuple(ids)):
+        assert sample_model.generate(prompt, max_new_tokens=5).tokens == expected  # type: ignore[arg-type]
 
 
 def test_statistics_fit_together(sample_model: RecycleModel) -> None:

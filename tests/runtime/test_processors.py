@@ -22,7 +22,7 @@ from recycle_onnx.runtime.processors import CountPenalty, Ids, ProcessedChooser,
 from recycle_onnx.runtime.sampling import Sampling
 from tests import tiny
 from tests.prompts import story_prompts
-from tests.runtime.controls import Wheel, moody, obeys_the_wheel, settings
+from tests.runtime.controls import Wheel, WheelFollower, moody, obeys_the_wheel, settings
 
 VOCABULARY = 32
 PROMPTS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)
@@ -82,6 +82,27 @@ def test_proposals_are_still_accepted(sample_model: RecycleModel, plan: dict[str
     if plan["strategy"] == "verify":
         assert accepted > 20
         assert (wheel.rollbacks > 0) == (plan["chain"] > 1)
+
+
+@pytest.mark.parametrize(
+    "said", [[VOCABULARY], [-1], [3, 10**9], np.array([3, 4]), np.array([], np.int64), (), [np.int64(5)]], ids=str
+)
+@pytest.mark.parametrize("strategy", ["verify", "lookup", "auto"])
+def test_whatever_is_foretold_the_text_stays(dice: RecycleModel, said: Any, strategy: str) -> None:
+    class Odd(WheelFollower):
+        def fast_forward(self) -> Any:
+            return said
+
+        def fitting(self, tokens: list[int]) -> int:
+            return len(self.read) % 5 - 2
+
+    class Oracle(Wheel):
+        def start(self, prompt: Ids) -> Odd:
+            return Odd(self, len(prompt))
+
+    controls: dict[str, Any] = {"max_new_tokens": 20, "stop_ids": [], "processors": [Oracle()]}
+    expected = dice.generate([1, 2, 1, 2], strategy="full", **controls)
+    assert dice.generate([1, 2, 1, 2], strategy=strategy, **controls).tokens == expected.tokens
 
 
 class Stale(ProcessedChooser):

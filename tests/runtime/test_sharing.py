@@ -18,6 +18,7 @@ import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.processors import Floats, Ids
 from tests import tiny
 from tests.prompts import LONG_STORY
 
@@ -211,6 +212,26 @@ def test_cancelling_a_task_cancels_the_generation_and_frees_the_caches(model: Re
     reason, tokens, expected = asyncio.run(main())
     assert reason in ("cancelled", "length")
     assert tokens == expected
+
+
+def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: RecycleModel) -> None:
+    def slow(_: Ids, logits: Floats) -> Floats:
+        time.sleep(0.2)
+        return logits
+
+    async def main() -> list[str]:
+        chat = model.conversation()
+        answer = chat.send(PROMPT, processors=[slow])
+        task = asyncio.create_task(anext(answer))  # type: ignore[arg-type]
+        for _ in range(3):
+            await asyncio.sleep(0.02)
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        again = chat.send("more", max_new_tokens=3)
+        return [str(token.id) async for token in again]
+
+    assert len(asyncio.run(main())) == 3
 
 
 def test_a_timeout_ends_a_generation(model: RecycleModel) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 import recycle_onnx
-from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.errors import InputError, RecycleError, TextError
 from recycle_onnx.export import DraftVocabulary, export
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.structured import Constraint, Constraints, Grammar, JsonSchema, Matching, Regex
@@ -226,6 +226,25 @@ def test_a_text_beyond_the_limits_ends_with_an_error(sample_model: RecycleModel)
     endless = Grammar("start: a\na: a")
     with pytest.raises(RecycleError, match="llguidance cannot follow the text"):
         sample_model.generate("the cat", constraint=endless)
+
+
+def test_a_guess_that_the_matcher_refuses_is_forgotten(sample_model: RecycleModel) -> None:
+    """As one beyond its limits would be: llguidance's matcher answers nothing more after an error."""
+    spelled, wrong = (sample_model.tokenizer.encode(text, add_special_tokens=False).ids for text in ("on ", "zebra"))
+    start = Constraints(sample_model.tokenizer, 2048).prepare(DATES, sample_model.stop_ids).start
+    fresh, shaken = start(np.array([0])), start(np.array([0]))
+    for token in spelled:
+        fresh.advance(token)
+        with pytest.raises(TextError, match="llguidance cannot follow"):
+            shaken.advance(wrong[0])
+        shaken.advance(token)
+    with pytest.raises(TextError):
+        shaken.advance(wrong[0])
+    shaken.rollback(1)
+    fresh.rollback(1)
+    assert shaken.fast_forward() == fresh.fast_forward()
+    logits = [follower(np.array(spelled), np.zeros(2048, np.float32)) for follower in (fresh, shaken)]
+    np.testing.assert_array_equal(*logits)
 
 
 def test_an_ordinary_token_may_end_the_text_only_where_it_is_complete(sample_model: RecycleModel) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers
 
-from recycle_onnx.runtime.text import StopStrings, TextStream
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.text import StopStrings, TextStream, encode
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories" / "tokenizer.json"
 
@@ -29,6 +30,46 @@ def test_the_pieces_of_any_text_make_the_text(text: str) -> None:
     tokenizer = Tokenizer.from_file(str(SAMPLE))
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     assert "".join(pieces(tokenizer, "A cat", ids)) == tokenizer.decode(ids)
+
+
+LETTERS = "▁abc."
+BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+
+
+def byte_fallback() -> Tokenizer:
+    """A tokenizer like Llama's: a few words, and for everything else a token a byte."""
+    words = {word: 256 + place for place, word in enumerate(("<unk>", *LETTERS, "▁a", "ab"))}
+    model = models.BPE({**BYTES, **words}, [("▁", "a"), ("a", "b")], byte_fallback=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return tokenizer
+
+
+@given(text=st.text(st.sampled_from("ab c.你好世界é🙂❤️\u0301"), max_size=50), data=st.data())
+def test_bytes_that_are_tokens_make_the_text_too(text: str, data: st.DataObject) -> None:
+    """Runs of characters far longer than the context that is decoded along, before and after the prompt's end."""
+    tokenizer = byte_fallback()
+    ids = tokenizer.encode(text).ids
+    ends = [end for end in range(1, len(ids) + 1) if "\ufffd" not in tokenizer.decode(ids[:end])]
+    end = data.draw(st.sampled_from(ends or [0]))
+    stream = TextStream(tokenizer, ids[:end])
+    shown = "".join([*map(stream.push, ids[end:]), stream.flush()])
+    assert tokenizer.decode(ids[:end]) + shown == text
+
+
+def test_a_byte_that_is_no_character_spoils_no_others() -> None:
+    tokenizer = byte_fallback()
+    shown = pieces(tokenizer, "b", [*"你".encode(), 0xFF, *tokenizer.encode("a").ids, *"好".encode()])
+    assert "".join(shown) == "你\ufffd a好"
+    assert shown[2] == "你"
+
+
+def test_half_a_character_is_no_text() -> None:
+    with pytest.raises(InputError, match=r"'\\ud800' as character 1, half of one"):
+        encode(byte_fallback(), "a\ud800b")
 
 
 def test_a_character_of_several_tokens_comes_with_its_last_one(tokenizer: Tokenizer) -> None:
