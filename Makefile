@@ -12,12 +12,13 @@ DEV = .venv/$(BIN)
 REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
 OPENVINO = .venv-openvino/$(BIN)
+RAY = .venv-ray/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 PROMPT = Once upon a time, a little fox
 TORCH ?= torch>=2.13
 
-.PHONY: demo test test-reference test-peers test-openvino lint format clean
+.PHONY: demo test test-reference test-peers test-openvino test-ray lint format clean
 
 demo: .venv-demo/ready  ## export the shipped sample and generate with each strategy
 	$(DEMO)/recycle-onnx export samples/stories demo-bundle --force
@@ -35,6 +36,9 @@ test-peers: .venv-reference/ready .venv-peers/ready .venv-optimum/ready .venv-op
 
 test-openvino: .venv-openvino/ready  ## the conformance suite on OpenVINO: both halves, and each with the other on the CPU
 	$(OPENVINO)/python -m pytest tests/conformance --provider openvino
+
+test-ray: .venv-ray/ready  ## the sample program for a cluster, on a local Ray of two workers
+	$(RAY)/python -m pytest tests/samples -k ray
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
@@ -54,6 +58,11 @@ format: .venv/ready
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(DEV)/python $(PIP_INSTALL) -e ".[dev]"
+	touch $@
+
+.venv-ray/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-ray
+	$(RAY)/python $(PIP_INSTALL) -e ".[dev,ray]"
 	touch $@
 
 .venv-reference/ready: pyproject.toml
@@ -85,4 +94,4 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-openvino .venv-optimum .venv-optimum-onnx demo-bundle
+	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx demo-bundle

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
@@ -17,10 +17,12 @@ from recycle_onnx.errors import InputError, TextError
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.structured import Constraint, Grammar, JsonSchema, Regex
 
 Id = str | int
-SETTINGS = tuple(f.name for f in fields(GenerationConfig) if f.name != "processors")
-FIELDS = ("prompt", "messages", "id", *SETTINGS)
+SETTINGS = tuple(f.name for f in fields(GenerationConfig) if f.name not in ("processors", "constraint"))
+CONSTRAINTS: dict[str, Callable[[Any], Constraint]] = {"json_schema": JsonSchema, "regex": Regex, "grammar": Grammar}
+FIELDS = ("prompt", "messages", "id", *SETTINGS, *CONSTRAINTS)
 AHEAD = 4
 """Requests a worker that may be done or waiting before an earlier one is written."""
 
@@ -78,7 +80,7 @@ class Worker:
         """
         checked = set()
         for request in requests:
-            key = json.dumps(request.settings, sort_keys=True)
+            key = repr(sorted(request.settings.items()))
             if key not in checked:
                 try:
                     self.model.stream([0], self._config(request))
@@ -186,7 +188,11 @@ def _prompt(raw: dict[str, Any]) -> str | list[dict[str, Any]]:
 
 def _settings(raw: dict[str, Any]) -> dict[str, Any]:
     settings = {name: raw[name] for name in SETTINGS if name in raw}
+    if len(asked := [name for name in CONSTRAINTS if name in raw]) > 1:
+        raise InputError(f"{' and '.join(asked)} were given; expected one of them, as a text follows one constraint")
     try:
+        for name in asked:
+            settings["constraint"] = CONSTRAINTS[name](raw[name])
         if "logit_bias" in settings:  # JSON has no objects with numbers for names
             settings["logit_bias"] = {int(token): bias for token, bias in settings["logit_bias"].items()}
         GenerationConfig(**settings)

@@ -53,13 +53,13 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_bytes(path: Path, *pieces: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
+def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.writelines(pieces)
-        Path(temporary).chmod(0o644)
+        Path(temporary).chmod(0o600 if private else 0o644)
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

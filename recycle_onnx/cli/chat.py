@@ -135,7 +135,9 @@ class Session:
         if name and name not in model.strategies:
             raise InputError(f"strategy {name!r} is not known; expected one of: {', '.join(model.strategies)}")
         if name:
-            self.config = self.config.updated(strategy=name)
+            config = self.config.updated(strategy=name)
+            model.stream([0], config)  # a chain, for instance, may not suit it
+            self.config = config
         click.echo(f"strategy: {self.config.strategy or model.bundle.manifest.default_strategy}", err=True)
 
     def _tint(self, _: str) -> None:
@@ -159,7 +161,9 @@ class Session:
         self.conversation.save(_file(path, "/save"))
 
     def _load(self, path: str) -> None:
+        overflow = self.conversation.overflow  # what was asked for on the command line
         self.conversation = self.conversation.model.load_conversation(_file(path, "/load"))
+        self.conversation.overflow = overflow
         self._system = [message for message in self.conversation.messages if message["role"] == "system"]
         self._last = None
         click.echo(f"{len(self.conversation.messages)} messages", err=True)
@@ -171,4 +175,7 @@ class Session:
 def _file(path: str, command: str) -> Path:
     if not path:
         raise InputError(f"{command} needs the name of a file")
-    return Path(path).expanduser()
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{path}: {error}") from error

@@ -16,6 +16,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from recycle_onnx.cli.generate import RECYCLED
+from recycle_onnx.cli.report import printable
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.generation import Generation
@@ -99,12 +100,12 @@ class Tail:
 
 def markdown(generation: Generation) -> RenderableType:
     """The answer so far as the markdown it may be."""
-    return Markdown("".join(token.text for token in generation.tokens))
+    return Markdown(printable("".join(token.text for token in generation.tokens)))
 
 
 def tinted(generation: Generation) -> RenderableType:
     """The answer so far, recycled tokens green. A token's colour is that of the token which completed its text."""
-    parts = [(token.text, RECYCLED if token.recycled else "") for token in generation.tokens]
+    parts = [(printable(token.text), RECYCLED if token.recycled else "") for token in generation.tokens]
     return Text.assemble(*parts)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from recycle_onnx.cli import options
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, printable
 from recycle_onnx.errors import InputError
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _show(prompt: str, generation: Generation) -> None:
         return
     console.print(Text(prompt, style="dim"), end="")
     for token in generation:
-        console.print(Text(token.text, style=RECYCLED if token.recycled else ""), end="")
+        console.print(Text(printable(token.text), style=RECYCLED if token.recycled else ""), end="")
     console.print()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from recycle_onnx.errors import InputError
@@ -31,10 +32,12 @@ class ChatTemplate:
     stops: tuple[str, ...] = field(default=())
 
     @classmethod
-    def find(cls, folder: Path, name: str | None = None, **variables: Any) -> ChatTemplate:
+    def find(
+        cls, folder: Path, name: str | None = None, variables: Mapping[str, Any] = MappingProxyType({})
+    ) -> ChatTemplate:
         """The bundle's template of that name (`plain` always exists); None takes its default one.
 
-        `variables` are passed to the template, `enable_thinking=False` for instance.
+        `variables` are passed to the template, `{'enable_thinking': False}` for instance.
 
         Raises:
             InputError: no such template, one that is no jinja, or jinja2 is not installed.

@@ -15,7 +15,7 @@ from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate, Message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
-from recycle_onnx.runtime.text import encode
+from recycle_onnx.runtime.text import count, encode
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
@@ -61,7 +61,7 @@ class Conversation:
             raise InputError(f"overflow {overflow!r} is not known; expected one of: {', '.join(OVERFLOWS)}")
         self.model, self.overflow = model, overflow
         self.template_variables = _plain_values("template_variables", template_variables or {})
-        self.template = ChatTemplate.find(model.bundle.folder, template, **self.template_variables)
+        self.template = ChatTemplate.find(model.bundle.folder, template, self.template_variables)
         self.decoder = model.decoder("auto")
         self._generation: Generation | None = None
         self.messages = [*([] if system is None else [{"role": "system", "content": system}]), *messages]
@@ -178,7 +178,8 @@ class Conversation:
 
     def _encode(self, messages: list[Message]) -> list[int]:
         text = self.template.render(messages)
-        return encode(self.model.tokenizer, text, self.template.special_tokens)
+        context = self.model.bundle.manifest.context_length
+        return encode(self.model.tokenizer, text, self.template.special_tokens, context)
 
     def _fitting(self, messages: list[Message], wanted: int | None) -> tuple[list[Message], list[int]]:
         """The messages that fit the context, and their tokens.
@@ -193,9 +194,10 @@ class Conversation:
                 messages = messages[: starts[0]] + messages[starts[1] :]
                 prompt = self._encode(messages)
         if len(prompt) >= context:
+            advice = "shorten the last message" if self.overflow == "drop_oldest" else ADVICE
+            tokens = count(prompt, context)
             raise InputError(
-                f"the conversation has {len(prompt)} tokens; the context of {context} leaves no room for an answer: "
-                + ("shorten the last message" if self.overflow == "drop_oldest" else ADVICE)
+                f"the conversation has {tokens}; the context of {context} leaves no room for an answer: {advice}"
             )
         return messages, prompt
 

@@ -215,6 +215,8 @@ class Decoder:
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             logits = self.recycler.read(piece, hidden[start : start + len(piece)], states[: len(piece)])
+            if self.watch is not None and start + len(piece) < len(tokens):
+                self.watch(len(tokens), len(tokens))  # to be interrupted here; what was read counts only at the end
         self.recycler.hidden[0], self._last_row = states[len(piece) - 1], 0
         self._module_has_read()
         return logits

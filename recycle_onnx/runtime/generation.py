@@ -155,6 +155,8 @@ class Generation:
     def cancel(self) -> None:
         """End after the step in progress, with finish reason `cancelled`; from any thread, at any time."""
         self._cancelled = True
+        if self.finish_reason == "length" and len(self.tokens) < self.limit:
+            self.finish_reason = "cancelled"
 
     def _choices(self) -> Iterator[strategies.Choice]:
         """What the strategy chooses, until somebody cancels."""
@@ -195,8 +197,8 @@ class Generation:
             at_stop_id = choice.id in self.stop_ids
             new = "" if at_stop_id else stops.push(text.push(choice.id))
             ends = at_stop_id or stops.found
-            if ends:
-                self.finish_reason = "stop"
+            if ends or len(self.tokens) + 1 == self.limit:
+                self.finish_reason = "stop" if ends else "length"
             if at_stop_id or (len(self.tokens) + 1 == self.limit and not stops.found):
                 new += stops.push(text.flush())
                 new += stops.flush()

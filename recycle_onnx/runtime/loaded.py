@@ -46,10 +46,12 @@ class LoadedHalves:
             RecycleError: called from within a step.
         """
         with self._lock:
-            for decoder in self._decoders:
+            decoders = list(self._decoders)
+            for decoder in decoders:
                 decoder.exclusive.check_may_close()
             self._sessions = None
-            for decoder in self._decoders:
-                with decoder.exclusive.close():
+        for decoder in decoders:  # without the lock: whoever uses one now may ask for another, to be told
+            with decoder.exclusive.close():
+                if decoder in self._decoders:
                     decoder.close()
-            self._decoders.clear()
+                    self._decoders.discard(decoder)

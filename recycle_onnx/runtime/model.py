@@ -28,7 +28,7 @@ from recycle_onnx.runtime.providers import Place, Placement, options_of_module, 
 from recycle_onnx.runtime.sessions import open_original
 from recycle_onnx.runtime.strategies import NAMES, Plan
 from recycle_onnx.runtime.structured import Constraints
-from recycle_onnx.runtime.text import encode
+from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.tokenizer import load_tokenizer
 
 Opener = Callable[[Bundle, Kind, Place, int | None], ort.InferenceSession]
@@ -187,11 +187,10 @@ class RecycleModel:
     ) -> Generation:
         plan = Plan.make(self._strategy(config.strategy), config.chain, config.min_confidence, self.calibration)
         ids = self._prompt_ids(prompt)
-        room = self.bundle.manifest.context_length - len(ids)
+        context = self.bundle.manifest.context_length
+        room = context - len(ids)
         if room < 1:
-            raise InputError(
-                f"the prompt has {len(ids)} tokens; the context of {len(ids) + room} leaves no room for more"
-            )
+            raise InputError(f"the prompt has {count(ids, context)}; the context of {context} leaves no room for more")
         vocab_size = self._halves.specs[0].vocab_size
         config.check_vocabulary(vocab_size)
         limit = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
@@ -222,7 +221,8 @@ class RecycleModel:
         raise InputError(f"strategy {name!r} is not known; expected one of: {', '.join(self.strategies)}")
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
-        ids = self.encode(prompt) if isinstance(prompt, str) else _as_ids(prompt)
+        context = self.bundle.manifest.context_length
+        ids = encode(self.tokenizer, prompt, context=context) if isinstance(prompt, str) else _as_ids(prompt)
         if len(prompt) == 0:
             raise InputError("the prompt is empty; expected some text to continue")
         vocab_size = self._halves.specs[0].vocab_size

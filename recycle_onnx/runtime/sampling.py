@@ -22,7 +22,7 @@ LARGEST_NOISE_GAP = 41.0
 """Gumbel noise from 53-bit uniforms lies in (-3.7, 36.8): a logit this far below the best can never win."""
 
 COLDEST = 1e-6
-"""Below it logits divided by the temperature would no longer be numbers."""
+"""What lower temperatures count as: logits divided by them would no longer be numbers."""
 
 MOST_OF_A_NUCLEUS = 10.0
 """Tokens this close to the best, in nats, usually have the probability that `top_p` asks for."""
@@ -82,7 +82,7 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        check("temperature", self.temperature, lambda x: x == 0 or x >= COLDEST, f"0 (greedy), or {COLDEST:f} or more")
+        check("temperature", self.temperature, lambda x: x >= 0, "0 (greedy) or more")
         check("top_k", self.top_k, lambda n: n >= 0, "0 (all tokens) or more", whole=True)
         check("top_p", self.top_p, lambda x: 0 < x <= 1, "more than 0 and at most 1")
         check("min_p", self.min_p, lambda x: 0 <= x <= 1, "0 (all tokens) to 1")
@@ -96,7 +96,7 @@ class Sampling:
         if self.temperature == 0:
             best = int(logits.argmax())
             return best if vocabulary is None else int(vocabulary[best])
-        scaled = logits.astype(np.float64) / self.temperature
+        scaled = logits.astype(np.float64) / max(self.temperature, COLDEST)
         rows = self._candidates(scaled)
         ids = rows if vocabulary is None else vocabulary[rows]
         return int(ids[(scaled[rows] + self.noise(position, ids)).argmax()])

@@ -24,7 +24,7 @@ ALIGNMENT = 8
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-    """Write arrays (float32, float16, int64) and texts in one step, with a checksum over both.
+    """Write arrays (float32, float16, int64) and texts in one step, with a checksum over both, for the owner to read.
 
     Raises:
         RecycleError: it cannot be written there.
@@ -38,7 +38,8 @@ def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNMENT)
     try:
-        write_bytes(path, len(text).to_bytes(8, "little"), text, *(_bytes(array) for array in whole.values()))
+        pieces = (_bytes(array) for array in whole.values())
+        write_bytes(path, len(text).to_bytes(8, "little"), text, *pieces, private=True)
     except OSError as error:
         raise RecycleError(f"{path}: cannot write ({error.strerror or error}); nothing was changed") from error
 

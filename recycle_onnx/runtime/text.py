@@ -10,13 +10,22 @@ from recycle_onnx.errors import InputError
 
 CONTEXT = 8
 """Prompt tokens that are decoded along, so that the first new word keeps its leading space."""
+LONG_TEXT = 8192
+"""Characters that take milliseconds to encode."""
+LONG_TOKEN = 16
+"""Characters of a token that is longer than most."""
+EDGE = 16
+"""Tokens at the end of a piece that might come otherwise, or not at all, in the whole."""
 LONGEST_CHARACTER = 4
 """Bytes of one in UTF-8."""
 INCOMPLETE = "\ufffd"
 
 
-def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> list[int]:
+def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, context: int | None = None) -> list[int]:
     """Token ids of a text, with the special tokens that the tokenizer adds to a prompt, or without.
+
+    Where `context` is given and the text's beginning alone has more tokens, that is all that is read: megabytes would
+    take gigabytes.
 
     Raises:
         InputError: half a character, which JSON's escapes and undecodable bytes make of bad input.
@@ -27,7 +36,23 @@ def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True) -> 
         raise InputError(
             f"the text has {text[error.start]!r} as character {error.start}, half of one; expected valid Unicode"
         ) from error
-    return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    if context is not None and len(text) > LONG_TOKEN * context:
+        beginning = _ids(tokenizer, text[: LONG_TOKEN * context], add_special_tokens)[:-EDGE]
+        if len(beginning) > context:
+            return beginning
+    return _ids(tokenizer, text, add_special_tokens)
+
+
+def count(ids: list[int], context: int) -> str:
+    """How many tokens, for an error: of far too many perhaps only the beginning was read."""
+    return f"{'at least ' if len(ids) > 2 * context else ''}{len(ids)} tokens"
+
+
+def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
+    if len(text) < LONG_TEXT:
+        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+    # Of the two only this one lets other threads run meanwhile.
+    return list(tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 class TextStream:

@@ -41,7 +41,7 @@ class Service:
 
     def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
         self.engine, self.name, self.limits = engine, name, limits
-        self.workers = Workers(limits)
+        self.workers = Workers(limits, lambda result: self.metrics.count(result))
         self.metrics = Metrics(self.workers)
         self.started = int(time.time())
         self._document = openapi.document(__version__, with_token)
@@ -144,7 +144,6 @@ class Service:
         result = job.result
         assert result is not None
         assert result.finish_reason != "cancelled"
-        self.metrics.count(result)
         return result.finish_reason, answers.Usage.of(result, order.config.seed)
 
 

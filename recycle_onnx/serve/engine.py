@@ -11,6 +11,7 @@ from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.serve import answers, formats, schema
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.prefixes import PrefixCaches
@@ -26,11 +27,6 @@ LONGEST_COMPLETION = 16
 """What OpenAI's API makes of a text where nothing is said."""
 LEAST = 1e-9
 """A `top_p` that only the likeliest token reaches, for what OpenAI's API calls 0."""
-
-LONG_TOKEN = 16
-"""Characters of a token that is longer than most."""
-EDGE = 16
-"""Tokens at the end of a piece that might come otherwise, or not at all, in the whole."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +87,7 @@ class Engine:
     @contextmanager
     def _open(self, order: Order) -> Iterator[Generation]:
         ids = order.prompt()
-        self._check_length(len(ids), "")
+        self._check_length(ids)
         strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
         with self._caches.lend(ids, strategy) as decoder:
             yield self.model.stream(ids, order.config, decoder=decoder)
@@ -126,14 +122,11 @@ class Engine:
         return [int(token) for token in prompt]
 
     def _encode(self, text: str, special_tokens: bool) -> list[int]:
-        head = LONG_TOKEN * self.model.bundle.manifest.context_length
-        if len(text) > head:  # megabytes are not read to the end to find that they are too much
-            beginning = self.model.tokenizer.encode(text[:head], add_special_tokens=False).ids
-            self._check_length(len(beginning) - EDGE, "more than ")
-        return list(self.model.tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+        context = self.model.bundle.manifest.context_length
+        return encode(self.model.tokenizer, text, special_tokens, context)
 
-    def _check_length(self, tokens: int, more_than: str) -> None:
+    def _check_length(self, ids: list[int]) -> None:
         longest = self.model.bundle.manifest.context_length - 1
-        if tokens > longest:
-            message = f"the prompt has {more_than}{tokens} tokens; the context has room for {longest} and an answer"
+        if len(ids) > longest:
+            message = f"the prompt has {count(ids, longest)}; the context has room for {longest} and an answer"
             raise ApiError(400, "context_length_exceeded", message)

@@ -32,7 +32,7 @@ class Metrics:
         self._gauge("queue_waiting", "Requests that wait for a slot.").set_function(lambda: workers.waiting)
 
     def count(self, result: Result) -> None:
-        """Add what a generation took."""
+        """Add what a generation took, whether it was finished or broken off."""
         stats = result.stats
         self.tokens.labels("prompt").inc(stats.prompt_tokens)
         self.tokens.labels("cached").inc(stats.reused_tokens)
@@ -42,7 +42,8 @@ class Metrics:
         self.proposals.labels("rejected").inc(stats.proposed - stats.accepted)
         self.runs.labels("full").inc(stats.full_runs)
         self.runs.labels("recycler").inc(stats.recycle_runs)
-        self.first_token.observe(stats.time_to_first_token_s)
+        if result.tokens:
+            self.first_token.observe(stats.time_to_first_token_s)
 
     def text(self) -> bytes:
         """Everything in Prometheus' text format."""
@@ -83,4 +84,5 @@ class Counted:
             await self.app(scope, receive, send_counted)
         finally:
             self.metrics.requests.labels(path, status).inc()
-            self.metrics.seconds.observe(time.perf_counter() - started)
+            if scope["method"] == "POST" and path in self.paths:
+                self.metrics.seconds.observe(time.perf_counter() - started)

@@ -37,6 +37,8 @@ class Job:
 
     def __init__(self, opener: Opener, seconds: float) -> None:
         self.result: Result | None = None
+        self.made: Result | None = None
+        """What was generated when the thread became free, even if nobody wanted it any more."""
         self._opener, self._seconds = opener, seconds
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.call_later(seconds, self._expire)  # whether or not anybody waits for it then
@@ -76,6 +78,9 @@ class Job:
                 self._tell(generation.result)
         except Exception as error:
             self._tell(error)
+        finally:
+            if self._generation is not None:
+                self.made = self._generation.result
 
     def _tell(self, event: Event) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -96,8 +101,9 @@ class Job:
 class Workers:
     """As many threads as there are slots, and a queue in front of them."""
 
-    def __init__(self, limits: Limits) -> None:
-        self.limits = limits
+    def __init__(self, limits: Limits, count: Callable[[Result], None] = lambda result: None) -> None:
+        """`count` is told what each generation has made when its slot is free again."""
+        self.limits, self.count = limits, count
         self.waiting = 0
         self._free = asyncio.Semaphore(limits.slots)
         self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix="recycle-onnx-serve")
@@ -142,6 +148,8 @@ class Workers:
         job.has_ended()
         self._running.discard(job)
         self._free.release()
+        if job.made is not None:
+            self.count(job.made)
 
     def close(self) -> None:
         """Take no more, and end what runs after the step in progress."""

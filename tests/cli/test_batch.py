@@ -143,6 +143,8 @@ BAD_LINES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a bias for no token": ({"prompt": "the", "logit_bias": {"cat": 1}}, ("cat",)),
     "an id that is a list": ({"prompt": "the", "id": [1]}, ("id is [1]",)),
     "the id of another": ({"prompt": "the", "id": 1}, ("id 1 is that of line 1 too",)),
+    "two constraints": ({"prompt": "the", "regex": "a", "grammar": "b"}, ("regex and grammar", "one of them")),
+    "a schema that is none": ({"prompt": "the", "json_schema": "cat"}, ("JSON schema", "'cat'")),
     "messages without content": ({"messages": [{"role": "user"}]}, ("role and content",)),
     "nothing to answer": ({"messages": [{"role": "assistant", "content": "a"}]}, ("messages", "user's")),
 }
@@ -155,6 +157,22 @@ def test_a_line_that_makes_no_sense_is_refused_before_anything_starts(name: str,
     refused = run("batch", tmp_path / "no bundle", prompts, "-o", tmp_path / "out.jsonl")
     assert_refused(refused, 2, "prompts.jsonl, line 3", *words)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_line_may_have_a_constraint(sample_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("llguidance")
+    lines: list[Any] = [
+        {"prompt": "Tim has a", "json_schema": {"enum": ["cat", "dog"]}},
+        {"prompt": "Tim has a", "regex": "[0-9]{4}"},
+        {"prompt": "Tim has a", "grammar": 'start: "cat"', "logit_bias": {"5": 1.0}},
+    ]
+    result = run("batch", sample_bundle, write(tmp_path / "prompts.jsonl", lines), "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 0, result.stderr
+    schema, regex, grammar = (json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines())
+    assert json.loads(schema) in ("cat", "dog")
+    assert len(regex) == 4
+    assert int(regex) >= 0
+    assert grammar == "cat"
 
 
 def test_a_setting_that_the_model_does_not_know_is_refused_too(bundle: Path, tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from rich.text import Text
 
 import recycle_onnx
 from recycle_onnx.checkpoint import attach
-from recycle_onnx.cli.chat_view import Tail
+from recycle_onnx.cli.chat import Session
+from recycle_onnx.cli.chat_view import Tail, View
+from recycle_onnx.cli.report import printable
 from recycle_onnx.export import export
+from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 from tests import tiny
 from tests.cli.command import assert_refused, run
@@ -105,6 +108,7 @@ MISTAKES: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "an unknown strategy": (b"/strategy guess\n", ("'guess'", "verify")),
     "a file that does not exist": (b"/load nowhere.safetensors\n", ("nowhere.safetensors",)),
     "no file": (b"/save\n", ("/save", "file")),
+    "nobody's folder": (b"/save ~nobody-of-this-name/chat\n", ("~nobody-of-this-name/chat",)),
     "statistics of nothing": (b"/stats\n", ("no answer yet",)),
     "a message without an end": (b'"""the cat\nsat', ('"""', "no end")),
     "no text": (b"caf\xe9\n", ("standard input", "UTF-8")),
@@ -115,6 +119,23 @@ MISTAKES: dict[str, tuple[bytes, tuple[str, ...]]] = {
 def test_a_mistake_in_a_pipe_ends_it(name: str, bundle: Path) -> None:
     text, words = MISTAKES[name]
     assert_refused(run("chat", bundle, stdin=text), 2, *words)
+
+
+def test_a_strategy_that_does_not_suit_the_settings_is_refused(bundle: Path) -> None:
+    assert_refused(run("chat", bundle, "--chain", 3, stdin=b"/strategy full\n"), 2, "'full' has no chain")
+
+
+def test_a_loaded_conversation_overflows_as_the_command_line_says(bundle: Path, tmp_path: Path) -> None:
+    saved, long = tmp_path / "chat.safetensors", "the cat sat on the mat. " * 100
+    chat(bundle, f"{long}\n/save {saved}\n")
+    view = Session(recycle_onnx.load(bundle).conversation(overflow="drop_oldest"), GREEDY, View(Console(), False))
+    view.take(f"/load {saved}")
+    assert view.conversation.overflow == "drop_oldest"
+    assert len(view.conversation.messages) == 2
+
+
+def test_what_drives_a_terminal_is_not_shown() -> None:
+    assert printable("a\x1b]52;c;eA==\x07\tb\x9b2J\r\nc\x7f é🙂") == "a]52;c;eA==\tb2J\nc é🙂"
 
 
 def test_settings_are_checked_before_anything_is_read(bundle: Path) -> None:

@@ -79,7 +79,7 @@ def test_variables_reach_the_template(tmp_path: Path) -> None:
     chat = CHATS["one turn"]
     expected = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     assert "<think>" in expected
-    assert ChatTemplate.find(tmp_path, enable_thinking=False).render(chat) == expected
+    assert ChatTemplate.find(tmp_path, variables={"enable_thinking": False}).render(chat) == expected
     assert ChatTemplate.find(tmp_path).render(chat) != expected
 
 

@@ -23,7 +23,6 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"min_new_tokens": -1}, "min-new-tokens is -1"),
     ({"min_new_tokens": 9, "max_new_tokens": 8}, "min-new-tokens is 9, max-new-tokens 8"),
     ({"temperature": -1.0}, "temperature is -1.0"),
-    ({"temperature": 1e-310}, r"temperature is 1e-310; expected 0 \(greedy\), or 0.000001 or more"),
     ({"logit_bias": {4: 1e39}}, "logit-bias of token 4 is 1e\\+39; expected minus infinity, or -1e\\+09 to 1e\\+09"),
     ({"temperature": "hot"}, "temperature is 'hot'"),
     ({"temperature": None}, "temperature is None"),

@@ -233,6 +233,7 @@ def test_a_saved_conversation_is_a_safetensors_file(chatty: RecycleModel, saved:
     for name, array in snapshot.items():
         np.testing.assert_array_equal(found[name], array)
     assert len(found["states"]) > 12  # `full` left all of them to the module
+    assert sys.platform == "win32" or saved.stat().st_mode & 0o777 == 0o600  # what was said is nobody else's
     with safe_open(saved, "np") as file:
         assert file.metadata()["bundle"] == chatty.bundle.digest
 
@@ -276,7 +277,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(chatty: RecycleModel) 
     chat = chatty.conversation()
     ids(chat.send(TURNS[0], max_new_tokens=5))
     before = chat.messages
-    with pytest.raises(InputError, match=r"has \d+ tokens; the context of 512 leaves no room.*drop_oldest"):
+    with pytest.raises(InputError, match=r"has at least \d+ tokens; the context of 512 leaves no room.*drop_oldest"):
         chat.send("a hen ran. " * 300)
     assert chat.messages == before
     assert ids(chat.send(TURNS[1], max_new_tokens=5)) == fresh(chatty, chat, max_new_tokens=5)
@@ -332,6 +333,11 @@ def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: Recyc
 def test_bad_options_are_refused(chatty: RecycleModel, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         chatty.conversation(**options)
+
+
+def test_variables_may_have_any_name(chatty: RecycleModel) -> None:
+    chat = chatty.conversation(template_variables={"name": "Bob", "folder": 3, "cls": None})
+    assert chat.fork().template_variables == {"name": "Bob", "folder": 3, "cls": None}
 
 
 def test_what_a_message_holds_belongs_to_its_conversation(chatty: RecycleModel) -> None:

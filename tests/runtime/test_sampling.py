@@ -23,6 +23,13 @@ def test_temperature_zero_takes_the_first_best_token() -> None:
     assert Sampling().choose(LOGITS, 5) == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-6, 1e-8, 1e-310, 5e-324])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    logits = np.array([0.5, -1e6, 2.0, 1.9], np.float32)
+    assert {Sampling(temperature, seed=seed).choose(logits, seed) for seed in range(50)} == {2}
+
+
 @given(st.integers(0, 2**64 - 1), st.integers(0, 10**6))
 def test_the_same_seed_and_position_give_the_same_token(seed: int, position: int) -> None:
     sampling = Sampling(temperature=1.0, seed=seed)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from weakref import ref
 
@@ -125,6 +126,66 @@ def test_a_long_prompt_is_reported_and_can_be_cancelled_after_each_chunk(model: 
     again = chat.send("more", max_new_tokens=3)
     text = chat.template.render([*chat.messages[:3]])
     assert [token.id for token in again] == model.generate(text, max_new_tokens=3).tokens
+
+
+def test_it_can_be_cancelled_while_the_module_reads_it_too(model: RecycleModel) -> None:
+    whole = 0
+
+    def cancel(done: int, total: int, _: str) -> None:
+        nonlocal whole
+        whole += done == total
+        if whole == 3:  # the full model has read it all; so has the module of its second chunk
+            answer.cancel()
+
+    chat = model.conversation()
+    answer = chat.send(LONG, strategy="verify", progress=cancel)
+    assert len(list(answer)) == 1
+    assert answer.result.finish_reason == "cancelled"
+    assert chat.decoder.recycler is not None
+    assert chat.decoder.recycler.runs == 3
+    again = chat.send("more", strategy="verify", max_new_tokens=3)
+    tokens = [token.id for token in again]
+    assert tokens == model.generate(again.prompt, strategy="full", max_new_tokens=3).tokens
+
+
+def test_a_generation_that_is_cancelled_says_so_at_once(model: RecycleModel) -> None:
+    generation = model.stream(PROMPT, max_new_tokens=5)
+    next(generation)
+    generation.cancel()
+    assert generation.result.finish_reason == "cancelled"
+    chat = model.conversation()
+    answer = chat.send(PROMPT)
+    next(answer)
+    chat.send("more")
+    assert answer.result.finish_reason == "cancelled"
+
+
+def test_closing_does_not_wait_for_what_waits_for_it(bundle: Path) -> None:
+    """A step in progress that asks for other caches: a processor that generates, or a fork."""
+    model, in_step, told = recycle_onnx.load(bundle, threads=1), threading.Event(), list[str]()
+
+    def nested(_: Ids, logits: Floats) -> Floats:
+        in_step.set()
+        time.sleep(0.3)  # until somebody waits for this step
+        try:
+            model.generate(PROMPT, max_new_tokens=1)
+        except RecycleError as error:
+            told.append(str(error))
+        return logits
+
+    def run() -> None:
+        with suppress(RecycleError):  # closed before the next token
+            model.generate(PROMPT, processors=[nested], max_new_tokens=1)
+
+    running = threading.Thread(target=run, daemon=True)
+    running.start()
+    in_step.wait(10)
+    closing = threading.Thread(target=model.close, daemon=True)
+    closing.start()
+    for thread in (running, closing):
+        thread.join(30)
+        assert not thread.is_alive()
+    assert told == ["the model was closed; load it again"]
 
 
 def test_cancelling_takes_effect_within_a_step(model: RecycleModel) -> None:

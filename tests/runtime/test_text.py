@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.text import StopStrings, TextStream, encode
+from recycle_onnx.runtime.text import LONG_TEXT, StopStrings, TextStream, count, encode
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories" / "tokenizer.json"
 
@@ -65,6 +65,24 @@ def test_a_byte_that_is_no_character_spoils_no_others() -> None:
     shown = pieces(tokenizer, "b", [*"你".encode(), 0xFF, *tokenizer.encode("a").ids, *"好".encode()])
     assert "".join(shown) == "你\ufffd a好"
     assert shown[2] == "你"
+
+
+def test_a_long_text_has_the_tokens_of_any_other(tokenizer: Tokenizer) -> None:
+    text = "The cat sat. " * 2000
+    assert len(text) > LONG_TEXT
+    for special in (False, True):
+        assert encode(tokenizer, text, special) == tokenizer.encode(text, add_special_tokens=special).ids
+        assert encode(tokenizer, text, special, context=4000) == encode(tokenizer, text, special)
+
+
+def test_of_a_text_that_is_far_too_long_the_beginning_is_read(tokenizer: Tokenizer) -> None:
+    text = "The cat sat. " * 2000
+    whole, found = encode(tokenizer, text), encode(tokenizer, text, context=100)
+    assert 100 < len(found) < len(whole) / 5
+    assert found == whole[: len(found)]
+    assert count(found, 100) == f"at least {len(found)} tokens"
+    blanks = " " * 5000 + "a"  # many characters, perhaps few tokens: then all of them count
+    assert encode(tokenizer, blanks, context=2000) == encode(tokenizer, blanks)
 
 
 def test_half_a_character_is_no_text() -> None:

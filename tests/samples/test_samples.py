@@ -93,6 +93,7 @@ def test_ray(sample_bundle: Path, tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
     lines = [{"prompt": f"{PROMPT} {n}", "max_new_tokens": 10 + n} for n in range(7)]
     lines[3] = {"messages": [{"role": "user", "content": PROMPT}], "id": "chat", "max_new_tokens": 5}
+    lines[4] |= {"logit_bias": {"5": 1.0}}
     lines[5] = {"prompt": "word " * 5000}
     prompts.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert run("batch", sample_bundle, prompts, "-o", tmp_path / "batch.jsonl").exit_code == 1

@@ -15,7 +15,7 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.access import host_name, is_loopback
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address
-from tests.serve.conftest import NAME, Running, serving
+from tests.serve.conftest import NAME, Running, serving, wait_until
 
 TOKEN = "open sesame"
 
@@ -122,6 +122,13 @@ def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
         ]
         with pytest.raises(openai.BadRequestError):
             running.client().completions.create(model=NAME, prompt="")
+        stream = running.client().completions.create(
+            model=NAME, prompt="a dog", max_tokens=8000, stream=True, extra_body={"strategy": "full"}
+        )
+        begun = [next(stream) for _ in range(5)]
+        stream.close()
+        wait_until(lambda: running.busy == 0)
+        get(running, "/health")
         response, body = get(running, "/metrics")
         assert response.headers["content-type"].startswith("text/plain; version=")
         found = {
@@ -129,14 +136,15 @@ def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
             for family in text_string_to_metric_families(body.decode())
             for sample in family.samples
         }
-    assert found["recycle_onnx_requests_total", "/v1/completions", "200"] == 2
+    assert found["recycle_onnx_requests_total", "/v1/completions", "200"] == 3
     assert found["recycle_onnx_requests_total", "/v1/completions", "400"] == 1
-    assert found["recycle_onnx_tokens_total", "new"] == 40
+    assert found["recycle_onnx_tokens_total", "new"] >= 40 + len(begun)  # what was broken off counts too
+    assert found["recycle_onnx_request_seconds_count",] == 4  # and what is no completion does not
     usages = [answer.usage for answer in answers]
     recycled = [usage.model_extra["recycle"]["recycled_tokens"] for usage in usages if usage and usage.model_extra]
     assert found["recycle_onnx_tokens_total", "recycled"] == sum(recycled) == 20
     details = [usage.prompt_tokens_details for usage in usages if usage]
     cached = [detail.cached_tokens or 0 for detail in details if detail]
     assert found["recycle_onnx_tokens_total", "cached"] == sum(cached) > 0
-    assert found["recycle_onnx_first_token_seconds_count",] == 2
+    assert found["recycle_onnx_first_token_seconds_count",] == 3
     assert found["recycle_onnx_slots_busy",] == 0
