@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,18 +13,26 @@ import click
 from recycle_onnx.cli.report import as_json, is_main_process, progress
 
 if TYPE_CHECKING:
-    from recycle_onnx.training.options import Precision, Progress, TrainingOptions, TrainingResult
+    from recycle_onnx.training.options import Optimizer, Precision, Progress, TrainingOptions, TrainingResult
 
 
 @click.command()
 @click.argument("checkpoint", type=Path)
 @click.option(
-    "--data", "-d", type=Path, multiple=True, required=True, help="UTF-8 text or .jsonl, .gz too; repeatable."
-)
+    "--data", "-d", type=Path, multiple=True,
+    help="UTF-8 text or .jsonl, .gz too; repeatable.  [default: text that the base writes]",
+)  # fmt: skip
 @click.option("--field", default="text", show_default=True, help="Where the text is in JSON lines.")
 @click.option("--held-out", type=Path, multiple=True, help="Text to measure on.  [default: the end of the data]")
-@click.option("--regenerate", is_flag=True, help="Train on text that the base writes from the documents' beginnings.")
-@click.option("--temperature", default=0.8, show_default=True, help="Of the text that the base writes.")
+@click.option(
+    "--regenerate", is_flag=True,
+    help="Train on text that the base writes from the documents' beginnings, or as answers to chats (`messages`).",
+)  # fmt: skip
+@click.option(
+    "--own-tokens", type=int,
+    help="Let the base write so many tokens from nothing.  [default: 1,000,000 without --data, else none]",
+)  # fmt: skip
+@click.option("--temperature", default=0.7, show_default=True, help="Of the text that the base writes.")
 @click.option(
     "--freeze-base/--joint", default=True, show_default=True, help="Train the module alone, or the base with it."
 )
@@ -40,12 +49,21 @@ if TYPE_CHECKING:
 @click.option("--weight-decay", default=0.01, show_default=True)
 @click.option("--clip", default=1.0, show_default=True, help="Largest norm of the gradient.")
 @click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16"]),
-    default="fp32",
-    show_default=True,
-    help="Of the matrix products; bf16 also holds a frozen base in it.",
+    "--precision", type=click.Choice(["fp32", "bf16"]),
+    help="Of the matrix products; bf16 also holds a frozen base in it.  "
+    "[default: bf16 where the device multiplies it and the base is frozen]",
+)  # fmt: skip
+@click.option(
+    "--optimizer", type=click.Choice(["adamw", "muon"]), default="adamw", show_default=True,
+    help="For the module's matrices.",
+)  # fmt: skip
+@click.option(
+    "--overlap", default=0.0, show_default=True, help="Weight of a loss on what a sampled proposal is refused."
 )
+@click.option(
+    "--cache-gb", default=20.0, show_default=True,
+    help="Disk for what a frozen base says of the text, so that it reads it once; 0 for none.",
+)  # fmt: skip
 @click.option("--recycle-weight", default=1.0, show_default=True, help="Weight of the recycle loss in joint training.")
 @click.option("--seed", default=0, show_default=True, help="Seed of the order of the text.")
 @click.option("--save-minutes", default=5.0, show_default=True, help="Save this often while training.")
@@ -59,6 +77,7 @@ def train(
     field: str,
     held_out: tuple[Path, ...],
     regenerate: bool,
+    own_tokens: int | None,
     temperature: float,
     freeze_base: bool,
     depth: int,
@@ -71,7 +90,10 @@ def train(
     lr: float | None,
     weight_decay: float,
     clip: float,
-    precision: Precision,
+    precision: Precision | None,
+    optimizer: Optimizer,
+    overlap: float,
+    cache_gb: float,
     recycle_weight: float,
     seed: int,
     save_minutes: float,
@@ -82,8 +104,10 @@ def train(
 ) -> None:
     """Train the recyclable module of CHECKPOINT on text, in place.
 
-    With a frozen base the module learns the base's own distribution (soft cross-entropy). Without a budget it trains
-    until acceptance on held-out text stops rising, 15 minutes at the most. Ctrl-C ends the training and keeps what
+    Without --data the base writes the text itself: a chat model both sides of conversations, another one text from
+    nothing. With a frozen base the module learns the base's own distribution (soft cross-entropy); the base reads the
+    text once, and what it says is kept in the user's cache. Without a budget training goes on until acceptance on
+    held-out text stops rising, 15 minutes at the most. The best step is kept. Ctrl-C ends the training and keeps what
     was learnt; --resume goes on from there. Every step is a line in CHECKPOINT/training.jsonl. On several devices:
     `accelerate launch -m recycle_onnx train …`.
     """
@@ -107,6 +131,10 @@ def train(
         precision=precision,
         field=field,
         regenerate=regenerate,
+        own_tokens=own_tokens,
+        optimizer=optimizer,
+        overlap=overlap,
+        cache_gb=cache_gb,
         temperature=temperature,
     )
     texts = (list(data), options, list(held_out))
@@ -122,7 +150,7 @@ def train(
     if is_main_process():
         if plot:
             write_curves(checkpoint, plot)
-        _say(checkpoint, result, "the base's own text" if regenerate else "given text", json_)
+        _say(checkpoint, result, "the base's own text" if regenerate or not data else "given text", json_)
     if result.ended == "interrupted":
         sys.exit(130)
 
@@ -132,16 +160,21 @@ def _train(
 ) -> TrainingResult:
     from recycle_onnx.training.trainer import train as run
 
-    with progress("training") as update:
+    with ExitStack() as stack:
+        update = None
 
         def report(now: Progress) -> None:
+            nonlocal update
+            update = update or stack.enter_context(progress("training"))  # after the bars of what comes before
             note = (
                 f"loss {now.next_token:.3f}, recycle {now.recycle:.3f}, "
                 f"accepted {_rates(now.acceptance)}, {now.tokens_per_second:,.0f} tokens/s"
             )
             update(now.step, max(now.step, round(now.step / max(now.spent, 1e-9))), note)
 
-        return run(checkpoint, data, options, held_out=held_out, resume=resume, notice=_notice, report=report)
+        return run(
+            checkpoint, data, options, held_out=held_out, resume=resume, notice=_notice, stage=progress, report=report
+        )
 
 
 def _say(checkpoint: Path, result: TrainingResult, text: str, json_: bool) -> None:
@@ -172,8 +205,11 @@ def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held
         click.echo(f"time     not measured: a step does not fit into the {_bytes(found.free_memory)} that are free")
     else:
         click.echo(
-            f"time     {found.hours:.2f} hours at {found.seconds_a_step:.2f} s a step, without measuring and saving"
+            f"time     {found.hours:.2f} hours: the base writes for {found.writing_hours:.2f}, reads for "
+            f"{found.reading_hours:.2f}; then {found.seconds_a_step:.2f} s a step, without measuring and saving"
         )
+    speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in found.product_speeds.items())
+    click.echo(f"numbers  {found.precision}; matrix products here, in billions of operations a second: {speeds}")
     peak = f"; measured peak {_bytes(memory.measured_peak)}" if memory.measured_peak else ""
     click.echo(
         f"memory   {_bytes(memory.total)} a process: model {_bytes(memory.model)}, gradients "
@@ -182,7 +218,7 @@ def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held
     )
     click.echo(
         f"disk     weights {_bytes(disk.weights)}, state to resume from {_bytes(disk.state)} (both twice while they "
-        f"are replaced), log {_bytes(disk.log)}, token ids in the cache {_bytes(disk.token_cache)}"
+        f"are replaced), log {_bytes(disk.log)}, token ids in the cache {_bytes(disk.token_cache)}, the base's states {_bytes(disk.target_cache)}"
     )
 
 

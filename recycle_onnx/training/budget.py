@@ -53,15 +53,15 @@ def learning_rate(peak: float, progress: float, step: int) -> float:
 
 
 class Plateau:
-    """Whether held-out acceptance has stopped rising."""
+    """Whether what is measured on held-out text has stopped rising."""
 
     def __init__(self) -> None:
         self.best, self.since = 0.0, 0
 
-    def reached(self, acceptance: float) -> bool:
+    def reached(self, value: float) -> bool:
         """Note a measurement."""
-        if acceptance > self.best + RISE:
-            self.best, self.since = acceptance, 0
+        if value > self.best + RISE:
+            self.best, self.since = value, 0
         else:
             self.since += 1
         return self.since >= PATIENCE

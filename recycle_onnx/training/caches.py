@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from recycle_onnx.checkpoint import BaseConfig
 
@@ -23,6 +24,10 @@ class Past(Protocol):
         """Append rows [B, K, S, D]; give all rows so far."""
         ...
 
+    def chain(self, window: int | None) -> Chain:
+        """What each row sees besides those, in a row of its own, and not further back than the layer's window."""
+        ...
+
     def mask(self, rows: int, device: torch.device) -> Tensor | None:
         """Which keys the latest `rows` may see, bool [rows, keys]; None where causality says it all."""
         ...
@@ -32,12 +37,22 @@ class Past(Protocol):
         ...
 
 
-class LayerCache:
-    """Keys and values [B, K, capacity, D] of one layer, filled from the front."""
+Chain = list[tuple[Tensor, Tensor]]
+"""Keys and values [B, K, S, D] that stand row by row beside the queries: row r sees row r of each."""
 
-    def __init__(self, config: BaseConfig, batch: int, capacity: int, device: torch.device | None = None) -> None:
-        shape = (batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys, self.values = torch.zeros(shape, device=device), torch.zeros(shape, device=device)
+
+class LayerCache:
+    """Keys and values [B, K, rows, D] of one layer, filled from the front; they grow `BLOCK` rows at a time.
+
+    Rows that are not filled yet are zeros which `mask` hides. So what attention reads is contiguous: on a CPU,
+    batched products over a slice of a larger buffer take three times as long.
+    """
+
+    BLOCK = 64
+
+    def __init__(self, config: BaseConfig, batch: int, dtype: torch.dtype, device: torch.device | None = None) -> None:
+        shape = (batch, config.num_kv_heads, 0, config.head_dim)
+        self.keys, self.values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
         self.length = 0
 
     @property
@@ -46,23 +61,29 @@ class LayerCache:
         return self.length
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append rows [B, K, S, D]; give all rows so far."""
+        """Append rows [B, K, S, D]; give all rows so far, and those that are kept free behind them."""
         stop = self.length + key.shape[2]
+        if stop > self.keys.shape[2]:
+            rows = -(-stop // self.BLOCK) * self.BLOCK - self.keys.shape[2]
+            self.keys, self.values = (functional.pad(part, (0, 0, 0, rows)) for part in (self.keys, self.values))
         self.keys[:, :, self.length : stop] = key
         self.values[:, :, self.length : stop] = value
         self.length = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        return self.keys, self.values
+
+    def chain(self, window: int | None) -> Chain:
+        """Nothing: all rows are in one place."""
+        return []
 
     def mask(self, rows: int, device: torch.device) -> Tensor | None:
         """Causal; `extend` has counted the rows already."""
-        if self.length == rows:
-            return None
-        return torch.ones(rows, self.length, dtype=torch.bool, device=device).tril(self.length - rows)
+        kept = self.keys.shape[2]
+        return torch.ones(rows, kept, dtype=torch.bool, device=device).tril(self.length - rows)
 
     def distances(self, rows: int, device: torch.device) -> Tensor:
         """As in `mask`, the rows are counted already."""
-        places = torch.arange(self.length, device=device)
-        return places[self.length - rows :, None] - places
+        places = torch.arange(self.keys.shape[2], device=device)
+        return places[self.length - rows : self.length, None] - places
 
 
 class Unrolled:
@@ -70,7 +91,7 @@ class Unrolled:
 
     Step 1 reads true hidden states, step k the states of step k-1, one position later. As in decoding, a row of step
     k sees the true rows before its chain, and of the later steps its own chain only (EAGLE-3 trains the same way,
-    arXiv 2503.01840).
+    arXiv 2503.01840). So row r of step k reads the true rows up to r, and row r of each step after the first one.
     """
 
     def __init__(self) -> None:
@@ -83,35 +104,37 @@ class Unrolled:
         return len(self.keys)
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a step; give the rows of all steps, one after the other."""
+        """Append a step; give its true rows, as many as it has rows itself."""
         self.keys.append(key)
         self.values.append(value)
-        return torch.cat(self.keys, dim=2), torch.cat(self.values, dim=2)
+        rows = key.shape[2]
+        return self.keys[0][:, :, :rows], self.values[0][:, :, :rows]
+
+    def chain(self, window: int | None) -> Chain:
+        """Keys and values [B, K, S, D] of the steps after the first one, of which each row sees its own row only."""
+        rows, first = self.keys[-1].shape[2], 1 if window is None else max(1, len(self.keys) - window)
+        steps = zip(self.keys[first:], self.values[first:], strict=True)
+        return [(key[:, :, :rows], value[:, :, :rows]) for key, value in steps]
 
     def mask(self, rows: int, device: torch.device) -> Tensor | None:
-        """True rows up to the chain's beginning, and of each later step the chain's own row."""
-        step = len(self.keys)
-        if step == 1:
-            return None
-        query = torch.arange(step - 1, step - 1 + rows, device=device)[:, None]
-        parts = []
-        for index, key in enumerate(self.keys):
-            position = torch.arange(index, index + key.shape[2], device=device)[None]
-            parts.append(position <= query - (step - 1) if index == 0 else position == query - (step - 1 - index))
-        return torch.cat(parts, dim=1)
+        """Causal in the true rows, which end with the chain's beginning."""
+        return None if len(self.keys) == 1 else torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
 
     def distances(self, rows: int, device: torch.device) -> Tensor:
-        """Rows of step k begin at position k - 1."""
-        first = len(self.keys) - 1
-        places = [torch.arange(index, index + key.shape[2], device=device) for index, key in enumerate(self.keys)]
-        return torch.arange(first, first + rows, device=device)[:, None] - torch.cat(places)
+        """Row r of step k stands at position r + k - 1."""
+        places = torch.arange(rows, device=device)
+        return places[:, None] + len(self.keys) - 1 - places
 
 
 Cache = Sequence[Past]
 
 
 def new_cache(
-    config: BaseConfig, num_layers: int, batch: int, capacity: int, device: torch.device | None = None
+    config: BaseConfig,
+    num_layers: int,
+    batch: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | None = None,
 ) -> list[LayerCache]:
     """An empty cache for `num_layers` layers."""
-    return [LayerCache(config, batch, capacity, device) for _ in range(num_layers)]
+    return [LayerCache(config, batch, dtype, device) for _ in range(num_layers)]

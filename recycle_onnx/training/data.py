@@ -1,50 +1,96 @@
-"""Token ids to train on: windows of text, drawn at random."""
+"""Windows of token ids to train on, and what the frozen base says of them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.training.target_cache import CachedTargets
+from recycle_onnx.training.targets import Targets
 from recycle_onnx.training.tokens import Tokens
+
+Windows = NDArray[np.uint32]
+"""Token ids [N, S], perhaps in a mapped file."""
+
+
+class Batch(NamedTuple):
+    """Token ids [B, S], and the base's targets for them where it is frozen."""
+
+    ids: Tensor
+    targets: Targets | None
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Windows of text by their number, with the base's targets where it is frozen."""
+
+    parts: tuple[Windows, ...]
+    """Of several kinds of text, one behind the other."""
+    targets: CachedTargets | None = None
+
+    def __len__(self) -> int:
+        return sum(map(len, self.parts))
+
+    @cached_property
+    def windows(self) -> Windows:
+        """All of them [N, S]."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+
+    def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
+        """The windows with these numbers, in order."""
+        ids = torch.from_numpy(self.windows[list(numbers)].astype(np.int64)).to(device)
+        return Batch(ids, self.targets.read(list(numbers)).to(device) if self.targets else None)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Token ids to train on, and others that are only measured; both may lie in mapped files."""
+    """Windows to train on, and others that are only measured, by the kind of text."""
 
-    train: Tokens
-    held_out: Tokens
-
-    def batches(self, batch_size: int, length: int, seed: int) -> Iterator[torch.Tensor]:
-        """Endless random windows [batch_size, length] of the training text; the seed decides all of them."""
-        generator = np.random.default_rng(seed)
-        while True:
-            starts = generator.integers(0, len(self.train) - length + 1, batch_size)
-            windows = np.stack([self.train[start : start + length] for start in starts])
-            yield torch.from_numpy(windows.astype(np.int64))
-
-    def held_out_windows(self, length: int, limit: int) -> torch.Tensor:
-        """At most `limit` windows [N, length] of the held-out text, in order, without overlap."""
-        count = min(len(self.held_out) // length, limit)
-        windows: NDArray[np.int64] = self.held_out[: count * length].reshape(count, length).astype(np.int64)
-        return torch.from_numpy(windows)
+    train: tuple[Windows, ...]
+    held_out: tuple[Windows, ...]
 
 
-def split(name: str, train: Tokens, held_out: Tokens | None, length: int) -> Corpus:
-    """Set aside the last 5 % of the tokens where nothing else is held out; `name` says what the data is.
+def batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
+    """Endless batches of the numbers below `count`: every epoch in an order of its own, which the seed decides."""
+    waiting: list[int] = []
+    generator = np.random.default_rng(seed)
+    while True:
+        while len(waiting) < batch_size:
+            waiting += generator.permutation(count).tolist()
+        yield waiting[:batch_size]
+        waiting = waiting[batch_size:]
+
+
+def cut(tokens: Tokens, length: int) -> Windows:
+    """Windows [N, length] of the tokens of a text, in order and without overlap; what is left at the end is dropped."""
+    count = len(tokens) // length
+    return tokens[: count * length].reshape(count, length)
+
+
+def split(name: str, parts: Sequence[Windows], held_out: Windows | None, *, most: int) -> Corpus:
+    """Set aside the last twentieth of each kind of text where nothing else is held out, at most `most` windows in all.
 
     Raises:
-        InputError: the text is shorter than a few windows of `length` tokens.
+        InputError: there is not a window of each; `name` says what the data is.
     """
-    if held_out is None:
-        cut = max(len(train) - max(len(train) // 20, length), 0)
-        train, held_out = train[:cut], train[cut:]
-    if min(len(train), len(held_out)) < length:
-        found = f"{len(train)} tokens to train on and {len(held_out)} held out"
-        raise InputError(f"{name}: {found}; expected at least {length} of each for this --sequence-length")
-    return Corpus(train, held_out)
+    if held_out is not None:
+        corpus = Corpus(tuple(parts), (held_out[:most],))
+    else:
+        aside = [min(max(len(part) // 20, 1), max(most // len(parts), 1), len(part)) for part in parts]
+        corpus = Corpus(
+            tuple(part[: len(part) - count] for part, count in zip(parts, aside, strict=True)),
+            tuple(part[len(part) - count :] for part, count in zip(parts, aside, strict=True)),
+        )
+    sizes = [sum(part.size for part in half) for half in (corpus.train, corpus.held_out)]
+    if min(sizes) == 0:
+        there = f"{sizes[0]} tokens to train on and {sizes[1]} held out"
+        raise InputError(f"{name}: {there}; expected at least {parts[0].shape[1]} of each for this --sequence-length")
+    return corpus

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
@@ -15,13 +16,20 @@ from torch import Tensor, nn
 
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.weights import Weights
-from recycle_onnx.training import storage
+from recycle_onnx.training import head_loss, storage
 from recycle_onnx.training.budget import DEFAULT_MINUTES, Budget
-from recycle_onnx.training.options import TrainingOptions
-from recycle_onnx.training.precision import multiplies_bf16
+from recycle_onnx.training.data import batches
+from recycle_onnx.training.options import Precision, TrainingOptions
+from recycle_onnx.training.own_text import AT_ONCE, write_windows
+from recycle_onnx.training.precision import multiplies_bf16, product_speeds
+from recycle_onnx.training.script import Opening, Turn
 from recycle_onnx.training.setup import Setup, set_up
 from recycle_onnx.training.stepper import Stepper
+from recycle_onnx.training.target_cache import bytes_a_token
 
+T = TypeVar("T")
+TIMED_TOKENS = 8
+"""Of each of the texts that the base writes for an estimate."""
 TIMED_STEPS = 2
 """Real steps; the last one counts, the first one also sets things up."""
 MOMENTS = 2
@@ -49,17 +57,25 @@ class Memory:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of what is written; while a file is replaced the old one and the new lie side by side."""
+    """Bytes of what is written; while a file is replaced the old one and the new lie side by side.
+
+    `target_cache` is what a frozen base says of the text, as far as --cache-gb has room for it.
+    """
 
     weights: int
     state: int
     log: int
     token_cache: int
+    target_cache: int
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Tokens of the text and of the budget, steps, hours (None where a step does not fit into memory), bytes."""
+    """Tokens of the text and of the budget, steps, hours (None where a step does not fit into memory), bytes.
+
+    `hours` are all of it: those in which the base writes its own text, in which it reads the text into the cache, and
+    those of the steps. `product_speeds` are billions of operations a second of matrix products, by precision.
+    """
 
     device: str
     processes: int
@@ -69,7 +85,11 @@ class Estimate:
     steps: int | None
     passes: float | None
     seconds_a_step: float | None
+    writing_hours: float
+    reading_hours: float
     hours: float | None
+    precision: Precision
+    product_speeds: dict[Precision, float]
     memory: Memory
     free_memory: int
     disk: Disk
@@ -85,47 +105,68 @@ def estimate(
 ) -> Estimate:
     """Say what `train` would take with these arguments; nothing is written but the cache of token ids.
 
-    Time is that of a real step in memory. Where `options.regenerate`, the given text stands for the one to be written.
+    Times are those of real work in memory: a step, windows that the base reads, tokens that it writes.
 
     Raises:
         InputError: as `train` does.
     """
-    if options.regenerate:
-        notice("the base's own text is not written for an estimate: the given text stands for it")
-    with set_up(folder, data, held_out or [], replace(options, regenerate=False), notice) as setup:
+    with set_up(folder, data, held_out or [], replace(options, cache_gb=0), notice, write=False) as setup:
         stepper = Stepper(setup)
         memory = _memory(setup, stepper)
         free = _free(setup.processes.device)
-        seconds = None
+        times = None
         if not setup.processes.any(memory.total - memory.model > free):
-            seconds = setup.processes.agree(_seconds_a_step(setup, stepper))
+            times = _times(setup, stepper, options)
             memory = replace(memory, measured_peak=_peak(setup.processes.device))
-        return _estimate(setup, seconds, memory, free)
+        return _estimate(setup, options, times, memory, free)
 
 
-def _estimate(setup: Setup, seconds: float | None, memory: Memory, free: int) -> Estimate:
-    options, corpus = setup.options, setup.corpus
+class _Times(NamedTuple):
+    """Seconds: of a step, without what the cache spares it, and of what comes before the first one."""
+
+    step: float
+    writing: float
+    reading: float
+
+
+def _estimate(setup: Setup, options: TrainingOptions, times: _Times | None, memory: Memory, free: int) -> Estimate:
+    text = setup.train.windows.size
+    seconds = times and times.step
     steps = _steps(options, seconds)
     tokens = None if steps is None else steps * options.batch_size * options.sequence_length
+    before = (times.writing, times.reading) if times else (0.0, 0.0)
     return Estimate(
         device=str(setup.processes.device),
         processes=setup.processes.count,
-        text_tokens=len(corpus.train),
-        held_out_tokens=len(corpus.held_out),
+        text_tokens=text,
+        held_out_tokens=setup.held_out.windows.size,
         tokens=tokens,
         steps=steps,
-        passes=None if tokens is None else tokens / len(corpus.train),
+        passes=None if tokens is None else tokens / text,
         seconds_a_step=seconds,
-        hours=None if steps is None or seconds is None else steps * seconds / 3600,
+        writing_hours=before[0] / 3600,
+        reading_hours=before[1] / 3600,
+        hours=None if steps is None or seconds is None else (steps * seconds + sum(before)) / 3600,
+        precision=setup.precision,
+        product_speeds=product_speeds(setup.processes.device),
         memory=memory,
         free_memory=free,
         disk=Disk(
             weights=_stored(setup),
-            state=memory.gradients + memory.optimizer,  # as many weights as gradients
+            state=2 * memory.gradients + memory.optimizer,  # as many weights as gradients, and those of the best step
             log=(steps or 0) * LOG_LINE,
-            token_cache=corpus.train.nbytes + corpus.held_out.nbytes,
+            token_cache=4 * (text + setup.held_out.windows.size),
+            target_cache=_cached_tokens(setup, options) * bytes_a_token(setup.model.full),
         ),
     )
+
+
+def _cached_tokens(setup: Setup, options: TrainingOptions) -> int:
+    """Tokens whose targets the cache keeps."""
+    if options.joint:
+        return 0
+    room = int(options.cache_gb * 1e9) // bytes_a_token(setup.model.full)
+    return min(setup.train.windows.size + setup.held_out.windows.size, room)
 
 
 def _steps(options: TrainingOptions, seconds: float | None) -> int | None:
@@ -138,16 +179,36 @@ def _steps(options: TrainingOptions, seconds: float | None) -> int | None:
     return None if seconds is None else math.ceil(60 * (budget.minutes or DEFAULT_MINUTES) / seconds)
 
 
-def _seconds_a_step(setup: Setup, stepper: Stepper) -> float:
-    """Of the last of a few real steps."""
-    options = setup.options
-    batches = setup.corpus.batches(options.batch_size, options.sequence_length, options.seed)
-    seconds = 0.0
-    for number, batch in enumerate(islice(batches, TIMED_STEPS), start=1):
-        began = time.perf_counter()
-        stepper.step(number, batch, 0.0).recycle.item()
-        seconds = time.perf_counter() - began
-    return seconds
+def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
+    """Measured; the main process's in all of them."""
+    numbers = batches(len(setup.train), options.batch_size, options.seed)
+    step = reading = 0.0
+    for number, windows in enumerate(islice(numbers, TIMED_STEPS), start=1):
+        part = setup.processes.share(windows, 1)[0]
+        reading, _ = timed(lambda part=part: setup.train.batch(part, setup.processes.device))
+        step, _ = timed(lambda number=number, windows=windows: stepper.step(number, windows, 0.0).recycle.item())
+    if options.joint:
+        reading = 0.0
+    cached = _cached_tokens(setup, options)
+    spared = reading * min(1.0, cached / setup.train.windows.size)
+    fill = reading / (len(part) * options.sequence_length) * cached
+    writing = setup.own_tokens / writing_speed(setup) if setup.own_tokens else 0.0
+    return _Times(*(setup.processes.agree(seconds) for seconds in (max(step - spared, 1e-6), writing, fill)))
+
+
+def writing_speed(setup: Setup) -> float:
+    """Tokens a second that the base writes, from a few tokens of as many texts as it writes together."""
+    opening = Opening((0,), 0)
+    turns = (Turn(frozenset(), (), (1.0,)),)
+    seconds, windows = timed(lambda: write_windows(setup.model.full, [opening] * AT_ONCE, turns, TIMED_TOKENS, 0))
+    return windows.numel() / seconds
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds that the work takes, and what it gives."""
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
 
 
 def _memory(setup: Setup, stepper: Stepper) -> Memory:
@@ -157,14 +218,21 @@ def _memory(setup: Setup, stepper: Stepper) -> Memory:
     trained = _bytes(stepper.trained.values())
     windows = options.batch_size // (setup.processes.count * options.gradient_accumulation)
     # what one window keeps and what two keep tell what many do
-    two = next(setup.corpus.batches(2, options.sequence_length, options.seed)).to(setup.processes.device)
-    one, both = (stepper.kept(two[:count]) for count in (1, 2))
+    one, both = (stepper.kept([0] * count) for count in (1, 2))
     activations = one + (windows - 1) * max(both - one, 0)
-    numbers = windows * options.sequence_length * setup.checkpoint.base.vocab_size
-    narrow = options.precision == "bf16" and multiplies_bf16(setup.processes.device)
-    logits = numbers * ((options.depth + 1) * (2 if narrow else 4) + LOSS_COPIES * 4)
+    logits = _logits(setup, windows * options.sequence_length)
     total = model + (1 + MOMENTS) * trained + activations + logits
     return Memory(model, trained, MOMENTS * trained, activations, logits, total, None)
+
+
+def _logits(setup: Setup, rows: int) -> int:
+    """Bytes of the logits that exist at once with what their loss needs, for a batch of so many rows."""
+    vocabulary = setup.checkpoint.base.vocab_size
+    if not setup.options.joint:
+        draft = vocabulary if setup.model.draft_ids is None else len(setup.model.draft_ids)
+        return min(rows, head_loss.ROWS) * draft * LOSS_COPIES * 4
+    narrow = setup.precision == "bf16" and multiplies_bf16(setup.processes.device)
+    return rows * vocabulary * ((setup.options.depth + 1) * (2 if narrow else 4) + LOSS_COPIES * 4)
 
 
 def _free(device: torch.device) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recycle_onnx.checkpoint.base import BaseConfig, Layer, Norm, Rope
+from recycle_onnx.training.attention import attend
 from recycle_onnx.training.caches import Cache, Past
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -61,7 +62,7 @@ class Rotary(nn.Module):
         axis, shape = (-1, (-1, 2)) if rope.interleaved else (-2, (2, -1))
         first, second = turned.reshape(*turned.shape[:-1], *shape).unbind(axis)
         pairs = torch.stack([first * cos - second * sin, second * cos + first * sin], dim=axis)
-        return torch.cat([pairs.flatten(-2), rest], dim=-1)
+        return torch.cat([pairs.flatten(-2).to(x.dtype), rest], dim=-1)
 
 
 class Attention(nn.Module):
@@ -87,7 +88,10 @@ class Attention(nn.Module):
             query, key = rotary(query, start, self.layer.rope), rotary(key, start, self.layer.rope)
         if cache is not None:
             key, value = cache.extend(key, value)
-        y = self._attend(query, key, value, self._mask(x, cache))
+        chain = cache.chain(self.layer.window) if cache is not None else []
+        y = attend(
+            query, key, value, self._mask(x, cache), chain, scale=self.layer.scale, cap=self.config.attention_softcap
+        )
         out: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return out
 
@@ -110,19 +114,6 @@ class Attention(nn.Module):
         places = torch.arange(rows, device=x.device)
         distance = cache.distances(rows, x.device) if cache is not None else places[:, None] - places
         return (distance < self.layer.window) & (distance >= 0 if mask is None else mask)
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        cap = self.config.attention_softcap
-        if cap is None:
-            return functional.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.layer.scale, enable_gqa=True
-            )
-        groups = self.config.num_heads // self.config.num_kv_heads
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        scores = cap * torch.tanh(query @ key.transpose(2, 3) * (self.layer.scale / cap))
-        if mask is None:
-            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        return scores.masked_fill(~mask, float("-inf")).softmax(-1) @ value
 
 
 class FeedForward(nn.Module):

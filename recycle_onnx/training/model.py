@@ -54,12 +54,17 @@ class FullModel(nn.Module):
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Output:
         """Predict the token after each of `ids` [B, S]."""
+        hidden, states = self.hidden(ids, cache)
+        return Output(self.logits(hidden), states)
+
+    def hidden(self, ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """Hidden states of `ids` [B, S]: after the final norm [B, S, H], and at the taps [B, S, n·H]."""
         inner = [layer_of(tap) for tap in self.taps]
         x, kept = run_layers(self.model.layers, self.embed(ids, cache), self.rotary, cache, inner)
-        hidden = self.model.norm(x)
+        hidden: Tensor = self.model.norm(x)
         found = {FINAL_PRE: x, FINAL_POST: hidden, **{f"{LAYER}{number}": stream for number, stream in kept.items()}}
         states = [found[tap] for tap in self.taps]
-        return Output(self.logits(hidden), torch.cat(states, dim=-1) if len(states) > 1 else states[0])
+        return hidden, torch.cat(states, dim=-1) if len(states) > 1 else states[0]
 
     def embed(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """What the first layer reads for `ids` [B, S] in rows that follow the cache's."""
@@ -143,9 +148,13 @@ class RecycleGPT(nn.Module):
 
         The logits are [B, S, draft vocabulary], of the whole vocabulary with `every_token`.
         """
-        embedding = self.full.embed(ids, cache)
-        states, own = self.recycler(embedding, hidden, self.full.rotary, cache)
+        states, own = self.recycled_states(ids, hidden, cache)
         return Output(self.full.logits(states, None if every_token else self.draft_ids), own)
+
+    def recycled_states(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+        """The module's states for the LM head [B, S, H], and those that a chain goes on from [B, S, n·H]."""
+        own: tuple[Tensor, Tensor] = self.recycler(self.full.embed(ids, cache), hidden, self.full.rotary, cache)
+        return own
 
     def chosen(self, output: Output) -> Tensor:
         """Token ids [B, S] that the module gives most probability."""

@@ -6,7 +6,6 @@ module goes on from its own state and the next token: step k predicts token p+1+
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,14 +14,15 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from recycle_onnx.training.caches import Unrolled
-from recycle_onnx.training.model import Output, RecycleGPT
+from recycle_onnx.training.data import Batch
+from recycle_onnx.training.head_loss import head_loss
+from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.options import Precision
 from recycle_onnx.training.precision import computing
+from recycle_onnx.training.targets import OUTSIDE, Targets
 
 DECAY = 0.8
 """What a step of the chain weighs against the one before it."""
-OUTSIDE = -100
-"""In the place of tokens that a draft vocabulary lacks."""
 
 
 class Losses(NamedTuple):
@@ -48,18 +48,21 @@ class Losses(NamedTuple):
 class Objective(nn.Module):
     """The losses of a batch as one module, as data-parallel training wants it."""
 
-    def __init__(self, model: RecycleGPT, depth: int, precision: Precision, recycle_weight: float | None) -> None:
-        """`recycle_weight` is for joint training; None freezes the base."""
+    def __init__(
+        self, model: RecycleGPT, depth: int, precision: Precision, recycle_weight: float | None, overlap: float = 0.0
+    ) -> None:
+        """`recycle_weight` is for joint training; None freezes the base. `overlap` is explained at `head_loss`."""
         super().__init__()
-        self.model, self.depth, self.recycle_weight = model, depth, recycle_weight
+        self.model, self.depth, self.recycle_weight, self.overlap = model, depth, recycle_weight, overlap
         self._precision = precision
         model.full.requires_grad_(recycle_weight is not None)
 
-    def forward(self, ids: Tensor) -> Losses:
-        """Losses of the windows `ids` [B, S]."""
-        losses = frozen_base if self.recycle_weight is None else joint
-        with computing(self.model.full, ids.device, self._precision):
-            return losses(self.model, ids, self.depth)
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of windows of text."""
+        with computing(self.model.full, batch.ids.device, self._precision):
+            if batch.targets is None:
+                return joint(self.model, batch.ids, self.depth)
+            return frozen_base(self.model, batch.ids, batch.targets, self.depth, self.overlap)
 
     def total(self, losses: Losses) -> Tensor:
         """What is minimised."""
@@ -74,34 +77,51 @@ def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     Tokens outside a draft vocabulary are left out of the module's loss.
     """
     full = model.full(ids[:, :-1])
-    steps = _chain(model, ids, full, depth)
-    targets = _draft_targets(model, ids)
-    recycle = [_lean(_cross_entropy, step.logits, targets[:, 1 + place :]) for place, step in enumerate(steps, start=1)]
-    next_token = _lean(_cross_entropy, full.logits, ids[:, 1:])
-    return Losses(next_token, _weighted(recycle), _acceptance(model, steps, full))
+    best = full.logits.detach().argmax(-1)
+    places = _draft_places(model)
+    targets = ids if places is None else places[ids]
+    losses, rates = [], []
+    for place, states in enumerate(_chain(model, ids[:, :-1], full.hidden_states, depth), start=1):
+        logits = model.full.logits(states, model.draft_ids)
+        losses.append(_lean_cross_entropy(logits, targets[:, 1 + place :]))
+        rates.append(_agreement(model, logits.argmax(-1), best[:, place:]))
+    return Losses(_lean_cross_entropy(full.logits, ids[:, 1:]), _weighted(losses), torch.stack(rates))
 
 
-def frozen_base(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
-    """The module against the base's own next-token distribution (soft cross-entropy); the base gets no gradient.
+def frozen_base(model: RecycleGPT, ids: Tensor, targets: Targets, depth: int = 1, overlap: float = 0.0) -> Losses:
+    """The module against the base's own next-token distribution (soft cross-entropy) on the text `ids` [B, S].
 
     With a draft vocabulary that is the base's distribution over its tokens alone.
     """
-    with torch.no_grad():
-        full = model.full(ids[:, :-1])
-    steps = _chain(model, ids, full, depth)
-    target = full.logits if model.draft_ids is None else full.logits[..., model.draft_ids]
-    recycle = [_lean(_soft, step.logits, target[:, place:]) for place, step in enumerate(steps, start=1)]
-    next_token = _lean(_cross_entropy, full.logits, ids[:, 1:])
-    return Losses(next_token, _weighted(recycle), _acceptance(model, steps, full))
+    head = model.full.lm_head.weight if model.draft_ids is None else model.full.lm_head.weight[model.draft_ids]
+    target_ids, probabilities = targets.of_draft(_draft_places(model))
+    losses, rates = [], []
+    for place, states in enumerate(_chain(model, ids, targets.states, depth), start=1):
+        loss = head_loss(
+            (states * model.full.config.logit_scale).flatten(0, 1),
+            head,
+            target_ids[:, place:].flatten(0, 1),
+            probabilities[:, place:].flatten(0, 1),
+            overlap=overlap,
+            cap=model.full.config.logit_softcap,
+        )
+        losses.append(loss.nats)
+        rates.append(_agreement(model, loss.best, targets.ids[:, place:, 0].flatten()))
+    return Losses(targets.nats[:, :-1].mean(), _weighted(losses), torch.stack(rates))
 
 
-def _chain(model: RecycleGPT, ids: Tensor, full: Output, depth: int) -> list[Output]:
-    """The module's steps; row r of step k predicts what row r + k of the full model predicts."""
+def _chain(model: RecycleGPT, ids: Tensor, states: Tensor, depth: int) -> list[Tensor]:
+    """What the module's steps say, as states [B, rows, H] for the LM head.
+
+    `states` [B, S, n·H] are the base's for the tokens `ids` [B, S]. Row r of step k predicts what row r + k of the
+    full model predicts.
+    """
     cache = [Unrolled() for _ in model.recycler.layers]
-    states, steps = full.hidden_states[:, :-1], []
+    steps, states = [], states[:, :-1]
     for place in range(depth):
-        steps.append(model.recycle(ids[:, 1 + place : -1], states, cache))
-        states = steps[-1].hidden_states[:, :-1]
+        step, own = model.recycled_states(ids[:, 1 + place :], states, cache)
+        steps.append(step)
+        states = own[:, :-1]
     return steps
 
 
@@ -112,36 +132,29 @@ def _weighted(losses: list[Tensor]) -> Tensor:
     return total / sum(weights)
 
 
-def _lean(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, target: Tensor) -> Tensor:
-    """`loss` in float32. Its probabilities, several times the logits, are made again for the gradient, not kept."""
+def _lean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """In float32; its probabilities, several times the logits, are made again for the gradient, not kept."""
 
-    def run(logits: Tensor, target: Tensor) -> Tensor:
-        return loss(logits.float(), target.float() if target.is_floating_point() else target)
+    def run(logits: Tensor, targets: Tensor) -> Tensor:
+        total = functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), ignore_index=OUTSIDE, reduction="sum"
+        )
+        return total / (targets != OUTSIDE).sum().clamp(min=1)
 
-    result: Tensor = checkpoint(run, logits, target, use_reentrant=False)
+    result: Tensor = checkpoint(run, logits, targets, use_reentrant=False)
     return result
 
 
-def _soft(logits: Tensor, target: Tensor) -> Tensor:
-    return -(target.softmax(-1) * logits.log_softmax(-1)).sum(-1).mean()
-
-
-def _draft_targets(model: RecycleGPT, ids: Tensor) -> Tensor:
-    """Where the tokens `ids` stand among the module's logits; `OUTSIDE` for those it has none for."""
+def _draft_places(model: RecycleGPT) -> Tensor | None:
+    """Where each token stands among the module's logits [V]; `OUTSIDE` for those it has none for."""
     if model.draft_ids is None:
-        return ids
-    places = torch.full((model.full.config.vocab_size,), OUTSIDE, device=ids.device)
-    places[model.draft_ids] = torch.arange(len(model.draft_ids), device=ids.device)
-    return places[ids]
+        return None
+    places = torch.full((model.full.config.vocab_size,), OUTSIDE, device=model.draft_ids.device)
+    places[model.draft_ids] = torch.arange(len(model.draft_ids), device=places.device)
+    return places
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    total = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=OUTSIDE, reduction="sum")
-    return total / (targets != OUTSIDE).sum().clamp(min=1)
-
-
-def _acceptance(model: RecycleGPT, steps: list[Output], full: Output) -> Tensor:
+def _agreement(model: RecycleGPT, chosen: Tensor, best: Tensor) -> Tensor:
     """How often the module names the base's best token of all, also where its draft vocabulary lacks that."""
-    best = full.logits.detach().argmax(-1)
-    rates = [(model.chosen(step) == best[:, place:]).float().mean() for place, step in enumerate(steps, start=1)]
-    return torch.stack(rates)
+    tokens = chosen if model.draft_ids is None else model.draft_ids[chosen]
+    return (tokens == best).float().mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -9,8 +10,11 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.training.budget import Budget
 
 Ended = Literal["budget", "plateau", "interrupted"]
+Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16"]
 LONGEST_CHAIN = 8
+OWN_TOKENS = 1_000_000
+"""What a base writes where no text is at hand: on two cores half an hour for 135 million parameters."""
 
 
 @dataclass(frozen=True)
@@ -18,10 +22,14 @@ class TrainingOptions:
     """How to train, at most one of `steps`, `tokens` and `minutes` (see `Budget`).
 
     `depth` is the longest chain that is trained, `field` names the text in JSON lines. With `regenerate` the base
-    writes the text itself, at `temperature`, from the beginnings of the documents. `learning_rate` None means
+    writes the text itself, at `temperature`, from the beginnings of the documents; `own_tokens` is how much it
+    writes at least, `OWN_TOKENS` where there are no documents. `learning_rate` None means
     1e-3 · sqrt(256 / hidden size). `batch_size` counts the windows of a step over all processes; each process takes
     its share in `gradient_accumulation` parts, one after the other. With `precision` bf16 matrices are multiplied
-    in bfloat16, and a frozen base is held in it; what is trained stays in float32.
+    in bfloat16, and a frozen base is held in it; what is trained stays in float32. None takes bf16 for a frozen base
+    where the device multiplies it, and fp32 otherwise. What a frozen base says of the text is kept on disk, in a cache
+    of `cache_gb` gigabytes at the most. `overlap` weighs a loss on what a sampled proposal is refused (`head_loss`).
+    `optimizer` muon is for matrices; what has one axis is AdamW's in any case.
     """
 
     joint: bool = False
@@ -38,10 +46,14 @@ class TrainingOptions:
     save_minutes: float = 5.0
     field: str = "text"
     regenerate: bool = False
-    temperature: float = 0.8
+    own_tokens: int | None = None
+    temperature: float = 0.7
     gradient_accumulation: int = 1
     clip: float = 1.0
-    precision: Precision = "fp32"
+    precision: Precision | None = None
+    cache_gb: float = 20.0
+    overlap: float = 0.0
+    optimizer: Optimizer = "adamw"
 
     def check(self) -> None:
         """Refuse what is out of range.
@@ -56,7 +68,7 @@ class TrainingOptions:
             raise InputError(f"--gradient-accumulation is {self.gradient_accumulation}; expected at least 1")
         if self.clip <= 0:
             raise InputError(f"--clip is {self.clip}; expected more than 0")
-        if self.precision not in get_args(Precision):
+        if self.precision is not None and self.precision not in get_args(Precision):
             raise InputError(f"--precision is {self.precision!r}; expected one of: {', '.join(get_args(Precision))}")
         if not 1 <= self.depth <= LONGEST_CHAIN:
             raise InputError(f"--depth is {self.depth}; expected 1 to {LONGEST_CHAIN}")
@@ -64,8 +76,19 @@ class TrainingOptions:
             raise InputError(f"--sequence-length is {self.sequence_length}; expected at least 8")
         if self.learning_rate is not None and not 0 < self.learning_rate < 1:
             raise InputError(f"--lr is {self.learning_rate}; expected a number between 0 and 1")
-        if self.joint and self.regenerate:
-            raise InputError("--regenerate is for a frozen base: a base does not learn from its own text")
+        if self.temperature <= 0:
+            raise InputError(f"--temperature is {self.temperature}; expected more than 0")
+        if self.cache_gb < 0:
+            raise InputError(f"--cache-gb is {self.cache_gb}; expected 0 (no cache) or more")
+        if self.optimizer not in get_args(Optimizer):
+            raise InputError(f"--optimizer is {self.optimizer!r}; expected one of: {', '.join(get_args(Optimizer))}")
+        if self.overlap < 0:
+            raise InputError(f"--overlap is {self.overlap}; expected 0 or more")
+        if self.own_tokens is not None and self.own_tokens < self.sequence_length:
+            raise InputError(f"--own-tokens is {self.own_tokens}; expected at least {self.sequence_length}, a window")
+        if self.joint and (self.regenerate or self.own_tokens):
+            name = "--regenerate" if self.regenerate else "--own-tokens"
+            raise InputError(f"{name} is for a frozen base: a base does not learn from its own text")
 
 
 @dataclass(frozen=True)
@@ -88,13 +111,25 @@ class Progress:
 class TrainingResult:
     """What was reached, measured on held-out text (nats a token; acceptance is greedy, by place).
 
+    The module is the one of `best_step`, and so are the measurements.
     Where the base writes its own text to train on, the held-out text is its own too.
     `ended` says why: `budget`, `plateau` (acceptance stopped rising) or `interrupted`.
     """
 
     steps: int
+    best_step: int
     ended: Ended
     held_out_next_token: float
     held_out_recycle: float
     held_out_acceptance: tuple[float, ...]
     seconds: float
+
+    @property
+    def tokens_a_run(self) -> float:
+        """Tokens that a run of the full model is expected to give with chains of the trained depth, its own included.
+
+        A place of a chain counts where all before it were right.
+        """
+        return 1.0 + sum(
+            math.prod(self.held_out_acceptance[: place + 1]) for place in range(len(self.held_out_acceptance))
+        )

@@ -46,10 +46,11 @@ class Processes:
                 f"{parts} parts (--gradient-accumulation) for each of {self.count} processes"
             )
 
-    def share(self, batch: Tensor, parts: int) -> list[Tensor]:
-        """This process's windows of a global batch [B, S], in equal parts, on its device."""
-        own = batch.chunk(self.count)[self.index]
-        return [part.to(self.device) for part in own.chunk(parts)]
+    def share(self, batch: list[int], parts: int) -> list[list[int]]:
+        """This process's windows of a global batch, by their numbers, in equal parts."""
+        size = len(batch) // self.count
+        own, part = batch[self.index * size : (self.index + 1) * size], size // parts
+        return [own[start : start + part] for start in range(0, size, part)]
 
     def apart(self, objective: nn.Module) -> AbstractContextManager[None]:
         """Within it gradients are added up in this process only."""

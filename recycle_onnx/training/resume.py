@@ -17,13 +17,14 @@ STATE = "training.pt"
 
 @dataclass
 class State:
-    """Weights unrounded, the optimiser's moments, and how far it went under which options."""
+    """Weights unrounded, the optimiser's moments, how far it went under which options, and the best step so far."""
 
     parameters: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
     step: int
     seconds: float
     options: dict[str, Any]
+    best: dict[str, Any] | None = None
 
 
 def save_state(folder: Path, state: State) -> None:

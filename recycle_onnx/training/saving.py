@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from recycle_onnx.training import storage
+from recycle_onnx.training.best import Best
 from recycle_onnx.training.options import TrainingResult
 from recycle_onnx.training.resume import State, discard_state, load_state, save_state
 from recycle_onnx.training.setup import Setup
@@ -18,6 +19,7 @@ from recycle_onnx.training.stepper import Stepper
 
 OPTIONS_OF_A_RUN = (
     "joint", "depth", "batch_size", "sequence_length", "seed", "recycle_weight", "weight_decay", "clip", "precision",
+    "overlap", "optimizer",
 )  # fmt: skip
 """What must be the same in a resumed training; the budget and how a batch is shared out may change."""
 CHANGED_BY_TRAINING = ("base", "training", "trained_depth")
@@ -52,18 +54,19 @@ class Saver:
             self._earlier.pop()  # this run's own entry, up to where it was resumed
         return state
 
-    def save(self, result: TrainingResult, *, unfinished: bool) -> None:
-        """Write what was reached, and if it is unfinished how to go on.
+    def save(self, result: TrainingResult, best: Best | None, *, unfinished: bool) -> None:
+        """Write what was reached, and if it is unfinished how to go on, and the `best` so far.
 
         Raises:
             RecycleError: the disk is full or not writable; what was saved before is kept.
         """
         checkpoint, model, options = self._setup.checkpoint, self._setup.model, self._setup.options
-        runs = [*self._earlier, {**asdict(options), **asdict(result)}]
+        text = {"text_tokens": self._setup.train.windows.size}
+        runs = [*self._earlier, {**asdict(options), **text, **asdict(result)}]
         config = replace(self._config, trained_depth=options.depth, training={"runs": runs})
-        ids = torch.from_numpy(self._setup.corpus.held_out[: storage.REFERENCE_TOKENS].astype(np.int64))
+        ids = torch.from_numpy(self._setup.held_out.windows.flat[: storage.REFERENCE_TOKENS].astype(np.int64))
         if unfinished:  # before the module: a training killed between the two goes on from the state alone
-            save_state(checkpoint.folder, self._state(result))
+            save_state(checkpoint.folder, self._state(result, best))
         with self._unrounded():
             if options.joint:
                 storage.save_both(checkpoint, model, config, ids, self._dtypes)
@@ -72,10 +75,11 @@ class Saver:
         if not unfinished:
             discard_state(checkpoint.folder)
 
-    def _state(self, result: TrainingResult) -> State:
+    def _state(self, result: TrainingResult, best: Best | None) -> State:
         parameters = {name: parameter.detach() for name, parameter in self._stepper.trained.items()}
         optimizer = self._stepper.optimizer.state_dict()
-        return State(parameters, optimizer, result.steps, result.seconds, self._identity())
+        kept = best and {"parameters": best.parameters, "result": asdict(best.result)}
+        return State(parameters, optimizer, result.steps, result.seconds, self._identity(), kept)
 
     def _identity(self) -> dict[str, Any]:
         options = {name: getattr(self._setup.options, name) for name in OPTIONS_OF_A_RUN}

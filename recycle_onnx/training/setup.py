@@ -5,27 +5,40 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.errors import InputError
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.training import storage
-from recycle_onnx.training.data import Corpus, split
+from recycle_onnx.training.data import Examples, Windows
 from recycle_onnx.training.model import RecycleGPT
-from recycle_onnx.training.options import TrainingOptions
+from recycle_onnx.training.options import OWN_TOKENS, Precision, TrainingOptions
+from recycle_onnx.training.precision import best_precision
 from recycle_onnx.training.processes import Processes
-from recycle_onnx.training.regenerate import regenerate
-from recycle_onnx.training.tokens import Tokens, tokenise
+from recycle_onnx.training.reader import Reader
+from recycle_onnx.training.target_cache import CachedTargets
 
 ALONE = (
     "`accelerate launch --cpu` starts a single process where there is no mpirun; for several put "
     "ACCELERATE_USE_CPU=true before `accelerate launch --multi_gpu`"
 )
+
+
+Stage = Callable[[str], AbstractContextManager[Progress]]
+"""Begins a long work by its title, and gives what tells how far it is."""
+
+
+@contextmanager
+def silent_stage(title: str) -> Iterator[Progress]:
+    """Nobody watches."""
+    yield silent
 
 
 @dataclass
@@ -34,21 +47,56 @@ class Setup:
 
     checkpoint: Checkpoint
     model: RecycleGPT
-    corpus: Corpus
+    train: Examples
+    held_out: Examples
     options: TrainingOptions
+    """With nothing left to decide: `precision` and `own_tokens` say what is done."""
     processes: Processes
+
+    @property
+    def own_tokens(self) -> int:
+        """How much of the text the base writes."""
+        if self.options.regenerate:
+            return int(self.train.windows.size + self.held_out.windows.size)
+        return self.options.own_tokens or 0
+
+    @property
+    def precision(self) -> Precision:
+        """What the base, and what is trained, are computed in."""
+        assert self.options.precision is not None
+        return self.options.precision
 
     @cached_property
     def text(self) -> str:
         """What the training text is recognised by."""
-        return f"{len(self.corpus.train)} tokens, {zlib.crc32(self.corpus.train.data):08x}"
+        windows = self.train.windows
+        return f"{windows.size} tokens, {zlib.crc32(np.ascontiguousarray(windows)):08x}"
+
+    def fill_caches(self, stage: Stage) -> None:
+        """Let a frozen base read what it has not read yet, once a machine.
+
+        Raises:
+            RecycleError: the disk is full or not writable; what was filled is kept.
+        """
+        for examples, name in ((self.held_out, "held-out text"), (self.train, "text")):
+            with self.processes.one_a_machine_first():
+                if examples.targets and examples.targets.missing:
+                    with stage(f"the base reads the {name}") as progress:
+                        examples.targets.fill(progress)
 
 
 @contextmanager
 def set_up(
-    folder: Path, data: list[Path], held_out: list[Path], options: TrainingOptions, notice: Callable[[str], None]
+    folder: Path,
+    data: list[Path],
+    held_out: list[Path],
+    options: TrainingOptions,
+    notice: Callable[[str], None],
+    stage: Stage = silent_stage,
+    *,
+    write: bool = True,
 ) -> Iterator[Setup]:
-    """Open the checkpoint `folder` and read the text.
+    """Open the checkpoint `folder` and read the text; what the base writes itself is written unless not `write`.
 
     Raises:
         InputError: no module, no text, a base that cannot be changed, or options out of range.
@@ -59,41 +107,47 @@ def set_up(
     if processes.count == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         notice(ALONE)
     with Checkpoint.open(folder) as checkpoint:
-        _check(checkpoint, options)
+        _check(checkpoint, data, options)
+        options = _decided(options, data, processes.device)
         held = torch.bfloat16 if options.precision == "bf16" and not options.joint else torch.float32
         model = storage.load_model(checkpoint, held).to(processes.device)
         with processes.one_a_machine_first():
-            corpus = _corpus(checkpoint, model, data, held_out, options, notice)
-        yield Setup(checkpoint, model, corpus, options, processes)
+            corpus = Reader(checkpoint, model, options, notice, stage, write).corpus(data, held_out)
+        train, measured = (_examples(checkpoint, model, part, options) for part in (corpus.train, corpus.held_out))
+        if train.targets and train.targets.uncached:
+            room = len(train) - train.targets.uncached
+            notice(
+                f"--cache-gb {options.cache_gb:g} has room for {room:,} of {len(train):,} windows of text: "
+                "the base reads the others anew in every epoch"
+            )
+        yield Setup(checkpoint, model, train, measured, options, processes)
 
 
-def _check(checkpoint: Checkpoint, options: TrainingOptions) -> None:
+def _check(checkpoint: Checkpoint, data: list[Path], options: TrainingOptions) -> None:
     if options.joint and checkpoint.base_folder != checkpoint.folder:
         raise InputError(
             f"{checkpoint.folder}: its base lies elsewhere and stays untouched; use --freeze-base, or attach a copy"
         )
+    if options.joint and not data:
+        raise InputError("--joint needs text to learn from: name it with --data")
+    if options.regenerate and not data:
+        raise InputError("--regenerate needs --data, whose beginnings the base goes on from; or leave it out")
     length = options.sequence_length
     if length > checkpoint.base.context_length:
         raise InputError(f"--sequence-length {length} is beyond the context of {checkpoint.base.context_length}")
 
 
-def _corpus(
-    checkpoint: Checkpoint,
-    model: RecycleGPT,
-    data: list[Path],
-    held_out: list[Path],
-    options: TrainingOptions,
-    notice: Callable[[str], None],
-) -> Corpus:
-    """The given text, or text of the base's own that begins like it."""
+def _decided(options: TrainingOptions, data: list[Path], device: torch.device) -> TrainingOptions:
+    """The options, with what depends on the device and on the text filled in."""
+    own = options.own_tokens or (0 if data else OWN_TOKENS)
+    precision = options.precision or best_precision(device, joint=options.joint)
+    return replace(options, precision=precision, own_tokens=own)
 
-    def read(paths: list[Path]) -> Tokens:
-        if not options.regenerate:
-            return tokenise(checkpoint.base_folder, paths, checkpoint.base.vocab_size, options.field, notice)
-        return regenerate(
-            checkpoint, model.full, paths, length=options.sequence_length, temperature=options.temperature,
-            seed=options.seed, field=options.field, notice=notice,
-        )  # fmt: skip
 
-    name = ", ".join(map(str, data))
-    return split(name, read(data), read(held_out) if held_out else None, options.sequence_length)
+def _examples(
+    checkpoint: Checkpoint, model: RecycleGPT, parts: tuple[Windows, ...], options: TrainingOptions
+) -> Examples:
+    if options.joint:
+        return Examples(parts)
+    limit = int(options.cache_gb * 1e9)
+    return Examples(parts, CachedTargets(model.full, checkpoint.base_weights.digest(), parts, limit))

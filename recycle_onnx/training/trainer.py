@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 
-from torch import Tensor
-
+from recycle_onnx.training.best import Best
 from recycle_onnx.training.budget import Budget, Plateau, learning_rate
+from recycle_onnx.training.data import batches
 from recycle_onnx.training.interruption import Interruption
 from recycle_onnx.training.log import Log
 from recycle_onnx.training.options import Ended, Progress, TrainingOptions, TrainingResult
 from recycle_onnx.training.resume import discard_state
 from recycle_onnx.training.saving import Saver
-from recycle_onnx.training.setup import Setup, set_up
+from recycle_onnx.training.setup import Setup, Stage, set_up, silent_stage
 from recycle_onnx.training.stepper import Stepper
 
-HELD_OUT_WINDOWS = 64
 MEASUREMENTS = 20
-"""Of held-out text in a training without a budget."""
+"""Of held-out text in a training: the best of them is what it ends with."""
 
 
 def train(
@@ -32,19 +31,22 @@ def train(
     held_out: list[Path] | None = None,
     resume: bool = False,
     notice: Callable[[str], None] = lambda _: None,
+    stage: Stage = silent_stage,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> TrainingResult:
     """Train the module of the checkpoint `folder`, and its base too when `options.joint`.
 
     Ctrl-C ends the training early and keeps what was learnt; `resume` goes on where such a training, or one that was
     killed, last saved. Where `accelerate launch` started several processes each calls this, and they train together:
-    the main one alone writes and reports.
+    the main one alone writes and reports. With a frozen base the module of the best step is kept: the one that lets a
+    full run give most tokens on held-out text. Without `data` the base writes the text itself.
 
     Raises:
         InputError: no module, no text, a base that cannot be changed, or options out of range.
         RecycleError: the loss is not finite, or the disk is full; what was saved before is kept.
     """
-    with set_up(folder, data, held_out or [], options, notice) as setup:
+    with set_up(folder, data, held_out or [], options, notice, stage) as setup:
+        setup.fill_caches(stage)
         run = _Run(setup)
         if resume:
             run.restore()
@@ -57,12 +59,13 @@ class _Run:
     """One training: how far it has gone, when it ends and when it saves. All processes take the same decisions."""
 
     def __init__(self, setup: Setup) -> None:
-        self.options, self.corpus, self.processes = setup.options, setup.corpus, setup.processes
+        self.options, self.processes, self.windows = setup.options, setup.processes, len(setup.train)
         self.folder = setup.checkpoint.folder
         self.stepper = Stepper(setup)
         self.saver = Saver(setup, self.stepper)
         self.budget = Budget(self.options.steps, self.options.tokens, self.options.minutes)
         self.plateau, self.measured = Plateau(), 0
+        self.best: Best | None = None
         self.first, self.spent = 1, 0.0
         self.began = time.perf_counter()
         self.before = self.seconds = self.saved = 0.0
@@ -74,6 +77,9 @@ class _Run:
         self.before = self.seconds = self.saved = state.seconds
         self.spent = self._spent(state.step)
         self.measured = int(self.spent * MEASUREMENTS)
+        if state.best:
+            self.best = Best.from_state(state.best)
+            self.plateau.best = self.best.result.tokens_a_run
 
     def go(self, report: Callable[[Progress], None]) -> TrainingResult:
         log = Log(self.folder, self.first) if self.processes.is_main else None
@@ -91,15 +97,16 @@ class _Run:
                     self._save(self._result(step, "interrupted"))
             assert ended is not None
             result = self._result(step, ended)
+            if self._is_better_before(result):
+                result = self._go_back(step, ended)
             self._save(result)
         return result
 
-    def _batches(self) -> Iterator[Tensor]:
-        options = self.options
-        endless = self.corpus.batches(options.batch_size, options.sequence_length, options.seed)
+    def _batches(self) -> Iterator[list[int]]:
+        endless = batches(self.windows, self.options.batch_size, self.options.seed)
         return islice(endless, self.first - 1, None)
 
-    def _step(self, step: int, batch: Tensor) -> Progress:
+    def _step(self, step: int, batch: list[int]) -> Progress:
         rate = learning_rate(self.stepper.peak, self.spent, step - 1)
         losses = self.stepper.step(step, batch, rate)
         self.seconds = self.processes.agree(self._clock())
@@ -113,24 +120,38 @@ class _Run:
             return "budget"
         if self.processes.any(interruption.requested):
             return "interrupted"
-        if self.budget.is_open and self._has_stopped_rising(step):
+        if self.spent * MEASUREMENTS >= self.measured + 1 and self._has_stopped_rising(step):
             return "plateau"
         return None
 
     def _has_stopped_rising(self, step: int) -> bool:
-        if self.spent * MEASUREMENTS < self.measured + 1:
-            return False
+        """Measure, keep the weights where they are the best so far, and say whether an open budget is over."""
         self.measured += 1
-        return self.plateau.reached(self._result(step, "plateau").held_out_acceptance[0])
+        result = self._result(step, "plateau")
+        if not self.options.joint and (self.best is None or result.tokens_a_run > self.best.result.tokens_a_run):
+            self.best = Best.of(self.stepper.trained, result)
+        return self.plateau.reached(result.tokens_a_run) and self.budget.is_open
+
+    def _is_better_before(self, result: TrainingResult) -> bool:
+        """Whether an earlier step was better; an interrupted training goes on from where it is."""
+        return (
+            self.best is not None
+            and result.ended != "interrupted"
+            and self.best.result.tokens_a_run > result.tokens_a_run
+        )
+
+    def _go_back(self, step: int, ended: Ended) -> TrainingResult:
+        assert self.best is not None
+        self.best.restore(self.stepper.trained)
+        return replace(self.best.result, steps=step, ended=ended, seconds=self._clock())
 
     def _result(self, step: int, ended: Ended) -> TrainingResult:
-        windows = self.corpus.held_out_windows(self.options.sequence_length, HELD_OUT_WINDOWS)
-        next_token, recycle, *acceptance = self.stepper.measure(windows).row().tolist()
-        return TrainingResult(step, ended, next_token, recycle, tuple(acceptance), self._clock())
+        next_token, recycle, *acceptance = self.stepper.measure().row().tolist()
+        return TrainingResult(step, step, ended, next_token, recycle, tuple(acceptance), self._clock())
 
     def _save(self, result: TrainingResult) -> None:
         if self.processes.is_main:
-            self.saver.save(result, unfinished=result.ended == "interrupted")
+            self.saver.save(result, self.best, unfinished=result.ended == "interrupted")
         self.processes.wait()
         self.saved = self.seconds
 

@@ -102,7 +102,7 @@ def agreements(model: RecycleModel, reference: RecycleGPT, ids: list[int], state
     """Whether logits and own states of every call equal torch's, given the true `states`."""
     half = model.decoder("verify").recycler
     assert half is not None
-    cache = new_cache(reference.full.config, reference.recycler.config.num_layers, 1, len(ids))
+    cache = new_cache(reference.full.config, reference.recycler.config.num_layers, 1)
     found, start = [], 0
     for rows in CALLS:
         piece, given = ids[start + 1 : start + rows + 1], states[start : start + rows]

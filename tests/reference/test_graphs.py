@@ -104,7 +104,7 @@ def test_the_module_equals_torch(checkpoint: Path, model: RecycleModel, prefill:
     reference = torch_model(checkpoint)
     ids = text_ids(model, prefill + sum(STEPS) + 1)
     config = reference.full.config
-    cache = new_cache(config, reference.recycler.config.num_layers, 1, len(ids))
+    cache = new_cache(config, reference.recycler.config.num_layers, 1)
     with torch.no_grad():
         hidden = reference.full(torch.tensor([ids])).hidden_states
     half = model.decoder("verify").recycler

@@ -32,7 +32,7 @@ def make(name: str, folder: Path) -> None:
     past = DynamicCache()
     full = base(ids[None], past_key_values=past, output_hidden_states=True)
     hidden = full.hidden_states[-1]
-    cache = new_cache(model.full.config, model.recycler.config.num_layers, 1, TOKENS)
+    cache = new_cache(model.full.config, model.recycler.config.num_layers, 1)
     module = model.recycle(ids[None, 1:], hidden[:, :-1], cache)
     vectors = {
         "input_ids": ids,

