@@ -39,6 +39,8 @@ def attach(
     tap: tuple[str, ...] = (FINAL_POST,),
     concat: tuple[str, ...] = EMBEDDING_FIRST,
     recycle: str = "post_norm",
+    window: int | None = None,
+    qk_norm: bool = False,
     draft_vocabulary: DraftVocabulary | None = None,
     reference: bool = False,
     seed: int = 0,
@@ -46,8 +48,9 @@ def attach(
 ) -> RecyclerConfig:
     """Write `out`: the base with an untrained module of `num_layers` decoder layers.
 
-    The module starts from the base's last layers, or with `init` random from nothing; `tap`, `concat` and `recycle`
-    are conventions that `RecyclerConfig` explains. With a `draft_vocabulary` it knows those tokens only.
+    The module starts from the base's last layers, or with `init` random from nothing; `tap`, `concat`, `recycle`,
+    `window` and `qk_norm` are conventions that `RecyclerConfig` explains. With a `draft_vocabulary` it knows those tokens
+    only.
 
     The base is copied; with `reference` it stays where it is and is found by path and digest. Where `out` is the
     base itself, only `recycler/` is added.
@@ -63,7 +66,10 @@ def attach(
         origin = checkpoint.base_folder
         elsewhere = origin != checkpoint.folder if in_place else reference
         path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
-        config = RecyclerConfig(num_layers, checkpoint.base.model_type, tap=tap, concat=concat, recycle=recycle)
+        config = RecyclerConfig(
+            num_layers, checkpoint.base.model_type, tap=tap, concat=concat, recycle=recycle, window=window,
+            qk_norm=qk_norm,
+        )  # fmt: skip
         config.check("attach")
         config.check_base(checkpoint.base, "--tap")
         draft_ids = draft_vocabulary and draft_vocabulary.choose(origin, checkpoint.base.vocab_size)
@@ -123,7 +129,7 @@ def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerCon
     else:
         tensors["projection.weight"] = _averaging(base.hidden_size, config, generator)
         tensors |= {name: weights.stored(f"model.{name}") for name in base.norm_shapes("norm")}
-        tensors |= _last_layers(base, weights, config.num_layers)
+        tensors |= _last_layers(base, weights, config)
     kind = weights.stored("model.norm.weight").dtype
     return {name: value.astype(kind) for name, value in tensors.items()}
 
@@ -148,12 +154,14 @@ def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator
     return np.concatenate([parts[name] for name in config.concat], axis=1)
 
 
-def _last_layers(base: BaseConfig, weights: BaseWeights, count: int) -> Tensors:
-    first = base.num_layers - count
+def _last_layers(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig) -> Tensors:
+    """Copies of the base's last layers; norms that those lack change nothing but the scale."""
+    first = base.num_layers - config.num_layers
     tensors: Tensors = {}
-    for index in range(count):
-        for own, theirs in zip(
-            base.layer_shapes(f"layers.{index}."), base.layer_shapes(f"model.layers.{first + index}."), strict=True
-        ):
-            tensors[own] = weights.stored(theirs)
+    for index in range(config.num_layers):
+        theirs = base.layer_shapes(f"model.layers.{first + index}.")
+        for name, shape in config.layers_of(base).layer_shapes("").items():
+            source = f"model.layers.{first + index}.{name}"
+            nothing = np.zeros(shape) if base.norm.plus_one else np.ones(shape)
+            tensors[f"layers.{index}.{name}"] = weights.stored(source) if source in theirs else nothing
     return tensors

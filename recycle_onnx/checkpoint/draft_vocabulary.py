@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,16 +43,29 @@ class DraftVocabulary:
         Raises:
             InputError: a size out of range, or no text.
         """
-        if not SMALLEST <= self.size <= vocab_size:
-            raise InputError(f"draft-vocab is {self.size}; expected {SMALLEST} to {vocab_size}, the model's vocabulary")
+        check_size(self.size, vocab_size)
         lines = read_text(self.text).splitlines(keepends=True)
         counts: Counter[int] = Counter()
         for encoding in load_tokenizer(folder).encode_batch_fast(lines):
             counts.update(encoding.ids)
         if not counts:
             raise InputError(f"{self.text}: is empty; expected text like that which the model will write")
-        frequent = sorted(range(vocab_size), key=lambda token: (-counts[token], token))
-        return sorted(frequent[: self.size])
+        return most_frequent(self.size, [counts[token] for token in range(vocab_size)])
+
+
+def check_size(size: int, vocab_size: int) -> None:
+    """Refuse a draft vocabulary that is tiny, or larger than the model's.
+
+    Raises:
+        InputError: says what it may be.
+    """
+    if not SMALLEST <= size <= vocab_size:
+        raise InputError(f"draft-vocab is {size}; expected {SMALLEST} to {vocab_size}, the model's vocabulary")
+
+
+def most_frequent(size: int, counts: Sequence[int]) -> list[int]:
+    """The `size` tokens with the highest counts, ascending; of those that are equal the ones with the lower ids."""
+    return sorted(sorted(range(len(counts)), key=lambda token: (-counts[token], token))[:size])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ not know is refused by name.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,9 @@ class RecyclerConfig:
 
     `tap`: hidden states of the full model, side by side in this order (`taps.py`). `concat`: in which order they and
     the embedding stand before the projection. `recycle`: the module's own state in a chain, after or before its final
-    norm; it takes the place of every tap.
+    norm; it takes the place of every tap. `window`: how many positions its layers look back, the own one included,
+    where that is less than the base's layers do; None for as far as they do. `qk_norm`: whether its layers normalise
+    the queries and keys of every head, also where the base's do not.
     """
 
     num_layers: int
@@ -57,6 +59,8 @@ class RecyclerConfig:
     recycle: str = "post_norm"
     embedding: str = "shared"
     lm_head: str = "shared"
+    window: int | None = None
+    qk_norm: bool = False
     draft_vocabulary: DraftFile | None = None
     trained_depth: int = 0
     base: BaseReference | None = None
@@ -103,6 +107,11 @@ class RecyclerConfig:
                 expected = " or ".join(map(repr, accepted))
                 raise InputError(f"{where}: {name} {given!r} is not supported; expected {expected}")
 
+        if self.window is not None and (type(self.window) is not int or self.window < 1):
+            raise InputError(f"{where}: window {self.window!r} is not supported; expected null, or at least 1 position")
+        if type(self.qk_norm) is not bool:
+            raise InputError(f"{where}: qk_norm {self.qk_norm!r} is not supported; expected true or false")
+
     def check_base(self, base: BaseConfig, where: str) -> None:
         """Refuse layers of another kind than the base's, and taps that it has not.
 
@@ -120,6 +129,14 @@ class RecyclerConfig:
         """The content of `recycler/config.json`."""
         return asdict(self)
 
+    def layers_of(self, base: BaseConfig) -> BaseConfig:
+        """The base with the module's layers in place of its own: of the kind of its last ones, but for what differs."""
+        last = base.last(self.num_layers)
+        layers = last.layers
+        if self.window is not None:
+            layers = tuple(replace(layer, window=min(self.window, layer.window or self.window)) for layer in layers)
+        return replace(last, layers=layers, qk_norm=(last.qk_norm or "head") if self.qk_norm else last.qk_norm)
+
     def hidden_norms(self) -> list[str]:
         """Names of the norms' weights, one a tap."""
         if len(self.tap) == 1:
@@ -135,7 +152,7 @@ class RecyclerConfig:
             "projection.weight": (hidden, (1 + len(self.tap)) * hidden),
         }
         for index in range(self.num_layers):
-            shapes |= base.layer_shapes(f"layers.{index}.")
+            shapes |= self.layers_of(base).layer_shapes(f"layers.{index}.")
         return shapes | base.norm_shapes("norm")
 
 

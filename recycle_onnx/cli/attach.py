@@ -36,6 +36,8 @@ ORDERS = ("embedding,hidden_state", "hidden_state,embedding")
     "--recycle", type=click.Choice(["post_norm", "pre_norm"]), default="post_norm", show_default=True,
     help="State that a chain goes on from: the module's own after or before its final norm.",
 )  # fmt: skip
+@click.option("--window", type=int, help="Positions that the module's layers look back.  [default: as the base's]")
+@click.option("--qk-norm", is_flag=True, help="Normalise queries and keys in the module's layers.")
 @click.option("--draft-vocab", type=int, help="Let the module know so many frequent tokens only; needs --draft-text.")
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
 @click.option("--reference", is_flag=True, help="Do not copy the base: refer to it by path and digest.")
@@ -51,6 +53,8 @@ def attach(
     tap: str,
     concat: str,
     recycle: str,
+    window: int | None,
+    qk_norm: bool,
     draft_vocab: int | None,
     draft_text: Path | None,
     reference: bool,
@@ -81,6 +85,8 @@ def attach(
             tap=tuple(name.strip() for name in tap.split(",")),
             concat=tuple(concat.split(",")),
             recycle=recycle,
+            window=window,
+            qk_norm=qk_norm,
             draft_vocabulary=draft,
             reference=reference and folder != target,
             seed=seed,

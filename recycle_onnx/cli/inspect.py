@@ -15,8 +15,8 @@ from recycle_onnx.cli.report import as_json
 from recycle_onnx.provenance import read_source
 
 CONVENTIONS = (
-    "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "embedding", "lm_head",
-    "draft_vocabulary", "trained_depth",
+    "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "window", "qk_norm", "embedding",
+    "lm_head", "draft_vocabulary", "trained_depth",
 )  # fmt: skip
 
 

@@ -61,6 +61,11 @@ if TYPE_CHECKING:
     "--overlap", default=0.0, show_default=True, help="Weight of a loss on what a sampled proposal is refused."
 )
 @click.option(
+    "--draft-vocab", type=int,
+    help="Let the module know so many tokens only: the most frequent ones of the training text.  "
+    "[default: as the checkpoint has it]",
+)  # fmt: skip
+@click.option(
     "--cache-gb", default=20.0, show_default=True,
     help="Disk for what a frozen base says of the text, so that it reads it once; 0 for none.",
 )  # fmt: skip
@@ -93,6 +98,7 @@ def train(
     precision: Precision | None,
     optimizer: Optimizer,
     overlap: float,
+    draft_vocab: int | None,
     cache_gb: float,
     recycle_weight: float,
     seed: int,
@@ -134,6 +140,7 @@ def train(
         own_tokens=own_tokens,
         optimizer=optimizer,
         overlap=overlap,
+        draft_vocab=draft_vocab,
         cache_gb=cache_gb,
         temperature=temperature,
     )
@@ -218,7 +225,8 @@ def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held
     )
     click.echo(
         f"disk     weights {_bytes(disk.weights)}, state to resume from {_bytes(disk.state)} (both twice while they "
-        f"are replaced), log {_bytes(disk.log)}, token ids in the cache {_bytes(disk.token_cache)}, the base's states {_bytes(disk.target_cache)}"
+        f"are replaced), log {_bytes(disk.log)}; in the cache token ids {_bytes(disk.token_cache)}, the base's states "
+        f"{_bytes(disk.target_cache)}"
     )
 
 

@@ -38,7 +38,7 @@ def build_recycler(
 
     Embedding and LM head are the full model's own, `shared`; with a `draft` vocabulary the head is a copy of its rows.
     """
-    graph = flavour.graph(recycler_spec(config, base, draft), base.last(config.num_layers))
+    graph = flavour.graph(recycler_spec(config, base, draft), config.layers_of(base))
     embedding = blocks.embed(graph, shared[EMBEDDING], shared.get(POSITIONS))
     states = zip(config.hidden_norms(), _split(graph, graph.inputs[graph.spec.state_input]), strict=True)
     parts = {

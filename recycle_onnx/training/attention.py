@@ -33,14 +33,14 @@ def attend(
         )
     if mask is None:
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
-    groups = query.shape[1] // key.shape[1]
+    batch, heads, rows, size = query.shape
     # all queries of a KV head in one product, so that keys and values are read once for them
-    grouped = query.unflatten(1, (-1, groups)) * scale
-    scores = _capped((grouped.flatten(2, 3) @ key.transpose(2, 3)).unflatten(2, (groups, -1)), cap)
+    grouped = (query * scale).reshape(batch, key.shape[1], heads // key.shape[1], rows, size)
+    scores = _capped((grouped.flatten(2, 3) @ key.transpose(2, 3)).view(*grouped.shape[:-1], -1), cap)
     scores = scores.masked_fill(~mask, float("-inf"))
     own = [_capped((grouped * step.unsqueeze(2)).sum(-1, keepdim=True), cap) for step, _ in chain]
     weights = torch.cat([scores, *own], dim=-1).softmax(-1, dtype=torch.float32).to(value.dtype)
-    read = (weights[..., : key.shape[2]].flatten(2, 3) @ value).unflatten(2, (groups, -1))
+    read: Tensor = (weights[..., : key.shape[2]].flatten(2, 3) @ value).view(grouped.shape)
     for number, (_, step) in enumerate(chain, start=key.shape[2]):
         read = read + weights[..., number : number + 1] * step.unsqueeze(2)
     return read.flatten(1, 2)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -185,8 +186,8 @@ def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
     step = reading = 0.0
     for number, windows in enumerate(islice(numbers, TIMED_STEPS), start=1):
         part = setup.processes.share(windows, 1)[0]
-        reading, _ = timed(lambda part=part: setup.train.batch(part, setup.processes.device))
-        step, _ = timed(lambda number=number, windows=windows: stepper.step(number, windows, 0.0).recycle.item())
+        reading, _ = timed(partial(setup.train.batch, part, setup.processes.device))
+        step, _ = timed(partial(stepper.step, number, windows, 0.0))
     if options.joint:
         reading = 0.0
     cached = _cached_tokens(setup, options)

@@ -42,8 +42,8 @@ class _HeadLoss(torch.autograd.Function):
             head = head.to(states.dtype)
         total = torch.zeros((), device=states.device)
         gradients, bests = [], []
-        for rows in torch.arange(len(states), device=states.device).split(ROWS):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        for start in range(0, len(states), ROWS):
+            part = slice(start, start + ROWS)
             logits = (states[part] @ head.T).float()
             if cap is not None:
                 logits = cap * torch.tanh(logits / cap)

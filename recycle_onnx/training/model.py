@@ -105,7 +105,8 @@ class Recycler(nn.Module):
         norms = [RMSNorm(size, base.norm.eps) for _ in config.tap]
         self.hidden_norm = norms[0] if len(norms) == 1 else nn.ModuleList(norms)
         self.projection = nn.Linear((1 + len(norms)) * size, size, bias=False)
-        self.layers = nn.ModuleList(DecoderLayer(base, layer) for layer in base.last(config.num_layers).layers)
+        own = config.layers_of(base)
+        self.layers = nn.ModuleList(DecoderLayer(own, layer) for layer in own.layers)
         self.norm = new_norm(size, base.norm)
 
     def forward(

@@ -29,6 +29,7 @@ class TrainingOptions:
     in bfloat16, and a frozen base is held in it; what is trained stays in float32. None takes bf16 for a frozen base
     where the device multiplies it, and fp32 otherwise. What a frozen base says of the text is kept on disk, in a cache
     of `cache_gb` gigabytes at the most. `overlap` weighs a loss on what a sampled proposal is refused (`head_loss`).
+    With `draft_vocab` the module knows so many tokens only, the most frequent ones of the training text.
     `optimizer` muon is for matrices; what has one axis is AdamW's in any case.
     """
 
@@ -53,6 +54,7 @@ class TrainingOptions:
     precision: Precision | None = None
     cache_gb: float = 20.0
     overlap: float = 0.0
+    draft_vocab: int | None = None
     optimizer: Optimizer = "adamw"
 
     def check(self) -> None:

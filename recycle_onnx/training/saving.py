@@ -78,7 +78,7 @@ class Saver:
     def _state(self, result: TrainingResult, best: Best | None) -> State:
         parameters = {name: parameter.detach() for name, parameter in self._stepper.trained.items()}
         optimizer = self._stepper.optimizer.state_dict()
-        kept = best and {"parameters": best.parameters, "result": asdict(best.result)}
+        kept = None if best is None else {"parameters": best.parameters, "result": asdict(best.result)}
         return State(parameters, optimizer, result.steps, result.seconds, self._identity(), kept)
 
     def _identity(self) -> dict[str, Any]:

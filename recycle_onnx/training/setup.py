@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from recycle_onnx.checkpoint import Checkpoint
+from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, check_size, most_frequent
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.training import storage
@@ -70,7 +71,7 @@ class Setup:
     def text(self) -> str:
         """What the training text is recognised by."""
         windows = self.train.windows
-        return f"{windows.size} tokens, {zlib.crc32(np.ascontiguousarray(windows)):08x}"
+        return f"{windows.size} tokens, {zlib.crc32(np.ascontiguousarray(windows).data):08x}"
 
     def fill_caches(self, stage: Stage) -> None:
         """Let a frozen base read what it has not read yet, once a machine.
@@ -113,6 +114,8 @@ def set_up(
         model = storage.load_model(checkpoint, held).to(processes.device)
         with processes.one_a_machine_first():
             corpus = Reader(checkpoint, model, options, notice, stage, write).corpus(data, held_out)
+        if options.draft_vocab:
+            checkpoint = _with_draft_vocabulary(checkpoint, model, corpus.train, options.draft_vocab)
         train, measured = (_examples(checkpoint, model, part, options) for part in (corpus.train, corpus.held_out))
         if train.targets and train.targets.uncached:
             room = len(train) - train.targets.uncached
@@ -135,6 +138,18 @@ def _check(checkpoint: Checkpoint, data: list[Path], options: TrainingOptions) -
     length = options.sequence_length
     if length > checkpoint.base.context_length:
         raise InputError(f"--sequence-length {length} is beyond the context of {checkpoint.base.context_length}")
+
+
+def _with_draft_vocabulary(
+    checkpoint: Checkpoint, model: RecycleGPT, parts: tuple[Windows, ...], size: int
+) -> Checkpoint:
+    """Let the module know the most frequent tokens of the training text only."""
+    check_size(size, checkpoint.base.vocab_size)
+    counts = sum(np.bincount(part.ravel(), minlength=checkpoint.base.vocab_size) for part in parts)
+    ids = most_frequent(size, np.asarray(counts).tolist())
+    model.draft_ids = torch.tensor(ids, device=model.full.lm_head.weight.device)
+    assert checkpoint.recycler is not None
+    return replace(checkpoint, recycler=replace(checkpoint.recycler, draft_vocabulary=DraftFile(size)), draft_ids=ids)
 
 
 def _decided(options: TrainingOptions, data: list[Path], device: torch.device) -> TrainingOptions:

@@ -119,7 +119,7 @@ class CachedTargets:
         return [shard for shard in self._shards[: self._cached] if not _is_whole(shard.path)]
 
     def _compute(self, windows: NDArray[np.uint32]) -> Targets:
-        parts = torch.from_numpy(windows.astype(np.int64)).split(AT_ONCE)
+        parts = torch.split(torch.from_numpy(windows.astype(np.int64)), AT_ONCE)
         return Targets.joined([base_targets(self._model, part) for part in parts])
 
 

@@ -69,13 +69,16 @@ def base_targets(model: FullModel, windows: Tensor) -> Targets:
         hidden, states = model.hidden(windows)
         following = torch.roll(windows, -1, dims=1).flatten()
         parts = list(_of_rows(model, hidden.flatten(0, 1), following))
-    known = {name: torch.cat([part[name] for part in parts]).unflatten(0, windows.shape) for name in parts[0]}
+    known = {
+        name: torch.cat([part[name] for part in parts]).view(*windows.shape, *parts[0][name].shape[1:])
+        for name in parts[0]
+    }
     known["nats"][:, -1] = 0
     return Targets(states.to(next(model.parameters()).dtype), **known)
 
 
 def _of_rows(model: FullModel, hidden: Tensor, following: Tensor) -> Iterator[dict[str, Tensor]]:
-    for rows, tokens in zip(hidden.split(ROWS), following.split(ROWS), strict=True):
+    for rows, tokens in zip(torch.split(hidden, ROWS), torch.split(following, ROWS), strict=True):
         logits = model.logits(rows).float()
         values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
         # torch's logsumexp is three times as slow as its log_softmax

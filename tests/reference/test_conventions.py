@@ -46,6 +46,8 @@ CONVENTIONS: dict[str, dict[str, Any]] = {
     "three taps, everything else": {"tap": ("final_pre", "layer.1", "layer.2"), "recycle": "pre_norm",
                                     "concat": STATE_FIRST, "draft": True, "num_layers": 2, "init": "random"},
     "draft vocabulary": {"draft": True},
+    "a window": {"window": 5, "num_layers": 2},
+    "queries and keys normalised": {"qk_norm": True},
 }  # fmt: skip
 
 

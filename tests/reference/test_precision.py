@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from recycle_onnx.checkpoint import Checkpoint
+from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
 from recycle_onnx.export import export
 from recycle_onnx.training import precision
+from recycle_onnx.training.data import Batch
+from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.objective import Objective
 from recycle_onnx.training.options import Progress, TrainingOptions
 from recycle_onnx.training.setup import set_up
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.storage import load_model
+from recycle_onnx.training.targets import base_targets
 from recycle_onnx.training.trainer import train
 from tests import tiny
 
@@ -49,7 +52,7 @@ def test_a_frozen_base_is_held_in_bf16_and_the_module_and_its_optimiser_in_float
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(), dtype="bfloat16")
     with set_up(folder, [text], [], OPTIONS, print) as setup:
         stepper = Stepper(setup)
-        stepper.step(1, next(setup.corpus.batches(4, 32, 0)), 1e-3)
+        stepper.step(1, list(range(4)), 1e-3)
         assert {p.dtype for p in setup.model.full.parameters()} == {torch.bfloat16}
         assert {p.dtype for p in setup.model.recycler.parameters()} == {torch.float32}
         moments = [v for state in stepper.optimizer.state.values() for v in state.values() if v.dim()]
@@ -77,17 +80,16 @@ def test_matrices_are_multiplied_in_bf16_where_that_is_faster() -> None:
     for part in model.modules():
         if isinstance(part, torch.nn.Linear):
             part.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
-    Objective(model, 2, "bf16", None)(ids)
+    batch = Batch(ids, base_targets(model.full, ids))
+    seen.clear()
+    Objective(model, 2, "bf16", None)(batch)
     assert seen == {torch.bfloat16 if precision.multiplies_bf16(ids.device) else torch.float32}
     seen.clear()
-    Objective(model, 2, "fp32", None)(ids)
+    Objective(model, 2, "fp32", None)(batch)
     assert seen == {torch.float32}
 
 
-def tiny_model() -> torch.nn.Module:
-    from recycle_onnx.checkpoint import RecyclerConfig
-    from recycle_onnx.training.model import RecycleGPT
-
+def tiny_model() -> RecycleGPT:
     return RecycleGPT(tiny.tiny_config(), RecyclerConfig(num_layers=1))
 
 
@@ -107,11 +109,12 @@ def test_what_is_widened_gives_the_gradient_of_float32(tmp_path: Path, monkeypat
     monkeypatch.setattr(precision, "multiplies_bf16", lambda _: False)  # a processor that does would round its products
     folder = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(), dtype="bfloat16")
     ids = torch.randint(0, 300, (2, 16))
-    gradients, losses = [], []
+    gradients, losses, batch = [], [], None
     with Checkpoint.open(folder) as source:
         for kind, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
             model = load_model(source, kind)
-            loss = Objective(model, 3, name, None)(ids).recycle
+            batch = batch or Batch(ids, base_targets(model.full, ids))  # bf16 would round the base's states
+            loss = Objective(model, 3, name, None)(batch).recycle
             loss.backward()
             losses.append(loss.detach())
             gradients.append([p.grad for p in model.recycler.parameters()])

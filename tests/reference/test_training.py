@@ -27,13 +27,11 @@ from recycle_onnx.training.log import read_log
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.objective import Losses, _chain
 from recycle_onnx.training.options import Progress, TrainingOptions
-from recycle_onnx.training.regenerate import OPENING, regenerate
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.trainer import train
 from tests import tiny
 from tests.cli.command import run
-from tests.reference import plain
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 KILLS = int(os.environ.get("RECYCLE_ONNX_KILLS", 3))
@@ -117,13 +115,14 @@ def test_a_trained_chain_is_the_chain_that_decoding_runs(base: BaseConfig, confi
     ids = torch.randint(0, 300, (1, 14))
     full = model.full(ids[:, :-1])
     depth = 3
-    for place, step in enumerate(_chain(model, ids, full, depth)):
-        for row in range(step.logits.shape[1]):
+    for place, step in enumerate(_chain(model, ids[:, :-1], full.hidden_states, depth)):
+        logits = model.full.logits(step)
+        for row in range(logits.shape[1]):
             states = full.hidden_states[:, : row + 1]
             for index in range(place + 1):
                 output = model.recycle(ids[:, 1 : row + 2 + index], states)
                 states = torch.cat([states, output.hidden_states[:, -1:]], dim=1)
-            torch.testing.assert_close(step.logits[:, row], output.logits[:, -1], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(logits[:, row], output.logits[:, -1], atol=1e-5, rtol=1e-5)
 
 
 def test_a_resumed_training_goes_on_with_the_losses_of_an_uninterrupted_one(tmp_path: Path, text: Path) -> None:
@@ -228,24 +227,6 @@ def test_without_a_budget_it_stops_when_acceptance_stops_rising(
     assert result.ended == "plateau"
 
 
-def test_the_base_writes_its_own_text_once_and_as_it_would(
-    checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "cache"))
-    with Checkpoint.open(checkpoint) as source:
-        model = load_model(source)
-        notices: list[str] = []
-        options = {"length": 20, "temperature": 1e-4, "seed": 0, "notice": notices.append}
-        ids = regenerate(source, model.full, [text], **options)
-        again = regenerate(source, model.full, [text], **options)
-        warmer = regenerate(source, model.full, [text], **{**options, "temperature": 1.0})
-    assert len(notices) == 2  # one for each temperature
-    assert again.tolist() == ids.tolist() != warmer.tolist()
-    opening = ids[:OPENING].tolist()
-    expected = plain.full(model, opening, 20 - OPENING, frozenset({0}))
-    assert ids[OPENING : OPENING + len(expected)].tolist() == expected
-
-
 def test_training_on_the_bases_own_text_raises_acceptance(checkpoint: Path, text: Path) -> None:
     options = TrainingOptions(**{**vars(OPTIONS), "steps": 60, "regenerate": True, "temperature": 1.0})
     seen = losses(checkpoint, text, options)
@@ -284,6 +265,12 @@ def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:
         ({"gradient_accumulation": 0}, "--gradient-accumulation"),
         ({"gradient_accumulation": 3}, "multiple of 3"),
         ({"clip": 0.0}, "--clip"),
+        ({"optimizer": "sgd"}, "'sgd'.*adamw, muon"),
+        ({"overlap": -1.0}, "--overlap"),
+        ({"cache_gb": -1.0}, "--cache-gb"),
+        ({"draft_vocab": 5}, "draft-vocab"),
+        ({"own_tokens": 3}, "--own-tokens"),
+        ({"joint": True, "own_tokens": 1000}, "--own-tokens.*frozen base"),
         ({"precision": "fp16"}, "'fp16'.*fp32, bf16"),
         ({"joint": True, "regenerate": True}, "frozen base"),
         ({"regenerate": True, "temperature": 0.0}, "--temperature"),
