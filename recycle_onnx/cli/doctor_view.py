@@ -75,6 +75,7 @@ def _machine(found: Report) -> Rows:
     return [
         ("processor", machine.processor),
         ("instruction sets", ", ".join(machine.instructions) or "unknown"),
+        ("training would be in", machine.training_precision),
         ("cores", _cores(machine.processors)),
         ("memory", f"{free} free of {most}{limit}"),
         ("memory is read at", f"{speed.one_thread_gb_s:.1f} GB/s by one thread, "

@@ -11,6 +11,7 @@ from recycle_onnx import processor
 LINUX = {
     "AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "AVX-VNNI": "avx_vnni", "AVX512": "avx512f",
     "AVX512-VNNI": "avx512_vnni", "AVX512-BF16": "avx512_bf16", "AMX-INT8": "amx_int8",
+    "AMX-BF16": "amx_bf16", "NEON BF16": "bf16",
     "NEON": "asimd", "NEON dotprod": "asimddp", "NEON i8mm": "i8mm", "SVE": "sve",
 }  # fmt: skip
 """By name: the flag in /proc/cpuinfo."""

@@ -21,6 +21,12 @@ class Machine:
     processors: Processors
     memory: Memory
 
+    @property
+    def training_precision(self) -> str:
+        """What `train` computes a frozen base in on this processor; it measures before it begins."""
+        bf16 = {"AVX512-BF16", "AMX-BF16", "NEON BF16"} & set(self.instructions)
+        return "bfloat16, up to ten times as fast here as float32" if bf16 else "float32"
+
 
 def find() -> Machine:
     """Ask the platform."""

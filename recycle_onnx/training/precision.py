@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -35,19 +35,24 @@ def precision_of(base: nn.Module) -> Precision:
     return "bf16" if next(base.parameters()).dtype == torch.bfloat16 else "fp32"
 
 
-def best_precision(device: torch.device, *, joint: bool) -> Precision:
-    """What to compute a training in: bfloat16 where the device multiplies it, and the base is not what learns.
+def best_precision(device: torch.device, notice: Callable[[str], None]) -> Precision:
+    """What to compute a frozen base in, and the module behind it: what the device multiplies fastest.
 
-    (A processor's products in bfloat16 can be ten times as fast as those in float32.)
+    Some processors multiply float32 at a tenth of the speed of bfloat16, others bfloat16 at a fraction of float32.
     """
-    return "bf16" if multiplies_bf16(device) and not joint else "fp32"
+    if not multiplies_bf16(device):
+        return "fp32"
+    if device.type != "cpu":
+        return "bf16"
+    speeds = product_speeds(device)
+    best = max(speeds, key=lambda precision: speeds[precision])
+    shown = ", ".join(f"{speed:,.0f} in {precision}" for precision, speed in speeds.items())
+    notice(f"training in {best}: matrix products here reach {shown} (billions of operations per second)")
+    return best
 
 
 def product_speeds(device: torch.device) -> dict[Precision, float]:
-    """How many billion floating-point operations a second matrix products reach there, by precision.
-
-    Some processors multiply float32 at a tenth of the speed of bfloat16, and others bfloat16 at a fraction of float32.
-    """
+    """How many billion floating-point operations per second matrix products reach there, by precision."""
     speeds: dict[Precision, float] = {}
     for precision, kind in TYPES.items():
         left, right = (torch.ones(PRODUCT, PRODUCT, dtype=kind, device=device) for _ in range(2))

@@ -109,7 +109,7 @@ def set_up(
         notice(ALONE)
     with Checkpoint.open(folder) as checkpoint:
         _check(checkpoint, data, options)
-        options = _decided(options, data, processes.device)
+        options = _decided(options, data, processes, notice)
         held = torch.bfloat16 if options.precision == "bf16" and not options.joint else torch.float32
         model = storage.load_model(checkpoint, held).to(processes.device)
         with processes.one_a_machine_first():
@@ -152,10 +152,13 @@ def _with_draft_vocabulary(
     return replace(checkpoint, recycler=replace(checkpoint.recycler, draft_vocabulary=DraftFile(size)), draft_ids=ids)
 
 
-def _decided(options: TrainingOptions, data: list[Path], device: torch.device) -> TrainingOptions:
-    """The options, with what depends on the device and on the text filled in."""
+def _decided(
+    options: TrainingOptions, data: list[Path], processes: Processes, notice: Callable[[str], None]
+) -> TrainingOptions:
+    """The options, with what depends on the device and on the text filled in; all processes take the main one's."""
     own = options.own_tokens or (0 if data else OWN_TOKENS)
-    precision = options.precision or best_precision(device, joint=options.joint)
+    precision = options.precision or ("fp32" if options.joint else best_precision(processes.device, notice))
+    precision = "bf16" if processes.agree(float(precision == "bf16")) else "fp32"
     return replace(options, precision=precision, own_tokens=own)
 
 
