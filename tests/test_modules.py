@@ -178,6 +178,15 @@ def test_a_long_training_log_is_thinned(checkpoint: Path, tmp_path: Path) -> Non
     assert (steps[0], len(steps)) == (1, 500)
 
 
+@pytest.mark.skipif(find_spec("matplotlib") is None, reason="needs matplotlib (the extra plot)")
+def test_the_curves_of_a_published_module_can_be_drawn(checkpoint: Path, tmp_path: Path) -> None:
+    step = {"next_token": 2.0, "recycle": 3.0, "acceptance": [0.5], "learning_rate": 1e-3}
+    (checkpoint / "training.jsonl").write_text("".join(json.dumps({"step": n, **step}) + "\n" for n in range(1, 9)))
+    publish(checkpoint, tmp_path / "module")
+    assert run("inspect", tmp_path / "module", "--plot", tmp_path / "curves.png").exit_code == 0
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_vocabulary_is_recognised_however_it_is_written(checkpoint: Path, tmp_path: Path) -> None:
     base = base_of(checkpoint, tmp_path / "base")
     content = read_json(base / "tokenizer.json")
