@@ -60,6 +60,12 @@ def rounded(base: Path, out: Path, dtype: str) -> Path:
     return out
 
 
+def other_module(folder: Path) -> Path:
+    """One for the tiny base."""
+    publish(tiny.write_checkpoint(folder / "tiny", tiny.tiny_config()), folder / "tiny-module")
+    return folder / "tiny-module"
+
+
 def test_a_published_module_has_no_base_and_nothing_of_this_machine(checkpoint: Path, tmp_path: Path) -> None:
     attach(checkpoint, tmp_path / "referring", reference=True)
     publish(trained(tmp_path / "referring"), tmp_path / "out")
@@ -254,6 +260,9 @@ def test_one_module_fits_a_gguf_and_a_bfloat16_copy_of_its_base(published: Path,
         acceptance = json.loads(found.stdout)["acceptance"]
         assert acceptance["rate"] > 0.7
         assert acceptance["proposals"] > 100
+    other = run("attach", bases[0], tmp_path / "no", "--module", other_module(tmp_path))
+    assert other.exit_code == 2
+    assert f"another base than {bases[0]}: layers 2 against 6" in other.stderr
     export(tmp_path / "bfloat16-joined", tmp_path / "bundle")
     model = recycle_onnx.load(tmp_path / "bundle")
     texts = [model.generate("One day", strategy=name, max_new_tokens=40).tokens for name in ("verify", "full")]

@@ -11,8 +11,8 @@ from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 
 ABOUT = """\
-{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and predict
-token p+2 (RecycleGPT, arXiv 2308.03421). Embedding and LM head are the base's. Made with recycle-onnx;
+{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and
+{predict} token p+2 (RecycleGPT, arXiv 2308.03421). Embedding and LM head are the base's. Made with recycle-onnx;
 `config.json` states every convention, and the base it belongs to.
 """
 USE = """\
@@ -87,8 +87,9 @@ def _copy(source: dict[str, Any]) -> str | None:
 
 def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
     """Markdown from what `recycler/config.json` says; with a `card`, that of a published module for the hub."""
-    layers = "1 decoder layer that reads" if config.num_layers == 1 else f"{config.num_layers} decoder layers that read"
-    about = ABOUT.format(layers=layers, tap=", ".join(config.tap))
+    one = config.num_layers == 1
+    layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
+    about = ABOUT.format(layers=layers, tap=", ".join(config.tap), predict="predicts" if one else "predict")
     if card is None:
         terms = f"{TERMS}; `recycle-onnx publish --licence` names it.\n"
         return "\n".join(["# A recyclable module\n", about, _training(config), terms])

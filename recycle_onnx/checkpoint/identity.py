@@ -89,10 +89,8 @@ def vocabulary(folder: Path) -> tuple[int, str]:
     return len(ids), hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def check_same_base(
-    expected: BaseReference, found: BaseReference, base: BaseConfig, module: Path, folder: Path
-) -> None:
-    """Refuse a base that computes otherwise than the one that `module` was made for, or has other tokens.
+def check_same_base(expected: BaseReference, found: BaseReference, base: BaseConfig, module: Path, name: str) -> None:
+    """Refuse the base `name` if it computes otherwise than the one that `module` was made for, or has other tokens.
 
     Raises:
         InputError: names what differs.
@@ -106,7 +104,7 @@ def check_same_base(
     if different:
         more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
         raise InputError(
-            f"{module}: a module for another base than {folder}: {', '.join(different[:NAMED])}{more}; "
+            f"{module}: a module for another base than {name}: {', '.join(different[:NAMED])}{more}; "
             "expected the base it was trained on, in whatever precision"
         )
 

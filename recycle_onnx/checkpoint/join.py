@@ -21,11 +21,14 @@ class Joined:
     same_weights: bool
 
 
-def join(base: Path, out: Path, module: Module, *, reference: bool = False, force: bool = False) -> Joined:
+def join(
+    base: Path, out: Path, module: Module, *, name: str | None = None, reference: bool = False, force: bool = False
+) -> Joined:
     """Write `out`: the base with `module`, which was trained on this base or on another copy of it.
 
     The base may be stored in another precision, rounded or quantized otherwise; it must compute the same and have the
-    same tokens. `reference`, and an `out` that is the base itself, are as for `attach`.
+    same tokens. `reference`, and an `out` that is the base itself, are as for `attach`. `name` is what messages call
+    the base, where `base` was made of what the user named.
 
     Raises:
         InputError: `base` is not a supported checkpoint or another base than the module's, the module is damaged, or
@@ -33,7 +36,7 @@ def join(base: Path, out: Path, module: Module, *, reference: bool = False, forc
     """
     with Checkpoint.open(base, base_only=True) as checkpoint:
         found = reference_from(checkpoint, out, reference=reference)
-        config = module.check(checkpoint.base, found, base)
+        config = module.check(checkpoint.base, found, name or str(base))
         same = config.trained_on is None
         files = [WEIGHTS, CARD]
         if config.draft_vocabulary:

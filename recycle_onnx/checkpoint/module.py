@@ -85,15 +85,15 @@ class Module:
         """Its tensors, not yet compared with the config."""
         return Weights([self.folder / WEIGHTS])
 
-    def check(self, base: BaseConfig, found: BaseReference, folder: Path) -> RecyclerConfig:
+    def check(self, base: BaseConfig, found: BaseReference, name: str) -> RecyclerConfig:
         """Refuse another base than the module's, and weights that are damaged; give the config beside this base.
 
-        `found` is what the base in `folder` is recognised by.
+        `found` is what the base is recognised by, `name` what to call it.
 
         Raises:
             InputError: names what differs, or what is damaged.
         """
-        check_same_base(self.trained_on, found, base, self.folder, folder)
+        check_same_base(self.trained_on, found, base, self.folder, name)
         same = found.weights_sha256 == self.trained_on.weights_sha256
         trained_on = None if same else replace(self.trained_on, path=None)
         # one computation may have two names: llama.cpp calls a Mistral without windows a Llama

@@ -162,7 +162,7 @@ def _attach_published(module: Module, named: str, place: Place, check: bool | No
 
     with place.found([module.folder]) as (folder, target):
         reference = place.reference and folder != target
-        joined = checkpoint.join(folder, target, module, reference=reference, force=place.force)
+        joined = checkpoint.join(folder, target, module, name=place.base, reference=reference, force=place.force)
     if not joined.same_weights:
         note(OTHER_WEIGHTS)
     wanted = not joined.same_weights and joined.config.trained if check is None else check
