@@ -18,8 +18,8 @@ PAGE = ROOT / "docs" / "reference.md"
 INTRODUCTION = """# Reference
 
 Generated from the docstrings by `docs/make_reference.py`. How these are used: [embedding](embedding.md),
-[generation](generation.md), [training](training.md), [evaluation](evaluation.md). Errors are `InputError` for what was
-given, `RecycleError` for anything else.
+[generation](generation.md), [training](training.md), [modules](modules.md), [evaluation](evaluation.md). Errors
+are `InputError` for what was given, `RecycleError` for anything else.
 """
 CHAPTERS = {
     "Load and generate": (
@@ -32,6 +32,7 @@ CHAPTERS = {
     "Make a bundle": (
         "checkpoint.attach.attach", "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",
         "training.options.TrainingOptions", "training.options.Progress", "training.options.TrainingResult",
+        "checkpoint.publish.publish", "checkpoint.module.Module", "checkpoint.join.join", "checkpoint.join.Joined",
         "export.exporter.export", "export.quantizer.quantize_bundle", "export.quantize_graph.Quantization",
     ),
     "Measure": (
@@ -43,7 +44,7 @@ CHAPTERS = {
     "Many prompts": ("batch.Worker", "batch.Request", "batch.Answer"),
 }  # fmt: skip
 """The objects of each chapter, by their path in the package."""
-RECEIVED = ("RecycleModel", "Generation")
+RECEIVED = ("RecycleModel", "Generation", "Module")
 """Classes whose objects an application is given: how they are made is ours."""
 MARKS = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
 

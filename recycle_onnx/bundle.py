@@ -89,6 +89,11 @@ class Manifest:
         return ("full", "recycler") if "recycler" in self.graphs else ("full",)
 
     @property
+    def module_trained(self) -> bool:
+        """Whether there is a module that was trained; a bundle that does not say so has one that was."""
+        return "recycler" in self.graphs and (self.recycler or {}).get("trained_depth") != 0
+
+    @property
     def strategies(self) -> tuple[str, ...]:
         """Strategies that this bundle can run."""
         needing_module = ("alternate", "verify") if "recycler" in self.graphs else ()

@@ -8,6 +8,7 @@ from pathlib import Path
 from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.acceptance import Watched, rates
+from recycle_onnx.evaluation.openings import own_text, own_texts
 from recycle_onnx.files import read_text
 from recycle_onnx.runtime.auto import LONGEST
 from recycle_onnx.runtime.calibration import Calibration
@@ -16,7 +17,6 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
 
 ROUNDS = 20
-PROMPTS, PROMPT_TOKENS = 8, 16
 
 Report = Callable[[int, int, str], None]
 
@@ -52,7 +52,7 @@ def calibrate(
     if not 2 <= context <= room:
         raise InputError(f"context is {context}; expected 2 to {room}")
     texts: list[list[int]] = [model.encode(prompt) for prompt in prompts] or own_texts(model)
-    sources = ("module", "lookup") if "verify" in model.strategies else ("lookup",)
+    sources = ("module", "lookup") if model.module_trained else ("lookup",)
     total = ROUNDS + len(texts) * len(sources)
     timer = StepTimer(model, own_text(model, context))
     for index in range(ROUNDS):
@@ -80,18 +80,3 @@ def _watch(
     for _ in generation:
         pass
     return watched
-
-
-def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
-    """`length` tokens that the model itself says when it is sampled."""
-    start = (model.encode("") or [0])[:1]
-    if length == 1:
-        return start
-    result = model.generate(start, GREEDY, strategy="full", max_new_tokens=length - 1, temperature=1.0, seed=seed)
-    return [*start, *result.tokens]
-
-
-def own_texts(model: RecycleModel) -> list[list[int]]:
-    """Beginnings of several such texts."""
-    length = min(PROMPT_TOKENS, model.bundle.manifest.context_length // 2)
-    return [own_text(model, length, seed) for seed in range(PROMPTS)]

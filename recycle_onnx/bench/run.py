@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from recycle_onnx.bench import machine, steps
-from recycle_onnx.bench.calibrate import own_text
 from recycle_onnx.bench.forced import ForcedProposer, Script
 from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
+from recycle_onnx.evaluation.openings import own_text
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel, load

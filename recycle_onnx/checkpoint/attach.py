@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -14,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
+from recycle_onnx.checkpoint.assemble import module_folder, reference_from
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, DraftVocabulary
-from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
+from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST, RecyclerConfig
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.files import write_json
 
 PROJECTION_NOISE = 0.02
 
@@ -49,8 +46,8 @@ def attach(
     """Write `out`: the base with an untrained module of `num_layers` decoder layers.
 
     The module starts from the base's last layers, or with `init` random from nothing; `tap`, `concat`, `recycle`,
-    `window` and `qk_norm` are conventions that `RecyclerConfig` explains. With a `draft_vocabulary` it knows those tokens
-    only.
+    `window` and `qk_norm` are conventions that `RecyclerConfig` explains. With a `draft_vocabulary` it knows those
+    tokens only.
 
     The base is copied; with `reference` it stays where it is and is found by path and digest. Where `out` is the
     base itself, only `recycler/` is added.
@@ -62,58 +59,26 @@ def attach(
     with Checkpoint.open(base, base_only=True) as checkpoint:
         if not 1 <= num_layers <= checkpoint.base.num_layers:
             raise InputError(f"--layers is {num_layers}; expected 1 to {checkpoint.base.num_layers}, the base's own")
-        in_place = out.exists() and out.samefile(base)
-        origin = checkpoint.base_folder
-        elsewhere = origin != checkpoint.folder if in_place else reference
-        path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None
         config = RecyclerConfig(
             num_layers, checkpoint.base.model_type, tap=tap, concat=concat, recycle=recycle, window=window,
             qk_norm=qk_norm,
         )  # fmt: skip
         config.check("attach")
         config.check_base(checkpoint.base, "--tap")
-        draft_ids = draft_vocabulary and draft_vocabulary.choose(origin, checkpoint.base.vocab_size)
+        draft_ids = draft_vocabulary and draft_vocabulary.choose(checkpoint.base_folder, checkpoint.base.vocab_size)
         config = replace(
             config,
             draft_vocabulary=DraftFile(len(draft_ids)) if draft_ids else None,
-            base=base_reference(origin, checkpoint.base_weights, path=path),
+            base=reference_from(checkpoint, out, reference=reference),
         )
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, init, seed)
-        with _destination(out, in_place, force, checkpoint.folders()) as folder:
-            if not in_place and path is None:
-                shutil.copytree(origin, folder.parent, dirs_exist_ok=True, ignore=_except_weights_of(checkpoint))
+        with module_folder(checkpoint, out, reference=reference, force=force) as folder:
             with disk_errors():
                 save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
             if config.draft_vocabulary and draft_ids:
                 config.draft_vocabulary.write(folder, draft_ids)
             write_json(folder / "config.json", config.to_json())
     return config
-
-
-@contextmanager
-def _destination(out: Path, in_place: bool, force: bool, keep: list[Path]) -> Iterator[Path]:
-    """The `recycler/` folder to fill: alone when the base is already there, in a new checkpoint otherwise."""
-    if in_place:
-        with new_folder(out / "recycler", force=force) as folder:
-            yield folder
-        return
-    with new_folder(out, force=force, keep=keep) as checkpoint:
-        (checkpoint / "recycler").mkdir()
-        yield checkpoint / "recycler"
-
-
-def _except_weights_of(checkpoint: Checkpoint) -> Callable[[str, list[str]], list[str]]:
-    """Leave out other weight formats, caches and an older module: only what belongs to this base is copied."""
-    ours = {path.name for path in checkpoint.base_weights.files}
-    heavy = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".data")
-
-    def ignore(folder: str, names: list[str]) -> list[str]:
-        if Path(folder) != checkpoint.base_folder:
-            return names
-        folders = [name for name in names if (Path(folder) / name).is_dir()]
-        return folders + [name for name in names if name.endswith(heavy) and name not in ours]
-
-    return ignore
 
 
 def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:

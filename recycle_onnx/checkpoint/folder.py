@@ -10,11 +10,14 @@ from pathlib import Path
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.families import read_config
-from recycle_onnx.checkpoint.recycler import BaseReference, RecyclerConfig
+from recycle_onnx.checkpoint.identity import BaseReference
+from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256
 
+TRAINING_LOG = "training.jsonl"
+"""A line a step of the last training, beside the base; a published module has some of them."""
 TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -70,9 +73,8 @@ class Checkpoint:
 
 
 def base_reference(base_folder: Path, weights: Weights | BaseWeights, *, path: Path | None = None) -> BaseReference:
-    """Digests by which a module recognises its base."""
-    config = sha256(base_folder / "config.json")
-    return BaseReference(config, weights.digest(), path=None if path is None else str(path))
+    """By what a module recognises its base."""
+    return BaseReference.of(base_folder, weights.digest(), path)
 
 
 def _read_recycler(folder: Path) -> RecyclerConfig | None:
@@ -96,12 +98,11 @@ def _find_base(folder: Path, recycler: RecyclerConfig | None) -> Path:
 def _check_base(expected: BaseReference | None, base_folder: Path, weights: BaseWeights) -> None:
     if expected is None:
         return
-    found = base_reference(base_folder, weights)
-    for name in ("config_sha256", "weights_sha256"):
-        if getattr(found, name) != getattr(expected, name):
-            what = name.removesuffix("_sha256")
+    found = {"config": sha256(base_folder / "config.json"), "weights": weights.digest()}
+    for what, digest in found.items():
+        if (wanted := getattr(expected, f"{what}_sha256")) != digest:
             raise InputError(
                 f"{base_folder}: the {what} differ from what this module was made for "
-                f"(SHA-256 {getattr(found, name)[:12]}…, expected {getattr(expected, name)[:12]}…); "
-                "restore the base, or attach and train a module for this one"
+                f"(SHA-256 {digest[:12]}…, expected {str(wanted)[:12]}…); restore the base, or join the module with "
+                "this one: recycle-onnx attach BASE OUT --module FOLDER"
             )

@@ -12,12 +12,14 @@ from typing import Any
 
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile
+from recycle_onnx.checkpoint.identity import BaseReference
 from recycle_onnx.checkpoint.taps import check_taps
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 
-FORMAT = "1.0"
+FORMAT = "1.1"
+"""1.1 describes the base, so that another copy of it is recognised."""
 EMBEDDING_FIRST = ("embedding", "hidden_state")
 CHOICES: dict[str, tuple[Any, ...]] = {
     "concat": (EMBEDDING_FIRST, EMBEDDING_FIRST[::-1]),
@@ -31,15 +33,6 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 
 @dataclass(frozen=True)
-class BaseReference:
-    """Which base a module belongs to: its digests, and its folder when it lies elsewhere."""
-
-    config_sha256: str
-    weights_sha256: str
-    path: str | None = None
-
-
-@dataclass(frozen=True)
 class RecyclerConfig:
     """Conventions of a module that reads the hidden state at p and the token at p+1, and predicts p+2.
 
@@ -48,6 +41,10 @@ class RecyclerConfig:
     norm; it takes the place of every tap. `window`: how many positions its layers look back, the own one included,
     where that is less than the base's layers do; None for as far as they do. `qk_norm`: whether its layers normalise
     the queries and keys of every head, also where the base's do not.
+    `trained_depth` 0: it was never trained.
+
+    `base` is the base beside it, `trained_on` the one that it was trained on, where that is another copy.
+    `acceptance` is how often its proposals were right when it was published, and in what they were counted.
     """
 
     num_layers: int
@@ -64,6 +61,8 @@ class RecyclerConfig:
     draft_vocabulary: DraftFile | None = None
     trained_depth: int = 0
     base: BaseReference | None = None
+    trained_on: BaseReference | None = None
+    acceptance: dict[str, Any] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
@@ -82,11 +81,11 @@ class RecyclerConfig:
         values: dict[str, Any] = {
             name: tuple(v) if isinstance(v, list) else v for name, v in raw.items() if name in known
         }
-        if base := values.get("base"):
-            if not isinstance(base, dict):
-                raise InputError(f"{path}: base is {base!r}; expected the digests of the module's base")
-            digests: dict[str, Any] = {f.name: base.get(f.name) for f in fields(BaseReference)}
-            values["base"] = BaseReference(**digests)
+        for name in ("base", "trained_on"):
+            if values.get(name) is not None:
+                values[name] = BaseReference.read(values[name], path)
+        if not isinstance(values.get("acceptance"), dict | None):
+            raise InputError(f"{path}: acceptance is {values['acceptance']!r}; expected an object or null")
         values["draft_vocabulary"] = _draft_file(values.get("draft_vocabulary"), path)
         tap = values.get("tap", FINAL_POST)
         values["tap"] = tuple(map(str, tap)) if isinstance(tap, tuple) else (str(tap),)
@@ -136,6 +135,11 @@ class RecyclerConfig:
         if self.window is not None:
             layers = tuple(replace(layer, window=min(self.window, layer.window or self.window)) for layer in layers)
         return replace(last, layers=layers, qk_norm=(last.qk_norm or "head") if self.qk_norm else last.qk_norm)
+
+    @property
+    def trained(self) -> bool:
+        """Whether anything was learnt."""
+        return self.trained_depth != 0
 
     def hidden_norms(self) -> list[str]:
         """Names of the norms' weights, one a tap."""

@@ -17,8 +17,8 @@ from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 
 VERBS = (
-    "attach", "create", "train", "export", "quantize", "mtp", "inspect", "generate", "chat", "batch", "serve", "bench",
-    "calibrate", "eval", "doctor",
+    "attach", "create", "train", "publish", "export", "quantize", "mtp", "inspect", "generate", "chat", "batch",
+    "serve", "bench", "calibrate", "eval", "doctor",
 )  # fmt: skip
 INTERRUPTED = 130
 EXTRAS = {

@@ -1,23 +1,46 @@
-"""`recycle-onnx attach`."""
+"""`recycle-onnx attach`: a module of the base's own, or one that somebody published."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click.core import ParameterSource
 
+from recycle_onnx.cli.module_check import compared, measure, warn_if_far_below
 from recycle_onnx.cli.report import as_json, progress
 from recycle_onnx.cli.sources import FromSource, note, source_options
-from recycle_onnx.errors import InputError
+from recycle_onnx.cli.untrained import note_if_untrained
+from recycle_onnx.errors import InputError, RecycleError
+
+if TYPE_CHECKING:
+    from recycle_onnx.checkpoint import Joined, Module
 
 ORDERS = ("embedding,hidden_state", "hidden_state,embedding")
+OF_A_NEW_MODULE = (
+    "layers", "init", "tap", "concat", "recycle", "window", "qk_norm", "draft_vocab", "draft_text", "seed",
+)  # fmt: skip
+"""Options about what a published module has decided already."""
+OF_A_PUBLISHED_ONE = ("module_revision", "check")
+OTHER_WEIGHTS = (
+    "the base's weights are not those that the module was trained on: stored, rounded or quantized otherwise, or tuned "
+    "further; sizes and tokens are the same"
+)
 
 
 @click.command(cls=FromSource)
 @click.argument("base")
 @click.argument("out", type=Path)
+@click.option("--module", metavar="FOLDER", help="A trained module: what `publish` wrote, a checkpoint, or a hub id.")
+@click.option("--module-revision", metavar="NAME", help="Branch, tag or commit of a module on the hub.")
+@click.option(
+    "--check/--no-check", default=None,
+    help="Measure how often the module is right on this base.  [default: where its weights are other ones]",
+)  # fmt: skip
 @click.option("--layers", default=1, show_default=True, help="Decoder layers of the module.")
 @click.option(
     "--init", type=click.Choice(["base", "random"]), default="base", show_default=True,
@@ -45,9 +68,14 @@ ORDERS = ("embedding,hidden_state", "hidden_state,embedding")
 @source_options
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
+@click.pass_context
 def attach(
+    context: click.Context,
     base: str,
     out: Path,
+    module: str | None,
+    module_revision: str | None,
+    check: bool | None,
     layers: int,
     init: Literal["base", "random"],
     tap: str,
@@ -63,20 +91,23 @@ def attach(
     force: bool,
     json_: bool,
 ) -> None:
-    """Write OUT: the base BASE with an untrained recyclable module.
+    """Write OUT: the base BASE with a recyclable module, untrained, or the trained one in FOLDER.
 
     BASE is a Hugging Face folder, a GGUF file, or a model on the hub (org/name). With OUT = BASE only `recycler/` is
     added to it. What tap, concat, recycle and draft vocabulary are good for is in docs/training.md; the checkpoint
-    states them, and training, export and runtime follow.
+    states them, and training, export and runtime follow. A trained module fits any copy of its base (docs/modules.md).
     """
     from recycle_onnx import checkpoint
-    from recycle_onnx.checkpoint.sources import attached_to
 
+    _refuse_misplaced(context, module)
+    place = Place(base, out, revision, reference, force)
+    if module is not None:
+        _attach_published(checkpoint.Module.find(module, module_revision), module, place, check, json_)
+        return
     if seed < 0:
         raise InputError(f"--seed is {seed}; expected 0 or more")
     draft = checkpoint.DraftVocabulary.given(draft_vocab, draft_text)
-    find = partial(attached_to, base, out, revision=revision, reference=reference, force=force, note=note)
-    with progress("converting") as converted, find(progress=converted) as (folder, target):
+    with place.found() as (folder, target):
         config = checkpoint.attach(
             folder,
             target,
@@ -96,4 +127,81 @@ def attach(
         click.echo(as_json({"checkpoint": str(out), "recycler": config.to_json()}))
         return
     click.echo(f"{out}: a base and an untrained module of {config.num_layers} layer{'s' * (config.num_layers > 1)}")
-    click.echo(f"next: recycle-onnx train {out} --data TEXT.txt")
+    click.echo(f"next: recycle-onnx train {out}")
+
+
+def _refuse_misplaced(context: click.Context, module: str | None) -> None:
+    """A published module has decided what most options are about; others are about one only."""
+    for name in OF_A_PUBLISHED_ONE if module is None else OF_A_NEW_MODULE:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            option = f"--{name.replace('_', '-')}"
+            if module is None:
+                raise InputError(f"{option} is about a trained module; expected --module FOLDER with it")
+            raise InputError(f"{option} is about a new module, and {module} has decided it; leave it out")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the base is, and where the checkpoint goes."""
+
+    base: str
+    out: Path
+    revision: str | None
+    reference: bool
+    force: bool
+
+    @contextmanager
+    def found(self, keep: Sequence[Path] = ()) -> Iterator[tuple[Path, Path]]:
+        """The base's folder and the checkpoint to write."""
+        from recycle_onnx.checkpoint.sources import attached_to
+
+        with (
+            progress("converting") as converted,
+            attached_to(
+                self.base, self.out, revision=self.revision, reference=self.reference, force=self.force, keep=keep,
+                note=note, progress=converted,
+            ) as places,
+        ):  # fmt: skip
+            yield places
+
+
+def _attach_published(module: Module, named: str, place: Place, check: bool | None, json_: bool) -> None:
+    from recycle_onnx import checkpoint
+
+    with place.found([module.folder]) as (folder, target):
+        reference = place.reference and folder != target
+        joined = checkpoint.join(folder, target, module, name=place.base, reference=reference, force=place.force)
+    if not joined.same_weights:
+        note(OTHER_WEIGHTS)
+    wanted = not joined.same_weights and joined.config.trained if check is None else check
+    measured = _measured(place.out) if wanted else None
+    if json_:
+        click.echo(as_json({
+            "checkpoint": str(place.out), "module": named, "module_trained": joined.config.trained,
+            "same_weights": joined.same_weights, "acceptance": measured, "recycler": joined.config.to_json(),
+        }))  # fmt: skip
+    else:
+        _say(named, joined, place.out, measured)
+    if measured:
+        warn_if_far_below(measured, joined.config, place.out)
+    note_if_untrained(joined.config.trained)
+
+
+def _measured(out: Path) -> dict[str, Any] | None:
+    """Acceptance; None, and a note, where it cannot be measured: the checkpoint is there all the same."""
+    try:
+        return measure(out, out)
+    except RecycleError as error:
+        note(f"acceptance was not measured: {error}")
+        return None
+    except KeyboardInterrupt as interruption:
+        raise KeyboardInterrupt(f"interrupted while acceptance was measured; {out} is complete") from interruption
+
+
+def _say(named: str, joined: Joined, out: Path, measured: dict[str, Any] | None) -> None:
+    config = joined.config
+    size = f"{config.num_layers} layer{'s' * (config.num_layers > 1)}"
+    click.echo(f"{out}: a base and the module of {named}, {size}")
+    if measured:
+        click.echo(compared(measured, config))
+    click.echo(f"next: recycle-onnx export {out} BUNDLE")

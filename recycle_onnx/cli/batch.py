@@ -58,8 +58,10 @@ def batch(
         raise InputError(f"{output} is the file of the prompts; give another name")
     settings["threads"] = settings["threads"] or (1 if workers > 1 else None)
     model = options.load(bundle, settings)
-    worker = Worker(model, options.config(model, settings, DEFAULT_NEW_TOKENS))
+    config = options.config(model, settings, DEFAULT_NEW_TOKENS)
+    worker = Worker(model, config)
     worker.check(requests)
+    options.note_module(model, config)
     before = finished(output, requests) if resume and not force else Finished()
     summary = Summary(len(requests), before.lines, before.failed)
     with progress("answering") as report, closing(answers(worker, requests[summary.resumed :], workers)) as made:

@@ -63,6 +63,7 @@ def chat(bundle: Path, system: str | None, tint: bool, overflow: str, **settings
     conversation = model.conversation(system, overflow=overflow)
     lines = Lines.standard()
     console = Console(highlight=False, force_terminal=None if lines.interactive else False)
+    options.note_module(model, config)
     session = Session(conversation, config, View(console, tint))
     if lines.interactive:
         click.echo(f"{bundle}, turns as in template {conversation.template.name!r}; /help lists the commands", err=True)

@@ -9,6 +9,7 @@ import click
 from recycle_onnx.cli.quantize import fidelity_line
 from recycle_onnx.cli.report import as_json, stages
 from recycle_onnx.cli.sources import FromSource, note, source_options
+from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
 
 
@@ -108,6 +109,8 @@ def export(
             report=report,
         )
     size = sum(file.bytes for file in done.manifest.files.values())
+    if "recycler" in done.manifest.graphs:
+        note_if_untrained(done.manifest.module_trained)
     if json_:
         strategies = list(done.manifest.strategies)
         check = asdict(done.self_check)

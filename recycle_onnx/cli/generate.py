@@ -43,7 +43,9 @@ def generate(bundle: Path, prompt: str, json_: bool, **settings: Any) -> None:
     if not text:
         raise InputError("the prompt is empty; expected some text to continue")
     model = options.load(bundle, settings)
-    generation = model.stream(text, options.config(model, settings, DEFAULT_NEW_TOKENS))
+    config = options.config(model, settings, DEFAULT_NEW_TOKENS)
+    generation = model.stream(text, config)
+    options.note_module(model, config)
     if json_:
         for _ in generation:
             pass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -14,6 +14,9 @@ from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
 from recycle_onnx.cli.report import as_json
 from recycle_onnx.provenance import read_source
 
+if TYPE_CHECKING:
+    from recycle_onnx.checkpoint import Module
+
 CONVENTIONS = (
     "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "window", "qk_norm", "embedding",
     "lm_head", "draft_vocabulary", "trained_depth",
@@ -21,13 +24,13 @@ CONVENTIONS = (
 
 
 @click.command()
-@click.argument("path", type=Path, metavar="CHECKPOINT_OR_BUNDLE")
+@click.argument("path", type=Path, metavar="FOLDER")
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle, weights included.")
 @click.option("--plot", type=Path, help="Draw the curves of a checkpoint's last training; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
-    """Say what a checkpoint or a bundle is: dimensions, parameters, conventions, bytes and contracts."""
-    found = _describe_bundle(path, verify) if (path / MANIFEST).exists() else _describe_checkpoint(path)
+    """Say what a checkpoint, a bundle or a published module is: dimensions, conventions, bytes and contracts."""
+    found = _describe(path, verify)
     if plot:
         from recycle_onnx.picture import check_plot
         from recycle_onnx.training.curves import write_curves
@@ -43,6 +46,14 @@ def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
     Console().print(table)
 
 
+def _describe(path: Path, verify: bool) -> dict[str, Any]:
+    if (path / MANIFEST).exists():
+        return _describe_bundle(path, verify)
+    from recycle_onnx.checkpoint import Module
+
+    return _describe_module(Module.open(path)) if Module.is_one(path) else _describe_checkpoint(path)
+
+
 def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
     manifest = Bundle.open(path, verify=verify).manifest
     return {
@@ -55,6 +66,7 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "strategies": list(manifest.strategies),
         **_halves(manifest.base, manifest.recycler),
         "bytes": {name: file.bytes for name, file in manifest.files.items()},
+        "module_trained": manifest.module_trained if "recycler" in manifest.graphs else None,
         "contracts": _contracts(manifest),
         "provenance": manifest.provenance,
         "source": read_source(path),
@@ -93,7 +105,23 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
             for file in files
         }
         source = read_source(path, checkpoint.base_folder)
-        return {"kind": "checkpoint", **_halves(base, recycler), "bytes": sizes, "source": source}
+        trained = checkpoint.recycler.trained if checkpoint.recycler else None
+        halves = {**_halves(base, recycler), "module_trained": trained}
+        return {"kind": "checkpoint", **halves, "bytes": sizes, "source": source}
+
+
+def _describe_module(module: Module) -> dict[str, Any]:
+    """The base is what it was made for; its number of parameters is not known here."""
+    weights = module.weights()
+    return {
+        "kind": "module",
+        "base": module.base().summary(),
+        "recycler": {**module.config.to_json(), "parameters": weights.num_parameters()},
+        "parameter_ratio": None,
+        "module_trained": module.config.trained,
+        "bytes": {file.name: file.stat().st_size for file in weights.files},
+        "source": module.trained_on.source,
+    }
 
 
 def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, Any]:
@@ -107,7 +135,7 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         (name, str(found[name])) for name in ("format", "flavour", "precision") if name in found
     ]
     rows += [
-        ("base", f"{base['model_type']}, {base['parameters']:,} parameters"),
+        ("base", base["model_type"] + (f", {base['parameters']:,} parameters" if "parameters" in base else "")),
         ("dimensions", f"{base['num_layers']} layers of {base['hidden_size']}, {base['num_heads']} heads "
          f"({base['num_kv_heads']} KV) of {base['head_dim']}, feed-forward {base['intermediate_size']}"),
         ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
@@ -121,12 +149,10 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     if size := found.get("draft_vocabulary"):
         rows.append(("draft vocabulary", f"{size:,} tokens"))
     if recycler:
-        ratio = found["parameter_ratio"]
+        ratio = f" ({found['parameter_ratio']:.1%} of the base)" if found["parameter_ratio"] else ""
+        untrained = "" if found["module_trained"] else ", untrained"
         rows.append(
-            (
-                "module",
-                f"layers {recycler['num_layers']}, {recycler['parameters']:,} parameters ({ratio:.1%} of the base)",
-            )
+            ("module", f"layers {recycler['num_layers']}, {recycler['parameters']:,} parameters{ratio}{untrained}")
         )
         rows += [(f"module {name}", _text(recycler[name])) for name in CONVENTIONS]
     else:

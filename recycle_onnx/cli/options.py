@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, read_text
 
@@ -98,6 +99,12 @@ def load(bundle: Path, settings: dict[str, Any]) -> RecycleModel:
         verify=settings.pop("verify_files"),
         prepacked=settings.pop("prepacked"),
     )
+
+
+def note_module(model: RecycleModel, config: GenerationConfig) -> None:
+    """Say so where `config` counts on a module that was never trained; nothing where there is none."""
+    if "verify" in model.strategies:
+        note_if_untrained(model.module_trained, config.strategy or model.bundle.manifest.default_strategy)
 
 
 def places(settings: dict[str, Any]) -> dict[str, Any]:

@@ -59,5 +59,6 @@ def serve(
     model = options.load(bundle, settings)
     server = Server(model, name or bundle.resolve().name, address, limits)
     click.echo(f"serving {server.name} at {server.url} (API: {server.url}/v1); Ctrl-C ends it", err=True)
+    options.note_module(model, model.generation_config)  # behind the line that tells programs where it is
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it ends its answers, and itself in the way supervisors expect
     asyncio.run(server.run())

@@ -86,12 +86,25 @@ def acceptance(
     report: Report = lambda *_: None,
 ) -> Acceptance:
     """Continue the openings of `documents` and count."""
+    openings = [model.encode(document)[:OPENING] for document in documents]
+    return acceptance_after(model, openings, chain=chain, new_tokens=new_tokens, temperature=temperature, report=report)
+
+
+def acceptance_after(
+    model: RecycleModel,
+    openings: Sequence[Sequence[int]],
+    *,
+    chain: int = 4,
+    new_tokens: int = 64,
+    temperature: float = 0.0,
+    report: Report = lambda *_: None,
+) -> Acceptance:
+    """Continue `openings`, token ids each, and count."""
     runs, tokens, full_runs = [], 0, 0
-    for index, document in enumerate(documents):
-        report(index, len(documents), f"acceptance in its own text, temperature {temperature:g}")
-        prompt = model.encode(document)[:OPENING]
+    for index, opening in enumerate(openings):
+        report(index, len(openings), f"acceptance in its own text, temperature {temperature:g}")
         generation = model.stream(
-            prompt, GREEDY, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
+            opening, GREEDY, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
         )
         inner = ModuleProposer(generation.decoder, generation.sampling, chain, 0.0)
         generation.proposer = watched = Watched(inner, chain)
@@ -100,7 +113,7 @@ def acceptance(
         runs.append(watched)
         tokens += generation.result.stats.new_tokens - 1
         full_runs += generation.result.stats.full_runs - 1
-    report(len(documents), len(documents), "acceptance")
+    report(len(openings), len(openings), "acceptance")
     measured = tokens / full_runs if full_runs else 0.0
     return Acceptance("own", temperature, chain, _first(runs), rates(runs), measured)
 

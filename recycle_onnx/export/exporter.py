@@ -54,6 +54,7 @@ def export(
     draft_vocabulary: DraftVocabulary | None = None,
     text: Path | None = None,
     compare: bool | None = None,
+    epsilon: bool = True,
     force: bool = False,
     report: Report = silent,
 ) -> ExportReport:
@@ -63,7 +64,8 @@ def export(
     `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
     straight into the bundle, some rows at a time. To `compare` that with float32 on `text` (see `quantize_bundle`), a
     float32 bundle is made beside it, and deleted; by default where `text` is given, or the weights take no more than
-    `SMALL` bytes in float32. `report` is told each stage as it begins, and how much of it is done.
+    `SMALL` bytes in float32. Without `epsilon`, and no comparison, nothing is measured of a quantized bundle, which is
+    for one that will soon be deleted. `report` is told each stage as it begins, and how much of it is done.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, no such flavour, or `bundle` exists (unless
@@ -87,7 +89,8 @@ def export(
         elif compare if compare is not None else text is not None or _float32_bytes(source) <= SMALL:
             checked, cost = _compare(source, done, draft_vocabulary, text, report)
         else:
-            checked, cost = _check(source, done, eos, report), measure(done, None, text, report)
+            checked = _check(source, done, eos, report)
+            cost = measure(done, None, text, report) if epsilon else None
         manifest.provenance["self_check"] = asdict(checked)
         manifest = manifest if cost is None else with_cost(manifest, cost)
         manifest.write(folder / MANIFEST)

@@ -163,13 +163,14 @@ class AutoProposer:
         sampling: Chooser,
         prompt: list[int],
         longest: int,
-        min_confidence: float = 0.0,
+        module: ModuleProposer | None = None,
         calibration: Calibration | None = None,
     ) -> None:
+        """Without a `module` there are lookups, and what is forced."""
         self.decoder, self.longest = decoder, longest
         self.sampling = sampling
         self.lookup = LookupProposer(prompt, sampling, self.longest)
-        self.module = ModuleProposer(decoder, sampling, 1, min_confidence) if decoder.recycler else None
+        self.module = module
         self.costs = Costs(calibration)
         self.rates = {source: Rates.prior(source, calibration) for source in PRIOR}
         self.chosen: Counter[str] = Counter()

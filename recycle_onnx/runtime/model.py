@@ -109,6 +109,11 @@ class RecycleModel:
         return self.bundle.manifest.strategies
 
     @property
+    def module_trained(self) -> bool:
+        """Whether there is a module that was trained; `auto` leaves any other one alone."""
+        return self.bundle.manifest.module_trained
+
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Token ids that end a text unless a generation says otherwise."""
         return frozenset(self.generation_config.stop_ids or ())
@@ -161,8 +166,10 @@ class RecycleModel:
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        manifest, module = self.bundle.manifest, strategy in ("auto", "alternate", "verify")
-        made = self._halves.decoder(manifest.context_length, self.prefill_chunk, module=module)
+        return self._decoder(module=strategy in ("auto", "alternate", "verify"))
+
+    def _decoder(self, *, module: bool) -> Decoder:
+        made = self._halves.decoder(self.bundle.manifest.context_length, self.prefill_chunk, module=module)
         made.draft_ids = self._draft_ids
         return made
 
@@ -185,7 +192,8 @@ class RecycleModel:
     def _start(
         self, prompt: str | Sequence[int], config: GenerationConfig, progress: Progress, decoder: Decoder | None
     ) -> Generation:
-        plan = Plan.make(self._strategy(config.strategy), config.chain, config.min_confidence, self.calibration)
+        strategy = self._strategy(config.strategy)
+        plan = Plan.make(strategy, config.chain, config.min_confidence, self.calibration, self.module_trained)
         ids = self._prompt_ids(prompt)
         context = self.bundle.manifest.context_length
         room = context - len(ids)
@@ -197,7 +205,7 @@ class RecycleModel:
         stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
         constraint = None if config.constraint is None else self._constraints.prepare(config.constraint, stop_ids)
         return Generation(
-            decoder=decoder or self.decoder(plan.strategy),
+            decoder=decoder or self._decoder(module=plan.needs_module),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,

@@ -26,17 +26,28 @@ DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 class Plan:
     """A strategy, how many tokens it proposes a cycle, and how sure the module must be of each.
 
-    `auto` starts from the calibration, if there is one.
+    `auto` starts from the calibration, if there is one, and leaves a module alone that was not trained.
     """
 
     strategy: str
     chain: int = 1
     min_confidence: float = 0.0
     calibration: Calibration | None = None
+    module_trained: bool = True
+
+    @property
+    def needs_module(self) -> bool:
+        """Whether the module will ever be asked."""
+        return self.strategy in ("alternate", "verify") or (self.strategy == "auto" and self.module_trained)
 
     @classmethod
     def make(
-        cls, strategy: str, chain: int | None, min_confidence: float, calibration: Calibration | None = None
+        cls,
+        strategy: str,
+        chain: int | None,
+        min_confidence: float,
+        calibration: Calibration | None = None,
+        module_trained: bool = True,
     ) -> Plan:
         """Fill in the strategy's own chain length.
 
@@ -54,7 +65,7 @@ class Plan:
             )
         if min_confidence and strategy not in ("auto", "verify"):
             raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
-        return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence, calibration)
+        return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence, calibration, module_trained)
 
 
 class Choice(NamedTuple):
@@ -178,7 +189,9 @@ def run(
 def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Chooser) -> Proposer:
     """Who proposes under `verify`, `lookup` and `auto`."""
     if plan.strategy == "auto":
-        return AutoProposer(decoder, sampling, prompt, plan.chain, plan.min_confidence, plan.calibration)
+        module = ModuleProposer(decoder, sampling, 1, plan.min_confidence)
+        asked = module if decoder.recycler and plan.needs_module else None
+        return AutoProposer(decoder, sampling, prompt, plan.chain, asked, plan.calibration)
     if plan.strategy == "verify":
         return ConstraintProposer(ModuleProposer(decoder, sampling, plan.chain, plan.min_confidence), sampling)
     return ConstraintProposer(LookupProposer(prompt, sampling, plan.chain), sampling)

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from recycle_onnx.checkpoint.folder import TRAINING_LOG
 from recycle_onnx.files import write_bytes
 
-LOG = "training.jsonl"
+LOG = TRAINING_LOG
 
 
 class Log:

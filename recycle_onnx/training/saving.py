@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from recycle_onnx.checkpoint import RecyclerConfig
+from recycle_onnx.checkpoint.recycler import FORMAT
 from recycle_onnx.training import storage
 from recycle_onnx.training.best import Best
 from recycle_onnx.training.options import TrainingResult
@@ -22,7 +25,7 @@ OPTIONS_OF_A_RUN = (
     "overlap", "optimizer",
 )  # fmt: skip
 """What must be the same in a resumed training; the budget and how a batch is shared out may change."""
-CHANGED_BY_TRAINING = ("base", "training", "trained_depth")
+CHANGED_BY_TRAINING = ("base", "trained_on", "acceptance", "training", "trained_depth", "format")
 """Fields of `recycler/config.json`; the others are conventions, without which the weights mean nothing."""
 
 
@@ -34,7 +37,7 @@ class Saver:
         checkpoint = setup.checkpoint
         assert checkpoint.recycler is not None
         assert checkpoint.recycler_weights is not None
-        self._config = checkpoint.recycler
+        self._config = _on_this_base(checkpoint.recycler, checkpoint.base_folder)
         self._earlier: list[Any] = list(self._config.training.get("runs", []))
         kinds = (checkpoint.base_weights.stored_type(), checkpoint.recycler_weights.stored_type())
         self._dtypes = (storage.TORCH_TYPES[kinds[0]], storage.TORCH_TYPES[kinds[1]])
@@ -97,3 +100,11 @@ class Saver:
             with torch.no_grad():
                 for parameter, value in own.items():
                     parameter.copy_(value)
+
+
+def _on_this_base(config: RecyclerConfig, base_folder: Path) -> RecyclerConfig:
+    """What is trained from now on is for the base beside it; one that an earlier version wrote is described."""
+    base = config.base
+    if base is not None and not base.describes:
+        base = base.described_by(base_folder)
+    return replace(config, base=base, trained_on=None, acceptance=None, format=FORMAT)

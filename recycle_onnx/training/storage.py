@@ -16,12 +16,12 @@ from torch import Tensor
 
 from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
+from recycle_onnx.checkpoint.card import model_card
 from recycle_onnx.checkpoint.folder import base_reference
 from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.weights import Tensors, Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
-from recycle_onnx.training.card import model_card
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.precision import widened
 

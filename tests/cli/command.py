@@ -8,7 +8,7 @@ from click.testing import CliRunner, Result
 
 from recycle_onnx.cli import main
 
-PROGRESS = ("writing ", "checking ", "tokenising ", "training ")
+PROGRESS = ("writing ", "checking ", "tokenising ", "training ", "note: ")
 
 
 def run(*arguments: object, stdin: bytes | None = None) -> Result:

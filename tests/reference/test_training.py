@@ -19,9 +19,11 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig, attach
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, Module, RecyclerConfig, attach
+from recycle_onnx.checkpoint.recycler import FORMAT
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
+from recycle_onnx.files import read_json, write_json
 from recycle_onnx.training import budget
 from recycle_onnx.training.log import read_log
 from recycle_onnx.training.model import RecycleGPT
@@ -239,6 +241,33 @@ def test_the_module_gets_a_card_that_says_how_it_was_made(checkpoint: Path, text
     rates = ", ".join(f"{rate:.1%}" for rate in result.held_out_acceptance)
     assert f"| 1 | frozen | given | 30 x 4 x 32 | 3 | {result.seconds:.0f} |" in card
     assert f"| {rates} |" in card
+
+
+@pytest.mark.parametrize("joint", [False, True])
+def test_training_describes_the_base_as_the_one_it_was_trained_on(joint: bool, checkpoint: Path, text: Path) -> None:
+    path = checkpoint / "recycler" / "config.json"
+    raw = read_json(path)
+    earlier = {name: raw["base"][name] for name in ("config_sha256", "weights_sha256", "path")}
+    write_json(path, {**raw, "format": "1.0", "base": earlier, "trained_on": raw["base"], "acceptance": {"rate": 0.1}})
+    train(checkpoint, [text], replace(OPTIONS, steps=2, joint=joint))
+    with Checkpoint.open(checkpoint) as source:
+        config = source.recycler
+        assert config is not None
+        assert config.base is not None
+        assert (config.trained_on, config.acceptance, config.format) == (None, None, FORMAT)
+        assert config.base.describes
+        assert Module.open(checkpoint).trained_on == config.base
+
+
+def test_what_was_learnt_is_published_and_joined(checkpoint: Path, text: Path, tmp_path: Path) -> None:
+    train(checkpoint, [text], OPTIONS)
+    assert run("publish", checkpoint, tmp_path / "module", "--no-check").exit_code == 0
+    assert "| 1 | frozen | given | 30 x 4 x 32 | 3 |" in (tmp_path / "module" / "README.md").read_text()
+    assert (tmp_path / "module" / "training.jsonl").read_bytes().count(b"\n") == 30
+    done = run("attach", checkpoint, tmp_path / "joined", "--module", tmp_path / "module", "--check")
+    assert done.exit_code == 0, done.stderr
+    assert "on held-out text, in training" in done.stdout
+    losses(tmp_path / "joined", text, replace(OPTIONS, steps=2))
 
 
 def test_ctrl_c_keeps_what_was_learnt(checkpoint: Path, text: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from recycle_onnx.checkpoint import attach, publish
 from tests import tiny
 from tests.cli.command import assert_one_error, assert_refused, names, run
 
@@ -77,6 +79,50 @@ def test_a_cached_model_is_exported(cache: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = json.loads(run("inspect", cache.parent / "bundle", "--json").stdout)
     assert (found["source"]["commit"], found["provenance"]["checkpoint"]) == (COMMIT, "model")
+
+
+def cached(cache: Path, name: str, folder: Path) -> None:
+    """Let the cache hold `folder` as a model."""
+    model = cache / "hub" / f"models--{name.replace('/', '--')}"
+    shutil.copytree(folder, model / "snapshots" / COMMIT)
+    (model / "refs").mkdir()
+    (model / "refs" / "main").write_text(COMMIT)
+
+
+@needs_hub
+def test_a_published_module_is_joined_by_its_id(cache: Path) -> None:
+    base, out = cache.parent / "base", cache.parent / "out"
+    tiny.write_base(base, tiny.tiny_config())
+    attach(base, cache.parent / "checkpoint")
+    publish(cache.parent / "checkpoint", cache.parent / "module")
+    cached(cache, "tiny/module", cache.parent / "module")
+    done = offline(cache, "attach", base, out, "--module", "tiny/module", "--module-revision", "main")
+    assert done.returncode == 0, done.stderr
+    assert names(out / "recycler") == ["README.md", "config.json", "model.safetensors"]
+    done = offline(cache, "attach", base, "again", "--module", "tiny/model")
+    assert done.returncode == 2
+    assert_one_error(done.stderr, "tiny/model", "not a module's")
+    done = offline(cache, "attach", base, "again", "--module", "tiny/other")
+    assert done.returncode == 1
+    assert_one_error(done.stderr, "tiny/other", "not in the hub's cache")
+
+
+@needs_hub
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [("---\nlicense: mit\n---\nA model.", "mit"), ("A model.", None), ("---\nlicense: [\n---\n", None)],
+)
+def test_a_licence_is_what_the_card_says(card: str, licence: str | None, cache: Path) -> None:
+    (cache / "hub" / "models--tiny--model" / "snapshots" / COMMIT / "README.md").write_text(card)
+    done = offline(cache, "attach", "tiny/model", "out")
+    assert done.returncode == 0, done.stderr
+    out = cache.parent / "out"
+    assert json.loads((out / "source.json").read_text()).get("license") == licence
+    assert "README.md" not in names(out)
+    publish(out, cache.parent / "module")
+    published = (cache.parent / "module" / "README.md").read_text()
+    assert 'base_model: "tiny/model"' in published
+    assert ('license: "mit"' in published) is (licence is not None)
 
 
 @needs_hub

@@ -23,7 +23,9 @@ NEEDED = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
-"""All that is fetched: no other weight formats, no images."""
+"""All that a base consists of: no other weight formats, no images."""
+CARD = "README.md"
+"""Fetched too, for the licence that it names."""
 
 
 def is_hub_id(name: str) -> bool:
@@ -54,13 +56,14 @@ class HubModel:
 
     @cached_property
     def _snapshot(self) -> Path:
-        folder = self._fetch()
+        folder = self.fetch([*NEEDED, CARD])
         for needed in ("config.json", "model*.safetensors"):
             if not any(folder.glob(needed)):
                 raise InputError(f"{self.id}: has no {needed}; expected a model in Hugging Face layout")
         return folder
 
-    def _fetch(self) -> Path:
+    def fetch(self, patterns: list[str]) -> Path:
+        """The folder in the hub's cache, with the files that match; errors as for `snapshot`."""
         try:
             from huggingface_hub import errors, snapshot_download
         except ModuleNotFoundError as error:
@@ -68,7 +71,7 @@ class HubModel:
                 f"{self.id}: no such folder or file; to read it as a hub id: pip install 'recycle-onnx[hub]'"
             ) from error
         try:
-            return Path(snapshot_download(self.id, revision=self.revision, allow_patterns=list(NEEDED)))
+            return Path(snapshot_download(self.id, revision=self.revision, allow_patterns=patterns))
         except errors.GatedRepoError as error:
             raise InputError(
                 f"{self.id}: needs its owner's permission; accept its terms on the hub, then `hf auth login`"
@@ -95,8 +98,10 @@ class HubModel:
         return f" at revision {self.revision!r}" if self.revision else ""
 
     def provenance(self) -> dict[str, Any]:
-        """Id, what was asked for, and the commit that it was."""
-        return {"kind": "hub", "id": self.id, "revision": self.revision or "main", "commit": self.snapshot().name}
+        """Id, what was asked for, the commit that it was, and the licence that its card names, if it does."""
+        found = {"kind": "hub", "id": self.id, "revision": self.revision or "main", "commit": self.snapshot().name}
+        licence = _licence(self.snapshot() / CARD)
+        return found if licence is None else {**found, "license": licence}
 
     def write(self, folder: Path, *, link: bool = False) -> None:
         """Copy the model into `folder`, or link to it there."""
@@ -105,6 +110,17 @@ class HubModel:
             if not (link and _linked(path, folder / path.name)):
                 shutil.copyfile(path, folder / path.name)
         write_source(folder, self.provenance())
+
+
+def _licence(card: Path) -> str | None:
+    """What the front matter of a model card says; None where it says nothing, or is not YAML."""
+    from huggingface_hub import metadata_load
+
+    try:
+        found = (metadata_load(card) or {}).get("license") if card.exists() else None
+    except Exception:  # whatever the YAML parser raises: a licence that cannot be read is not known
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _linked(path: Path, link: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,6 +85,7 @@ def attached_to(
     revision: str | None = None,
     reference: bool = False,
     force: bool = False,
+    keep: Sequence[Path] = (),
     note: Note = lambda _: None,
     progress: Progress = lambda *_: None,
 ) -> Iterator[tuple[Path, Path]]:
@@ -92,7 +93,7 @@ def attached_to(
 
     A folder is given as it is, with `out`. Any other base is written into a temporary sibling of `out`, to be
     attached to in place; it becomes `out` when the block ends well. With `reference` a hub model stays in the hub's
-    cache.
+    cache. `keep` is what replacing `out` may not delete.
 
     Raises:
         InputError: no such file or model, not one that can be read, or `out` exists (unless `force`).
@@ -101,7 +102,7 @@ def attached_to(
     if isinstance(source, Path):
         yield source, out
     elif not reference:
-        with new_folder(out, force=force, keep=_inputs(named)) as folder:
+        with new_folder(out, force=force, keep=[*_inputs(named), *keep]) as folder:
             source.write(folder)
             yield folder, folder
     elif isinstance(source, HubModel):

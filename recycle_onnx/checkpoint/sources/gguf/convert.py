@@ -76,6 +76,7 @@ def _tell(file: GgufFile, keys: Keys, note: Callable[[str], None]) -> None:
 
 
 def _source(file: GgufFile, keys: Keys) -> dict[str, Any]:
+    licence = file.metadata.get("general.license")
     return {
         "kind": "gguf",
         "file": file.path.name,
@@ -84,5 +85,6 @@ def _source(file: GgufFile, keys: Keys) -> dict[str, Any]:
         "name": file.metadata.get("general.name"),
         "architecture": keys.architecture,
         "tensor_types": file.types(),
+        **({} if licence is None else {"license": str(licence)}),
         "converter": f"recycle-onnx {__version__}",
     }
