@@ -13,7 +13,7 @@ from pathlib import Path
 import click
 
 import recycle_onnx
-from recycle_onnx.bench.calibrate import read_prompts
+from recycle_onnx.prompts import read_prompts
 
 STRATEGIES = ("full", "lookup", "auto")
 
@@ -31,8 +31,8 @@ def main(bundle: Path, prompts: Path, new_tokens: int, rounds: int, threads: int
     room = model.bundle.manifest.context_length - new_tokens
     speeds: dict[str, list[float]] = {name: [] for name in STRATEGIES}
     accepted: list[float] = []
-    for line in read_prompts(prompts):
-        ids = model.encode(line)
+    for prompt in read_prompts(prompts):
+        ids = model.encode(prompt.text)
         answer = model.generate(ids, strategy="full", max_new_tokens=new_tokens).tokens
         text = [*ids, *answer, *ids]
         for _ in range(rounds if len(text) <= room else 0):

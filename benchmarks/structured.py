@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import recycle_onnx
 from recycle_onnx import JsonSchema
-from recycle_onnx.bench.calibrate import read_prompts
+from recycle_onnx.prompts import read_prompts
 
 
 def says(answer: list[int], prompt_tokens: int) -> Callable[[NDArray[np.int64], NDArray[np.float32]], object]:
@@ -50,8 +50,8 @@ def main(bundle: Path, schema: Path, prompts: Path, answer: Path | None, rounds:
     names = ("full", "lookup") if answer else ("full", "lookup", "verify", "auto")
     speeds: dict[str, list[float]] = {name: [] for name in names}
     tokens: dict[str, float] = {}
-    for line in read_prompts(prompts):
-        ids = model.encode(line)
+    for prompt in read_prompts(prompts):
+        ids = model.encode(prompt.text)
         processors = [says(answer_ids, len(ids))]
         expected = model.generate(ids, strategy="full", constraint=constraint, processors=processors).tokens
         for _ in range(rounds):

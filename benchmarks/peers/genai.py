@@ -1,4 +1,4 @@
-"""Worker: decodes with onnxruntime-genai. `genai.py FOLDER CONTEXT NEW_TOKENS THREADS`, one run a line of input."""
+"""Worker (see worker.py): decodes with onnxruntime-genai. `genai.py FOLDER THREADS`."""
 
 import json
 import sys
@@ -8,22 +8,42 @@ from pathlib import Path
 import numpy as np
 import onnxruntime_genai as genai
 
-folder = Path(sys.argv[1])
-context, new_tokens, threads = map(int, sys.argv[2:5])
+folder, threads = Path(sys.argv[1]), int(sys.argv[2])
 config = json.loads((folder / "genai_config.json").read_text())
 config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
 (folder / "genai_config.json").write_text(json.dumps(config, indent=2))
 model = genai.Model(str(folder))
-prompt = np.array([1 + index % 1000 for index in range(context)], np.int32)
-print("ready", flush=True)
-for _ in sys.stdin:
+
+
+def generator(length):
     parameters = genai.GeneratorParams(model)
-    length = context + new_tokens
     parameters.set_search_options(max_length=length, min_length=length, do_sample=False)
-    generator = genai.Generator(model, parameters)
-    generator.append_tokens(prompt)
-    generator.generate_next_token()
-    started = time.perf_counter()
-    for _ in range(new_tokens - 1):
-        generator.generate_next_token()
-    print((new_tokens - 1) / (time.perf_counter() - started), flush=True)
+    return genai.Generator(model, parameters)
+
+
+def generate(prompt, new_tokens, stop=()):
+    work = generator(len(prompt) + new_tokens)
+    work.append_tokens(np.array(prompt, np.int32))
+    work.generate_next_token()
+    started, tokens = time.perf_counter(), [int(work.get_next_tokens()[0])]
+    while len(tokens) < new_tokens and tokens[-1] not in stop:
+        work.generate_next_token()
+        tokens.append(int(work.get_next_tokens()[0]))
+    return {"tokens": tokens, "tokens_per_second": (len(tokens) - 1) / (time.perf_counter() - started)}
+
+
+def score(ids):
+    work = generator(len(ids) + 1)
+    work.append_tokens(np.array(ids, np.int32))
+    logits = work.get_output("logits")[0, :-1].astype(np.float64)
+    if len(logits) != len(ids) - 1:
+        sys.exit(f"{folder}: its graph gives logits of {len(logits) + 1} tokens of {len(ids)}")
+    logits -= logits.max(-1, keepdims=True)
+    nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]
+    return {"nats": float(nats.sum()), "tokens": len(nats)}
+
+
+print("ready", flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)

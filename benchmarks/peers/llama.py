@@ -1,36 +1,39 @@
-"""Worker: decodes with llama.cpp. `llama.py MODEL.gguf CONTEXT NEW_TOKENS THREADS [CHAIN RATE]`, a run a line of input.
+"""Worker (see worker.py): decodes with llama.cpp. `llama.py MODEL.gguf THREADS`.
 
-llama.cpp's C functions through llama-cpp-python: one token a batch, greedy by numpy, as the other workers do. With
-CHAIN and RATE it is speculation at its best: proposals that cost nothing, each right with probability RATE, checked in
-one batch of 1 + CHAIN tokens.
+llama.cpp's C functions through llama-cpp-python, greedy by numpy, as the other workers do. Requests may ask for
+speculation, checked in one batch of the last token and the proposals:
+
+- `lookup`: so many tokens by llama-cpp-python's own prompt lookup (LlamaPromptLookupDecoding);
+- `chain` and `rate`: speculation at its best, that many proposals that cost nothing, each right with that probability.
 """
 
 import ctypes
+import json
 import random
 import sys
 import time
 
 import llama_cpp
 import numpy as np
+from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 
-path = sys.argv[1]
-context, new_tokens, threads = map(int, sys.argv[2:5])
-chain, rate = (int(sys.argv[5]), float(sys.argv[6])) if len(sys.argv) > 5 else (0, 0.0)
+CONTEXT, BATCH = 2048, 512
+path, threads = sys.argv[1], int(sys.argv[2])
 silence = llama_cpp.llama_log_callback(lambda *_: None)  # kept: C code calls it later
 llama_cpp.llama_log_set(silence, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
 settings = llama_cpp.llama_context_default_params()
-settings.n_ctx, settings.n_batch = context + new_tokens + chain + 8, max(512, context)
+settings.n_ctx, settings.n_batch = CONTEXT, BATCH
 settings.n_threads = settings.n_threads_batch = threads
 state = llama_cpp.llama_init_from_model(model, settings)
 memory = llama_cpp.llama_get_memory(state)
 vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(model))
-batch = llama_cpp.llama_batch_init(max(512, context), 0, 1)
+batch = llama_cpp.llama_batch_init(BATCH, 0, 1)
 
 
-def read(tokens: list[int], position: int, keep: int) -> list[int]:
-    """Read tokens from `position` on; give the most likely next one after each of the last `keep`."""
+def logits(tokens, position, keep):
+    """Read at most BATCH tokens from `position` on; give the logits [keep, V] after each of the last `keep`."""
     batch.n_tokens = len(tokens)
     for index, token in enumerate(tokens):
         batch.token[index], batch.pos[index] = token, position + index
@@ -39,35 +42,55 @@ def read(tokens: list[int], position: int, keep: int) -> list[int]:
     if llama_cpp.llama_decode(state, batch) != 0:
         sys.exit("llama_decode failed")
     rows = (llama_cpp.llama_get_logits_ith(state, index) for index in range(len(tokens) - keep, len(tokens)))
-    return [int(np.ctypeslib.as_array(row, shape=(vocabulary,)).argmax()) for row in rows]
+    return [np.ctypeslib.as_array(row, shape=(vocabulary,)) for row in rows]
 
 
-def plain(token: int) -> None:
-    """One token a batch."""
-    for position in range(context, context + new_tokens - 1):
-        [token] = read([token], position, 1)
+def read(tokens, position, keep):
+    """The most likely next token after each of the last `keep`."""
+    return [int(row.argmax()) for row in logits(tokens, position, keep)]
 
 
-def speculative(seed: int) -> None:
-    """Batches of the last token and the proposals; what follows the first wrong one is removed from the cache."""
+def forced(count, rate, seed):
+    """Proposals that are right by chance: a function of the text that the model is then said to go on with."""
     draws = random.Random(seed)
-    position = context
-    while position < context + new_tokens - 1:
-        room = min(chain, context + new_tokens - 2 - position)
-        read([1 + (position + index) % 2 for index in range(1 + room)], position, 1 + room)
-        right = next((index for index in range(room) if draws.random() >= rate), room)
-        position += 1 + right
-        if right < room:
-            llama_cpp.llama_memory_seq_rm(memory, 0, position, -1)
+    return lambda text: [1 + (len(text) + index) % 2 if draws.random() < rate else 0 for index in range(count)]
+
+
+def generate(prompt, new_tokens, stop=(), lookup=0, chain=0, rate=0.0, seed=0):
+    llama_cpp.llama_memory_clear(memory, True)
+    for start in range(0, len(prompt), BATCH):
+        [first] = read(prompt[start : start + BATCH], start, 1)
+    propose = forced(chain, rate, seed) if chain else None
+    if lookup:
+        find = LlamaPromptLookupDecoding(num_pred_tokens=lookup)
+        propose = lambda text: find(np.array(text, np.intc)).tolist()  # noqa: E731
+    text, started = [*prompt, first], time.perf_counter()
+    end = len(prompt) + new_tokens
+    while len(text) < end and text[-1] not in stop:
+        position = len(text) - 1
+        proposals = propose(text)[: end - len(text) - 1] if propose else []
+        choices = read([text[-1], *proposals], position, 1 + len(proposals))
+        if chain:  # pays for the choice, and says what the script says
+            choices = [1 + (position + 1 + index) % 2 for index in range(len(choices))]
+        right = next((i for i, token in enumerate(proposals) if token != choices[i]), len(proposals))
+        if right < len(proposals):
+            llama_cpp.llama_memory_seq_rm(memory, 0, position + 1 + right, -1)
+        kept = choices[: right + 1]
+        stops = [place for place, token in enumerate(kept) if token in stop]
+        text += kept[: stops[0] + 1] if stops else kept
+    tokens = text[len(prompt) :]
+    return {"tokens": tokens, "tokens_per_second": (len(tokens) - 1) / (time.perf_counter() - started)}
+
+
+def score(ids):
+    llama_cpp.llama_memory_clear(memory, True)
+    rows = np.array(logits(ids, 0, len(ids))[:-1], np.float64)
+    rows -= rows.max(-1, keepdims=True)
+    nats = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids) - 1), ids[1:]]
+    return {"nats": float(nats.sum()), "tokens": len(nats)}
 
 
 print("ready", flush=True)
-for count, _ in enumerate(sys.stdin):
-    llama_cpp.llama_memory_clear(memory, True)
-    [first] = read([1 + index % 1000 for index in range(context)], 0, 1)
-    started = time.perf_counter()
-    if chain:
-        speculative(count)
-    else:
-        plain(first)
-    print((new_tokens - 1) / (time.perf_counter() - started), flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)

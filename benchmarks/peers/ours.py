@@ -1,25 +1,42 @@
-"""Worker: decodes with recycle-onnx. `ours.py BUNDLE STRATEGY CONTEXT NEW_TOKENS THREADS [CHAIN RATE]`, a run a line.
+"""Worker (see worker.py): decodes with recycle-onnx. `ours.py BUNDLE THREADS`.
 
-With CHAIN and RATE the module's proposals are right with probability RATE, at the module's real cost.
+Requests name a `strategy`. With `chain` and `rate` the module's proposals are right with that probability, at the
+module's real cost. A request to score is answered for `alternate` too (`alternate_nats`): the mean of both orders.
 """
 
+import json
 import sys
 
 import recycle_onnx
 from recycle_onnx.bench.forced import ForcedProposer, Script
+from recycle_onnx.evaluation.alternating import verdict
+from recycle_onnx.evaluation.scoring import score as both_halves
 
-bundle, strategy = sys.argv[1:3]
-context, new_tokens, threads = map(int, sys.argv[3:6])
-model = recycle_onnx.load(bundle, threads=threads)
-model.stop_ids = frozenset()
-prompt = [1 + index % 1000 for index in range(context)]
-print("ready", flush=True)
-for count, _ in enumerate(sys.stdin):
-    generation = model.stream(prompt, strategy=strategy, max_new_tokens=new_tokens)
-    if len(sys.argv) > 6:
+model = recycle_onnx.load(sys.argv[1], threads=int(sys.argv[2]))
+
+
+def generate(prompt, new_tokens, strategy, stop=(), chain=0, rate=0.0, seed=0):
+    settings = {"strategy": strategy, "max_new_tokens": new_tokens, "stop_ids": tuple(stop), "temperature": 0.0}
+    generation = model.stream(prompt, **settings)
+    if chain:
         generation.sampling = script = Script()
-        chain, rate = int(sys.argv[6]), float(sys.argv[7])
-        generation.proposer = ForcedProposer(generation.decoder, script, chain, rate, seed=count)
+        generation.proposer = ForcedProposer(generation.decoder, script, chain, rate, seed)
     for _ in generation:
         pass
-    print(generation.result.stats.tokens_per_second, flush=True)
+    stats = generation.result.stats
+    return {"tokens": generation.result.tokens, "tokens_per_second": stats.tokens_per_second}
+
+
+def score(ids):
+    found = both_halves(model, ids)
+    answer = {"nats": float(found.nats.sum()), "tokens": len(found.nats)}
+    if found.module is not None:
+        orders = [verdict(found, ids[1:], order).log_probability for order in ("full_first", "module_first")]
+        answer["alternate_nats"] = -sum(orders) / 2
+    return answer
+
+
+print("ready", flush=True)
+for line in sys.stdin:
+    request = json.loads(line)
+    print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)

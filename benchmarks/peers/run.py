@@ -1,4 +1,4 @@
-"""Decoding of this project against its peers: same shape, same random weights, runs in turns.
+"""Decoding of this project against its peers: same shape, same random weights, runs in turns (real.py: a real model).
 
     python benchmarks/peers/run.py WORK --genai PYTHON --llama PYTHON [--shape tinyllama-1.1b] [--context 128]
         [--new-tokens 64] [--threads 2] [--repeat 10] [--json]
@@ -17,8 +17,10 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import click
+from worker import Worker
 
 from recycle_onnx.bench import machine
 from recycle_onnx.bench.run import median_interval
@@ -42,33 +44,6 @@ DRAFT_VOCABULARY = 8192
 CHAINS, RATE = (1, 2, 3), 0.8
 VERIFIED = ("block 32", DEFAULT, "block 128")
 """llama.cpp's speculation at its best: proposals that cost nothing."""
-
-
-class Worker:
-    """A process that decodes when it is told to."""
-
-    def __init__(self, *command: object) -> None:
-        arguments = [str(part) for part in command]
-        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._expect("ready")
-
-    def run(self) -> float:
-        """Decode once; tokens a second."""
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-        return float(self._expect(""))
-
-    def _expect(self, word: str) -> str:
-        assert self.process.stdout is not None
-        while line := self.process.stdout.readline():
-            if line.startswith(word):
-                return line
-        sys.exit(f"{self.process.args} ended early")
-
-    def close(self) -> None:
-        """Let the process end."""
-        self.process.communicate()
 
 
 def bundle(work: Path, recipe: str) -> Path:
@@ -114,31 +89,35 @@ def main(
     work.mkdir(parents=True, exist_ok=True)
     prepare(work, shape, genai, llama)
     sizes = (context, new_tokens, threads)
-    workers = {
-        f"recycle-onnx full, {name}": Worker(sys.executable, HERE / "ours.py", bundle(work, name), "full", *sizes)
-        for name in RECIPES
+    prompt = [1 + index % 1000 for index in range(context)]
+    ours = {name: Worker(sys.executable, HERE / "ours.py", bundle(work, name), threads) for name in RECIPES}
+    engines: dict[str, tuple[Worker, dict[str, Any]]] = {
+        f"recycle-onnx full, {name}": (worker, {"strategy": "full"}) for name, worker in ours.items()
     }
     for name, chain in product(VERIFIED, CHAINS):
-        command = (HERE / "ours.py", bundle(work, name), "verify", *sizes, chain, RATE)
-        workers[f"recycle-onnx verify, {name}, chain {chain}, {RATE:.0%} right"] = Worker(sys.executable, *command)
+        how = {"strategy": "verify", "chain": chain, "rate": RATE}
+        engines[f"recycle-onnx verify, {name}, chain {chain}, {RATE:.0%} right"] = ours[name], how
     if genai:
-        workers["onnxruntime-genai int4, block 32"] = Worker(genai, HERE / "genai.py", work / "genai", *sizes)
+        engines["onnxruntime-genai int4, block 32"] = Worker(genai, HERE / "genai.py", work / "genai", threads), {}
     if llama:
-        workers["llama.cpp Q4_0"] = Worker(llama, HERE / "llama.py", work / "q4_0.gguf", *sizes)
+        worker = Worker(llama, HERE / "llama.py", work / "q4_0.gguf", threads)
+        engines["llama.cpp Q4_0"] = worker, {}
         for chain in CHAINS:
             name = f"llama.cpp Q4_0, {chain} free proposals, {RATE:.0%} right"
-            workers[name] = Worker(llama, HERE / "llama.py", work / "q4_0.gguf", *sizes, chain, RATE)
-    speeds: dict[str, list[float]] = {name: [] for name in workers}
-    for _ in range(repeat):
-        for name, worker in workers.items():
-            speeds[name].append(worker.run())
-    for worker in workers.values():
+            engines[name] = worker, {"chain": chain, "rate": RATE}
+    speeds: dict[str, list[float]] = {name: [] for name in engines}
+    for index in range(repeat):
+        for name, (worker, how) in engines.items():
+            seed = {"seed": index} if "chain" in how else {}
+            answer = worker.ask(prompt=prompt, new_tokens=new_tokens, **how, **seed)
+            speeds[name].append(answer["tokens_per_second"])
+    for worker in {id(worker): worker for worker, _ in engines.values()}.values():
         worker.close()
     found = {
         name: {
             "tokens_per_second": statistics.median(values),
             "interval": median_interval(values),
-            "against": {other: _ratio(values, speeds[other]) for other in workers if "recycle" not in other},
+            "against": {other: _ratio(values, speeds[other]) for other in engines if "recycle" not in other},
         }
         for name, values in speeds.items()
     }

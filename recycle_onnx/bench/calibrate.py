@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.acceptance import Watched, rates
 from recycle_onnx.evaluation.openings import own_text, own_texts
-from recycle_onnx.files import read_text
 from recycle_onnx.runtime.auto import LONGEST
 from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.config import GREEDY
@@ -21,21 +19,9 @@ ROUNDS = 20
 Report = Callable[[int, int, str], None]
 
 
-def read_prompts(path: Path) -> list[str]:
-    """One prompt a line; empty lines are left out.
-
-    Raises:
-        InputError: no such text, or nothing in it.
-    """
-    prompts = [line for line in read_text(path).splitlines() if line.strip()]
-    if not prompts:
-        raise InputError(f"{path}: is empty; expected a prompt a line")
-    return prompts
-
-
 def calibrate(
     model: RecycleModel,
-    prompts: Sequence[str] = (),
+    prompts: Sequence[list[int]] = (),
     *,
     context: int = 128,
     new_tokens: int = 64,
@@ -43,7 +29,7 @@ def calibrate(
 ) -> Calibration:
     """Time steps after `context` tokens, and count acceptance in `new_tokens` after each prompt, chosen greedily.
 
-    Without prompts, texts that the model itself says when it is sampled take their place.
+    Prompts are token ids. Without prompts, texts that the model itself says when it is sampled take their place.
 
     Raises:
         InputError: a prompt or context that leaves no room.
@@ -51,7 +37,7 @@ def calibrate(
     room = model.bundle.manifest.context_length - MOST_TOKENS
     if not 2 <= context <= room:
         raise InputError(f"context is {context}; expected 2 to {room}")
-    texts: list[list[int]] = [model.encode(prompt) for prompt in prompts] or own_texts(model)
+    texts = list(prompts) or own_texts(model)
     sources = ("module", "lookup") if model.module_trained else ("lookup",)
     total = ROUNDS + len(texts) * len(sources)
     timer = StepTimer(model, own_text(model, context))

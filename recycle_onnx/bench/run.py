@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -183,14 +183,29 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def verdict(results: Sequence[Measurement]) -> str:
     """One line: which strategy wins in the first setting, and what to do about it."""
-    first = [r for r in results if (r.threads, r.context) == (results[0].threads, results[0].context)]
-    best = max((r for r in first if r.strategy != "alternate"), key=lambda r: r.measured_speedup)
+    return advice([r for r in results if (r.threads, r.context) == (results[0].threads, results[0].context)])
+
+
+class Timed(Protocol):
+    """What `advice` goes by."""
+
+    @property
+    def strategy(self) -> str: ...
+    @property
+    def measured_speedup(self) -> float: ...
+    @property
+    def speedup_interval(self) -> tuple[float, float]: ...
+
+
+def advice(results: Sequence[Timed]) -> str:
+    """One line on strategies that were measured in the same setting."""
+    best = max((r for r in results if r.strategy != "alternate"), key=lambda r: r.measured_speedup)
     if best.strategy == "full" or best.speedup_interval[0] <= 1:
         line = "nothing lossless is surely faster than full here: a better module, fewer threads or int4 may help"
-        own = [r for r in first if r.strategy == "alternate" and r.speedup_interval[0] > 1]
+        own = [r for r in results if r.strategy == "alternate" and r.speedup_interval[0] > 1]
         return f"{line}; alternate is {own[0].measured_speedup:.2f}x, with a text of its own" if own else line
-    advice = "leave it on" if best.strategy == "auto" else f"--strategy {best.strategy} pays, auto finds it by itself"
-    return f"{best.strategy} is {best.measured_speedup:.2f}x full; {advice}"
+    what = "leave it on" if best.strategy == "auto" else f"--strategy {best.strategy} pays, auto finds it by itself"
+    return f"{best.strategy} is {best.measured_speedup:.2f}x full; {what}"
 
 
 def to_json(results: Sequence[Measurement], described: machine.Machine) -> dict[str, object]:

@@ -11,9 +11,11 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from recycle_onnx.cli.bench_answers import report_answers
 from recycle_onnx.cli.options import places, placing
 from recycle_onnx.cli.report import as_json, progress, stages
 from recycle_onnx.errors import InputError
+from recycle_onnx.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from recycle_onnx.bench.run import Measurement
@@ -31,13 +33,17 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.option("--module-layers", default=2, show_default=True, help="Of the shape's module.")
 @click.option("--draft-vocab", type=int, help="Of the shape's module: so many tokens.  [default: all]")
 @click.option("--forced-acceptance", type=float, help="Make the module's proposals right this often, at its cost.")
+@click.option("--prompts", type=Path, help="Instead of random text: answers to these, text or .jsonl, a prompt a line.")
+@click.option("--field", help="Where each line of JSON has its prompt.  [default: messages, turns or prompt]")
+@click.option("--limit", default=20, show_default=True, help="Most prompts.")
+@click.option("--temperature", default=0.0, show_default=True, help="Of answers to prompts; 0 is greedy.")
 @click.option("--strategies", default="", help="Separated by commas.  [default: all that the bundle has]")
 @click.option("--chain", default=1, show_default=True, help="Tokens that verify proposes a cycle.")
 @click.option("--context", default="128", show_default=True, help="Tokens before the new ones; several with commas.")
 @click.option("--new-tokens", default=64, show_default=True)
 @click.option("--threads", default="", help="Separated by commas.  [default: one a physical core]")
 @placing
-@click.option("--repeat", default=10, show_default=True, help="Interleaved runs of each combination.")
+@click.option("--repeat", type=int, help="Interleaved runs of each combination.  [default: 10, of each prompt 1]")
 @click.option("--plot", type=Path, help="Also write a picture, for instance bench.png; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def bench(
@@ -50,19 +56,24 @@ def bench(
     module_layers: int,
     draft_vocab: int | None,
     forced_acceptance: float | None,
+    prompts: Path | None,
+    field: str | None,
+    limit: int,
+    temperature: float,
     strategies: str,
     chain: int,
     context: str,
     new_tokens: int,
     threads: str,
-    repeat: int,
+    repeat: int | None,
     plot: Path | None,
     json_: bool,
     **settings: Any,
 ) -> None:
     """Measure BUNDLE, or random weights of a known shape, on this machine.
 
-    Strategies take turns; figures are medians with 95 % intervals.
+    Strategies take turns; figures are medians with 95 % intervals. With --prompts every strategy answers each of them
+    through the bundle's chat template, and the answers are compared with those of full.
     """
     from recycle_onnx.bench import machine
     from recycle_onnx.bench.run import Options, to_json, verdict
@@ -70,17 +81,33 @@ def bench(
 
     if (bundle is None) == (shape is None):
         raise InputError("expected a BUNDLE, or --shape for random weights; not both")
+    if prompts:
+        if bundle is None or forced_acceptance is not None or plot:
+            raise InputError("--prompts needs a BUNDLE, and no --shape, --forced-acceptance or --plot with it")
+        report_answers(
+            bundle,
+            _prompts(prompts, field, limit),
+            json_,
+            strategies=_names(strategies),
+            new_tokens=new_tokens,
+            threads=_numbers("threads", threads) or (None,),
+            repeat=1 if repeat is None else repeat,
+            chain=chain,
+            temperature=temperature,
+            placing=places(settings),
+        )
+        return
     if plot:
         from recycle_onnx.bench.plot import write_plot
         from recycle_onnx.picture import check_plot
 
         check_plot(plot)
     options = Options(
-        strategies=tuple(name.strip() for name in strategies.split(",") if name.strip()),
+        strategies=_names(strategies),
         contexts=_numbers("context", context),
         new_tokens=new_tokens,
         threads=_numbers("threads", threads) or (None,),
-        repeat=repeat,
+        repeat=10 if repeat is None else repeat,
         chain=chain,
         forced_acceptance=forced_acceptance,
         placing=places(settings),
@@ -110,6 +137,16 @@ def bench(
         console.print(_table(title, group))
         console.print(_steps(group[0]), highlight=False, soft_wrap=True)
     console.print(verdict(results), highlight=False, soft_wrap=True)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _prompts(path: Path, field: str | None, limit: int) -> list[Prompt]:
+    if limit < 1:
+        raise InputError(f"limit is {limit}; expected at least 1")
+    return read_prompts(path, field)[:limit]
 
 
 def _numbers(name: str, text: str) -> tuple[int, ...]:

@@ -13,14 +13,22 @@ from recycle_onnx.cli.report import as_json, progress
 
 @click.command()
 @click.argument("bundle", type=Path)
-@click.option("--prompts", type=Path, help="A text file, one prompt a line.  [default: the model's own texts]")
+@click.option("--prompts", type=Path, help="Text or .jsonl, a prompt a line.  [default: the model's own texts]")
+@click.option("--field", help="Where each line of JSON has its prompt.  [default: messages, turns or prompt]")
 @click.option("--context", default=128, show_default=True, help="Tokens before the steps that are timed.")
 @click.option("--new-tokens", default=64, show_default=True, help="After each prompt, to count acceptance.")
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
 @options.placing
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def calibrate(
-    bundle: Path, prompts: Path | None, context: int, new_tokens: int, threads: int | None, json_: bool, **settings: Any
+    bundle: Path,
+    prompts: Path | None,
+    field: str | None,
+    context: int,
+    new_tokens: int,
+    threads: int | None,
+    json_: bool,
+    **settings: Any,
 ) -> None:
     """Measure BUNDLE on this machine, and let `auto` start from that.
 
@@ -30,11 +38,12 @@ def calibrate(
 
     import recycle_onnx
     from recycle_onnx.bench.calibrate import calibrate as run
-    from recycle_onnx.bench.calibrate import read_prompts
+    from recycle_onnx.prompts import read_prompts
     from recycle_onnx.runtime.auto import first_choice
 
-    texts = read_prompts(prompts) if prompts else []
+    asked = read_prompts(prompts, field) if prompts else []
     model = recycle_onnx.load(bundle, threads=threads, **options.places(settings))
+    texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked]
     with progress("calibrating") as update:
         found = run(model, texts, context=context, new_tokens=new_tokens, report=update)
     path = found.save(model.bundle, model.providers, threads)

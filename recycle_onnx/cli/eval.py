@@ -20,6 +20,7 @@ from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json, progress, stages
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
+from recycle_onnx.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from recycle_onnx.evaluation.report import Findings
@@ -31,11 +32,15 @@ if TYPE_CHECKING:
 @click.argument("path", type=Path, metavar="CHECKPOINT_OR_BUNDLE")
 @click.option("--perplexity", type=Path, help="Text: how well both halves predict it.")
 @click.option("--acceptance", type=Path, help="Text: how often proposals are right in it, and where the model goes on.")
+@click.option("--prompts", type=Path, help="Text or .jsonl, a prompt a line: how often proposals are right in answers.")
+@click.option("--field", help="Where each line of JSON has its prompt.  [default: messages, turns or prompt]")
 @click.option("--agreement", type=Path, help="Text: how far alternate departs from full, going on from it.")
 @click.option("--tasks", help="Zero-shot accuracy: lambada,hellaswag,piqa,arc_easy,openbookqa,boolq, or some of them.")
 @click.option("--data-folder", type=Path, help="Where the tasks' files are (piqa.jsonl, …).  [default: fetched]")
-@click.option("--limit", default=200, show_default=True, help="Most documents of each text, and rows of each task.")
-@click.option("--new-tokens", default=64, show_default=True, help="After each document's opening.")
+@click.option(
+    "--limit", default=200, show_default=True, help="Most documents of each text, prompts, and rows of each task."
+)
+@click.option("--new-tokens", default=64, show_default=True, help="After each document's opening, and in each answer.")
 @click.option("--chain", default=4, show_default=True, help="Longest chain to count acceptance in.")
 @click.option("--temperature", default=1.0, show_default=True, help="Of sampled acceptance, counted beside greedy.")
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
@@ -46,6 +51,8 @@ def eval_(
     path: Path,
     perplexity: Path | None,
     acceptance: Path | None,
+    prompts: Path | None,
+    field: str | None,
     agreement: Path | None,
     tasks: str | None,
     data_folder: Path | None,
@@ -71,6 +78,7 @@ def eval_(
     texts = {"perplexity": perplexity, "acceptance": acceptance, "agreement": agreement}
     asked = Asked(
         texts={name: _documents(text, limit) for name, text in texts.items() if text},
+        prompts=read_prompts(prompts, field)[:limit] if prompts else [],
         tasks=_tasks(tasks, data_folder, limit),
         limit=limit,
         new_tokens=new_tokens,
@@ -78,10 +86,14 @@ def eval_(
         temperature=temperature,
     )
     if not asked.kinds:
-        raise InputError("nothing to measure; expected --perplexity, --acceptance, --agreement with a text, or --tasks")
+        raise InputError(
+            "nothing to measure; expected --perplexity, --acceptance, --agreement with a text, --prompts or --tasks"
+        )
     target = Target.of(report_, asked.kinds) if report_ else None
     with _model(path, threads, options.places(settings)) as model:
-        about_modules = [name for name in asked.texts if name != "perplexity"]
+        about_modules = [
+            name for name in (*asked.texts, *(["prompts"] if asked.prompts else [])) if name != "perplexity"
+        ]
         if "verify" not in model.strategies and about_modules:
             raise InputError(f"{path}: has no recyclable module; --{about_modules[0]} is about one")
         found = _measure(model, asked)
@@ -101,9 +113,10 @@ def eval_(
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: documents by kind of measurement, rows by task (None where they are to be fetched)."""
+    """What to measure: documents by kind of measurement, prompts, rows by task (None where they are to be fetched)."""
 
     texts: dict[str, list[str]]
+    prompts: list[Prompt]
     tasks: dict[str, list[Row] | None]
     limit: int
     new_tokens: int
@@ -113,7 +126,7 @@ class Asked:
     @property
     def kinds(self) -> list[str]:
         """Names of all measurements."""
-        return [*self.texts, *(["tasks"] if self.tasks else [])]
+        return [*self.texts, *(["answers"] if self.prompts else []), *(["tasks"] if self.tasks else [])]
 
 
 def _documents(path: Path, limit: int) -> list[str]:
@@ -150,7 +163,7 @@ def _model(path: Path, threads: int | None, places: dict[str, Any]) -> Iterator[
 
 
 def _measure(model: RecycleModel, asked: Asked) -> Findings:
-    from recycle_onnx.evaluation.acceptance import acceptance, acceptance_on_text
+    from recycle_onnx.evaluation.acceptance import acceptance, acceptance_in_answers, acceptance_on_text
     from recycle_onnx.evaluation.agreement import agreement
     from recycle_onnx.evaluation.perplexity import perplexity
     from recycle_onnx.evaluation.tasks import tasks
@@ -173,6 +186,17 @@ def _measure(model: RecycleModel, asked: Asked) -> Findings:
                 )
                 for count in (acceptance, acceptance_on_text)
                 for temperature in sorted({0.0, asked.temperature})
+            ]
+        if asked.prompts:
+            ids = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked.prompts]
+            found["answers"] = [
+                asdict(
+                    acceptance_in_answers(
+                        model, ids, chain=chain, new_tokens=asked.new_tokens, temperature=temperature, report=update
+                    )
+                )
+                for temperature in sorted({0.0, asked.temperature})
+                for chain in sorted({1, asked.chain})
             ]
         if documents := asked.texts.get("agreement"):
             found["agreement"] = asdict(agreement(model, documents, new_tokens=asked.new_tokens, report=update))

@@ -29,7 +29,7 @@ def measure(checkpoint: Path, beside: Path) -> dict[str, Any]:
         RecycleError: the export failed, the disk is full, or the chat template needs jinja2.
     """
     import recycle_onnx
-    from recycle_onnx.evaluation.acceptance import acceptance_after
+    from recycle_onnx.evaluation.acceptance import acceptance_in_answers
     from recycle_onnx.evaluation.openings import openings
     from recycle_onnx.export import Quantization, export
 
@@ -40,7 +40,7 @@ def measure(checkpoint: Path, beside: Path) -> dict[str, Any]:
         with progress("measuring") as update, recycle_onnx.load(work / "bundle") as model:
             model.stop_ids = frozenset()  # a text that ends early would tell little
             begun, text = openings(model)
-            found = acceptance_after(model, begun, chain=1, new_tokens=NEW_TOKENS, report=update)
+            found = acceptance_in_answers(model, begun, chain=1, new_tokens=NEW_TOKENS, report=update)
     rate = found.by_place[0] if found.by_place else 0.0
     return {"rate": rate, "proposals": found.proposals, "text": text, "precision": "int8"}
 

@@ -1,4 +1,4 @@
-"""How often the module's proposals are right, by place in a chain: in the model's own text, and in a given one."""
+"""How often the module's proposals are right, by place in a chain, in the model's text, answers or given text."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from recycle_onnx.runtime.sampling import Sampling
 Report = Callable[[int, int, str], None]
 OPENING = 16
 """Tokens of a document that the model is given to go on from."""
+NAMES = {"own": "own text", "given": "given text", "answers": "answers"}
 
 
 class Tally:
@@ -63,12 +64,13 @@ def rates(runs: Sequence[Tally]) -> list[float]:
 class Acceptance:
     """At one temperature (0 is greedy): `by_place` in chains of the given length, given that those before were right.
 
-    `text` is `own` where the model went on from the openings itself, `given` where the documents went on.
+    `text` is `own` where the model went on from the openings itself, `given` where the documents went on, `answers`
+    where it answered prompts.
     `proposals` is how many were tried at the first place; `tokens_per_full_run` is how many a full run made, on given
     text how many it would make at these rates.
     """
 
-    text: Literal["own", "given"]
+    text: Literal["own", "given", "answers"]
     temperature: float
     chain: int
     proposals: int
@@ -87,24 +89,36 @@ def acceptance(
 ) -> Acceptance:
     """Continue the openings of `documents` and count."""
     openings = [model.encode(document)[:OPENING] for document in documents]
-    return acceptance_after(model, openings, chain=chain, new_tokens=new_tokens, temperature=temperature, report=report)
+    return _continue(model, openings, "own", chain, new_tokens, temperature, report)
 
 
-def acceptance_after(
+def acceptance_in_answers(
     model: RecycleModel,
-    openings: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
     *,
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
     report: Report = lambda *_: None,
 ) -> Acceptance:
-    """Continue `openings`, token ids each, and count."""
+    """Answer the prompts, token ids each, to the end or for `new_tokens`, and count."""
+    return _continue(model, prompts, "answers", chain, new_tokens, temperature, report)
+
+
+def _continue(
+    model: RecycleModel,
+    prompts: Sequence[Sequence[int]],
+    text: Literal["own", "answers"],
+    chain: int,
+    new_tokens: int,
+    temperature: float,
+    report: Report,
+) -> Acceptance:
     runs, tokens, full_runs = [], 0, 0
-    for index, opening in enumerate(openings):
-        report(index, len(openings), f"acceptance in its own text, temperature {temperature:g}")
+    for index, prompt in enumerate(prompts):
+        report(index, len(prompts), f"acceptance in its {NAMES[text]}, temperature {temperature:g}, chain {chain}")
         generation = model.stream(
-            opening, GREEDY, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
+            prompt, GREEDY, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
         )
         inner = ModuleProposer(generation.decoder, generation.sampling, chain, 0.0)
         generation.proposer = watched = Watched(inner, chain)
@@ -113,9 +127,9 @@ def acceptance_after(
         runs.append(watched)
         tokens += generation.result.stats.new_tokens - 1
         full_runs += generation.result.stats.full_runs - 1
-    report(len(openings), len(openings), "acceptance")
+    report(len(prompts), len(prompts), "acceptance")
     measured = tokens / full_runs if full_runs else 0.0
-    return Acceptance("own", temperature, chain, _first(runs), rates(runs), measured)
+    return Acceptance(text, temperature, chain, _first(runs), rates(runs), measured)
 
 
 def acceptance_on_text(

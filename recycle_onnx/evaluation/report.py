@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.evaluation.acceptance import NAMES
 from recycle_onnx.files import write_bytes
 
 Findings = Mapping[str, Any]
-"""What was asked for: `perplexity`, `acceptance`, `agreement`, `tasks`, as the plain values of their dataclasses."""
+"""What was asked for: `perplexity`, `acceptance`, `answers`, `agreement`, `tasks`: values of their dataclasses."""
 PLOTTED = ("acceptance", "tasks")
 
 
@@ -28,7 +29,8 @@ class Table:
 def tables(found: Findings) -> dict[str, Table]:
     """A table for every kind of measurement in `found`."""
     makers: dict[str, Callable[[Any], Table]] = {
-        "perplexity": _perplexity, "acceptance": _acceptance, "agreement": _agreement, "tasks": _tasks,
+        "perplexity": _perplexity, "acceptance": _acceptance, "answers": _answers, "agreement": _agreement,
+        "tasks": _tasks,
     }  # fmt: skip
     return {kind: make(found[kind]) for kind, make in makers.items() if found.get(kind)}
 
@@ -50,27 +52,43 @@ def _perplexity(found: Mapping[str, Any]) -> Table:
 def described(found: Mapping[str, Any]) -> str:
     """What an acceptance was counted in, in words."""
     how = f"sampled at {found['temperature']:g}" if found["temperature"] else "greedy"
-    return f"{found['text']} text, {how}"
+    return f"{NAMES[found['text']]}, {how}"
 
 
 def _acceptance(kinds: Sequence[Mapping[str, Any]]) -> Table:
-    places = range(max(len(found["by_place"]) for found in kinds))
-    rows = [
+    return Table(
+        f"Accepted by place in a chain of {kinds[0]['chain']}, those before being right",
+        _by_place(kinds, described),
+        ("in", "proposals", *_places(kinds), "tokens a full run"),
+        "Own text is the model's, going on from the documents' openings. "
+        "On given text, tokens a full run are what these rates would make.",
+    )
+
+
+def _answers(kinds: Sequence[Mapping[str, Any]]) -> Table:
+    return Table(
+        "Accepted in answers to prompts by place in a chain, those before being right",
+        _by_place(kinds, lambda found: f"{described(found)}, chain {found['chain']}"),
+        ("in", "proposals", *_places(kinds), "tokens a full run"),
+    )
+
+
+def _places(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [f"place {place + 1}" for place in range(max(len(found["by_place"]) for found in kinds))]
+
+
+def _by_place(kinds: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> list[tuple[str, ...]]:
+    width = len(_places(kinds))
+    return [
         (
-            described(found),
+            name(found),
             str(found["proposals"]),
-            *(f"{found['by_place'][place]:.1%}" if place < len(found["by_place"]) else "" for place in places),
+            *[f"{rate:.1%}" for rate in found["by_place"]],
+            *[""] * (width - len(found["by_place"])),
             f"{found['tokens_per_full_run']:.2f}",
         )
         for found in kinds
     ]
-    return Table(
-        f"Accepted by place in a chain of {kinds[0]['chain']}, those before being right",
-        rows,
-        ("in", "proposals", *(f"place {place + 1}" for place in places), "tokens a full run"),
-        "Own text is the model's, going on from the documents' openings. "
-        "On given text, tokens a full run are what these rates would make.",
-    )
 
 
 def _agreement(found: Mapping[str, Any]) -> Table:

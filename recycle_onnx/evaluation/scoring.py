@@ -8,6 +8,7 @@ from itertools import takewhile
 import numpy as np
 from numpy.typing import NDArray
 
+from recycle_onnx.contract import Kind
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
 
@@ -59,13 +60,18 @@ class Score:
 
 
 class Scorer:
-    """Scores texts one after another; what a text has in common with the one before is not read again."""
+    """Scores texts one after another; what a text has in common with the one before is not read again.
+
+    Nor is what both halves say where the two fork: choices of a single token are judged by one run.
+    """
 
     def __init__(self, model: RecycleModel) -> None:
         self._decoder = model.decoder("auto")
         full = self._decoder.full
         self._hidden = np.empty((full.cache.limit, full.spec.state_size), full.spec.float_type)
         self._read: list[int] = []
+        self._fork: tuple[list[int], dict[Kind, Floats]] = [], {}
+        """The latest text up to the first scored token, and logits [1, V] of each half for that one."""
 
     def score(self, ids: list[int], first: int = 1) -> Score:
         """Score the tokens from `first` on (at least one, at most S - 1 of S), in one run of each half.
@@ -75,32 +81,48 @@ class Scorer:
         Raises:
             InputError: the text is longer.
         """
-        read = ids[:-1]
+        read, (text, logits) = ids[:-1], self._fork
         alike = takewhile(lambda pair: pair[0] == pair[1], zip(self._read, read, strict=False))
         same = min(first - 1, sum(1 for _ in alike))
-        self._read = []
-        full = self._full(ids, first, same)
-        module = self._module(ids, max(first, 2), max(0, same - 1))
-        self._read = read
-        return Score(full, module)
+        known = logits if text == ids[:first] else {}
+        self._read, self._fork = [], ([], {})
+        full = self._full(ids, first, same, known.get("full"))
+        module = self._module(ids, max(first, 2), max(0, same - 1), known.get("recycler"))
+        firsts: dict[Kind, Floats] = {"full": full[:1]}
+        if module is not None:
+            firsts["recycler"] = module[:1]
+        self._read, self._fork = read, (ids[:first], firsts if first > 1 else {})
+        tokens = np.asarray(ids)
+        if module is None:
+            return Score(_predictions(full, tokens[first:], None), None)
+        draft = self._decoder.draft_ids
+        return Score(_predictions(full, tokens[first:], None), _predictions(module, tokens[max(first, 2) :], draft))
 
-    def _full(self, ids: list[int], first: int, same: int) -> Predictions:
+    def _full(self, ids: list[int], first: int, same: int, known: Floats | None) -> Floats:
+        """Logits for the tokens from `first` on; `known` are those for the first one, whose text was read."""
         full, end = self._decoder.full, len(ids) - 1
-        full.crop(same)
-        logits = full.read(ids[same:end], None, self._hidden[same:end], keep=len(ids) - first)
-        return _predictions(logits, np.asarray(ids[first:]), None)
+        start = same if known is None else first
+        full.crop(start)
+        if start == end and known is not None:
+            return known
+        made = full.read(ids[start:end], None, self._hidden[start:end], keep=end - max(start, first - 1))
+        return made if known is None else np.concatenate([known, made])
 
-    def _module(self, ids: list[int], first: int, same: int) -> Predictions | None:
-        """Its row p reads the hidden state of token p and token p + 1, and tells token p + 2."""
+    def _module(self, ids: list[int], first: int, same: int, known: Floats | None) -> Floats | None:
+        """The same of the module: its row p reads the hidden state of token p and token p + 1, and tells p + 2."""
         module, end = self._decoder.recycler, len(ids) - 2
         if module is None:
             return None
         if end < 1:
-            return _predictions(np.zeros((0, 1), np.float32), np.zeros(0, np.int64), None)
-        module.crop(same)
-        rows = self._hidden[same:end]
-        logits = module.read(ids[same + 1 : end + 1], rows, np.empty_like(rows), keep=len(ids) - first)
-        return _predictions(logits, np.asarray(ids[first:]), self._decoder.draft_ids)
+            return np.zeros((0, module.spec.vocab_size), np.float32)
+        start = same if known is None else first - 1
+        module.crop(start)
+        if start == end and known is not None:
+            return known
+        rows = self._hidden[start:end]
+        keep = end - max(start, first - 2)
+        made = module.read(ids[start + 1 : end + 1], rows, np.empty_like(rows), keep=keep)
+        return made if known is None else np.concatenate([known, made])
 
 
 def score(model: RecycleModel, ids: list[int], first: int = 1) -> Score:
@@ -110,8 +132,10 @@ def score(model: RecycleModel, ids: list[int], first: int = 1) -> Score:
 
 def _predictions(logits: Floats, tokens: Ids, vocabulary: Ids | None) -> Predictions:
     """Compare logits [S, V] with `tokens` [S]; `vocabulary` [V] are the ids of the logits where it is a draft one."""
-    shifted = logits.astype(np.float64) - logits.max(-1, keepdims=True)
-    total = np.log(np.exp(shifted).sum(-1))
+    if not len(tokens):
+        return Predictions(np.zeros(0), np.zeros(0, np.int64), np.zeros(0))
+    shifted = logits - logits.max(-1, keepdims=True)
+    total = np.log(np.exp(shifted).sum(-1, dtype=np.float64))  # float32 exponentials: off by 1e-7 of the sum at most
     best, columns, known = logits.argmax(-1), tokens, np.ones(len(tokens), bool)
     if vocabulary is not None:
         best, known = vocabulary[best], np.isin(tokens, vocabulary)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
-from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate
+from recycle_onnx.prompts import FIELDS, read_prompts
+from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate, Message
 from recycle_onnx.tokenizer import load_tokenizer
 
 OPENING = 8
@@ -65,23 +65,23 @@ class Script:
         return cls(Opening(begin, 0), (Turn(frozenset(ends), begin, (temperature,)),), None, tokenizer)
 
     def openings(self, paths: Sequence[Path], field: str) -> list[Opening]:
-        """What texts begin with: chats in JSON lines (`messages`) to their end, documents for a few tokens.
+        """What texts begin with: prompts and chats in JSON lines (`prompts.py`) whole, documents for a few tokens.
 
         Raises:
             InputError: a chat for a base without a chat template, or no document is long enough.
         """
         openings: list[Opening] = []
         for path in paths:
-            chats = list(_chats(path)) if ".jsonl" in path.suffixes else []
-            openings += [self._of_chat(path, messages) for messages in chats]
-            if not chats:
+            if _holds_prompts(path):
+                openings += [self._of_chat(path, prompt.messages) for prompt in read_prompts(path)]
+            else:
                 rows = (self.tokenizer.encode(document).ids[:OPENING] for document in read_documents([path], field))
                 openings += [Opening(tuple(row), len(self.turns) - 1) for row in rows if len(row) == OPENING]
         if not openings:
             raise InputError(f"{', '.join(map(str, paths))}: no document has {OPENING} tokens to go on from")
         return openings
 
-    def _of_chat(self, path: Path, messages: list[dict[str, Any]]) -> Opening:
+    def _of_chat(self, path: Path, messages: Sequence[Message]) -> Opening:
         if self.chat is None:
             raise InputError(f"{path}: holds chats, but the base has no chat template; give text to go on from")
         ids = self.tokenizer.encode(self.chat.render(messages), add_special_tokens=False).ids
@@ -113,16 +113,16 @@ def _conversation(
     return start, question, Turn(frozenset(to_question[:1]), to_question[1:], cool)
 
 
-def _chats(path: Path) -> Iterator[list[dict[str, Any]]]:
-    """The chats of a file of JSON lines, none if it has other lines."""
+def _holds_prompts(path: Path) -> bool:
+    """Whether a file of JSON lines has prompts or chats rather than documents, by its first line."""
+    if path.suffix != ".jsonl":
+        return False
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        values = [json.loads(line) for line in lines if line.strip()]
+        with path.open(encoding="utf-8") as file:
+            first = json.loads(file.readline())
     except (OSError, ValueError):
-        return  # `read_documents` says what is wrong
-    for value in values:
-        if isinstance(value, dict) and isinstance(value.get("messages"), list):
-            yield value["messages"]
+        return False  # `read_documents` says what is wrong
+    return isinstance(first, dict) and any(name in first for name in FIELDS)
 
 
 def _ends(folder: Path) -> list[int]:

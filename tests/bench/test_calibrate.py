@@ -42,6 +42,10 @@ def test_it_measures_steps_and_acceptance_and_keeps_them(sample_bundle: Path, tm
     kept = recycle_onnx.load(sample_bundle).calibration
     assert kept is not None
     assert kept.step_ms == found["step_ms"]
+    (tmp_path / "prompts.jsonl").write_text('{"ask": "Once upon a time"}')
+    asked = ("--prompts", tmp_path / "prompts.jsonl", "--new-tokens", 30, "--json")
+    assert_refused(run("calibrate", sample_bundle, *asked), 2, "line 1: no prompt")
+    assert run("calibrate", sample_bundle, *asked, "--field", "ask").exit_code == 0
 
 
 def test_people_are_told_what_auto_starts_with(tiny_bundle: Path) -> None:

@@ -35,6 +35,7 @@ def data(tmp_path: Path) -> Path:
         (("--tasks", "piqa,boolq", "--data-folder", "DATA"), ("boolq.jsonl, line 1", "found: question")),
         (("--data-folder", "DATA"), ("--data-folder", "--tasks")),
         (("--acceptance", "DATA/text.txt", "--chain", 0), ("chain 0",)),
+        (("--prompts", "DATA/piqa.jsonl"), ("piqa.jsonl, line 1", "no prompt", "--field")),
         (("--acceptance", "DATA/text.txt", "--report", "DATA/none/report.md"), ("none: no such folder",)),
         (("--acceptance", "DATA/text.txt", "--report", "DATA/text.txt"), ("text.txt: is a file",)),
     ],
@@ -48,7 +49,7 @@ def test_an_evaluation_that_makes_no_sense_is_refused(
     assert names(data) == before
 
 
-@pytest.mark.parametrize("kind", ["acceptance", "agreement"])
+@pytest.mark.parametrize("kind", ["acceptance", "agreement", "prompts"])
 def test_what_is_about_a_module_needs_one(kind: str, data: Path) -> None:
     export(tiny.write_base(data / "base", tiny.tiny_config()), data / "bundle")
     result = run("eval", data / "bundle", f"--{kind}", data / "text.txt")

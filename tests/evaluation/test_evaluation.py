@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import recycle_onnx
-from recycle_onnx.evaluation.acceptance import acceptance, acceptance_on_text
+from recycle_onnx.evaluation.acceptance import acceptance, acceptance_in_answers, acceptance_on_text
 from recycle_onnx.evaluation.agreement import agreement
 from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.evaluation.scoring import score
@@ -86,6 +86,16 @@ def test_acceptance_counts_what_verify_counts(sample_model: RecycleModel) -> Non
         for text in documents
     ]
     assert found.by_place == [pytest.approx(sum(s.accepted for s in stats) / sum(s.proposed for s in stats), abs=0.03)]
+    runs = sum(s.full_runs - 1 for s in stats)
+    assert found.tokens_per_full_run == pytest.approx(sum(s.new_tokens - 1 for s in stats) / runs)
+
+
+@pytest.mark.parametrize("chain", [1, 3])
+def test_acceptance_in_answers_is_that_of_the_whole_prompts(chain: int, sample_model: RecycleModel) -> None:
+    prompts = [sample_model.encode(text) for text in (LONG_STORY, *story_prompts(3))]
+    found = acceptance_in_answers(sample_model, prompts, chain=chain, new_tokens=40)
+    stats = [sample_model.generate(ids, strategy="verify", chain=chain, max_new_tokens=40).stats for ids in prompts]
+    assert (found.text, found.chain, len(found.by_place)) == ("answers", chain, chain)
     runs = sum(s.full_runs - 1 for s in stats)
     assert found.tokens_per_full_run == pytest.approx(sum(s.new_tokens - 1 for s in stats) / runs)
 
@@ -166,6 +176,17 @@ def test_the_command_reports_and_writes_markdown(sample_bundle: Path, tmp_path: 
     assert "](report-acceptance.png)" in report
     assert (tmp_path / "report-acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert "bits a byte" in run("eval", SAMPLE, "--perplexity", text).stdout
+
+
+def test_the_command_counts_acceptance_in_answers_to_prompts(sample_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts.jsonl").write_text("\n".join(json.dumps({"ask": text}) for text in story_prompts(3)))
+    given_ = ("--prompts", tmp_path / "prompts.jsonl", "--field", "ask", "--limit", 2, "--chain", 2, "--new-tokens", 12)
+    result = run("eval", sample_bundle, *given_, "--temperature", 0.8, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)["answers"]
+    assert [(kind["temperature"], kind["chain"]) for kind in found] == [(0, 1), (0, 2), (0.8, 1), (0.8, 2)]
+    run("eval", sample_bundle, *given_, "--report", tmp_path / "report.md")
+    assert "| answers, sampled at 1, chain 2 |" in (tmp_path / "report.md").read_text()
 
 
 def test_bad_requests_are_refused(sample_bundle: Path, tmp_path: Path) -> None:

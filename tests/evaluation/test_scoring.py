@@ -36,11 +36,28 @@ def test_what_texts_have_in_common_is_not_read_again_and_changes_nothing(sample_
         (ids[:50], 49),
         (ids, 1),
         (ids[:3], 2),
+        ([*ids[:2], 7], 2),
         (ids, 59),
+        ([*ids[:59], 7], 59),
+        ([*ids[:59], 7, 9], 59),
+        ([*ids[:59], 8, 3], 60),
+        ([ids[0], 7, 9], 1),
+        ([ids[0], 8, 9], 1),
     ):
         found, expected = scorer.score(text, first), score(sample_model, text, first)
         assert_same(found.full, expected.full)
         assert_same(found.module, expected.module)
+
+
+def test_choices_of_a_single_token_take_one_run_of_each_half(sample_model: RecycleModel) -> None:
+    ids = sample_model.encode(LONG_STORY)[:20]
+    scorer = Scorer(sample_model)
+    halves = (scorer._decoder.full, scorer._decoder.recycler)
+    for token, rows in ((7, 20), (8, 20), (9, 20)):
+        scorer.score([*ids, token], 20)
+        assert [half and half.rows_read for half in halves] == [rows, rows - 1]
+    scorer.score([*ids, 7, 8, 9], 20)
+    assert [half and half.rows_read for half in halves] == [22, 21]  # what lies before the choices is not read again
 
 
 def test_the_scores_from_a_place_on_are_the_last_ones_of_all(sample_model: RecycleModel) -> None:

@@ -1,0 +1,40 @@
+"""An engine in a process of its own: a request is a line of JSON on its input, an answer one on its output.
+
+`{"prompt": ids, "new_tokens": n, "stop": ids, …}` is answered with `{"tokens": ids, "tokens_per_second": s}`, where the
+speed is that of the tokens after the first; `{"score": ids}` with `{"nats": sum, "tokens": n}` over all but the first.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+
+class Worker:
+    """A process that decodes when it is told to."""
+
+    def __init__(self, *command: object) -> None:
+        arguments = [str(part) for part in command]
+        self.process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._expect("ready")
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """Send a request, and wait for the answer."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._expect("{"))
+        return answer
+
+    def _expect(self, beginning: str) -> str:
+        assert self.process.stdout is not None
+        while line := self.process.stdout.readline():
+            if line.startswith(beginning):
+                return line
+        sys.exit(f"{self.process.args} ended early")
+
+    def close(self) -> None:
+        """Let the process end."""
+        self.process.communicate()
