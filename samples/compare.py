@@ -34,8 +34,8 @@ USUAL = ("full", "alternate", "verify")
 NARROWEST_COLUMN = 50
 WARM_UP_TOKENS = 16
 ROUNDING = (
-    "In {precision} a run on several tokens rounds otherwise than a run on one. Where two words are nearly as likely "
-    "that can decide, and the text goes on from the other one. A float32 bundle gives the same text always."
+    "In {precision} a run on several tokens rounds otherwise than a run on one. Where two words are about as likely "
+    "that can decide between them, and the text goes on from there. In float32 the text is the same."
 )
 
 
@@ -166,26 +166,24 @@ class Total:
 
 def table(totals: list[Total]) -> Table:
     """One line a strategy; the first one is `full`."""
-    lines = Table(box=box.SIMPLE_HEAD)
-    for heading in ("strategy", "tokens/s", "against full", "guesses accepted", "same text"):
+    lines = Table(box=None, pad_edge=False)
+    for heading in ("strategy", "tokens/s", "speed", "accepted", "same text"):
         lines.add_column(heading, justify="left" if heading == "strategy" else "right")
     for total in totals:
-        lines.add_row(
-            total.strategy,
-            f"{total.tokens_per_second:.0f}",
-            f"{total.tokens_per_second / totals[0].tokens_per_second:.2f}x",
-            f"{total.accepted / total.proposed:.0%} of {total.proposed}" if total.proposed else "",
-            f"{total.same} of {total.runs} runs",
-        )
+        speed = total.tokens_per_second / totals[0].tokens_per_second
+        share = f"{total.accepted / total.proposed:.0%}" if total.proposed else ""
+        same = f"{total.same} of {total.runs}"
+        lines.add_row(total.strategy, f"{total.tokens_per_second:.0f}", f"{speed:.2f}x", share, same)
     return lines
 
 
 def verdict(total: Total, full: Total) -> str:
-    """In a sentence, with the label that the runtime gives to this strategy's texts."""
+    """In a sentence or two, with the label that the runtime gives to this strategy's texts."""
     where = "every run" if total.same == total.runs else f"{total.same} of {total.runs} runs"
-    label = f"lossless: {total.lossless}"
     ratio = total.tokens_per_second / full.tokens_per_second
-    return f"{total.strategy} was {ratio:.2f} times as fast as full, with the same text in {where} ({label})."
+    accepted = f" Of its {total.proposed} guesses, {total.accepted} were right." if total.proposed else ""
+    label = f"lossless: {total.lossless}"
+    return f"{total.strategy} was {ratio:.2f} times as fast as full, with the same text in {where} ({label}).{accepted}"
 
 
 def compare(console: Console, model: RecycleModel, options: argparse.Namespace) -> None:
@@ -208,7 +206,7 @@ def compare(console: Console, model: RecycleModel, options: argparse.Namespace) 
     if console.color_system:
         console.print("Recycled tokens, those that were guessed, are [bold green]green[/].")
     totals = [Total.of(name, everything) for name in strategies]
-    console.print(table(totals))
+    console.print("", table(totals), "", sep="\n")
     for total in totals[1:]:
         console.print(verdict(total, totals[0]), highlight=False)
     parted = [
