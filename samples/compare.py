@@ -1,6 +1,6 @@
 """Answer prompts with several strategies of a bundle: side by side, how fast, and whether the text is the same.
 
-python samples/compare.py BUNDLE PROMPT... [--chat] [--strategies full,auto] [--tokens 128] [--rounds 5]
+python samples/compare.py BUNDLE PROMPT... [--chat] [--strategies full,auto] [--tokens 128] [--rounds 3]
 
 Everything is greedy. Every strategy answers each prompt `rounds` times, in turns and in alternating order, so that a
 machine that is busy for a while slows all of them. What is shown of a strategy is its run of median speed.
@@ -230,7 +230,7 @@ def main() -> None:
     parser.add_argument("--chat", action="store_true", help="each prompt is the first message of a chat")
     parser.add_argument("--strategies", help="with commas; default: full, alternate and verify")
     parser.add_argument("--tokens", type=int, default=128, help="most tokens of an answer")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each strategy answers each prompt")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each strategy answers each prompt")
     options = parser.parse_args()
     if options.rounds < 1:
         parser.error(f"--rounds is {options.rounds}; expected at least 1")
