@@ -1,0 +1,85 @@
+"""The comparison with peers: what a worker answers, what is kept, and what the table says. (Peers are not needed.)"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from recycle_onnx.evaluation.scoring import score
+from recycle_onnx.runtime.model import RecycleModel
+from tests.benchmarks.conftest import BENCHMARKS
+from tests.prompts import LONG_STORY
+
+
+@pytest.fixture
+def real() -> Any:
+    return importlib.import_module("real")
+
+
+@pytest.fixture
+def ours(sample_bundle: Path, real: Any) -> Any:
+    worker = real.Worker(sys.executable, BENCHMARKS / "peers" / "ours.py", sample_bundle, 1)
+    yield worker
+    worker.close()
+
+
+def test_a_worker_generates_scores_and_stops(ours: Any, sample_model: RecycleModel) -> None:
+    ids = sample_model.encode(LONG_STORY)[:40]
+    expected = sample_model.generate(ids, strategy="full", max_new_tokens=20, stop_ids=()).tokens
+    for strategy in ("full", "verify"):
+        answer = ours.ask(prompt=ids, new_tokens=20, strategy=strategy)
+        assert answer["tokens"] == expected
+        assert answer["tokens_per_second"] > 0
+    stopped = ours.ask(prompt=ids, new_tokens=20, strategy="full", stop=[expected[10]])["tokens"]
+    assert stopped == expected[: expected.index(expected[10]) + 1]
+    found, both = ours.ask(score=ids), score(sample_model, ids)
+    assert found["tokens"] == 39
+    assert found["nats"] == pytest.approx(both.nats.sum(), abs=1e-3)
+    assert both.module is not None
+    half = (both.nats.sum() + both.nats[0] + both.module.nats.sum()) / 2  # the first token is the full model's anyway
+    assert found["alternate_nats"] == pytest.approx(half, abs=1e-2)
+
+
+def test_rounds_go_on_where_they_broke_off(ours: Any, real: Any, tmp_path: Path, sample_model: RecycleModel) -> None:
+    engines = {name: real.Engine("ours", (), (), {"strategy": name}) for name in ("full", "lookup")}
+    prompts, kept = [sample_model.encode(LONG_STORY)[:20]] * 3, tmp_path / "rounds.jsonl"
+    request = {"new_tokens": 12, "stop": []}
+    first = real.rounds(kept, engines, {"ours": ours}, prompts[:1], request)
+    runs = real.rounds(kept, engines, {"ours": ours}, prompts, request)
+    assert runs[0] == first[0]
+    assert [run["full"]["tokens"] for run in runs] == [12, 12, 12]
+    assert len(kept.read_text().splitlines()) == 3
+    with pytest.raises(SystemExit, match="other engines"):
+        real.rounds(kept, {"full": engines["full"]}, {"ours": ours}, prompts, request)
+
+
+def test_ratios_are_paired_over_answers_that_both_give_at_length(real: Any) -> None:
+    def run(a: float, b: float, tokens: int) -> dict[str, dict[str, float]]:
+        return {
+            "a": {"tokens": 20, "tokens_per_second": a},
+            "b": {"tokens": tokens, "tokens_per_second": b},
+        }
+
+    runs = [run(10, 5, 20), run(30, 10, 20), run(40, 10, 20), run(1, 100, 3)]
+    found = real.result("a", real.Engine("m", (), (), {}), 12.5, runs, ["b", "a"])
+    assert found["answers"] == 4
+    assert found["against"]["b"]["ratio"] == 3
+    assert found["against"]["a"]["ratio"] == 1
+    line = real.table({"a": found}, ["b", "a"]).splitlines()[-1]
+    assert line.startswith("| a | 0 | 12.500 | 20 (")
+    assert line.endswith("| 1 |")
+
+
+def test_perplexities_are_kept_by_model(ours: Any, real: Any, tmp_path: Path, sample_model: RecycleModel) -> None:
+    engines = {name: real.Engine("ours", (), (), {"strategy": name}) for name in ("full", "alternate")}
+    windows = [sample_model.encode(LONG_STORY)[:30]]
+    found = real.perplexities(tmp_path / "kept.json", engines, {"ours": ours}, windows)
+    assert 1 < found["full"] != found["alternate"] > 1
+    kept = json.loads((tmp_path / "kept.json").read_text())
+    (tmp_path / "kept.json").write_text(json.dumps({"ours": {**kept["ours"], "nats": 7.0}}))
+    assert real.perplexities(tmp_path / "kept.json", engines, {"ours": ours}, windows)["full"] == 7.0
