@@ -29,7 +29,7 @@ RANDOM = "random weights: speeds of steps, `full` and `alternate` carry over to 
 @click.option("--precision", default="int4", show_default=True, help="Of the shape: fp32, fp16, int8 or int4.")
 @click.option("--activations", default="fp32", show_default=True, help="Of the shape in int8 or int4: fp32 or fp16.")
 @click.option("--flavour", default="ort", show_default=True, help="Of the shape's graphs: ort or standard.")
-@click.option("--block-size", default=64, show_default=True, help="Of the shape's quantization.")
+@click.option("--block-size", type=int, help="Of the shape's quantization.  [default: 32 for 4 bits, 64 for 8]")
 @click.option("--module-layers", default=2, show_default=True, help="Of the shape's module.")
 @click.option("--draft-vocab", type=int, help="Of the shape's module: so many tokens.  [default: all]")
 @click.option("--forced-acceptance", type=float, help="Make the module's proposals right this often, at its cost.")
@@ -52,7 +52,7 @@ def bench(
     precision: str,
     activations: str,
     flavour: str,
-    block_size: int,
+    block_size: int | None,
     module_layers: int,
     draft_vocab: int | None,
     forced_acceptance: float | None,
@@ -117,7 +117,7 @@ def bench(
 
         with stages() as report:
             bundle = random_bundle(
-                str(shape), precision, module_layers, block_size, draft_vocab, flavour, activations, report
+                str(shape), precision, module_layers, block_size or 0, draft_vocab, flavour, activations, report
             )
     with progress("measuring") as update:
         results = run(bundle, options, update)

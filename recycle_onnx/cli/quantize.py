@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=Path)
 @click.argument("out", type=Path)
 @click.option("--bits", type=int, default=4, show_default=True, help="Bits of a weight: 4 or 8.")
-@click.option("--block-size", type=int, default=64, show_default=True, help="Weights that share a scale.")
+@click.option("--block-size", type=int, help="Weights that share a scale.  [default: 32 for 4 bits, 64 for 8]")
 @click.option(
     "--symmetric/--asymmetric", default=False, show_default=True, help="Blocks without a zero point, or with."
 )
@@ -44,7 +44,7 @@ def quantize(
     bundle: Path,
     out: Path,
     bits: int,
-    block_size: int,
+    block_size: int | None,
     symmetric: bool,
     method: str,
     keep: str | None,
@@ -64,14 +64,14 @@ def quantize(
     from recycle_onnx.export.fidelity import Fidelity
 
     parts = None if keep is None else tuple(part.strip() for part in keep.split(",") if part.strip())
-    how = Quantization(bits, block_size, symmetric, method, parts, activations)
+    how = Quantization(bits, block_size or 0, symmetric, method, parts, activations)
     with stages() as report:
         manifest, fidelity = quantize_bundle(bundle, out, how, text=text, compare=compare, force=force, report=report)
     size = sum(file.bytes for file in manifest.files.values())
     if json_:
         click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": manifest.quantization}))
         return
-    click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {block_size}")
+    click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {how.block_size}")
     if table and isinstance(fidelity, Fidelity):
         Console().print(_table(manifest.precision, fidelity))
     else:
@@ -82,7 +82,7 @@ def fidelity_line(precision: str, fidelity: Rounding) -> str:
     """What a quantization costs, in one line, or how to know."""
     from recycle_onnx.export.fidelity import Fidelity
 
-    within = f"verify is within {fidelity.epsilon:.2g} of full"
+    within = "verify is exact here" if fidelity.equal_runs else f"verify is within {fidelity.epsilon:.2g} of full"
     if not isinstance(fidelity, Fidelity):
         return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
     change = fidelity.perplexity / fidelity.perplexity_fp32 - 1
@@ -101,5 +101,6 @@ def _table(precision: str, fidelity: Fidelity) -> Table:
     table.add_row("same best token", "", f"{fidelity.top1_agreement:.2%}")
     if fidelity.acceptance is not None and fidelity.acceptance_fp32 is not None:
         table.add_row("acceptance", f"{fidelity.acceptance_fp32:.2%}", f"{fidelity.acceptance:.2%}")
-    table.add_row("verify against full: within, in logits", "0", f"{fidelity.epsilon:.3g}")
+    within = "exact here" if fidelity.equal_runs else f"within {fidelity.epsilon:.3g} logits"
+    table.add_row("verify against full", "exact", within)
     return table

@@ -16,6 +16,9 @@ from recycle_onnx.export.lazy import row_ranges
 
 BITS = (4, 8)
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+BLOCK_SIZE = {4: 32, 8: 64}
+"""By default: the largest ones whose kernel rounds one row as it rounds several. (Small models want 32 for 4 bits too:
+SmolLM2-135M has a perplexity of 20.2 in float32, 23.4 in blocks of 32 and 28.1 in blocks of 64.)"""
 METHODS = ("mse", "rtn")
 ACTIVATIONS: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
 PARTS = (
@@ -38,7 +41,7 @@ RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are stored: `bits` a value, in blocks of `block_size` values that share a scale.
+    """How weights are stored: `bits` a value, in blocks of `block_size` values that share a scale (0: 32 or 64).
 
     Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
     where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:
@@ -48,7 +51,7 @@ class Quantization:
     """
 
     bits: int = 4
-    block_size: int = 64
+    block_size: int = 0
     symmetric: bool = False
     method: str = ""
     keep: tuple[str, ...] | None = None
@@ -57,6 +60,8 @@ class Quantization:
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", "rtn" if self.bits == 8 else "mse")
+        if not self.block_size:
+            object.__setattr__(self, "block_size", BLOCK_SIZE.get(self.bits, 0))
         if self.keep is None:
             object.__setattr__(self, "keep", KEEP.get(self.bits, ()))
         for name, choices in (

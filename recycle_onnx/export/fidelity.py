@@ -29,11 +29,13 @@ class Rounding:
     """What a quantized bundle by itself tells: how far runs on two tokens of `text` depart from runs on one.
 
     `epsilon` bounds how far below the best logit a token of `verify` may lie when one-token runs score it: twice the
-    largest difference between the logits of a two-token run and of one-token runs.
+    largest difference between the logits of a two-token run and of one-token runs. With `equal_runs` runs of all sizes
+    were equal to the bit, and `verify` is `exact`, on the machine that measured.
     """
 
     text: str
     epsilon: float
+    equal_runs: bool
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def measure(quantized: Bundle, original: Bundle | None, text: Path | None, repor
 def _alone(quantized: Bundle, text: Path | None, report: Report) -> Rounding:
     model = _load(quantized)
     texts = _texts(model, text, PAIRS, report)
-    return Rounding(_name(text, quantized), _epsilon(model, texts, report))
+    return Rounding(_name(text, quantized), _epsilon(model, texts, report), model.equal_runs)
 
 
 def _compared(quantized: Bundle, original: Bundle, text: Path | None, report: Report) -> Fidelity:
@@ -78,6 +80,7 @@ def _compared(quantized: Bundle, original: Bundle, text: Path | None, report: Re
     return Fidelity(
         text=_name(text, original),
         epsilon=_epsilon(model, texts, report),
+        equal_runs=model.equal_runs,
         tokens=len(nats[0]),
         perplexity_fp32=math.exp(float(nats[0].mean())),
         perplexity=math.exp(float(nats[1].mean())),

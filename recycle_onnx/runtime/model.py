@@ -19,6 +19,7 @@ from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoder import CHUNK, Decoder
+from recycle_onnx.runtime.equal_runs import EqualRuns
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.loaded import LoadedHalves
 from recycle_onnx.runtime.prepacked import open_prepacked
@@ -61,6 +62,7 @@ class RecycleModel:
         self.generation_config = read_defaults(bundle.folder / "generation_config.json")
         self.prefill_chunk = CHUNK
         self.calibration = Calibration.find(bundle, self.providers, threads)
+        self._equal_runs = EqualRuns(bundle, self.provider, threads)
         draft = manifest.draft_vocabulary
         self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
@@ -102,6 +104,15 @@ class RecycleModel:
     def providers(self) -> str:
         """Both in one word, `cuda+cpu`, or `cpu` where they are the same."""
         return "+".join(dict.fromkeys(self._providers))
+
+    @property
+    def equal_runs(self) -> bool:
+        """Whether a run on several tokens gives here, to the bit, what runs on one give: so `verify` is `exact`.
+
+        Of int8 and int4 on the CPU. It is tried when it is first asked for, which the first generation that verifies
+        does, in the time of some 40 steps; the user's cache keeps the answer.
+        """
+        return self._equal_runs.known(lambda: self.decoder("full"))
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -245,8 +256,9 @@ class RecycleModel:
             return "exact"
         if strategy == "alternate":
             return "no"
-        same_sums = self.provider == CPU and self.bundle.manifest.precision == "fp32"
-        return "exact" if same_sums else "within_rounding"  # elsewhere kernels go by the number of rows
+        if self.provider == CPU and self.bundle.manifest.precision == "fp32":
+            return "exact"
+        return "exact" if self.equal_runs else "within_rounding"  # kernels may go by the number of rows
 
 
 def _as_ids(prompt: Sequence[int]) -> list[int]:

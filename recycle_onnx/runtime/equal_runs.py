@@ -1,0 +1,110 @@
+"""Whether runs on several tokens give here, to the bit, what runs on one token give: what earns the word `exact`.
+
+That is a property of kernels, and so of a machine. It is tried once, and the answer kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from recycle_onnx import processor
+from recycle_onnx.bundle import Bundle, Manifest
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, write_json
+from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.half import Half
+from recycle_onnx.runtime.provider_table import CPU
+
+VERSION = 1
+"""Of the trial: a new one asks again."""
+SIZES = (2, 3, 4, 5, 8)
+"""Tokens of a run; kernels have tiles of up to four rows and take the rest by ones, twos and threes."""
+PASTS = (7, 252)
+"""Tokens before: few, and so many that the next ones cross the 256 keys that a product sums up at once."""
+
+
+class EqualRuns:
+    """What a trial said: from memory, else from the user's cache, else by a trial now."""
+
+    def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
+        name = f"{bundle.digest[:32]}-{provider}-{threads or 'default'}.json"
+        self._path = cache_folder() / "equal_runs" / name
+        self._key = {"version": VERSION, "processor": processor.identity(), "onnxruntime": ort.__version__}
+        self._answer = None if may_be_equal(bundle.manifest, provider) else False
+        self._lock = threading.Lock()
+
+    def known(self, make_decoder: Callable[[], Decoder]) -> bool:
+        """Whether runs are equal; a fresh decoder is made if that has to be tried."""
+        with self._lock:
+            if self._answer is None:
+                self._answer = self._remembered()
+            if self._answer is None:
+                self._answer = try_runs(make_decoder())
+                self._remember(self._answer)
+            return self._answer
+
+    def _remembered(self) -> bool | None:
+        try:
+            found = read_json(self._path)
+        except (InputError, OSError):  # none, or a damaged one: it is tried again
+            return None
+        equal = found.pop("equal", None)
+        return equal if found == self._key and isinstance(equal, bool) else None
+
+    def _remember(self, equal: bool) -> None:
+        """A cache that cannot be written is no error."""
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {**self._key, "equal": equal})
+
+
+def may_be_equal(manifest: Manifest, provider: str) -> bool:
+    """Whether a trial is worth its time: for int8 and int4 on the CPU, with float32 between the products.
+
+    Elsewhere kernels are chosen by the number of rows, and by more than a few trials could show.
+    """
+    return provider == CPU and manifest.quantization is not None and manifest.graphs["full"].float_type == "float32"
+
+
+def try_runs(decoder: Decoder) -> bool:
+    """Let the full model of a fresh `decoder` read tokens one by one and several at a time, behind two pasts.
+
+    Takes the time of some 40 steps; where already runs on two tokens differ, of 10.
+    """
+    with decoder.exclusive.use():
+        end = decoder.full.cache.limit - 1  # a text's last token is chosen, and never read
+        starts = sorted({max(1, min(start, end - SIZES[-1])) for start in PASTS})
+        return all(_equal_behind(decoder.full, start, min(start + SIZES[-1], end)) for start in starts)
+
+
+def _equal_behind(full: Half, start: int, end: int) -> bool:
+    """Whether runs on several tokens at `start` … `end` - 1 give what runs on one give, behind random keys and values.
+
+    (To read a text instead would take longer than all the rest.)
+    """
+    random, spec = np.random.default_rng(0), full.spec
+    ids = random.integers(spec.vocab_size, size=end).tolist()
+    shape = (spec.num_kv_heads, start, spec.head_dim)
+    full.restore(ids[:start], [random.standard_normal(shape, np.float32) for _ in spec.past_names()])
+    single = _outcome(full, [[token] for token in ids[start:]])
+    for size in SIZES:
+        full.crop(start)
+        several = _outcome(full, [ids[start : start + size]])
+        if not all(np.array_equal(one[: len(more)], more) for one, more in zip(single, several, strict=True)):
+            return False
+    return True
+
+
+def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
+    """Logits [n, V] of the n tokens that the runs read, and their keys and values [n, K, D] in every layer."""
+    start = full.length
+    logits = np.concatenate([full.step(ids, keep=len(ids)).copy() for ids in runs])
+    return [logits, *(rows[:, start:].swapaxes(0, 1).copy() for rows in full.cache.rows())]
