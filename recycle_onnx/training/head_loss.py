@@ -68,7 +68,7 @@ class _HeadLoss(torch.autograd.Function):
 
 def _loss_and_gradient(logits: Tensor, ids: Tensor, target: Tensor, overlap: float) -> tuple[Tensor, Tensor]:
     """Nats of all rows together, and their gradient with respect to the logits [rows, V]."""
-    share = target / target.sum(-1, keepdim=True).clamp(min=1e-9)
+    share = target / target.sum(-1, keepdim=True).clamp(min=1e-30)
     q = logits.softmax(-1)
     known = q.gather(-1, ids)
     nats = -(share * known.clamp(min=1e-30).log()).sum()

@@ -57,6 +57,12 @@ class TrainingOptions:
     draft_vocab: int | None = None
     optimizer: Optimizer = "adamw"
 
+    def windows_of_budget(self) -> int | None:
+        """Windows that the budget reads in all; None where it is one of time, or open."""
+        if self.steps is not None:
+            return self.steps * self.batch_size
+        return None if self.tokens is None else math.ceil(self.tokens / self.sequence_length)
+
     def check(self) -> None:
         """Refuse what is out of range.
 

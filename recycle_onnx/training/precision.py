@@ -47,7 +47,7 @@ def best_precision(device: torch.device, notice: Callable[[str], None]) -> Preci
     speeds = product_speeds(device)
     best = max(speeds, key=lambda precision: speeds[precision])
     shown = ", ".join(f"{speed:,.0f} in {precision}" for precision, speed in speeds.items())
-    notice(f"training in {best}: matrix products here reach {shown} (billions of operations per second)")
+    notice(f"note: training in {best}: matrix products here reach {shown} (billions of operations per second)")
     return best
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,9 @@ class Reader:
         measured = None
         if held_out:
             measured = self._own(held_out, 0) if options.regenerate else self._documents(held_out)
-        return split(name, parts, measured, most=HELD_OUT_WINDOWS)
+        corpus = split(name, parts, measured, most=HELD_OUT_WINDOWS)
+        wanted = None if options.joint else options.windows_of_budget()
+        return corpus if wanted is None else replace(corpus, train=_spread(corpus.train, wanted))
 
     def _documents(self, paths: Sequence[Path]) -> Windows:
         base = self.checkpoint
@@ -66,3 +68,13 @@ class Reader:
         digest = self.checkpoint.base_weights.digest()
         with self.stage("the base writes") as progress:
             return OwnText(self.model.full, digest, script, openings, rows, length, options.seed).windows(progress)
+
+
+def _spread(parts: tuple[Windows, ...], wanted: int) -> tuple[Windows, ...]:
+    """No more than `wanted` windows, evenly over the text: a short training need not let the base read all of it."""
+    total = sum(map(len, parts))
+    if total <= wanted:
+        return parts
+    shares = [min(len(part), max(1, wanted * len(part) // total)) for part in parts]
+    places = [np.linspace(0, len(part) - 1, share).astype(int) for part, share in zip(parts, shares, strict=True)]
+    return tuple(part[chosen] for part, chosen in zip(parts, places, strict=True))

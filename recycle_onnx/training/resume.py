@@ -44,15 +44,24 @@ def save_state(folder: Path, state: State) -> None:
         Path(name).unlink(missing_ok=True)
 
 
+def check_state(folder: Path) -> None:
+    """Say no at once where there is nothing to resume.
+
+    Raises:
+        InputError: there is no state.
+    """
+    if not (folder / STATE).exists():
+        raise InputError(f"{folder}: no unfinished training to resume; train without --resume")
+
+
 def load_state(folder: Path, options: dict[str, Any]) -> State:
     """Read the state of a training under these options.
 
     Raises:
         InputError: there is none, it is damaged, or it was made under other options or data.
     """
+    check_state(folder)
     path = folder / STATE
-    if not path.exists():
-        raise InputError(f"{folder}: no unfinished training to resume; train without --resume")
     try:
         state = State(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:  # torch.load raises whatever its parts do

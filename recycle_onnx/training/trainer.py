@@ -14,7 +14,7 @@ from recycle_onnx.training.data import batches
 from recycle_onnx.training.interruption import Interruption
 from recycle_onnx.training.log import Log
 from recycle_onnx.training.options import Ended, Progress, TrainingOptions, TrainingResult
-from recycle_onnx.training.resume import discard_state
+from recycle_onnx.training.resume import check_state, discard_state
 from recycle_onnx.training.saving import Saver
 from recycle_onnx.training.setup import Setup, Stage, set_up, silent_stage
 from recycle_onnx.training.stepper import Stepper
@@ -45,6 +45,8 @@ def train(
         InputError: no module, no text, a base that cannot be changed, or options out of range.
         RecycleError: the loss is not finite, or the disk is full; what was saved before is kept.
     """
+    if resume and folder.is_dir():
+        check_state(folder)
     with set_up(folder, data, held_out or [], options, notice, stage) as setup:
         setup.fill_caches(stage)
         run = _Run(setup)

@@ -21,8 +21,8 @@ from tests import tiny
 from tests.reference.launched import launch, own_processes
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
-OPTIONS = TrainingOptions(steps=20, batch_size=8, sequence_length=32, learning_rate=5e-3)
-ARGUMENTS = ("--batch-size", 8, "--sequence-length", 32, "--lr", 5e-3)
+OPTIONS = TrainingOptions(steps=20, batch_size=8, sequence_length=32, learning_rate=5e-3, precision="fp32")
+ARGUMENTS = ("--batch-size", 8, "--sequence-length", 32, "--lr", 5e-3, "--precision", "fp32")
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="gloo and POSIX signals")
 

@@ -239,7 +239,8 @@ def test_the_module_gets_a_card_that_says_how_it_was_made(checkpoint: Path, text
     result = train(checkpoint, [text], OPTIONS)
     card = (checkpoint / "recycler" / "README.md").read_text()
     rates = ", ".join(f"{rate:.1%}" for rate in result.held_out_acceptance)
-    assert f"| 1 | frozen | given | 30 x 4 x 32 | 3 | {result.seconds:.0f} |" in card
+    assert f"| 30 x 4 x 32 | 3 | {result.seconds:.0f} |" in card
+    assert "| 1 | frozen | given, 3,168 tokens |" in card
     assert f"| {rates} |" in card
 
 
@@ -262,7 +263,7 @@ def test_training_describes_the_base_as_the_one_it_was_trained_on(joint: bool, c
 def test_what_was_learnt_is_published_and_joined(checkpoint: Path, text: Path, tmp_path: Path) -> None:
     train(checkpoint, [text], OPTIONS)
     assert run("publish", checkpoint, tmp_path / "module", "--no-check").exit_code == 0
-    assert "| 1 | frozen | given | 30 x 4 x 32 | 3 |" in (tmp_path / "module" / "README.md").read_text()
+    assert "| 1 | frozen | given, 3,168 tokens | 30 x 4 x 32 | 3 |" in (tmp_path / "module" / "README.md").read_text()
     assert (tmp_path / "module" / "training.jsonl").read_bytes().count(b"\n") == 30
     done = run("attach", checkpoint, tmp_path / "joined", "--module", tmp_path / "module", "--check")
     assert done.exit_code == 0, done.stderr
