@@ -52,6 +52,10 @@ class GraphQuantizer(Rewriter):
         self._quantized: dict[LazyWeight, Stored] = {}
 
     @abstractmethod
+    def round_alike(self, graph: ir.Graph) -> None:
+        """Let runs on one token of `graph` round as runs on several do, on a CPU."""
+
+    @abstractmethod
     def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
         """Write the blocks of one matrix."""
 
@@ -86,6 +90,8 @@ class GraphQuantizer(Rewriter):
         super().rewrite(graph, writer)
         if self.how.float_type == "float16":
             to_half_precision(graph)
+        elif graph.name == "full":  # what the module only proposes may round as it likes
+            self.round_alike(graph)
 
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
         """Scales and weights that are not quantized have the type of the activations."""

@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from recycle_onnx.export.block_quantizer import Blocks, Quantization
 from recycle_onnx.export.external_data import ExternalDataWriter
-from recycle_onnx.export.flavours.spare_row import add_spare_row
+from recycle_onnx.export.flavours.second_row import add_to_group_query_attention
 from recycle_onnx.export.quantize_graph import GraphQuantizer, Stored, initializers, same_bytes
 
 MICROSOFT = "com.microsoft"
@@ -19,11 +19,9 @@ INT8_ACTIVATIONS = 4
 class OrtQuantizer(GraphQuantizer):
     """MatMulNBits and GatherBlockQuantized over the same bytes: rows of blocks."""
 
-    def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
-        """Replace products, and on CPUs let the full model's runs of all sizes round alike."""
-        super().rewrite(graph, writer)
-        if graph.name == "full" and self.how.float_type == "float32":
-            add_spare_row(graph)
+    def round_alike(self, graph: ir.Graph) -> None:
+        """A second row in attention, where there is one (MatMulNBits needs none up to blocks of 32, of 8 bits 64)."""
+        add_to_group_query_attention(graph)
 
     def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
         """Write the blocks as they are."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, pack, unpack
 from recycle_onnx.export.external_data import ExternalDataWriter
+from recycle_onnx.export.flavours.second_row import add_to_attention
 from recycle_onnx.export.quantize_graph import GraphQuantizer, Stored, initializers, same_bytes
 
 TYPES = {
@@ -26,6 +27,10 @@ TYPES = {
 
 class StandardQuantizer(GraphQuantizer):
     """Matrices [K, N] of small integers, also where rows of [N, K] are gathered: tied ones are stored once."""
+
+    def round_alike(self, graph: ir.Graph) -> None:
+        """A second row in attention, where there is one."""
+        add_to_attention(graph)
 
     def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
         """Write the blocks' transpose: integers [K, N], scales and zero points [K / block size, N]."""
