@@ -25,7 +25,7 @@ def attend(
     """What the queries [B, heads, S, D] read in keys and values [B, KV heads, T, D], and each row in its own `chain`.
 
     `mask` [S, T] says which keys a row may see; without it a row sees the keys up to its own number. Scores are
-    multiplied by `scale`, and bounded by `cap` as in Gemma 2.
+    multiplied by `scale`, and bounded by `cap`: cap · tanh(score / cap) (arXiv 2408.00118).
     """
     if cap is None and not chain and query.shape[2] > FEW_ROWS:
         return functional.scaled_dot_product_attention(

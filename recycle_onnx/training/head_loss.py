@@ -25,7 +25,7 @@ def head_loss(
 
     The target gives `probabilities` [T, K] to the rows `ids` [T, K] of the head; the cross-entropy takes them as all
     there is. With a weight `overlap` the loss also counts what a sampled proposal is refused, 1 - sum(min(p, q))
-    (arXiv 2602.23881). `cap` bounds the logits as Gemma 2 does (arXiv 2408.00118). The head gets no gradient.
+    (arXiv 2602.23881). `cap` bounds the logits: cap · tanh(logit / cap) (arXiv 2408.00118). The head gets no gradient.
     """
     nats, best = _HeadLoss.apply(states, head, ids, probabilities, overlap, cap)  # type: ignore[no-untyped-call]
     return HeadLoss(nats, best)
