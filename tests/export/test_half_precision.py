@@ -118,7 +118,9 @@ def small_halved(sample_bundle: Path, precision: str, tmp_path_factory: pytest.T
 
 
 def tensors_of(bundle: Path, kind: str) -> dict[str, onnx.TensorProto]:
-    return {tensor.name: tensor for tensor in onnx.load(bundle / graph_file(kind)).graph.initializer}
+    """Without the lengths of the second row in attention, which graphs for GPUs lack."""
+    tensors = onnx.load(bundle / graph_file(kind)).graph.initializer
+    return {tensor.name: tensor for tensor in tensors if not tensor.name.startswith("second_row.")}
 
 
 @pytest.mark.parametrize("kind", ["full", "recycler"])
