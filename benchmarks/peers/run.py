@@ -30,11 +30,12 @@ from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import DraftVocabulary, Quantization, export, quantize_bundle
 
 HERE = Path(__file__).parent
-DEFAULT = "block 64, output 8 bits (the default)"
+DEFAULT = "block 32, output 8 bits (the default)"
 RECIPES = {
     "block 32": Quantization(block_size=32, method="rtn", keep=("projection",)),
     "block 64": Quantization(block_size=64, method="rtn", keep=("projection",)),
     DEFAULT: Quantization(method="rtn"),
+    "block 64, output 8 bits": Quantization(block_size=64, method="rtn"),
     "block 128": Quantization(block_size=128, method="rtn", keep=("projection",)),
     "block 128, output 8 bits": Quantization(block_size=128, method="rtn"),
 }

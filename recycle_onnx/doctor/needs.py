@@ -10,7 +10,6 @@ from recycle_onnx.contract import GraphSpec
 from recycle_onnx.doctor.bandwidth import Bandwidth
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.memory import Memory
-from recycle_onnx.runtime.kv_cache import SPARE
 
 BITS = {"int4": 4.6, "int8": 8.6, "fp16": 16.0, "fp32": 32.0}
 """Of a weight in the embedding, scales included."""
@@ -40,7 +39,7 @@ def find(manifest: Manifest, bandwidth: Bandwidth) -> Needs:
     step = full_step_bytes(manifest)
     return Needs(
         weights_bytes=sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data")),
-        cache_bytes=(manifest.context_length + SPARE) * sum(_row_bytes(spec) for spec in manifest.graphs.values()),
+        cache_bytes=manifest.context_length * sum(_row_bytes(spec) for spec in manifest.graphs.values()),
         context_length=manifest.context_length,
         full_step_bytes=step,
         tokens_per_second=1e9 * bandwidth.all_threads_gb_s / step,

@@ -13,14 +13,12 @@ from recycle_onnx.contract import ATTENTION_MASK, GraphSpec
 from recycle_onnx.runtime.memory import HOST, Array, Buffer, Memory
 
 FIRST_CAPACITY = 256
-
-
 SPARE = 1
-"""Rows behind the capacity: there a graph may put a row that makes a run of one token round as longer ones do."""
+"""A row behind the text: there a graph may put one that makes a run on one token round as longer ones do."""
 
 
 class KVCache:
-    """Buffers [1, K, capacity + SPARE, D] that grow as the text grows, and a mask that tells how much is valid.
+    """Buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how much is valid.
 
     Rolling back is shortening: rows beyond `length` are overwritten by the next run. The mask is on the host always;
     the buffers are where the session wants them, and are copied only to grow, to be saved and to be restored.
@@ -91,7 +89,8 @@ class KVCache:
         self.buffers = []
 
     def _buffer(self, place: Memory) -> Buffer:
-        shape = (1, self._spec.num_kv_heads, self.capacity + SPARE, self._spec.head_dim)
+        rows = min(self.capacity + SPARE, self.limit)  # the last token that a context has room for is never read
+        shape = (1, self._spec.num_kv_heads, rows, self._spec.head_dim)
         return place.zeros(shape, self._spec.float_type)
 
     def _grown(self, buffer: Buffer, place: Memory) -> Buffer:

@@ -28,6 +28,7 @@ from tests import tiny
 from tests.prompts import story_prompts
 from tests.reference.families import CASES, GROUPED, SIZES, reference, write, write_with_module
 from tests.reference.models import torch_model
+from tests.x86 import x86
 
 TOLERANCE = 1e-4
 LENGTH = 40
@@ -169,6 +170,20 @@ def test_int4_generates(trained: Path) -> None:
         graph = onnx.load(out / graph_file(kind), load_external_data=False).graph
         assert not [node.name for node in graph.node if node.op_type in ("MatMul", "FusedMatMul")]
     assert recycle_onnx.load(out).generate([0, 5, 9], max_new_tokens=8).tokens
+
+
+@x86
+@pytest.mark.parametrize("flavour", ["ort", "standard"])
+def test_quantized_runs_of_all_sizes_agree_to_the_bit(flavour: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Whatever a family has between attention's rows: windows, caps, norms, layers without positions."""
+    done = export(checkpoint, tmp_path / "small", flavour=flavour, quantization=Quantization(8), compare=False)
+    assert done.fidelity is not None
+    assert done.fidelity.equal_runs
+    full = recycle_onnx.load(tmp_path / "small").decoder("full").full
+    single = [full.step([token], keep=1)[-1].copy() for token in IDS]
+    for start in range(1, LENGTH - 3):
+        full.crop(start)
+        assert np.array_equal(full.step(IDS[start : start + 3], keep=3), single[start : start + 3])
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt2", "gpt_neox"], scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,8 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime import equal_runs
 from recycle_onnx.runtime.model import RecycleModel
 from tests.prompts import LONG_STORY, story_prompts
+from tests.x86 import x86
 
-x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="was measured on x86 processors only")
 SIZES = (2, 3, 4, 8, 16)
 SETTINGS: list[dict[str, Any]] = [
     *({"strategy": "verify", "chain": chain} for chain in (1, 2, 3, 4)),
