@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 from zlib import error as ZlibError
 
 from recycle_onnx.errors import InputError
@@ -33,7 +33,7 @@ def read_documents(paths: Sequence[Path], field: str = "text") -> Iterator[str]:
 def _documents(path: Path, field: str) -> Iterator[str]:
     try:
         with _open(path) as file:
-            yield from _json_lines(path, file, field) if ".jsonl" in path.suffixes else _split(file)
+            yield from _texts(path, file, field) if ".jsonl" in path.suffixes else _split(file)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path}: no such text file") from error
     except UnicodeDecodeError as error:
@@ -59,14 +59,22 @@ def _split(file: TextIO) -> Iterator[str]:
     yield "".join(parts)
 
 
-def _json_lines(path: Path, file: TextIO, field: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+def json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
+    """The number and the value of every line that is not blank; `path` says in errors where the lines are from.
+
+    Raises:
+        InputError: a line is not JSON.
+    """
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+
+
+def _texts(path: Path, file: TextIO, field: str) -> Iterator[str]:
+    for number, value in json_lines(path, file):
         text = value.get(field) if isinstance(value, dict) else None
         if not isinstance(text, str):
             known = ", ".join(value) if isinstance(value, dict) else type(value).__name__

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from recycle_onnx.documents import json_lines
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_text
 from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate, Message
@@ -51,7 +51,7 @@ def read_prompts(path: Path, field: str | None = None) -> list[Prompt]:
     Raises:
         InputError: no such file, not UTF-8, nothing in it, or a line without a prompt, which is named.
     """
-    prompts = list(_json_lines(path, field) if path.suffix == ".jsonl" else _lines(path))
+    prompts = list(_json_prompts(path, field) if path.suffix == ".jsonl" else _lines(path))
     if not prompts:
         raise InputError(f"{path}: is empty; expected a prompt a line")
     return prompts
@@ -61,14 +61,8 @@ def _lines(path: Path) -> Iterator[Prompt]:
     return (_asked(line) for line in read_text(path).splitlines() if line.strip())
 
 
-def _json_lines(path: Path, field: str | None) -> Iterator[Prompt]:
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+def _json_prompts(path: Path, field: str | None) -> Iterator[Prompt]:
+    for number, value in json_lines(path, read_text(path).split("\n")):
         names = FIELDS if field is None else (field,)
         values = [value[name] for name in names if name in value] if isinstance(value, dict) else []
         prompt = _prompt(values[0]) if values else None

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai as genai
+from worker import nats_of, serve
 
 folder, threads = Path(sys.argv[1]), int(sys.argv[2])
 config = json.loads((folder / "genai_config.json").read_text())
@@ -35,15 +36,10 @@ def generate(prompt, new_tokens, stop=()):
 def score(ids):
     work = generator(len(ids) + 1)
     work.append_tokens(np.array(ids, np.int32))
-    logits = work.get_output("logits")[0, :-1].astype(np.float64)
+    logits = work.get_output("logits")[0, :-1]
     if len(logits) != len(ids) - 1:
         sys.exit(f"{folder}: its graph gives logits of {len(logits) + 1} tokens of {len(ids)}")
-    logits -= logits.max(-1, keepdims=True)
-    nats = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]
-    return {"nats": float(nats.sum()), "tokens": len(nats)}
+    return nats_of(logits, ids)
 
 
-print("ready", flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)
+serve(generate, score)

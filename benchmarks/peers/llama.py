@@ -8,7 +8,6 @@ speculation, checked in one batch of the last token and the proposals:
 """
 
 import ctypes
-import json
 import random
 import sys
 import time
@@ -16,6 +15,7 @@ import time
 import llama_cpp
 import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
+from worker import nats_of, serve
 
 CONTEXT, BATCH = 2048, 512
 path, threads = sys.argv[1], int(sys.argv[2])
@@ -84,13 +84,7 @@ def generate(prompt, new_tokens, stop=(), lookup=0, chain=0, rate=0.0, seed=0):
 
 def score(ids):
     llama_cpp.llama_memory_clear(memory, True)
-    rows = np.array(logits(ids, 0, len(ids))[:-1], np.float64)
-    rows -= rows.max(-1, keepdims=True)
-    nats = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids) - 1), ids[1:]]
-    return {"nats": float(nats.sum()), "tokens": len(nats)}
+    return nats_of(logits(ids, 0, len(ids))[:-1], ids)
 
 
-print("ready", flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)
+serve(generate, score)

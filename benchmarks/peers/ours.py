@@ -4,8 +4,9 @@ Requests name a `strategy`. With `chain` and `rate` the module's proposals are r
 module's real cost. A request to score is answered for `alternate` too (`alternate_nats`): the mean of both orders.
 """
 
-import json
 import sys
+
+from worker import serve
 
 import recycle_onnx
 from recycle_onnx.bench.forced import ForcedProposer, Script
@@ -36,7 +37,4 @@ def score(ids):
     return answer
 
 
-print("ready", flush=True)
-for line in sys.stdin:
-    request = json.loads(line)
-    print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)
+serve(generate, score)

@@ -9,7 +9,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
 
 
 class Worker:
@@ -38,3 +41,19 @@ class Worker:
     def close(self) -> None:
         """Let the process end."""
         self.process.communicate()
+
+
+def serve(generate: Callable[..., dict[str, Any]], score: Callable[[list[int]], dict[str, Any]]) -> None:
+    """Answer requests until the input ends: the engine's side."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)
+
+
+def nats_of(logits: Any, ids: Sequence[int]) -> dict[str, Any]:
+    """The answer to a request to score `ids`, from the logits [len(ids) - 1, V] after all but the last."""
+    rows = np.array(logits, np.float64)
+    rows -= rows.max(-1, keepdims=True)
+    nats = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids) - 1), ids[1:]]
+    return {"nats": float(nats.sum()), "tokens": len(nats)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -124,6 +125,11 @@ class Weights:
 
     def digest(self) -> str:
         """SHA-256 over the files' own SHA-256, in the order of their names."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hashed once: a training asks for it several times, and hundreds of megabytes take a second."""
         return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
 
 

@@ -88,7 +88,7 @@ class CachedTargets:
         """
         lacking, read = self._lacking(), 0
         total = sum(shard.windows.size for shard in lacking)
-        _make_room(self.missing * self._window_bytes, self._limit, self._shards)
+        _make_room(sum(len(shard.windows) for shard in lacking) * self._window_bytes, self._limit, self._shards)
         for shard in lacking:
             targets = []
             for start in range(0, len(shard.windows), AT_ONCE):
