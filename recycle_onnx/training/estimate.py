@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import NamedTuple, TypeVar
 
 import psutil
@@ -21,10 +22,11 @@ from recycle_onnx.training import head_loss, storage
 from recycle_onnx.training.budget import DEFAULT_MINUTES, Budget
 from recycle_onnx.training.data import batches
 from recycle_onnx.training.options import Precision, TrainingOptions
-from recycle_onnx.training.own_text import AT_ONCE, write_windows
+from recycle_onnx.training.own_text import AT_ONCE, write_windows, writers
 from recycle_onnx.training.precision import multiplies_bf16, product_speeds
 from recycle_onnx.training.script import Opening, Turn
 from recycle_onnx.training.setup import Setup, set_up
+from recycle_onnx.training.side_by_side import side_by_side
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.target_cache import bytes_a_token
 
@@ -198,11 +200,16 @@ def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
 
 
 def writing_speed(setup: Setup) -> float:
-    """Tokens a second that the base writes, from a few tokens of as many texts as it writes together."""
-    opening = Opening((0,), 0)
+    """Tokens per second that the base writes, from a few tokens of as many texts as it writes together."""
+    model, begun = setup.model.full, [Opening((0,), 0)] * AT_ONCE
     turns = (Turn(frozenset(), (), (1.0,)),)
-    seconds, windows = timed(lambda: write_windows(setup.model.full, [opening] * AT_ONCE, turns, TIMED_TOKENS, 0))
-    return windows.numel() / seconds
+
+    def write(seed: int, stopped: Event) -> int:
+        return write_windows(model, begun, turns, TIMED_TOKENS, seed, stopped).numel()
+
+    files = writers(model)
+    seconds, written = timed(lambda: sum(side_by_side(write, range(files), files)))
+    return written / seconds
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:

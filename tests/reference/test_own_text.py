@@ -67,11 +67,42 @@ def test_a_chat_model_writes_both_sides(chat: Path) -> None:
     script = Script.of(chat, 0.7)
     question, answer = script.turns
     tokenizer = script.tokenizer
-    assert tokenizer.decode(list(script.start.ids), skip_special_tokens=False) == "[user]"
+    assert tokenizer.decode(list(script.starts[0].ids), skip_special_tokens=False) == "[user]"
     assert (question.ends, answer.ends) == (frozenset({0}), frozenset({0}))
     assert tokenizer.decode(list(question.then)) == "[assistant]"
     assert tokenizer.decode(list(answer.then)) == "[user]"
     assert answer.temperatures[0] == 0.7 < question.temperatures[0]
+
+
+def test_half_of_a_chat_models_texts_begin_with_a_question_that_is_begun_for_it(chat: Path) -> None:
+    script = Script.of(chat, 0.7)
+    texts = [script.tokenizer.decode(list(opening.ids), skip_special_tokens=False) for opening in script.starts]
+    half = len(texts) // 2
+    assert set(texts[:half]) == {"[user]"}
+    assert len(set(texts[half:])) == half
+    assert "[user]Complete the following code:\n\ndef" in texts
+    assert {opening.turn for opening in script.starts} == {0}
+    rows = OwnText(full_model(chat), "base", script, [], half + 2, 32, 0).windows(silent)
+    for row, opening in zip(rows[half:].tolist(), script.starts[half:], strict=False):
+        assert tuple(row[: len(opening.ids)]) == opening.ids[:32]
+
+
+def test_ctrl_c_keeps_the_files_that_are_written(
+    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_text, "AT_ONCE", 4)
+    text = OwnText(full_model(checkpoint), "base", Script.of(checkpoint, 0.8), [], 4000, 64, 0)
+
+    def interrupt(written: int, total: int, unit: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+
+    threads = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt):
+        text.windows(interrupt)
+    assert 1 <= len(list(cache.glob("*.u32"))) < 100
+    assert {path.stat().st_size for path in cache.iterdir()} == {4 * 64 * 4}
+    assert torch.get_num_threads() == threads
 
 
 def test_a_turn_that_ends_is_followed_by_the_other_speakers(checkpoint: Path) -> None:
@@ -93,7 +124,7 @@ def test_a_turn_that_ends_is_followed_by_the_other_speakers(checkpoint: Path) ->
 def test_a_base_without_a_template_goes_on_after_the_end_of_a_text(checkpoint: Path) -> None:
     script = Script.of(checkpoint, 0.9)
     (turn,) = script.turns
-    assert script.start.ids == turn.then == (0,)
+    assert script.starts[0].ids == turn.then == (0,)
     assert turn.ends == frozenset({0})
 
 
