@@ -13,6 +13,7 @@ from weakref import proxy
 from tokenizers import Tokenizer
 
 from recycle_onnx.contract import Kind
+from recycle_onnx.errors import OvertakenError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import Decoder, Work
@@ -123,6 +124,7 @@ class Generation:
         self._started = time.perf_counter()
         self._first = self._last = self._started
         self._counts, self._work = strategies.Counts(), Work()
+        self._text: Work | None = None  # the caches are this generation's as long as their work is this one
         self._cancelled = False
         # A generator that held its generation, and the caches with it, would be a cycle: freed some time later.
         self._tokens = Generation._generate(proxy(self))
@@ -166,7 +168,7 @@ class Generation:
         try:
             while not self._cancelled:
                 choice = self._step(choices)
-                self._work = self.decoder.work
+                self._work = self._text = self.decoder.work
                 if choice is None:
                     return
                 if not self._cancelled:
@@ -177,6 +179,11 @@ class Generation:
             self.finish_reason = "cancelled"
 
     def _step(self, choices: Iterator[strategies.Choice]) -> strategies.Choice | None:
+        if self._text is not None and self._text is not self.decoder.work:
+            raise OvertakenError(
+                "the caches of this generation have read another text since; it cannot go on: "
+                "give each generation its own decoder, or end one before the next one begins"
+            )
         self.decoder.watch = self._watch
         try:
             return next(choices, None)
