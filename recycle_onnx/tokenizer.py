@@ -10,7 +10,10 @@ from recycle_onnx.errors import InputError
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json` in `folder`.
+    """Read `tokenizer.json` in `folder`: how text becomes tokens, and nothing else.
+
+    Such a file may also say how texts were batched when it was saved. That is not followed: truncation would cut
+    prompts, and padding would put tokens into them that nobody wrote.
 
     Raises:
         InputError: missing or damaged.
@@ -19,6 +22,9 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not path.exists():
         raise InputError(f"{path}: no such file; expected the model's tokenizer")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise InputError(f"{path}: not a tokenizer that `tokenizers` can read ({error})") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
