@@ -131,7 +131,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
                 self.tok_encode(context)[new - self.max_length :],
                 GREEDY,
                 max_new_tokens=new,
-                strategy=None if self.decoding == "full" else "alternate",
+                strategy="full" if self.decoding == "full" else "alternate",
                 temperature=options.get("temperature", 0.0),
                 stop=until,
             )
