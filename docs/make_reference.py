@@ -28,6 +28,7 @@ CHAPTERS = {
         "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
         "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.processors.StatefulProcessor",
         "runtime.processors.Follower", "errors.RecycleError", "errors.InputError", "errors.OvertakenError",
+        "errors.NotFiniteError",
     ),
     "Make a bundle": (
         "checkpoint.attach.attach", "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",
