@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint or bundle."""
+"""The tokenizer of a checkpoint or bundle, and the special tokens that its config names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -28,3 +29,13 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def special_token(path: Path, name: str) -> str | None:
+    """The text of a special token (`eos_token`) in a tokenizer_config.json: a string, or an object that holds one.
+
+    None where it names none, or there is no such file.
+    """
+    token = read_json(path).get(name) if path.exists() else None
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
