@@ -27,7 +27,8 @@ CHAPTERS = {
         "runtime.generation.Generation", "runtime.generation.Token", "runtime.generation.Result",
         "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
         "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.processors.StatefulProcessor",
-        "runtime.processors.Follower", "errors.RecycleError", "errors.InputError",
+        "runtime.processors.Follower", "errors.RecycleError", "errors.InputError", "errors.OvertakenError",
+        "errors.NotFiniteError",
     ),
     "Make a bundle": (
         "checkpoint.attach.attach", "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",

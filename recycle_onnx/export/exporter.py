@@ -25,6 +25,7 @@ from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
+from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
 
 SMALL = 1_000_000_000
@@ -76,10 +77,11 @@ def export(
     chosen = flavour_named(flavour)
     quantization = quantization and chosen.suited(quantization)
     with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
-        eos = _write_text_files(source, folder)
+        ends = _write_text_files(source, folder)
         draft = _choose(draft_vocabulary, source)
         specs = _write_graphs(source, folder, draft, chosen, chosen.rewriter(quantization, report))
         manifest = _manifest(source, specs, folder, draft, chosen)
+        manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
         if quantization is not None:
             manifest = as_quantized(manifest, quantization)
         manifest.write(folder / MANIFEST)
@@ -140,21 +142,23 @@ def _write_graphs(
     return specs
 
 
-def _write_text_files(source: Checkpoint, folder: Path) -> list[int]:
-    """Copy tokenizer and configs, add what the runtime and genai need; give the ids that end a text."""
+def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
+    """Copy tokenizer and configs, add what the runtime and genai need; give the tokens that end a text."""
     origin = source.base_folder
-    load_tokenizer(origin)  # refuses a missing or damaged one
+    tokenizer = load_tokenizer(origin)  # refuses a missing or damaged one
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             shutil.copyfile(origin / name, folder / name)
     if came_from := read_source(source.folder, origin):
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)
+    named = stop_ids(origin, tokenizer)
+    ids = [token for token in named if token < source.base.vocab_size]
+    if ids:
+        generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     write_json(folder / "generation_config.json", generation)
-    eos = generation.get("eos_token_id")
-    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     write_json(folder / "genai_config.json", genai_config(source.base, generation.get("bos_token_id"), ids))
-    return ids
+    return describe_ends({token: named[token] for token in ids}, tokenizer)
 
 
 def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:

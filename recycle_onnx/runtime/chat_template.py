@@ -31,6 +31,24 @@ class ChatTemplate:
     special_tokens: bool = False
     stops: tuple[str, ...] = field(default=())
 
+    def frames(self, *roles: str) -> list[str] | None:
+        """What the template puts before the text of each message, of one message for each of the roles.
+
+        None where it leaves a message's text out, or changes it.
+
+        Raises:
+            InputError: the template refuses such messages.
+        """
+        marks = [f"qz{number}zq" for number in range(len(roles))]
+        text = self.render([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
+        frames = []
+        for mark in marks:
+            before, there, text = text.partition(mark)
+            if not there:
+                return None
+            frames.append(before)
+        return frames
+
     @classmethod
     def find(
         cls, folder: Path, name: str | None = None, variables: Mapping[str, Any] = MappingProxyType({})

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from recycle_onnx.errors import RecycleError
 
 
+class BusyError(RecycleError):
+    """Another thread is using it now."""
+
+
 class Exclusive:
     """A right to use something that threads may ask for, but not wait for."""
 
@@ -22,14 +26,15 @@ class Exclusive:
         """Use it for a block.
 
         Raises:
-            RecycleError: another thread uses it now, or it was closed.
+            BusyError: another thread uses it now.
+            RecycleError: it was closed.
         """
         free = self._lock.acquire(blocking=False)
         try:
             if self._closed:
                 raise RecycleError("the model was closed; load it again")
             if not free:
-                raise RecycleError(
+                raise BusyError(
                     "another thread is using this generation or conversation; "
                     "give each thread its own: model.stream(…), model.conversation(…) or chat.fork()"
                 )

@@ -8,7 +8,7 @@ from weakref import WeakSet
 import onnxruntime as ort
 
 from recycle_onnx.contract import GraphSpec
-from recycle_onnx.errors import RecycleError
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.decoder import Decoder
 
 Sessions = tuple[ort.InferenceSession, ort.InferenceSession | None]
@@ -31,13 +31,28 @@ class LoadedHalves:
             RecycleError: closed.
         """
         with self._lock:
-            if self._sessions is None:
-                raise RecycleError("the model was closed; load it again")
-            full, recycler = self._sessions
+            full, recycler = self._loaded()
             sessions = (full, recycler if module else None)
             made = Decoder(sessions, (self.specs[0], self.specs[1] if module else None), context_length, chunk)
             self._decoders.add(made)
             return made
+
+    def check_own(self, decoder: Decoder) -> None:
+        """Refuse caches that another model made: its keys and values mean nothing here.
+
+        Raises:
+            InputError: they are another model's.
+            RecycleError: closed.
+        """
+        with self._lock:
+            self._loaded()
+            if decoder not in self._decoders:
+                raise InputError("the decoder is another model's; expected one that this model's decoder(…) made")
+
+    def _loaded(self) -> Sessions:
+        if self._sessions is None:
+            raise RecycleError("the model was closed; load it again")
+        return self._sessions
 
     def close(self) -> None:
         """Wait for the steps in progress, then free sessions and caches, whoever still holds one.

@@ -27,7 +27,7 @@ from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.provider_table import CPU
 from recycle_onnx.runtime.providers import Place, Placement, options_of_module, place, register_library
 from recycle_onnx.runtime.sessions import open_original
-from recycle_onnx.runtime.strategies import NAMES, Plan
+from recycle_onnx.runtime.strategies import NAMES, NEEDING_MODULE, Plan
 from recycle_onnx.runtime.structured import Constraints
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.tokenizer import load_tokenizer
@@ -171,13 +171,18 @@ class RecycleModel:
         """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`, …) as they become final.
 
         Its `result` holds what `generate` would give. A `decoder` that read another text before (`decoder("auto")`
-        makes one) reads only what is new of this one.
+        makes one) reads only what is new of this one. From the first token on it belongs to this generation: one that
+        used it before cannot go on, and raises `OvertakenError`.
+
+        Raises:
+            InputError: as `generate`, or a `decoder` of another model, or one without the module that the strategy
+                needs.
         """
         return self._start(prompt, (config or self.generation_config).updated(**overrides), progress, decoder)
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        return self._decoder(module=strategy in ("auto", "alternate", "verify"))
+        return self._decoder(module=strategy in ("auto", *NEEDING_MODULE))
 
     def _decoder(self, *, module: bool) -> Decoder:
         made = self._halves.decoder(self.bundle.manifest.context_length, self.prefill_chunk, module=module)
@@ -216,7 +221,7 @@ class RecycleModel:
         stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
         constraint = None if config.constraint is None else self._constraints.prepare(config.constraint, stop_ids)
         return Generation(
-            decoder=decoder or self._decoder(module=plan.needs_module),
+            decoder=self._checked(decoder, plan) if decoder else self._decoder(module=plan.needs_module),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,
@@ -228,6 +233,16 @@ class RecycleModel:
             logprobs=config.logprobs,
             progress=progress,
         )
+
+    def _checked(self, decoder: Decoder, plan: Plan) -> Decoder:
+        """The caches to use again, where they are this model's, and the module's too where the strategy asks it."""
+        self._halves.check_own(decoder)
+        if decoder.recycler is None and plan.strategy in NEEDING_MODULE:
+            raise InputError(
+                f"strategy {plan.strategy!r} needs the module's caches, and this decoder has none; "
+                f"make one with decoder({plan.strategy!r})"
+            )
+        return decoder
 
     def _strategy(self, strategy: str | None) -> str:
         name = strategy or self.bundle.manifest.default_strategy

@@ -18,6 +18,8 @@ from recycle_onnx.runtime.proposals import ConstraintProposer, LookupProposer, M
 from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
+NEEDING_MODULE = ("alternate", "verify")
+"""Those that cannot do without the module; `auto` can."""
 LONGEST_CHAIN = STEP_ROWS - 1
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 
@@ -38,7 +40,7 @@ class Plan:
     @property
     def needs_module(self) -> bool:
         """Whether the module will ever be asked."""
-        return self.strategy in ("alternate", "verify") or (self.strategy == "auto" and self.module_trained)
+        return self.strategy in NEEDING_MODULE or (self.strategy == "auto" and self.module_trained)
 
     @classmethod
     def make(

@@ -144,6 +144,7 @@ class Service:
         result = job.result
         assert result is not None
         assert result.finish_reason != "cancelled"
+        assert result.finish_reason != "error"
         return result.finish_reason, answers.Usage.of(result, order.config.seed)
 
 

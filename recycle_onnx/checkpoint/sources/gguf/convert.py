@@ -47,7 +47,7 @@ def convert(
     write_json(folder / "config.json", config)
     write_json(folder / "generation_config.json", vocabulary.generation_config())
     write_safetensors(folder / "model.safetensors", file, tensors, progress)
-    write_source(folder, _source(file, keys))
+    write_source(folder, {**_source(file, keys), "stop_ids": vocabulary.named_ends()})
 
 
 def _vocab_size(file: GgufFile, vocabulary: Vocabulary) -> int:
