@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.untrusted import check_regular
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -16,6 +17,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         InputError: missing or damaged.
     """
     path = folder / "tokenizer.json"
+    check_regular(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; expected the model's tokenizer")
     try:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from recycle_onnx.checkpoint.base import Shapes
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256
+from recycle_onnx.untrusted import check_regular, is_plain_name
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
@@ -135,6 +136,7 @@ class Weights:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
+    check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -153,6 +155,8 @@ def _shards(index: Path) -> list[Path]:
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, Mapping) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
         raise InputError(f"{index}: expected a 'weight_map' that names the shards")
+    if odd := sorted(name for name in set(mapping.values()) if not is_plain_name(name)):
+        raise InputError(f"{index}: names the shard {odd[0]!r:.100}; expected names of files beside it")
     shards = [index.parent / name for name in sorted(set(mapping.values()))]
     if missing := [path for path in shards if not path.is_file()]:
         raise InputError(
