@@ -12,8 +12,9 @@ import re
 import shutil
 import stat
 from collections.abc import Callable, Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from recycle_onnx.errors import InputError
 
@@ -41,7 +42,7 @@ def is_plain_name(name: object) -> bool:
     return isinstance(name, str) and PLAIN_NAME.fullmatch(name) is not None
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to be read; anything else that answers to a name could be waited for, or read, for ever.
 
     Raises:

@@ -95,11 +95,8 @@ class Weights:
             InputError: names the first tensor that is missing, or has another shape or type.
         """
         where = self.files[0] if len(self.files) == 1 else self.files[0].parent
-        for name, shape in expected.items():
-            if name not in self._tensors:
-                raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
-            if (found := self.shape(name)) != shape:
-                raise InputError(f"{where}: {name} has shape {list(found)}; the config implies {list(shape)}")
+        check_shapes(where, {name: tensor.shape for name, tensor in self._tensors.items()}, expected)
+        for name in expected:
             if (kind := self.stored_type(name)) not in FLOAT_TYPES:
                 raise InputError(f"{where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
 
@@ -132,6 +129,19 @@ class Weights:
     def _digest(self) -> str:
         """Hashed once: a training asks for it several times, and hundreds of megabytes take a second."""
         return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
+
+
+def check_shapes(where: Path, found: Shapes, expected: Shapes) -> None:
+    """Compare the tensors that a file has with what the config implies.
+
+    Raises:
+        InputError: names the first tensor that is missing, or has another shape.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
+        if found[name] != shape:
+            raise InputError(f"{where}: {name} has shape {list(found[name])}; the config implies {list(shape)}")
 
 
 @contextmanager

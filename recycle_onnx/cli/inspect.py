@@ -125,8 +125,8 @@ def _describe_module(module: Module) -> dict[str, Any]:
 
 
 def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, Any]:
-    sizes = [half.get("parameters") for half in (base, recycler) if half]
-    ratio = sizes[1] / sizes[0] if len(sizes) > 1 and all(sizes) else None
+    whole, part = base.get("parameters"), recycler and recycler.get("parameters")
+    ratio = part / whole if whole and part else None
     return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
 
 
