@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
+from recycle_onnx.untrusted import check_regular
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -20,6 +21,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         InputError: missing or damaged.
     """
     path = folder / "tokenizer.json"
+    check_regular(path)
     if not path.exists():
         raise InputError(f"{path}: no such file; expected the model's tokenizer")
     try:

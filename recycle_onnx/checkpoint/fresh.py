@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, read_json, write_json
 from recycle_onnx.tokenizer import load_tokenizer
+from recycle_onnx.untrusted import copy_file
 
 DEVIATION = 0.02
 SHARD = 2**28
@@ -83,7 +83,7 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
     files = [source / name for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
     for path in files if source.is_dir() else [source]:
         if path.exists():
-            shutil.copyfile(path, folder / (path.name if source.is_dir() else "tokenizer.json"))
+            copy_file(path, folder / (path.name if source.is_dir() else "tokenizer.json"))
     load_tokenizer(folder)
     path = folder / "tokenizer_config.json"
     if not path.exists():

@@ -145,7 +145,8 @@ def _describe_module(module: Module) -> dict[str, Any]:
 
 
 def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, Any]:
-    ratio = recycler["parameters"] / base["parameters"] if recycler else None
+    whole, part = base.get("parameters"), recycler and recycler.get("parameters")
+    ratio = part / whole if whole and part else None
     return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
 
 
@@ -175,9 +176,12 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ratio = f" ({found['parameter_ratio']:.1%} of the base)" if found["parameter_ratio"] else ""
         untrained = "" if found["module_trained"] else ", untrained"
         rows.append(
-            ("module", f"layers {recycler['num_layers']}, {recycler['parameters']:,} parameters{ratio}{untrained}")
+            (
+                "module",
+                f"layers {recycler.get('num_layers')}, {recycler.get('parameters', 0):,} parameters{ratio}{untrained}",
+            )
         )
-        rows += [(f"module {name}", _text(recycler[name])) for name in CONVENTIONS]
+        rows += [(f"module {name}", _text(recycler.get(name))) for name in CONVENTIONS]
     else:
         rows.append(("module", "none"))
     if "strategies" in found:

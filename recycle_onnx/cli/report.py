@@ -29,12 +29,6 @@ if TYPE_CHECKING:
     from recycle_onnx.export.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
-CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
-
-
-def printable(text: str) -> str:
-    """A model's text without the characters that drive a terminal: it could clear the screen, or set the clipboard."""
-    return text.translate(CONTROL)
 
 
 def as_json(value: object) -> str:

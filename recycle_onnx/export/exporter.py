@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_j
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
+from recycle_onnx.untrusted import copy_file
 
 SMALL = 1_000_000_000
 """Bytes of float32 weights that are not too many to load for a comparison."""
@@ -148,7 +148,7 @@ def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(origin)  # refuses a missing or damaged one
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
-            shutil.copyfile(origin / name, folder / name)
+            copy_file(origin / name, folder / name)
     if came_from := read_source(source.folder, origin):
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)

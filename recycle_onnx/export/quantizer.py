@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from recycle_onnx.export.lazy import Known, load_lazily
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.files import new_folder
+from recycle_onnx.untrusted import copy_file
 
 
 def quantize_bundle(
@@ -46,7 +46,7 @@ def quantize_bundle(
         _write_graphs(source, folder, flavour.rewriter(how, report))
         for name in source.manifest.files:
             if (source.folder / name).exists() and not (folder / name).exists():
-                shutil.copyfile(source.folder / name, folder / name)
+                copy_file(source.folder / name, folder / name)
         files = describe_files(folder, sorted(path.name for path in folder.iterdir()))
         manifest = replace(as_quantized(source.manifest, how), files=files)
         manifest.write(folder / MANIFEST)

@@ -10,6 +10,7 @@ from typing import Any
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, read_text
+from recycle_onnx.untrusted import check_regular
 
 Message = dict[str, Any]
 """`role` (`system`, `user` or `assistant`) and `content`, a text; a template may know more fields."""
@@ -88,6 +89,7 @@ def _templates(folder: Path) -> dict[str, str]:
     """Templates by name: a file of its own comes before the tokenizer's config, as transformers has it."""
     given = _config(folder).get("chat_template")
     if (folder / "chat_template.jinja").exists():
+        check_regular(folder / "chat_template.jinja")
         given = read_text(folder / "chat_template.jinja")
     try:
         if isinstance(given, list):

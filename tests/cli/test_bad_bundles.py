@@ -11,7 +11,7 @@ import pytest
 
 from recycle_onnx.bundle import describe_files
 from recycle_onnx.files import read_json, write_json
-from tests.cli.command import assert_refused, run
+from tests.cli.command import assert_refused, names, run
 
 BINDING = ("model.onnx", "model.onnx.data", "recycler.onnx", "recycler.onnx.data", "tokenizer.json")
 
@@ -24,6 +24,13 @@ def bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def edit_manifest(bundle: Path, **values: object) -> None:
     write_json(bundle / "recycle.json", read_json(bundle / "recycle.json") | values)
+
+
+def vouch(bundle: Path, name: str) -> None:
+    """List a file as it is now."""
+    described = describe_files(bundle, [name])[name]
+    files = read_json(bundle / "recycle.json")["files"]
+    edit_manifest(bundle, files={**files, name: {"bytes": described.bytes, "sha256": described.sha256}})
 
 
 @pytest.mark.parametrize("name", BINDING)
@@ -54,10 +61,7 @@ def test_weights_altered_behind_an_unchanged_time_are_found_by_verify(bundle: Pa
 
 def test_a_graph_that_the_manifest_vouches_for_but_is_none_is_a_failure(bundle: Path) -> None:
     (bundle / "model.onnx").write_bytes(b"no graph at all")
-    described = describe_files(bundle, ["model.onnx"])["model.onnx"]
-    files = read_json(bundle / "recycle.json")["files"]
-    files["model.onnx"] = {"bytes": described.bytes, "sha256": described.sha256}
-    edit_manifest(bundle, files=files)
+    vouch(bundle, "model.onnx")
     assert_refused(run("generate", bundle, "the cat"), 1, "model.onnx", "cannot load")
 
 
@@ -90,16 +94,90 @@ def test_a_manifest_without_its_parts_is_damaged(key: str, bundle: Path) -> None
     assert_refused(run("generate", bundle, "the cat"), 2, "recycle.json", key)
 
 
-def test_what_nobody_foresaw_is_one_line_too(bundle: Path) -> None:
-    base = read_json(bundle / "recycle.json")["base"]
-    edit_manifest(bundle, base={"context_length": base["context_length"]})
+def test_what_nobody_foresaw_is_one_line_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("recycle_onnx.bundle.check_is_bundle", fail)
     assert_refused(run("inspect", bundle), 1, "unexpected KeyError", "--debug")
 
 
-def test_a_file_outside_the_bundle_is_not_followed(bundle: Path) -> None:
+def test_a_base_without_its_sizes_is_refused(bundle: Path) -> None:
+    base = read_json(bundle / "recycle.json")["base"]
+    edit_manifest(bundle, base={"context_length": base["context_length"]})
+    assert_refused(run("inspect", bundle), 2, "recycle.json", "no 'num_layers'")
+
+
+STRANGE_NAMES = ("../elsewhere", "/etc/passwd", "a/b.json", "..", "", ".bashrc", "a\\b.json", "notes.txt", "a\n.json")
+
+
+@pytest.mark.parametrize("name", STRANGE_NAMES)
+def test_a_name_that_is_no_plain_file_of_a_bundle_is_not_followed(name: str, bundle: Path) -> None:
+    elsewhere = bundle.parent / "elsewhere"
+    elsewhere.write_text("a secret")
+    described = describe_files(bundle.parent, ["elsewhere"])["elsewhere"]
     files = read_json(bundle / "recycle.json")["files"]
-    edit_manifest(bundle, files={**files, "../elsewhere": {"bytes": 1, "sha256": "0"}})
-    assert_refused(run("generate", bundle, "the cat"), 2, "../elsewhere")
+    edit_manifest(bundle, files={**files, name: {"bytes": described.bytes, "sha256": described.sha256}})
+    out = bundle.parent / "out"
+    for arguments in (("generate", bundle, "the cat"), ("quantize", bundle, out / "q"), ("mtp", bundle, out / "m")):
+        assert_refused(run(*arguments), 2, "recycle.json", "plain names")
+    assert names(bundle.parent) == ["bundle", "elsewhere"]
+
+
+def test_a_link_that_leads_out_of_a_bundle_is_not_followed(bundle: Path) -> None:
+    for name in ("model.onnx.data", "tokenizer.json", "generation_config.json", "chat_template.jinja", "recycle.json"):
+        moved = bundle.parent / name
+        if (bundle / name).exists():
+            (bundle / name).rename(moved)
+        else:
+            moved.write_text("{{ messages }}")
+        (bundle / name).symlink_to(moved)
+        for arguments in (("generate", bundle, "the cat"), ("quantize", bundle, bundle.parent / "out")):
+            assert_refused(run(*arguments), 2, name, "a link that leads out", str(moved))
+        (bundle / name).unlink()
+        moved.rename(bundle / name)
+
+
+def test_a_bundle_of_links_in_the_hub_s_cache_is_loaded(bundle: Path, tmp_path: Path) -> None:
+    model = tmp_path / "models--org--name"
+    snapshot = model / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (model / "blobs").mkdir()
+    for number, path in enumerate(sorted(bundle.iterdir())):
+        path.rename(model / "blobs" / f"hash{number}")
+        (snapshot / path.name).symlink_to(f"../../blobs/hash{number}")
+    assert run("generate", snapshot, "the cat", "-n", "2").exit_code == 0
+
+
+SPECIAL = {"a pipe": os.mkfifo, "a device": lambda path: Path(path).symlink_to("/dev/zero"), "a folder": os.mkdir}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["recycle.json", "generation_config.json", "tokenizer.json", "model.onnx"])
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_neither_waited_for_nor_read_for_ever(kind: str, name: str, bundle: Path) -> None:
+    (bundle / name).unlink()
+    SPECIAL[kind](bundle / name)
+    for arguments in (("generate", bundle, "the cat"), ("quantize", bundle, bundle.parent / "out")):
+        assert_refused(run(*arguments), 2, name, "expected a regular file")
+
+
+@pytest.mark.parametrize("location", ["../victim.data", "/etc/passwd", "other.data", "*/_ORT_MEM_ADDR_/*"])
+def test_a_graph_reads_weights_from_listed_files_only(location: str, bundle: Path) -> None:
+    import onnx_ir as ir
+
+    shutil.copyfile(bundle / "model.onnx.data", bundle.parent / "victim.data")
+    shutil.copyfile(bundle / "model.onnx.data", bundle / "other.data")
+    model = ir.load(bundle / "model.onnx")
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value._location = location
+            break
+    ir.save(model, bundle / "model.onnx")
+    vouch(bundle, "model.onnx")
+    for arguments in (("generate", bundle, "the cat"), ("quantize", bundle, bundle.parent / "out")):
+        assert_refused(run(*arguments), 2, "model.onnx", repr(location), "does not list")
 
 
 def test_what_is_no_bundle_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
