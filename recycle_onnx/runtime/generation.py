@@ -17,6 +17,7 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import Decoder, Work
 from recycle_onnx.runtime.logprobs import logprobs
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.proposals import Proposer
 from recycle_onnx.runtime.sampling import Chooser
 from recycle_onnx.runtime.text import StopStrings, TextStream
@@ -131,7 +132,7 @@ class Generation:
         return self
 
     def __next__(self) -> Token:
-        with self.decoder.exclusive.use():
+        with self.decoder.exclusive.use(), at_work():
             return next(self._tokens)
 
     def __aiter__(self) -> AsyncIterator[Token]:

@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError, TextError
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.processors import FORBIDDEN, Floats, Ids
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Constraints:
         """
         if not stop_ids:
             raise InputError("stop-ids is empty; expected a token that ends the text where its constraint is complete")
-        matcher = self._matcher(_grammar(constraint), stop_ids)
+        with at_work():
+            matcher = self._matcher(_grammar(constraint), stop_ids)
         if matcher.is_error():
             raise InputError(f"{constraint} is not one to follow: {_one_line(matcher.get_error())}")
         return Constrained(matcher, self._vocab_size, sorted(stop_ids))
