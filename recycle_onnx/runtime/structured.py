@@ -148,6 +148,11 @@ class Constrained:
         """The follower of one new text; the prompt is not a part of it."""
         return Matching(self.matcher, self.vocab_size, self.stop_ids)
 
+    def try_first_token(self) -> None:
+        """Find out once what a text may begin with, which for some constraints takes longer than all before."""
+        nothing = np.empty(0, np.int64)
+        self.start(nothing)(nothing, np.zeros(self.vocab_size, np.float32))
+
 
 class Matching:
     """Follows one text with a copy of a matcher that has read nothing."""
