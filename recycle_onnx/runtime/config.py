@@ -158,7 +158,13 @@ class GenerationConfig:
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed, self.min_p)
 
     def updated(self, **overrides: Unpack[Overrides]) -> GenerationConfig:
-        """The same with some settings replaced, checked again."""
+        """The same with some settings replaced, checked again.
+
+        A new `max_new_tokens` lowers the `min_new_tokens` that there was, unless a new one is given with it.
+        """
+        most = overrides.get("max_new_tokens")
+        if isinstance(most, int) and most < self.min_new_tokens:
+            overrides.setdefault("min_new_tokens", max(0, most))
         return replace(self, **overrides) if overrides else self
 
     def check_vocabulary(self, size: int) -> None:

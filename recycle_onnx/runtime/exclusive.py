@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from recycle_onnx.errors import RecycleError
+from recycle_onnx.runtime.native import check_not_forked
 
 
 class BusyError(RecycleError):
@@ -20,6 +22,7 @@ class Exclusive:
         self._lock = threading.Lock()
         self._user: int | None = None
         self._closed = False
+        self._process = os.getpid()
 
     @contextmanager
     def use(self) -> Iterator[None]:
@@ -27,8 +30,9 @@ class Exclusive:
 
         Raises:
             BusyError: another thread uses it now.
-            RecycleError: it was closed.
+            RecycleError: it was closed, or this process is a fork of the one it is from.
         """
+        check_not_forked(self._process)
         free = self._lock.acquire(blocking=False)
         try:
             if self._closed:

@@ -19,6 +19,7 @@ from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import Decoder, Work
 from recycle_onnx.runtime.exclusive import BusyError
 from recycle_onnx.runtime.logprobs import logprobs
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.proposals import Proposer
 from recycle_onnx.runtime.sampling import Chooser
 from recycle_onnx.runtime.text import StopStrings, TextStream
@@ -136,7 +137,7 @@ class Generation:
 
     def __next__(self) -> Token:
         try:
-            with self.decoder.exclusive.use():
+            with self.decoder.exclusive.use(), at_work():
                 return next(self._tokens)
         except (StopIteration, BusyError):
             raise

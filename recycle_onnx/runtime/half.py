@@ -13,6 +13,7 @@ from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_K
 from recycle_onnx.errors import InputError, NotFiniteError
 from recycle_onnx.runtime.kv_cache import KVCache
 from recycle_onnx.runtime.memory import HOST, Buffer, HostBuffer, Memory, input_memory, output_memory
+from recycle_onnx.runtime.native import run
 from recycle_onnx.runtime.providers import folds_defaults
 from recycle_onnx.runtime.step_states import STEP_ROWS, States, StepStates
 
@@ -71,7 +72,7 @@ class _Call:
             self.binding.bind_ortvalue_input(name, value)
         if self._copies_mask:
             self._cache.bind_mask(self.binding)
-        session.run_with_iobinding(self.binding)
+        run(session, self.binding)
         if self._taps:
             np.concatenate(self._taps, axis=2, out=self._hidden_out.read())
         return self.logits

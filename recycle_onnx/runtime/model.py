@@ -22,6 +22,7 @@ from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.equal_runs import EqualRuns
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.loaded import LoadedHalves
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.provider_table import CPU
@@ -83,7 +84,7 @@ class RecycleModel:
     def close(self) -> None:
         """Free sessions and caches; generations and conversations that are still about raise from then on.
 
-        Waits for steps in progress, in whatever thread.
+        Waits for steps in progress, in whatever thread. What glibc's allocator keeps for later goes back to the system.
 
         Raises:
             RecycleError: called from within a step, by a callback or a processor.
@@ -112,6 +113,7 @@ class RecycleModel:
         Of int8 and int4 on the CPU. It is tried when it is first asked for, which the first generation that verifies
         does, in the time of some 40 steps; the user's cache keeps the answer.
         """
+        self._halves.check_process()
         return self._equal_runs.known(lambda: self.decoder("full"))
 
     @property
@@ -208,6 +210,7 @@ class RecycleModel:
     def _start(
         self, prompt: str | Sequence[int], config: GenerationConfig, progress: Progress, decoder: Decoder | None
     ) -> Generation:
+        self._halves.check_process()
         strategy = self._strategy(config.strategy)
         plan = Plan.make(strategy, config.chain, config.min_confidence, self.calibration, self.module_trained)
         ids = self._prompt_ids(prompt)
@@ -326,4 +329,5 @@ def load(
     full = place(provider, provider_options or {}, bundle.manifest)
     own = options_of_module(recycler_provider, recycler_provider_options)
     other = None if recycler_provider is None else place(recycler_provider, own, bundle.manifest)
-    return RecycleModel(bundle, full, threads, opener, progress, other)
+    with at_work():
+        return RecycleModel(bundle, full, threads, opener, progress, other)

@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError, TextError
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.processors import FORBIDDEN, Floats, Ids
 
 if TYPE_CHECKING:
@@ -112,7 +113,8 @@ class Constraints:
         """
         if not stop_ids:
             raise InputError("stop-ids is empty; expected a token that ends the text where its constraint is complete")
-        matcher = self._matcher(_grammar(constraint), stop_ids)
+        with at_work():
+            matcher = self._matcher(_grammar(constraint), stop_ids)
         if matcher.is_error():
             raise InputError(f"{constraint} is not one to follow: {_one_line(matcher.get_error())}")
         return Constrained(matcher, self._vocab_size, sorted(stop_ids))
@@ -145,6 +147,11 @@ class Constrained:
     def start(self, prompt: Ids) -> Matching:
         """The follower of one new text; the prompt is not a part of it."""
         return Matching(self.matcher, self.vocab_size, self.stop_ids)
+
+    def try_first_token(self) -> None:
+        """Find out once what a text may begin with, which for some constraints takes longer than all before."""
+        nothing = np.empty(0, np.int64)
+        self.start(nothing)(nothing, np.zeros(self.vocab_size, np.float32))
 
 
 class Matching:

@@ -21,7 +21,7 @@ from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.generation import Token
 from recycle_onnx.serve import answers, openapi, schema
-from recycle_onnx.serve.access import Guard
+from recycle_onnx.serve.access import guarded
 from recycle_onnx.serve.dialects import Chat, Dialect, Label, Text
 from recycle_onnx.serve.engine import Engine, Order
 from recycle_onnx.serve.errors import ApiError
@@ -44,6 +44,7 @@ class Service:
         self.workers = Workers(limits, lambda result: self.metrics.count(result))
         self.metrics = Metrics(self.workers)
         self.started = int(time.time())
+        self._parsing = asyncio.Lock()
         self._document = openapi.document(__version__, with_token)
 
     def routes(self) -> list[Route]:
@@ -104,7 +105,9 @@ class Service:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise ApiError(415, "not_json", f"the body is declared as {media or 'nothing'}; expected application/json")
-        asked = schema.parse(await self.limits.read_body(request), kind)
+        body = await self.limits.read_body(request)
+        async with self._parsing:  # half a second for megabytes: others have their turn between two of them
+            asked = schema.parse(body, kind)
         self._check_name(asked.model)
         return asked
 
@@ -114,7 +117,8 @@ class Service:
         try:
             if not asked.stream:
                 tokens = await _unless_gone(request, _all(job))
-                return _json(dialect.whole(tokens, *self._outcome(job, order)))
+                # in another thread: thousands of tokens with their alternatives are seconds of work
+                return await asyncio.to_thread(lambda: _json(dialect.whole(tokens, *self._outcome(job, order))))
             first = await _unless_gone(request, anext(job))
         except BaseException:
             job.cancel()
@@ -222,11 +226,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def make_app(service: Service, token: str | None = None, local_names_only: bool = True) -> ASGIApp:
+def make_app(
+    service: Service, token: str | None = None, local_names_only: bool = True, origins: frozenset[str] = frozenset()
+) -> ASGIApp:
     """The server's ASGI application."""
     routes = service.routes()
     handlers = {HTTPException: _on_http_error, ClientDisconnect: _on_gone}
     ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
     app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
-    guarded = Guard(app, token, local_names_only)
-    return Counted(guarded, service.metrics, frozenset(route.path for route in routes))
+    behind = guarded(app, token, local_names_only, origins)
+    return Counted(behind, service.metrics, frozenset(route.path for route in routes))

@@ -181,3 +181,14 @@ def test_the_command_line_has_every_control(tiny_bundle: Path) -> None:
     assert [entry["top_logprobs"][0]["id"] for entry in shown["logprobs"]] == [
         entry["top_logprobs"][0]["id"] for entry in expected.logprobs or []
     ]
+
+
+def test_a_new_limit_lowers_the_least_that_there_was() -> None:
+    """A bundle's `min_new_tokens` is no reason to refuse a short answer that somebody asks for."""
+    bundles = GenerationConfig(min_new_tokens=32)
+    assert bundles.updated(max_new_tokens=8).min_new_tokens == 8
+    assert bundles.updated(max_new_tokens=64).min_new_tokens == 32
+    with pytest.raises(InputError, match="min-new-tokens is 32"):
+        bundles.updated(max_new_tokens=8, min_new_tokens=32)
+    with pytest.raises(InputError, match="max-new-tokens is 0"):
+        bundles.updated(max_new_tokens=0)
