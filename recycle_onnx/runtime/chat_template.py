@@ -116,12 +116,5 @@ def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Seque
         from recycle_onnx.runtime.jinja import compiled
     except ImportError as error:
         raise InputError(f"{where} needs jinja2: pip install 'recycle-onnx[chat]'") from error
-    template = compiled(text, where)
-
-    def render(messages: Sequence[Message]) -> str:
-        try:
-            return template.render(messages=[dict(m) for m in messages], add_generation_prompt=True, **context)
-        except Exception as error:  # a template is a program: it may raise anything
-            raise InputError(f"{where} refuses these messages: {error}") from error
-
-    return render
+    render = compiled(text, where)
+    return lambda messages: render({"add_generation_prompt": True, **context, "messages": [dict(m) for m in messages]})
