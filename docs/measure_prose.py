@@ -5,7 +5,7 @@
     python docs/measure_prose.py --longest 5
 
 Sentences are those of paragraphs and list items: code, tables and headings are left out. A sentence ends at a full
-stop, question mark or exclamation mark before a capital, and where its paragraph or item ends.
+stop, question mark or exclamation mark before a space, and where its paragraph or item ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MOST_WORDS = 20
 """Words a sentence that a page may have on average."""
 MOST_COLUMNS = 100
 ITEM = re.compile(r"\s*(?:[-*]|\d+\.)\s+")
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')*]*\s+(?=[\"'(*`\[]*[A-Z0-9])")
+SENTENCE_END = re.compile(r"(?<=[.!?])[\"')*]*\s+")
 LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 NO_PROSE = re.compile(r"\s*(?:\||#|<!--|!\[|---)")
 
