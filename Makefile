@@ -14,6 +14,7 @@ REFERENCE = .venv-reference/$(BIN)
 PEERS = .venv-peers/$(BIN)
 OPENVINO = .venv-openvino/$(BIN)
 RAY = .venv-ray/$(BIN)
+DOCS = .venv-docs/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 
@@ -26,7 +27,7 @@ QUESTIONS = "Explain to a child why the sky is blue." "Why do cats purr?"
 PROMPT = "Once upon a time, a little fox"
 TORCH ?= torch>=2.13
 
-.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray lint format clean
+.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray lint format docs dist clean
 
 demo: $(DEMO_VENV)/ready  ## SmolLM2-135M alone and with its module; without an index to fetch it from, the stories sample
 	@if $(DEMO)/python samples/fetch_base.py $(BASE); \
@@ -77,6 +78,14 @@ format: .venv/ready
 	$(DEV)/ruff check --fix .
 	$(DEV)/ruff format .
 
+docs: .venv-docs/ready  ## the site, in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict
+
+dist: .venv/ready  ## what is published: sdist and wheel, and the runtime's wheel, in build/dist
+	rm -rf build/dist
+	$(DEV)/python -m hatchling build -d build/dist
+	cd packaging/runtime && $(CURDIR)/$(DEV)/python -m hatchling build -t wheel -d $(CURDIR)/build/dist
+
 $(DEMO_VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(DEMO_VENV)
 	$(DEMO)/python $(PIP_INSTALL) -e ".[export,gguf,chat]"
@@ -85,6 +94,11 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(DEV)/python $(PIP_INSTALL) -e ".[dev]"
+	touch $@
+
+.venv-docs/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	$(DOCS)/python $(PIP_INSTALL) -e ".[docs]"
 	touch $@
 
 .venv-ray/ready: pyproject.toml
@@ -121,5 +135,6 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 	touch $@
 
 clean:
-	rm -rf .venv $(DEMO_VENV) .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx
+	rm -rf .venv $(DEMO_VENV) .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx \
+		.venv-docs build
 	rm -rf $(DEMO_FILES)

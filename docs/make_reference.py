@@ -7,6 +7,8 @@ griffe reads the package without importing it.
 
 from __future__ import annotations
 
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +17,13 @@ from griffe import Class, DocstringSectionKind, Function, ParameterKind
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
+COLUMNS = 100
 INTRODUCTION = """# Reference
 
-Generated from the docstrings by `docs/make_reference.py`. How these are used: [embedding](embedding.md),
-[generation](generation.md), [training](training.md), [modules](modules.md), [evaluation](evaluation.md). Errors
-are `InputError` for what was given, `RecycleError` for anything else.
+Generated from the docstrings by `docs/make_reference.py`. How these are used:
+[embedding](embedding.md), [generation](generation.md), [training](training.md),
+[modules](modules.md), [evaluation](evaluation.md). Errors are `InputError` for what was given,
+`RecycleError` for anything else.
 """
 CHAPTERS = {
     "Load and generate": (
@@ -73,7 +77,7 @@ def _object(thing: Class | Function) -> Iterator[str]:
     if thing.is_function:
         return
     if fields := [field for field in thing.attributes.values() if _shown(field.name) and field.docstring]:
-        yield from (f"- `{field.name}: {field.annotation}`: {_line(field.docstring.value)}" for field in fields)
+        yield from (_item(f"`{field.name}: {field.annotation}`", field.docstring.value) for field in fields)
         yield ""
     for method in thing.functions.values():
         if _shown(method.name):
@@ -106,19 +110,26 @@ def _signature(thing: Class | Function, name: str | None = None) -> str:
 def _text(thing: Class | Function) -> Iterator[str]:
     for section in thing.docstring.parsed if thing.docstring else ():
         if section.kind is DocstringSectionKind.text:
-            yield f"{section.value}\n"
+            yield from (f"{_filled(paragraph)}\n" for paragraph in section.value.split("\n\n"))
         elif section.kind is DocstringSectionKind.parameters:
-            yield from (f"- **{given.name}**: {_line(given.description)}" for given in section.value)
+            yield from (_item(f"**{given.name}**", given.description) for given in section.value)
             yield ""
         elif section.kind is DocstringSectionKind.raises:
-            yield from (f"- raises **{error.annotation}**: {_line(error.description)}" for error in section.value)
+            yield from (_item(f"raises **{error.annotation}**", error.description) for error in section.value)
             yield ""
         else:
             raise ValueError(f"{thing.path}: no rendering of a section of {section.kind.value}")
 
 
-def _line(text: str) -> str:
-    return " ".join(text.split())
+def _item(name: str, description: str) -> str:
+    return _filled(f"- {name}: {description}", indent="  ")
+
+
+def _filled(text: str, indent: str = "") -> str:
+    """A paragraph or an item in lines of the page's width, none of which begins as an item would."""
+    whole = re.sub(r" (?=[-+*#>] |\d+\. )", "\0", " ".join(text.split()))
+    lines = textwrap.fill(whole, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return lines.replace("\0", " ")
 
 
 if __name__ == "__main__":
