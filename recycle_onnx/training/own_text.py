@@ -15,11 +15,11 @@ from torch import Tensor
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
+from recycle_onnx.script import Opening, Script, Turn
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.data import Windows
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.precision import computing, precision_of
-from recycle_onnx.training.script import Opening, Script, Turn
 
 LIKELIEST = 50
 """Tokens that a sample is drawn from. A small model's unlikelier ones derail a text, and the rest of it with them."""
