@@ -14,9 +14,9 @@ import recycle_onnx
 from recycle_onnx.checkpoint.sources.gguf import convert
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
+from recycle_onnx.script import Script
 from recycle_onnx.stop_ids import known_ends, stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
-from recycle_onnx.training.script import Script
 from tests import tiny
 from tests.cli.command import run
 from tests.gguf_writer import write_gguf

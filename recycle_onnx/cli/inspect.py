@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
+from recycle_onnx.cli.fidelity import fidelity_line, method_line
 from recycle_onnx.cli.report import as_json
 from recycle_onnx.provenance import read_source
 from recycle_onnx.runtime.config import read_defaults
@@ -168,8 +169,13 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
     for end in found.get("stop_ids", ()):
         rows.append((f"ends at {end['id']} {end['token'] or ''}", ", ".join(end["named_by"])))
     if quantization := found.get("quantization"):
-        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name != "fidelity"]
-        rows += [(f"fidelity {name}", _text(value)) for name, value in quantization.get("fidelity", {}).items()]
+        told = ("fidelity", "calibration")
+        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name not in told]
+        if made := method_line(quantization):
+            rows.append(("calibration", made))
+        if cost := quantization.get("fidelity"):
+            rows.append(("fidelity", fidelity_line(found["precision"], quantization)))
+            rows += [(f"fidelity {name}", _text(value)) for name, value in cost.items()]
     if size := found.get("draft_vocabulary"):
         rows.append(("draft vocabulary", f"{size:,} tokens"))
     if recycler:

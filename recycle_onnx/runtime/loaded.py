@@ -60,6 +60,7 @@ class LoadedHalves:
         if self._sessions is None:
             raise RecycleError("the model was closed; load it again")
         return self._sessions
+
     def check_process(self) -> None:
         """Refuse to be used in a forked child, before any lock is waited for.
 

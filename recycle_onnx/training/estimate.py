@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.script import Opening, Turn
 from recycle_onnx.training import head_loss, storage
 from recycle_onnx.training.budget import DEFAULT_MINUTES, Budget
 from recycle_onnx.training.data import batches
 from recycle_onnx.training.options import Precision, TrainingOptions
 from recycle_onnx.training.own_text import AT_ONCE, writers
 from recycle_onnx.training.precision import multiplies_bf16, product_speeds
-from recycle_onnx.training.script import Opening, Turn
 from recycle_onnx.training.setup import Setup, set_up
 from recycle_onnx.training.side_by_side import side_by_side
 from recycle_onnx.training.stepper import Stepper

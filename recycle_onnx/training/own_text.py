@@ -14,9 +14,9 @@ import torch
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
+from recycle_onnx.script import Opening, Script
 from recycle_onnx.training.data import Windows
 from recycle_onnx.training.model import FullModel
-from recycle_onnx.training.script import Opening, Script
 from recycle_onnx.training.side_by_side import side_by_side
 from recycle_onnx.training.target_cache import TargetFiles
 from recycle_onnx.training.writer import LIKELIEST, write_windows

@@ -11,11 +11,11 @@ import numpy as np
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.progress import Progress
+from recycle_onnx.script import Opening, Script
 from recycle_onnx.training.data import Corpus, Windows, cut, split
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.own_text import OwnText
-from recycle_onnx.training.script import Opening, Script
 from recycle_onnx.training.target_cache import TargetFiles
 from recycle_onnx.training.tokens import tokenise
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from recycle_onnx.script import Opening, Turn
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.precision import computing, precision_of
-from recycle_onnx.training.script import Opening, Turn
 from recycle_onnx.training.targets import Targets, targets_of, targets_of_last
 
 LIKELIEST = 50

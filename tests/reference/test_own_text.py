@@ -13,11 +13,11 @@ from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.progress import silent
+from recycle_onnx.script import OPENING, Opening, Script, Turn
 from recycle_onnx.training import own_text, writer
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.own_text import OwnText
-from recycle_onnx.training.script import OPENING, Opening, Script, Turn
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.target_cache import CachedTargets, TargetFiles
 from recycle_onnx.training.targets import base_targets

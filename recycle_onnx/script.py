@@ -79,7 +79,7 @@ class Script:
         """
         openings: list[Opening] = []
         for path in paths:
-            if _holds_prompts(path):
+            if holds_prompts(path):
                 openings += [self._of_chat(path, prompt.messages) for prompt in read_prompts(path)]
             else:
                 rows = (self.tokenizer.encode(document).ids[:OPENING] for document in read_documents([path], field))
@@ -121,7 +121,7 @@ def _conversation(
     return start, question, Turn(frozenset(to_question[:1]), to_question[1:], cool)
 
 
-def _holds_prompts(path: Path) -> bool:
+def holds_prompts(path: Path) -> bool:
     """Whether a file of JSON lines has prompts or chats rather than documents, by its first line."""
     if path.suffix != ".jsonl":
         return False
