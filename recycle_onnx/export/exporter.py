@@ -26,7 +26,7 @@ from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.stop_ids import describe_ends, stop_ids
-from recycle_onnx.tokenizer import load_tokenizer
+from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
 
 SMALL = 1_000_000_000
 """Bytes of float32 weights that are not too many to load for a comparison."""
@@ -149,6 +149,7 @@ def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             shutil.copyfile(origin / name, folder / name)
+    leave_out_tokens(folder / "tokenizer.json", tokenizer, source.base.vocab_size)
     if came_from := read_source(source.folder, origin):
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)
