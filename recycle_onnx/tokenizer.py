@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import read_json
+from recycle_onnx.files import read_json, write_json
 from recycle_onnx.untrusted import check_regular
 
 
@@ -41,3 +42,28 @@ def special_token(path: Path, name: str) -> str | None:
     token = read_json(path).get(name) if path.exists() else None
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def leave_out_tokens(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Take tokens that the model has no rows for out of the tokenizer.json at `path`; `tokenizer` is its content.
+
+    (Gemma's small models have the tokens of the large ones, that for an image for instance.) A text that holds one is
+    then read as any other, in tokens that the model has.
+    """
+    if max(tokenizer.get_vocab().values(), default=0) < vocab_size:
+        return
+    raw = read_json(path)
+    raw["added_tokens"] = [token for token in raw["added_tokens"] if token["id"] < vocab_size]
+    if isinstance(vocabulary := raw["model"].get("vocab"), dict):
+        raw["model"]["vocab"] = {text: token for text, token in vocabulary.items() if token < vocab_size}
+    if "merges" in raw["model"]:
+        raw["model"]["merges"] = [merge for merge in raw["model"]["merges"] if _known(merge, raw["model"])]
+    write_json(path, raw)
+    load_tokenizer(path.parent)
+
+
+def _known(merge: str | list[str], model: dict[str, Any]) -> bool:
+    """Whether a merge makes a token of the vocabulary out of two."""
+    left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+    whole = left + right.removeprefix(model.get("continuing_subword_prefix") or "")
+    return {left, right, whole} <= model["vocab"].keys()

@@ -29,7 +29,7 @@ from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_j
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.runtime.sessions import check_threads
 from recycle_onnx.stop_ids import describe_ends, stop_ids
-from recycle_onnx.tokenizer import load_tokenizer
+from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
 from recycle_onnx.untrusted import copy_file
 
 SMALL = 1_000_000_000
@@ -167,6 +167,7 @@ def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             copy_file(origin / name, folder / name)
+    leave_out_tokens(folder / "tokenizer.json", tokenizer, source.base.vocab_size)
     if came_from := read_source(source.folder, origin):
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)
