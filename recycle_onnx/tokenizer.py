@@ -10,8 +10,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.untrusted import check_regular
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Read `tokenizer.json` in `folder`.
+def load_tokenizer(folder: Path, *, named: Path | None = None) -> Tokenizer:
+    """Read `tokenizer.json` in `folder`; `named` is what errors call it where the user knows another file.
 
     Raises:
         InputError: missing or damaged.
@@ -19,8 +19,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     check_regular(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file; expected the model's tokenizer")
+        raise InputError(f"{named or path}: no such file; expected the model's tokenizer")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{path}: not a tokenizer that `tokenizers` can read ({error})") from error
+        return _tried(Tokenizer.from_file(str(path)))
+    except BaseException as error:  # tokenizers raises bare Exception, and for a Rust panic something that is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{named or path}: not a tokenizer that `tokenizers` can read ({error})") from error
+
+
+def _tried(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without what its file says about batching, after it has shown that it works."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()  # to 2^33 tokens would end the process
+    tokenizer.decode(tokenizer.encode("a b").ids)
+    return tokenizer

@@ -14,7 +14,7 @@ from recycle_onnx.export.flavours import Precision, flavour_named
 from recycle_onnx.export.lazy import Known, load_lazily
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
-from recycle_onnx.files import new_folder
+from recycle_onnx.files import new_folder, users_folders
 from recycle_onnx.untrusted import copy_file
 
 
@@ -42,7 +42,7 @@ def quantize_bundle(
     if source.manifest.precision != "fp32":
         raise InputError(f"{bundle}: is {source.manifest.precision} already; expected a float32 bundle to quantize")
     check_text(text)
-    with new_folder(out, force=force, keep=[bundle, Path.cwd(), Path.home()]) as folder:
+    with new_folder(out, force=force, keep=[bundle, *users_folders()]) as folder:
         _write_graphs(source, folder, flavour.rewriter(how, report))
         for name in source.manifest.files:
             if (source.folder / name).exists() and not (folder / name).exists():
