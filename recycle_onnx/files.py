@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,15 @@ def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()
     for path in keep:
         if path.resolve().is_relative_to(target.resolve()):
             raise InputError(f"{target} holds {path}, which replacing it would delete; give another name")
+
+
+def users_folders() -> list[Path]:
+    """Where the user is and is at home, as far as that is known: what no command may replace."""
+    found = []
+    for find in (Path.cwd, Path.home):
+        with suppress(OSError, RuntimeError):
+            found.append(find())
+    return found
 
 
 @contextmanager

@@ -12,11 +12,12 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.untrusted import check_regular
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
+def load_tokenizer(folder: Path, *, named: Path | None = None) -> Tokenizer:
     """Read `tokenizer.json` in `folder`: how text becomes tokens, and nothing else.
 
     Such a file may also say how texts were batched when it was saved. That is not followed: truncation would cut
-    prompts, and padding would put tokens into them that nobody wrote.
+    prompts, and padding would put tokens into them that nobody wrote. `named` is what errors call the file where the
+    user knows another one.
 
     Raises:
         InputError: missing or damaged.
@@ -24,13 +25,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     check_regular(path)
     if not path.exists():
-        raise InputError(f"{path}: no such file; expected the model's tokenizer")
+        raise InputError(f"{named or path}: no such file; expected the model's tokenizer")
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise InputError(f"{path}: not a tokenizer that `tokenizers` can read ({error})") from error
+        return _tried(Tokenizer.from_file(str(path)))
+    except BaseException as error:  # tokenizers raises bare Exception, and for a Rust panic something that is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{named or path}: not a tokenizer that `tokenizers` can read ({error})") from error
+
+
+def _tried(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer without what its file says about batching, after it has shown that it works."""
     tokenizer.no_truncation()
-    tokenizer.no_padding()
+    tokenizer.no_padding()  # to 2^33 tokens would end the process
+    tokenizer.decode(tokenizer.encode("a b").ids)
     return tokenizer
 
 

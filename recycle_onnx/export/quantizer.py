@@ -15,7 +15,7 @@ from recycle_onnx.export.flavours import Precision, flavour_named
 from recycle_onnx.export.lazy import Known, load_lazily
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
-from recycle_onnx.files import new_folder
+from recycle_onnx.files import new_folder, users_folders
 from recycle_onnx.runtime.sessions import check_threads
 from recycle_onnx.untrusted import copy_file
 
@@ -53,7 +53,7 @@ def quantize_bundle(
     check_threads(threads)
     calibration = calibration or Calibration()
     how = settled(how, calibration, 4 * int(source.manifest.base.get("parameters", 0)), report)
-    with new_folder(out, force=force, keep=[bundle, Path.cwd(), Path.home()]) as folder:
+    with new_folder(out, force=force, keep=[bundle, *users_folders()]) as folder:
         calibrated = calibrate_for(source, how, calibration, threads, report)
         _write_graphs(source, folder, flavour.rewriter(how, report, calibrated.made))
         for name in source.manifest.files:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import recycle_onnx
 from recycle_onnx.bundle import describe_files
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import read_json, write_json
 from tests.cli.command import assert_refused, names, run
 
@@ -178,6 +182,74 @@ def test_a_graph_reads_weights_from_listed_files_only(location: str, bundle: Pat
     vouch(bundle, "model.onnx")
     for arguments in (("generate", bundle, "the cat"), ("quantize", bundle, bundle.parent / "out")):
         assert_refused(run(*arguments), 2, "model.onnx", repr(location), "does not list")
+
+
+def graph(half: str, **values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest["graphs"][half].update(values)
+
+
+def top(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest.update(values)
+
+
+def base(**values: object) -> Callable[[dict[str, Any]], None]:
+    return lambda manifest: manifest["base"].update(values)
+
+
+WRONG_MANIFESTS: dict[str, Callable[[dict[str, Any]], None]] = {
+    "no graphs": top(graphs={}),
+    "another graph": top(graphs={"third": {}}),
+    "a graph in a text": top(graphs={"full": "model.onnx"}),
+    "heads in a text": graph("full", num_kv_heads="2"),
+    "half a head": graph("full", num_kv_heads=1.5),
+    "1e9 layers": graph("full", num_layers=1e9),
+    "2^31 layers": graph("recycler", num_layers=1 << 31),
+    "no layers": graph("full", num_layers=0),
+    "yes layers": graph("full", num_layers=True),
+    "a head of 2^31": graph("full", head_dim=1 << 31),
+    "a vocabulary of 2^31": graph("full", vocab_size=1 << 31),
+    "a kind that is another": graph("full", kind="recycler"),
+    "an unknown type": graph("full", float_type="float8"),
+    "taps in a text": graph("recycler", taps="final_post"),
+    "no taps": graph("recycler", taps=[]),
+    "a short draft vocabulary": top(draft_vocabulary=[1, 2]),
+    "a draft vocabulary of texts": top(draft_vocabulary=["a"]),
+    "a draft vocabulary in a text": top(draft_vocabulary="all"),
+    "a context in a text": base(context_length="64"),
+    "no context": base(context_length=0),
+    "an endless context": base(context_length=1 << 40),
+    "a model type that is none": base(model_type=7),
+    "parameters in a text": base(parameters="many"),
+    "a flavour that is a list": top(flavour=[]),
+    "a strategy that is a number": top(default_strategy=7),
+    "a module that is a list": top(recycler=[]),
+    "quantization in a text": top(quantization="int4"),
+    "provenance in a list": top(provenance=[]),
+    "a file in a text": lambda manifest: manifest["files"].update({"a.json": "a"}),
+    "bytes in a text": lambda manifest: manifest["files"]["tokenizer.json"].update(bytes="7"),
+    "negative bytes": lambda manifest: manifest["files"]["tokenizer.json"].update(bytes=-1),
+    "another digest": lambda manifest: manifest["files"]["tokenizer.json"].update(sha256=7),
+    "a digest that is none": lambda manifest: manifest["files"]["tokenizer.json"].update(sha256="../../x"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", WRONG_MANIFESTS)
+def test_a_manifest_of_wrong_kinds_or_sizes_is_refused(name: str, bundle: Path) -> None:
+    manifest = read_json(bundle / "recycle.json")
+    WRONG_MANIFESTS[name](manifest)
+    write_json(bundle / "recycle.json", manifest)
+    with pytest.raises(InputError, match=r"recycle\.json"):
+        recycle_onnx.load(bundle)
+    assert_refused(run("inspect", bundle), 2, "recycle.json")
+
+
+@pytest.mark.parametrize("values", [{"num_kv_heads": 3}, {"head_dim": 24}, {"hidden_size": 40}, {"vocab_size": 999}])
+def test_a_manifest_that_contradicts_its_graphs_is_refused(values: dict[str, int], bundle: Path) -> None:
+    graphs = read_json(bundle / "recycle.json")["graphs"]
+    edit_manifest(bundle, graphs={kind: {**spec, **values} for kind, spec in graphs.items()})
+    with pytest.raises(RecycleError, match="graph contract"):
+        recycle_onnx.load(bundle)
 
 
 def test_what_is_no_bundle_is_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
