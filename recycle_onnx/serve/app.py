@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -32,6 +33,8 @@ from recycle_onnx.serve.worker import Job, Step, Workers
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+MANY_TOKENS = 256
+"""Of an answer that is written down in another thread: thousands with their alternatives are seconds of work."""
 GONE = 499
 """Status of an answer that nobody gets."""
 
@@ -117,14 +120,17 @@ class Service:
         try:
             if not asked.stream:
                 tokens = await _unless_gone(request, _all(job))
-                # in another thread: thousands of tokens with their alternatives are seconds of work
-                return await asyncio.to_thread(lambda: _json(dialect.whole(tokens, *self._outcome(job, order))))
+                write = partial(self._whole, job, order, dialect, tokens)
+                return await asyncio.to_thread(write) if len(tokens) > MANY_TOKENS else write()
             first = await _unless_gone(request, anext(job))
         except BaseException:
             job.cancel()
             raise
         with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         return _EventStream(job, self._events(job, first, order, dialect, with_usage))
+
+    def _whole(self, job: Job, order: Order, dialect: Dialect, tokens: list[Token]) -> Response:
+        return _json(dialect.whole(tokens, *self._outcome(job, order)))
 
     async def _events(
         self, job: Job, first: Step, order: Order, dialect: Dialect, with_usage: bool

@@ -31,7 +31,7 @@ class Limits:
     queue_seconds: float = 60.0
     generation_seconds: float = 300.0
     schema_bytes: int = 120_000
-    schema_seconds: float = 10.0
+    schema_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         for field in fields(self):
