@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 import click
@@ -31,9 +33,23 @@ if TYPE_CHECKING:
 SECONDS_BETWEEN_LINES = 10.0
 
 
+def writable_anyhow() -> None:
+    """Let every text be written: in UTF-8, unless a terminal or PYTHONIOENCODING has another encoding.
+
+    That one shows `?` for what it does not have. ASCII is nobody's choice, but what systems without a locale say.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, TextIOWrapper):  # an application's own, or none
+            continue
+        chosen = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+        keep = chosen and codecs.lookup(stream.encoding).name != "ascii"
+        stream.reconfigure(encoding=stream.encoding if keep else "utf-8", errors="replace")
+
+
 def as_json(value: object) -> str:
-    """Indented JSON with text as it is."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Indented JSON with text as it is, or escaped where standard output is not UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return json.dumps(value, indent=2, ensure_ascii=codecs.lookup(encoding).name != "utf-8")
 
 
 def is_main_process() -> bool:
