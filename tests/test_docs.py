@@ -103,6 +103,14 @@ def test_contributing_names_files_commands_and_rooms_that_exist() -> None:
         assert f"      {room}/ " in text, room
 
 
+def test_the_workflows_run_targets_of_the_makefile() -> None:
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")]
+    targets = {target for text in files for target in re.findall(r"run: make ([\w-]+)", text)}
+    assert targets >= {"test", "test-reference", "lint", "docs", "dist"}
+    for target in targets:
+        assert re.search(f"^{target}:", read("Makefile"), re.MULTILINE), target
+
+
 @pytest.mark.skipif(importlib.util.find_spec("material") is None, reason="mkdocs-material (extra docs) is not here")
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
