@@ -39,6 +39,7 @@ CHAPTERS = {
         "training.options.TrainingOptions", "training.options.Progress", "training.options.TrainingResult",
         "checkpoint.publish.publish", "checkpoint.module.Module", "checkpoint.join.join", "checkpoint.join.Joined",
         "export.exporter.export", "export.quantizer.quantize_bundle", "export.quantize_graph.Quantization",
+        "export.calibrated.calibrate.Calibration",
     ),
     "Measure": (
         "evaluation.acceptance.acceptance", "evaluation.acceptance.Acceptance", "evaluation.agreement.agreement",

@@ -69,7 +69,7 @@ class _Model:
 
     def __init__(self, bundle: Bundle, texts: int, length: int, threads: int | None) -> None:
         spec = bundle.manifest.graphs["full"]
-        options = session_options(threads, "off")  # a few rows at a time: weights are read as they are stored
+        options = session_options(threads)
         self._session = open_session(bundle.graph("full"), spec, "cpu", threads, options)
         self._binding = self._session.io_binding()
         shape = (texts, spec.num_kv_heads, length, spec.head_dim)

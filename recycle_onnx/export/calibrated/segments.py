@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Segment:
 
     def __init__(self, nodes: Sequence[ir.Node], read_later: set[str], model: ir.Model) -> None:
         self._nodes, self._model = nodes, model
-        used = {str(value.name): value for node in nodes for value in node.inputs if value is not None}
+        used = {str(value.name): value for node in nodes for value in _inputs(node)}
         made = [str(value.name) for node in nodes for value in node.outputs]
         self.products = [_product(node) for node in nodes if _has_matrix(node)]
         self.matrices = {
@@ -135,8 +135,18 @@ def cut(model: ir.Model) -> list[Segment]:
     later, segments = {LOGITS}, []
     for nodes in reversed(pieces):
         segments.append(Segment(nodes, set(later), model))
-        later |= {str(value.name) for node in nodes for value in node.inputs if value is not None}
+        later |= {str(value.name) for node in nodes for value in _inputs(node)}
     return segments[::-1]
+
+
+def _inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads of its graph, in branches of an If too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+            inner = attribute.as_graph()
+            own = {value for each in inner for value in each.outputs} | set(inner.initializers.values())
+            yield from (value for each in inner for value in _inputs(each) if value not in own)
 
 
 def _has_matrix(node: ir.Node) -> bool:

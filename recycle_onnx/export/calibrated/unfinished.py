@@ -43,7 +43,7 @@ class Unfinished:
     """The position of one calibration, under a key that says all that it depends on."""
 
     def __init__(self, key: str) -> None:
-        self._path = cache_folder() / "calibration" / f"{key[:32]}.npz"
+        self._path = cache_folder() / "quantization" / f"{key[:32]}.npz"
         self._saved = time.monotonic()
 
     def save_now_and_then(self, at: Position) -> None:
