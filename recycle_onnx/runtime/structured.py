@@ -155,7 +155,7 @@ class Constrained:
     def try_first_token(self) -> None:
         """Find out once what a text may begin with, which for some constraints takes longer than all before."""
         nothing = np.empty(0, np.int64)
-        self.start(nothing)(nothing, np.zeros(self.vocab_size, np.float32))
+        self.start(nothing)(nothing, np.zeros(self.trie_size, np.float32))
 
 
 class Matching:
