@@ -61,8 +61,11 @@ class Soak:
     def ask(self, connection: http.client.HTTPConnection, kind: int) -> str:
         """The text of the answer to an honest request."""
         path, asked = honest_request(kind)
-        connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
-        response = connection.getresponse()
+        try:
+            response = send(connection, path, asked)
+        except ConnectionError:  # one that was idle: as HTTP libraries do, which are ready for a server that closes it
+            connection.close()
+            response = send(connection, path, asked)
         body = response.read().decode()
         if response.status != 200:
             raise AssertionError(f"{response.status} {body[:200]}")
@@ -96,8 +99,11 @@ class Soak:
         connection = self.connect()
         while time.monotonic() < self.end:
             started = time.monotonic()
-            connection.request("GET", "/health")
-            connection.getresponse().read()
+            try:
+                connection.request("GET", "/health")
+                connection.getresponse().read()
+            except ConnectionError:  # it was idle for too long; the next one is a new one
+                connection.close()
             self.slowest["health"] = max(self.slowest["health"], time.monotonic() - started)
             time.sleep(0.2)
         connection.close()
@@ -131,8 +137,7 @@ class Soak:
 
     def _post(self, path: str, asked: dict[str, Any]) -> None:
         connection = self.connect()
-        connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
-        connection.getresponse().read()
+        send(connection, path, asked).read()
         connection.close()
 
     def _read_nothing(self, dice: random.Random) -> None:
@@ -163,6 +168,12 @@ class Soak:
     def _socket(self) -> socket.socket:
         host, _, port = self.host.partition(":")
         return socket.create_connection((host, int(port)), timeout=PATIENCE)
+
+
+def send(connection: http.client.HTTPConnection, path: str, asked: dict[str, Any]) -> http.client.HTTPResponse:
+    """Send a request; give the response, whose body is still to be read."""
+    connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
+    return connection.getresponse()
 
 
 def text_of(answer: dict[str, Any]) -> str:

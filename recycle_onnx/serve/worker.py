@@ -99,6 +99,7 @@ class Job:
         return self
 
     async def __anext__(self) -> Step:
+        await asyncio.sleep(0)  # what is there already would be taken without a turn for anybody else
         event = await self._events.get()
         if isinstance(event, Exception):
             raise event

@@ -72,6 +72,10 @@ def test_a_schema_that_does_not_compile_in_time_is_refused(ending_model: Recycle
         assert status == 400
         assert "more than 1 s to compile" in answer["error"]["message"]
         wait_until(lambda: running.busy == 0, 2)
+
+
+def test_one_that_does_is_followed(ending_model: RecycleModel) -> None:
+    with serving(ending_model, Limits(schema_seconds=60)) as running:
         assert post(running, CHAT, ask_for({"anyOf": [STRING, {"type": "null"}]}))[0] == 200
 
 

@@ -1,0 +1,36 @@
+"""Jobs and the event loop that waits for them."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import nullcontext
+
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.worker import Workers
+
+
+def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleModel) -> None:
+    """Tokens that are there already are taken one at a time, between whatever else the event loop has to do."""
+    tokens = 50
+
+    async def count_turns() -> int:
+        turns = 0
+
+        async def somebody_else() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        workers = Workers(Limits())
+        made = endless_model.stream("the cat", max_new_tokens=tokens)
+        job = await workers.start(lambda: nullcontext(made))
+        while workers.busy:
+            await asyncio.sleep(0.01)
+        other = asyncio.ensure_future(somebody_else())
+        assert len([step async for step in job]) == tokens
+        other.cancel()
+        return turns
+
+    assert asyncio.run(count_turns()) >= tokens
