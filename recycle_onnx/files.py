@@ -18,13 +18,13 @@ from recycle_onnx.errors import InputError, RecycleError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; a byte order mark before it is left out.
 
     Raises:
         InputError: the file is missing or does not hold a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -35,13 +35,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+    """Read a UTF-8 text file, without the byte order mark that editors put before one.
 
     Raises:
         InputError: the file is missing or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path}: no such text file") from error
     except UnicodeDecodeError as error:
