@@ -64,4 +64,4 @@ def _known(merge: str | list[str], model: dict[str, Any]) -> bool:
     """Whether a merge makes a token of the vocabulary out of two."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     whole = left + right.removeprefix(model.get("continuing_subword_prefix") or "")
-    return {left, right, whole} <= model["vocab"].keys()
+    return all(text in model["vocab"] for text in (left, right, whole))
