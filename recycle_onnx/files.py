@@ -19,13 +19,13 @@ from recycle_onnx.untrusted import open_regular, parse_json, read_bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; a byte order mark before it is left out.
 
     Raises:
         InputError: the file is missing, is not a regular one, or does not hold a JSON object.
     """
     try:
-        value = parse_json(read_bytes(path).decode("utf-8"))
+        value = parse_json(read_bytes(path).decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
     except ValueError as error:
@@ -36,13 +36,13 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file that the user named, which may be a pipe.
+    """Read a UTF-8 text file that the user named, which may be a pipe; a byte order mark before it is left out.
 
     Raises:
         InputError: the file is missing or is not text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError) as error:
         raise InputError(f"{path}: no such text file") from error
     except UnicodeDecodeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,16 @@ Array = NDArray[Any]
 
 NUMBER = re.compile(r"(?<=layers\.)\d+")
 TRUNK, EMBEDDING = "model.", "embed_tokens"
+TABLE, HEAD = f"{TRUNK}{EMBEDDING}.weight", "lm_head.weight"
+ROWS_AT_ONCE = 4096
 
 
 class BaseWeights:
-    """Neutral tensors, each a part of a stored one; checked against the description when they are opened."""
+    """Neutral tensors, each a part of a stored one; checked against the description when they are opened.
+
+    `base` is the description as the files bear it out: tied embeddings may lie under the head's name alone, and where
+    the files have two tables that differ they are not tied, whatever the config says (as in transformers).
+    """
 
     def __init__(self, base: BaseConfig, family: Family, weights: Weights) -> None:
         """Find and check all tensors.
@@ -29,11 +36,16 @@ class BaseWeights:
         Raises:
             InputError: a tensor is missing, or has another shape or type than the config implies.
         """
-        self.base, self.weights = base, weights
-        self.shapes = base.tensor_shapes()
+        self.weights = weights
         names = _Names(family, weights.names())
+        table, head = names.place(TABLE), names.place(HEAD)
+        if base.tied_embeddings and _differ(weights, table[0], head[0]):
+            base = replace(base, tied_embeddings=False)
+        self.base, self.shapes = base, base.tensor_shapes()
         self._head = family.head
         self._places = {name: names.place(name) for name in self.shapes}
+        if base.tied_embeddings and table[0] not in weights.names() and head[0] in weights.names():
+            self._places[TABLE] = head[0], table[1]
         weights.check(_stored_shapes(self.shapes, self._places))
 
     @property
@@ -51,7 +63,7 @@ class BaseWeights:
 
     def stored_type(self) -> str:
         """The type of the embedding, in safetensors' words: F32, F16 or BF16."""
-        return self.weights.stored_type(self._places[f"{TRUNK}{EMBEDDING}.weight"][0])
+        return self.weights.stored_type(self._places[TABLE][0])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one neutral tensor."""
@@ -116,8 +128,8 @@ class _Names:
         for pattern, what in family.tensors.items():
             stored = what if isinstance(what, Stored) else Stored((what,))
             self._stored |= dict.fromkeys(stored.parts, (pattern, stored))
-        embedding = self._stored.get(EMBEDDING, (EMBEDDING,))[0]
-        fits = (trunk for trunk in family.trunk if f"{trunk}{embedding}.weight" in found)
+        anchors = [self._stored.get(module, (module,))[0] for module in (EMBEDDING, "norm")]
+        fits = (trunk for anchor in anchors for trunk in family.trunk if f"{trunk}{anchor}.weight" in found)
         self._trunk, self._head = next(fits, family.trunk[0]), family.head
 
     def place(self, name: str) -> tuple[str, Stored]:
@@ -132,6 +144,17 @@ class _Names:
         pattern, how = self._stored.get(general, (general, Stored((general,))))
         parts = tuple(TRUNK + part.format(layer) for part in how.parts)
         return f"{self._trunk}{pattern.format(layer)}.{suffix}", Stored(parts, how.transposed, how.by_head)
+
+
+def _differ(weights: Weights, first: str, second: str) -> bool:
+    """Whether the files have both tensors, and other values in them."""
+    if not {first, second} <= weights.names():
+        return False
+    if weights.shape(first) != weights.shape(second):
+        return True
+    rows = weights.shape(first)[0]
+    parts = (slice(start, min(rows, start + ROWS_AT_ONCE)) for start in range(0, rows, ROWS_AT_ONCE))
+    return not all(np.array_equal(weights.float32(first, part), weights.float32(second, part)) for part in parts)
 
 
 def _unpack(array: Array, how: Stored, rows: list[int], index: int, heads: int) -> Array:

@@ -57,6 +57,7 @@ class Checkpoint:
         recycler = None if base_only else recycler
         base, family = read_config(base_folder / "config.json")
         base_weights = BaseWeights(base, family, Weights.find(base_folder))
+        base = base_weights.base
         recycler_weights, draft_ids = None, None
         if recycler:
             recycler.check_base(base, str(folder / "recycler" / "config.json"))

@@ -27,6 +27,7 @@ from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
+from recycle_onnx.runtime.config import read_defaults
 from recycle_onnx.runtime.sessions import check_threads
 from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
@@ -193,6 +194,7 @@ def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
         for token in ids if isinstance(ids, list) else [ids]:
             if not isinstance(token, int) or not 0 <= token < base.vocab_size:
                 raise InputError(f"{origin}: {name} is {token!r}; expected an id below {base.vocab_size}")
+    read_defaults(path)  # refuses what would fail every run
     return merged
 
 

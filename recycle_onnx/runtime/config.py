@@ -228,13 +228,15 @@ def read_defaults(path: Path) -> GenerationConfig:
     """The defaults in a generation_config.json as transformers writes it; all greedy where there is none.
 
     Without `do_sample` the temperature is 0, with it 1 unless the file says another. Fields that are null or missing
-    keep our defaults, others that we do not know are ignored.
+    keep our defaults, others that we do not know are ignored. A `top_k` of -1 is none, as in vLLM.
 
     Raises:
         InputError: not JSON, or a value out of range; the line names the file.
     """
     raw = read_json(path) if path.exists() else {}
     known: dict[str, Any] = {name: raw[name] for name in DEFAULTS if raw.get(name) is not None}
+    if known.get("top_k") == -1:
+        known["top_k"] = 0
     if raw.get("do_sample"):
         known["temperature"] = 1.0 if raw.get("temperature") is None else raw["temperature"]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import getincrementaldecoder
 from collections.abc import Sequence
 
 from tokenizers import Tokenizer
@@ -20,6 +21,13 @@ EDGE = 16
 LONGEST_CHARACTER = 4
 """Bytes of one in UTF-8."""
 INCOMPLETE = "\ufffd"
+"""What bytes that form no character are shown as; a model may also write it."""
+PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+ALPHABET = {
+    chr(byte if byte in PRINTABLE else 256 + sum(other not in PRINTABLE for other in range(byte))): byte
+    for byte in range(256)
+}
+"""GPT-2's characters for bytes, in which byte-level tokenizers spell their tokens."""
 
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, context: int | None = None) -> list[int]:
@@ -75,7 +83,7 @@ class TextStream:
         """Text that became certain with this token; often all of it, sometimes none."""
         self._ids.append(token)
         whole = self._decode(self._ids)
-        if whole.endswith(INCOMPLETE):
+        if whole.endswith(INCOMPLETE) and self._awaits_bytes():
             return ""
         text = self._take(whole)
         # Some tokens stay as context: decoders may treat the first one of a text differently.
@@ -89,6 +97,15 @@ class TextStream:
     def flush(self) -> str:
         """What is left when no more tokens come: bytes that form no character, as U+FFFD."""
         return self._take(self._decode(self._ids))
+
+    def _awaits_bytes(self) -> bool:
+        """Whether the tokens that were not shown end within a character; if not, U+FFFD is what they say."""
+        state = str(self._tokenizer.decoder.__getstate__()) if self._tokenizer.decoder else ""
+        pending = (token for token in self._ids[self._shown :] if self._decode([token]))  # special ones are no text
+        texts = (self._tokenizer.id_to_token(token) or "" for token in pending)
+        decoder = getincrementaldecoder("utf-8")("replace")
+        decoder.decode(b"".join(_spelled(text, "ByteLevel" in state, "ByteFallback" in state) for text in texts))
+        return bool(decoder.getstate()[0])
 
     def _take(self, whole: str) -> str:
         """What `whole`, the text of all tokens here, has more than those that were shown; now all are."""
@@ -105,6 +122,15 @@ class TextStream:
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _spelled(token: str, byte_level: bool, byte_fallback: bool) -> bytes:
+    """The bytes that a token stands for, by its spelling in the vocabulary."""
+    if byte_level and ALPHABET.keys() >= set(token):
+        return bytes(ALPHABET[character] for character in token)
+    if byte_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes.fromhex(token[3:5])
+    return token.encode()
 
 
 class StopStrings:

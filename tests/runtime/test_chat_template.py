@@ -94,3 +94,9 @@ def test_without_jinja2_plain_turns_work_and_a_template_says_what_to_install(tmp
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out.startswith("User: a cat\nAssistant:\n")
     assert out.endswith("needs jinja2: pip install 'recycle-onnx[chat]'\n")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xef\xbb\xbf" + GEMMA.encode())
+    (tmp_path / "tokenizer_config.json").write_bytes(b'\xef\xbb\xbf{"bos_token": "<s>"}')
+    assert ChatTemplate.find(tmp_path).render(CHAT).startswith("<s><start_of_turn>user\n")

@@ -14,6 +14,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.errors import InputError
+from recycle_onnx.export import export
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.model import RecycleModel
 from tests.cli.command import assert_refused, run
@@ -206,6 +207,23 @@ def test_a_default_out_of_range_names_the_file(
 ) -> None:
     (sampling_bundle / "generation_config.json").write_text(json.dumps(content))
     assert_refused(run("generate", sampling_bundle, "the cat"), 2, "generation_config.json", *words)
+
+
+def test_a_top_k_of_minus_one_is_none(sampling_bundle: Path) -> None:
+    """As vLLM has it, and files on the hub."""
+    content = {"do_sample": True, "top_k": -1, "eos_token_id": 0}
+    (sampling_bundle / "generation_config.json").write_text(json.dumps(content))
+    model = recycle_onnx.load(sampling_bundle)
+    assert model.generation_config.top_k == 0
+    assert len(model.generate("the cat", max_new_tokens=3, stop_ids=[]).tokens) == 3
+
+
+def test_a_file_that_would_fail_every_run_is_not_exported(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text(json.dumps({"top_p": 3, "eos_token_id": 0}))
+    with pytest.raises(InputError, match=r"model/generation_config\.json: top-p is 3"):
+        export(tmp_path / "model", tmp_path / "bundle")
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_the_command_line_has_every_control(tiny_bundle: Path) -> None:

@@ -101,6 +101,25 @@ def test_a_character_cut_by_the_end_is_shown_as_a_replacement(tokenizer: Tokeniz
     assert set("".join(pieces(tokenizer, "A cat", ids))) == {"\ufffd"}
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "byte fallback"])
+def test_a_replacement_character_that_the_model_writes_comes_at_once(kind: str, tokenizer: Tokenizer) -> None:
+    made = tokenizer if kind == "byte-level" else byte_fallback()
+    ids = made.encode("\ufffd" * 20, add_special_tokens=False).ids
+    stream = TextStream(made, ids)
+    shown = [stream.push(token) for token in ids * 3]
+    assert "".join(shown).count("\ufffd") == 60
+    longest_wait = max(map(len, "".join("x" if piece else "." for piece in shown).split("x")))
+    assert longest_wait < 3
+    assert stream.flush() == ""
+
+
+def test_bytes_that_can_become_no_character_come_at_once_and_the_first_ones_of_a_character_wait() -> None:
+    stream = TextStream(byte_fallback(), [])
+    word = byte_fallback().token_to_id("ab")
+    shown = [stream.push(token) for token in (0xFF, 0x80, 0xE4, 0xBD, word)]
+    assert shown == ["\ufffd", "\ufffd", "", "", "\ufffd\ufffdab"]
+
+
 def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
     assert pieces(tokenizer, "A cat", [0]) == ["", ""]
 
