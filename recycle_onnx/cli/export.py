@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from recycle_onnx.cli.quantize import fidelity_line
-from recycle_onnx.cli.report import as_json, stages
+from recycle_onnx.cli.report import as_json, echo, stages
 from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
@@ -117,13 +117,11 @@ def export(
         described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}
         click.echo(as_json({**described, "quantization": done.manifest.quantization}))
         return
-    click.echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
-    click.echo(
-        f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit"
-    )
+    echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
+    echo(f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit")
     if "fp16" in (precision, activations):
-        click.echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
+        echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if done.fidelity is not None:
-        click.echo(fidelity_line(done.manifest.precision, done.fidelity))
+        echo(fidelity_line(done.manifest.precision, done.fidelity))
     if (difference := done.self_check.against_reference) is not None:
-        click.echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")
+        echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")

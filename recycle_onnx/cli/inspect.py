@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, shown
 from recycle_onnx.provenance import read_source
 
 if TYPE_CHECKING:
@@ -40,9 +39,9 @@ def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
     if json_:
         click.echo(as_json(found))
         return
-    table = Table(title=f"{path}: a {found['kind']}", show_header=False, title_justify="left")
+    table = Table(title=shown(f"{path}: a {found['kind']}"), show_header=False, title_justify="left")
     for name, value in _rows(found):
-        table.add_row(name, Text(value))
+        table.add_row(shown(name), shown(value))
     Console().print(table)
 
 

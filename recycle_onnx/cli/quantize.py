@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from recycle_onnx.cli.report import as_json, stages
+from recycle_onnx.cli.report import as_json, echo, stages
 
 if TYPE_CHECKING:
     from recycle_onnx.export.fidelity import Fidelity, Rounding
@@ -71,11 +71,11 @@ def quantize(
     if json_:
         click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": manifest.quantization}))
         return
-    click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {how.block_size}")
+    echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {how.block_size}")
     if table and isinstance(fidelity, Fidelity):
         Console().print(_table(manifest.precision, fidelity))
     else:
-        click.echo(fidelity_line(manifest.precision, fidelity))
+        echo(fidelity_line(manifest.precision, fidelity))
 
 
 def fidelity_line(precision: str, fidelity: Rounding) -> str:
