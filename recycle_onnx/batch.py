@@ -18,6 +18,7 @@ from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.structured import Constraint, Grammar, JsonSchema, Regex
+from recycle_onnx.untrusted import parse_json
 
 Id = str | int
 SETTINGS = tuple(f.name for f in fields(GenerationConfig) if f.name not in ("processors", "constraint"))
@@ -234,7 +235,7 @@ def finished(path: Path, requests: Sequence[Request]) -> Finished:
 
 def _is_error(path: Path, number: int, line: bytes, requests: Sequence[Request]) -> bool:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
         found = record["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}, line {number}: damaged; repair it, or --force to start again") from error

@@ -23,6 +23,7 @@ MOST_BYTES = 32 << 20
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
 CHECKED_WHEN_READ = (".safetensors",)
 """Files that nobody copies unread: whatever a link to another place leads to, it is weights or it is refused."""
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
 CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Characters that drive a terminal: they could clear the screen, or set the clipboard."""
@@ -31,10 +32,12 @@ TURNING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
 HALVES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
 """Halves of characters, which JSON can hold and no terminal can be sent."""
 
+UNPRINTABLE = {**CONTROL, **TURNING, **HALVES}
+
 
 def printable(text: str) -> str:
     """The text without the characters that drive a terminal or cannot be written to one."""
-    return text.translate({**CONTROL, **TURNING, **HALVES})
+    return text.translate(UNPRINTABLE)
 
 
 def is_plain_name(name: object) -> bool:
@@ -47,7 +50,8 @@ def open_regular(path: Path) -> BufferedReader:
 
     Raises:
         FileNotFoundError: there is none.
-        InputError: a folder, a pipe, a device, a loop of links, or it may not be read.
+        InputError: a folder, a pipe, a device, a loop of links, what Git LFS left in the place of a file, or it may
+            not be read.
     """
     try:
         # without O_NONBLOCK a pipe is waited for before anyone can look at what it is
@@ -58,10 +62,14 @@ def open_regular(path: Path) -> BufferedReader:
         raise InputError(f"{path}: cannot read ({getattr(error, 'strerror', None) or error})") from error
     try:
         _refuse_special(path, os.fstat(handle).st_mode)
-        return os.fdopen(handle, "rb")
     except BaseException:
         os.close(handle)
         raise
+    file = os.fdopen(handle, "rb")
+    if file.peek(len(LFS_POINTER)).startswith(LFS_POINTER):
+        file.close()
+        raise InputError(f"{path}: a Git LFS pointer, not the file itself; fetch that: git lfs pull")
+    return file
 
 
 def check_regular(path: Path) -> None:

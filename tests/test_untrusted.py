@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
+from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import copy_tree, printable
 from tests import tiny
 from tests.cli.command import assert_refused, names, run
@@ -98,6 +100,41 @@ def test_what_is_no_json_object_is_refused(name: str, tmp_path: Path) -> None:
     (tmp_path / "file.json").write_bytes(BAD_JSON[name])
     with pytest.raises(InputError, match=r"file\.json: "):
         read_json(tmp_path / "file.json")
+
+
+ESCAPE = "\x1b]52;c;eA==\x07\x9b2J\u202e"
+
+
+@pytest.mark.parametrize("arguments", [(), ("--json",)])
+def test_no_escape_sequence_of_a_file_reaches_the_terminal(
+    arguments: tuple[str, ...], checkpoint: Path, tmp_path: Path
+) -> None:
+    write_source(checkpoint, {"kind": "gguf", "name": f"good{ESCAPE}", "[red]": "[bold]"})
+    result = run("inspect", checkpoint, *arguments)
+    assert result.exit_code == 0
+    assert "good" in result.stdout
+    assert "[red]" in result.stdout
+    assert not any(char in result.output for char in "\x1b\x07\x9b\u202e")
+    if arguments:
+        assert json.loads(result.stdout)["source"]["name"] == f"good{ESCAPE}"
+
+
+def test_no_escape_sequence_of_an_error_reaches_the_terminal(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps({**config, "model_type": f"odd{ESCAPE}"}))
+    moved = checkpoint.rename(tmp_path / "mod\x1b[2Jel")
+    result = run("export", moved, tmp_path / "bundle")
+    assert_refused(result, 2, "mod[2Jel", "odd")
+    assert "\x1b" not in result.output
+    assert "\x9b" not in result.output
+
+
+def test_the_next_command_can_be_pasted_as_it_is(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "my model; rm -rf $HOME"
+    result = run("attach", checkpoint, out)
+    assert result.exit_code == 0
+    command = result.stdout.splitlines()[-1].removeprefix("next: ")
+    assert shlex.split(command) == ["recycle-onnx", "train", str(out)]
 
 
 def test_what_drives_a_terminal_is_taken_out() -> None:

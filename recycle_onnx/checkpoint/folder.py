@@ -12,7 +12,7 @@ from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.families import read_config
 from recycle_onnx.checkpoint.identity import BaseReference
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
-from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.checkpoint.weights import Weights, refuse_adapter
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256, users_folders
 
@@ -92,6 +92,7 @@ def _find_base(folder: Path, recycler: RecyclerConfig | None) -> Path:
             raise InputError(f"{folder}: its base lies at {base}, which does not exist; put it back or attach again")
         return base
     if not (folder / "config.json").exists():
+        refuse_adapter(folder)
         raise InputError(f"{folder}: not a checkpoint; expected config.json and model.safetensors in it")
     return folder
 

@@ -21,6 +21,13 @@ from recycle_onnx.untrusted import check_regular, is_plain_name
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+WRAPPED = {
+    "_orig_mod.": "a model compiled by torch.compile; save its `_orig_mod`",
+    "module.": "a model wrapped for several devices; save its `module`",
+    "base_model.model.": "a model with an adapter; save what `merge_and_unload()` gives",
+}
+"""Prefixes of tensors' names, and what was saved there instead of the model."""
 PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
 
 
@@ -72,6 +79,7 @@ class Weights:
         """Open `model.safetensors`, or the shards of `model.safetensors.index.json`, in `folder`."""
         index = folder / INDEX
         _refuse_pickle(folder)
+        refuse_adapter(folder)
         if (folder / "model.safetensors").exists() or not index.exists():
             return cls([folder / "model.safetensors"])
         return cls(_shards(index))
@@ -139,6 +147,7 @@ def check_shapes(where: Path, found: Shapes, expected: Shapes) -> None:
     """
     for name, shape in expected.items():
         if name not in found:
+            _refuse_wrapped(where, found)
             raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
         if found[name] != shape:
             raise InputError(f"{where}: {name} has shape {list(found[name])}; the config implies {list(shape)}")
@@ -174,6 +183,25 @@ def _shards(index: Path) -> list[Path]:
             "missing: fetch them again"
         )
     return shards
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Say what to do about an adapter (LoRA and the like) without its base.
+
+    Raises:
+        InputError: it is one.
+    """
+    if (folder / ADAPTER).exists() and not ((folder / "model.safetensors").exists() or (folder / INDEX).exists()):
+        raise InputError(
+            f"{folder}: an adapter ({ADAPTER}), such as LoRA's, and not a whole model; merge it into its base with "
+            "peft's `merge_and_unload()`, save that with `save_pretrained`, and name the folder"
+        )
+
+
+def _refuse_wrapped(where: Path, found: Shapes) -> None:
+    for prefix, what in WRAPPED.items():
+        if any(name.startswith(prefix) for name in found):
+            raise InputError(f"{where}: its tensors' names begin with {prefix!r}: {what} instead")
 
 
 def _refuse_pickle(folder: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from recycle_onnx import __version__
-from recycle_onnx.cli.report import writable_anyhow
+from recycle_onnx.cli.report import echo, show_warnings, writable_anyhow
 from recycle_onnx.errors import RecycleError
 
 VERBS = (
@@ -52,6 +52,7 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         writable_anyhow()
+        show_warnings()
         try:
             with _termination_as_interruption():
                 return super().invoke(ctx)
@@ -101,7 +102,7 @@ def _describe(error: BaseException) -> str:
 
 def _end(message: str, code: int) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":  # of processes that were launched together, one a machine speaks
-        click.echo(f"Error: {' '.join(message.split())}", err=True)
+        echo(f"Error: {' '.join(message.split())}", err=True)
     sys.exit(code)
 
 

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from recycle_onnx.cli.module_check import compared, measure, warn_if_far_below
-from recycle_onnx.cli.report import as_json, progress
+from recycle_onnx.cli.report import as_json, echo, next_step, progress
 from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError, RecycleError
@@ -126,8 +126,8 @@ def attach(
     if json_:
         click.echo(as_json({"checkpoint": str(out), "recycler": config.to_json()}))
         return
-    click.echo(f"{out}: a base and an untrained module of {config.num_layers} layer{'s' * (config.num_layers > 1)}")
-    click.echo(f"next: recycle-onnx train {out}")
+    echo(f"{out}: a base and an untrained module of {config.num_layers} layer{'s' * (config.num_layers > 1)}")
+    next_step("train", out)
 
 
 def _refuse_misplaced(context: click.Context, module: str | None) -> None:
@@ -201,7 +201,7 @@ def _measured(out: Path) -> dict[str, Any] | None:
 def _say(named: str, joined: Joined, out: Path, measured: dict[str, Any] | None) -> None:
     config = joined.config
     size = f"{config.num_layers} layer{'s' * (config.num_layers > 1)}"
-    click.echo(f"{out}: a base and the module of {named}, {size}")
+    echo(f"{out}: a base and the module of {named}, {size}")
     if measured:
-        click.echo(compared(measured, config))
-    click.echo(f"next: recycle-onnx export {out} BUNDLE")
+        echo(compared(measured, config))
+    next_step("export", out, "BUNDLE")

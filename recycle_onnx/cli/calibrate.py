@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from recycle_onnx.cli import options
-from recycle_onnx.cli.report import as_json, progress
+from recycle_onnx.cli.report import as_json, echo, progress
 
 
 @click.command()
@@ -53,10 +53,10 @@ def calibrate(
         click.echo(as_json({"file": str(path), **asdict(found), "auto_starts_with": start}))
         return
     steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in found.step_ms.items())
-    click.echo(f"steps in ms: {steps}")
+    echo(f"steps in ms: {steps}")
     for name, places in found.acceptance.items():
         listed = ", ".join(f"{rate:.0%}" for rate in places) or "nothing was proposed"
-        click.echo(f"{name}, accepted by place in a chain: {listed}")
+        echo(f"{name}, accepted by place in a chain: {listed}")
     choice = f"{chain} tokens of the {source}, {speedup:.2f}x full expected" if chain else "the full model alone"
-    click.echo(f"auto starts with {choice}")
-    click.echo(f"kept in {path}")
+    echo(f"auto starts with {choice}")
+    echo(f"kept in {path}")

@@ -13,6 +13,7 @@ from recycle_onnx.cli import options
 from recycle_onnx.cli.chat_input import Lines
 from recycle_onnx.cli.chat_view import View
 from recycle_onnx.cli.generate import summary
+from recycle_onnx.cli.report import echo
 from recycle_onnx.errors import InputError, RecycleError
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def chat(bundle: Path, system: str | None, tint: bool, overflow: str, **settings
     options.note_module(model, config)
     session = Session(conversation, config, View(console, tint))
     if lines.interactive:
-        click.echo(f"{bundle}, turns as in template {conversation.template.name!r}; /help lists the commands", err=True)
+        echo(f"{bundle}, turns as in template {conversation.template.name!r}; /help lists the commands", err=True)
     _loop(session, lines)
 
 
@@ -79,11 +80,11 @@ def _loop(session: Session, lines: Lines) -> None:
         except KeyboardInterrupt:
             if not lines.interactive:
                 raise
-            click.echo(err=True)
+            echo(err=True)
         except RecycleError as error:
             if not lines.interactive:
                 raise
-            click.echo(f"Error: {error}", err=True)
+            echo(f"Error: {error}", err=True)
 
 
 class Session:
@@ -108,7 +109,7 @@ class Session:
             answer.show(generation)
         self._last = generation.result
         if self._last.finish_reason == "length":
-            click.echo(f"(cut off after {len(self._last.tokens)} tokens; see --max-new-tokens)", err=True)
+            echo(f"(cut off after {len(self._last.tokens)} tokens; see --max-new-tokens)", err=True)
 
     def _command(self, name: str, argument: str = "") -> None:
         commands: dict[str, Callable[[str], None]] = {
@@ -118,7 +119,7 @@ class Session:
             "/stats": self._stats,
             "/save": self._save,
             "/load": self._load,
-            "/help": lambda _: click.echo(HINTS, err=True),
+            "/help": lambda _: echo(HINTS, err=True),
             "/quit": self._quit,
         }
         if name not in commands:
@@ -139,11 +140,11 @@ class Session:
             config = self.config.updated(strategy=name)
             model.stream([0], config)  # a chain, for instance, may not suit it
             self.config = config
-        click.echo(f"strategy: {self.config.strategy or model.bundle.manifest.default_strategy}", err=True)
+        echo(f"strategy: {self.config.strategy or model.bundle.manifest.default_strategy}", err=True)
 
     def _tint(self, _: str) -> None:
         self.view.tint = not self.view.tint
-        click.echo(f"recycled tokens are {'green' if self.view.tint else 'not shown'}", err=True)
+        echo(f"recycled tokens are {'green' if self.view.tint else 'not shown'}", err=True)
 
     def _stats(self, _: str) -> None:
         if self._last is None:
@@ -151,8 +152,8 @@ class Session:
         stats, context = self._last.stats, self.conversation.model.bundle.manifest.context_length
         used = stats.prompt_tokens + stats.new_tokens
         for line in summary(self._last):
-            click.echo(line, err=True)
-        click.echo(
+            echo(line, err=True)
+        echo(
             f"{used} of {context} tokens of the context; {stats.reused_tokens} of {stats.prompt_tokens} prompt tokens "
             "were in the caches",
             err=True,
@@ -167,7 +168,7 @@ class Session:
         self.conversation.overflow = overflow
         self._system = [message for message in self.conversation.messages if message["role"] == "system"]
         self._last = None
-        click.echo(f"{len(self.conversation.messages)} messages", err=True)
+        echo(f"{len(self.conversation.messages)} messages", err=True)
 
     def _quit(self, _: str) -> None:
         self.ended = True

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, echo, next_step
 
 PRESETS = ("tiny", "small", "base-1.3b")
 
@@ -29,7 +29,7 @@ def create(out: Path, preset: str, tokenizer: Path, layers: int | None, seed: in
     if json_:
         click.echo(as_json({"checkpoint": str(out), "recycler": config.to_json()}))
         return
-    click.echo(
+    echo(
         f"{out}: an untrained base ({preset}) and a module of {config.num_layers} layer{'s' * (config.num_layers > 1)}"
     )
-    click.echo(f"next: recycle-onnx train {out} --joint --data TEXT.txt")
+    next_step("train", out, "--joint", "--data", "TEXT.txt")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import click
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from recycle_onnx.cli.report import echo, shown
 from recycle_onnx.doctor.bundle import BundleReport
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.needs import gigabytes
@@ -26,14 +26,14 @@ def show(found: Report) -> None:
         if console.is_terminal:
             console.print(_table(title, rows))
         else:
-            click.echo("\n".join([title, *(f"  {name}: {value}" for name, value in rows), ""]))
+            echo("\n".join([title, *(f"  {name}: {value}" for name, value in rows), ""]))
     _show_findings(console, found.findings)
 
 
 def _table(title: str, rows: Rows) -> Table:
-    table = Table(title=title, show_header=False, title_justify="left", min_width=60)
+    table = Table(title=shown(title), show_header=False, title_justify="left", min_width=60)
     for name, value in rows:
-        table.add_row(name, Text(value))
+        table.add_row(name, shown(value))
     return table
 
 
@@ -43,7 +43,7 @@ def _show_findings(console: Console, findings: list[Finding]) -> None:
     for finding in findings:
         for name, text in ((finding.level, finding.what), ("why", finding.why), ("do", finding.do)):
             label = Text(f"{name}: ", style=STYLES.get(name, "dim"))
-            console.print(label + Text(text), soft_wrap=True)
+            console.print(label + shown(text), soft_wrap=True)
 
 
 def _sections(found: Report) -> Iterator[tuple[str, Rows]]:

@@ -8,7 +8,7 @@ import click
 
 from recycle_onnx.cli.fidelity import fidelity_line, method_line
 from recycle_onnx.cli.quantize import calibration_of, default_method
-from recycle_onnx.cli.report import as_json, stages
+from recycle_onnx.cli.report import as_json, echo, stages
 from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
@@ -146,15 +146,13 @@ def export(
         described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}
         click.echo(as_json({**described, "quantization": done.manifest.quantization}))
         return
-    click.echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
-    click.echo(
-        f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit"
-    )
+    echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
+    echo(f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit")
     if "fp16" in (precision, activations):
-        click.echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
+        echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if made := method_line(quantized):
-        click.echo(made)
+        echo(made)
     if done.fidelity is not None:
-        click.echo(fidelity_line(done.manifest.precision, quantized))
+        echo(fidelity_line(done.manifest.precision, quantized))
     if (difference := done.self_check.against_reference) is not None:
-        click.echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")
+        echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
 from recycle_onnx.cli.fidelity import fidelity_line, method_line
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, shown
 from recycle_onnx.provenance import read_source
 from recycle_onnx.runtime.config import read_defaults
 from recycle_onnx.stop_ids import describe_ends, stop_ids
@@ -44,9 +43,9 @@ def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
     if json_:
         click.echo(as_json(found))
         return
-    table = Table(title=f"{path}: a {found['kind']}", show_header=False, title_justify="left")
+    table = Table(title=shown(f"{path}: a {found['kind']}"), show_header=False, title_justify="left")
     for name, value in _rows(found):
-        table.add_row(name, Text(value))
+        table.add_row(shown(name), shown(value))
     Console().print(table)
 
 

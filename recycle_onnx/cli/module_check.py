@@ -8,9 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
-from recycle_onnx.cli.report import progress, stages
+from recycle_onnx.cli.report import echo, progress, stages
 from recycle_onnx.files import temporary_sibling
 
 if TYPE_CHECKING:
@@ -59,7 +57,7 @@ def warn_if_far_below(measured: dict[str, Any], config: RecyclerConfig, out: Pat
     """One line on standard error where the module is right much less often than it was."""
     published = _published(config)
     if published is not None and measured["rate"] < published - FAR:
-        click.echo(
+        echo(
             f"warning: {measured['rate']:.1%} is far below the published {published:.1%}; this base may be tuned "
             f"otherwise than the module's: train the module on it (recycle-onnx train {out})",
             err=True,

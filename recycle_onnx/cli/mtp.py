@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, echo
 
 
 @click.command()
@@ -25,4 +25,4 @@ def mtp(bundle: Path, out: Path, force: bool, json_: bool) -> None:
     if json_:
         click.echo(as_json({"main": str(out / MAIN_FOLDER), "head": str(out)}))
         return
-    click.echo(f"{out}: genai.MtpGenerator(genai.Model({str(out / MAIN_FOLDER)!r}), genai.Model({str(out)!r}), …)")
+    echo(f"{out}: genai.MtpGenerator(genai.Model({str(out / MAIN_FOLDER)!r}), genai.Model({str(out)!r}), …)")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
 
 from recycle_onnx.cli.module_check import measure
-from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.report import as_json, echo
 from recycle_onnx.cli.sources import note
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
@@ -68,8 +69,8 @@ def publish(
             "acceptance": config.acceptance, "recycler": config.to_json(),
         }))  # fmt: skip
     else:
-        click.echo(f"{out}: a module of {config.num_layers} layer{'s' * (config.num_layers > 1)}, {size / 1e6:.1f} MB")
-        click.echo(f"join it with its base: recycle-onnx attach BASE CHECKPOINT --module {out}")
+        echo(f"{out}: a module of {config.num_layers} layer{'s' * (config.num_layers > 1)}, {size / 1e6:.1f} MB")
+        echo(f"join it with its base: recycle-onnx attach BASE CHECKPOINT --module {shlex.quote(str(out))}")
     if known is None:
         note("the base's licence is not known; the card says so: name it with --licence")
     note_if_untrained(config.trained)

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 
 from recycle_onnx.cli.fidelity import fidelity_line, fidelity_table, method_line
-from recycle_onnx.cli.report import as_json, stages
+from recycle_onnx.cli.report import as_json, echo, stages
 
 if TYPE_CHECKING:
     from recycle_onnx.export import Calibration
@@ -103,13 +103,13 @@ def quantize(
     if json_:
         click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": quantization}))
         return
-    click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {how.block_size}")
+    echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {how.block_size}")
     if made := method_line(quantization):
-        click.echo(made)
+        echo(made)
     if table and "perplexity" in quantization["fidelity"]:
         Console().print(fidelity_table(manifest.precision, quantization["fidelity"]))
     else:
-        click.echo(fidelity_line(manifest.precision, quantization))
+        echo(fidelity_line(manifest.precision, quantization))
 
 
 def default_method(bits: int) -> str:

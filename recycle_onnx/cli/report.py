@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import codecs
 import json
+import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -26,11 +29,43 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from recycle_onnx.untrusted import UNPRINTABLE, printable
 
 if TYPE_CHECKING:
     from recycle_onnx.export.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
+ESCAPED = {code: f"\\u{code:04x}" for code in UNPRINTABLE}
+
+
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Write a line for people, whatever file or model its words come from."""
+    click.echo(printable(text), err=err, nl=nl)
+
+
+def shown(value: object) -> Text:
+    """A value for one of rich's tables: nothing in it is markup, and nothing drives the terminal."""
+    return Text(printable(str(value)))
+
+
+def next_step(*words: object) -> None:
+    """Say which command comes next, so that a shell takes it as it is."""
+    echo(f"next: recycle-onnx {shlex.join(map(str, words))}")
+
+
+class _Printable(logging.Formatter):
+    """Warnings quote names and values of files."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def show_warnings() -> None:
+    """Let warnings through to standard error, printable, unless an application has a handler of its own."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(_Printable())
 
 
 def writable_anyhow() -> None:
@@ -47,9 +82,13 @@ def writable_anyhow() -> None:
 
 
 def as_json(value: object) -> str:
-    """Indented JSON with text as it is, or escaped where standard output is not UTF-8."""
+    """Indented JSON with text as it is, but for what a terminal would not show as it is.
+
+    Where standard output is not UTF-8 everything beyond ASCII is escaped.
+    """
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return json.dumps(value, indent=2, ensure_ascii=codecs.lookup(encoding).name != "utf-8")
+    ascii_only = codecs.lookup(encoding).name != "utf-8"
+    return json.dumps(value, indent=2, ensure_ascii=ascii_only).translate(ESCAPED)
 
 
 def is_main_process() -> bool:
@@ -75,7 +114,7 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=note)
+        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=escape(printable(note)))
 
 
 def _lines(title: str) -> Callable[[int, int, str], None]:
@@ -87,7 +126,7 @@ def _lines(title: str) -> Callable[[int, int, str], None]:
         if done < total and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        click.echo(f"{title} {done}/{total} {note}".rstrip(), err=True)
+        echo(f"{title} {done}/{total} {note}".rstrip(), err=True)
 
     return update
 
@@ -102,7 +141,7 @@ def _stage_lines() -> Report:
         if stage == current and now - last < SECONDS_BETWEEN_LINES:
             return
         known = f"{text}: {done / total:.0%}" if total else text
-        click.echo(known if stage == current else stage, err=True)
+        echo(known if stage == current else stage, err=True)
         last, current = now, stage
 
     return report
@@ -129,7 +168,7 @@ def stages() -> Iterator[Report]:
             stage, _, _ = text.partition(": ")
             if stage != current:
                 bar.reset(task)
-            bar.update(task, description=text, completed=done, total=total or None)
+            bar.update(task, description=escape(printable(text)), completed=done, total=total or None)
             current = stage
 
         yield report

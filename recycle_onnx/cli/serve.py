@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from recycle_onnx.cli import options
+from recycle_onnx.cli.report import echo
 from recycle_onnx.errors import InputError
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
@@ -65,7 +66,7 @@ def serve(
     limits = Limits(slots, queue, caches, max_request_bytes, body_timeout, queue_timeout, timeout)
     model = options.load(bundle, settings)
     server = Server(model, name or bundle.resolve().name, address, limits)
-    click.echo(f"serving {server.name} at {server.url} (API: {server.url}/v1); Ctrl-C ends it", err=True)
+    echo(f"serving {server.name} at {server.url} (API: {server.url}/v1); Ctrl-C ends it", err=True)
     options.note_module(model, model.generation_config)  # behind the line that tells programs where it is
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # it ends its answers, and itself in the way supervisors expect
     asyncio.run(server.run())

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
+from recycle_onnx.cli.report import echo
 from recycle_onnx.errors import InputError
 
 OPTION = "--from-gguf"
@@ -31,7 +32,7 @@ def source_options(function: Decorated) -> Decorated:
 
 def note(text: str) -> None:
     """Tell the user something on standard error."""
-    click.echo(f"note: {text}", err=True)
+    echo(f"note: {text}", err=True)
 
 
 def _file_first(args: list[str]) -> list[str]:

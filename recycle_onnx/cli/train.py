@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from recycle_onnx.cli.report import as_json, is_main_process, progress
+from recycle_onnx.cli.report import as_json, echo, is_main_process, progress
 
 if TYPE_CHECKING:
     from recycle_onnx.training.options import Optimizer, Precision, Progress, TrainingOptions, TrainingResult
@@ -189,9 +189,9 @@ def _say(checkpoint: Path, result: TrainingResult, text: str, json_: bool) -> No
         click.echo(as_json({"checkpoint": str(checkpoint), **asdict(result)}))
         return
     why = {"budget": "", "plateau": ", acceptance stopped rising", "interrupted": ", interrupted"}[result.ended]
-    click.echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{why}")
-    click.echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
-    click.echo(f"held-out acceptance by place in a chain: {_rates(result.held_out_acceptance)} (greedy, {text})")
+    echo(f"{checkpoint}: {result.steps} steps in {result.seconds:.0f} s{why}")
+    echo(f"held-out next-token loss {result.held_out_next_token:.3f}, recycle {result.held_out_recycle:.3f}")
+    echo(f"held-out acceptance by place in a chain: {_rates(result.held_out_acceptance)} (greedy, {text})")
 
 
 def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held_out: list[Path], json_: bool) -> None:
@@ -204,26 +204,26 @@ def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held
         click.echo(as_json({"checkpoint": str(checkpoint), **asdict(found)}))
         return
     memory, disk = found.memory, found.disk
-    click.echo(f"{checkpoint}: {found.processes} process{'es' * (found.processes > 1)} on {found.device}")
-    click.echo(f"text     {found.text_tokens:,} tokens to train on, {found.held_out_tokens:,} held out")
+    echo(f"{checkpoint}: {found.processes} process{'es' * (found.processes > 1)} on {found.device}")
+    echo(f"text     {found.text_tokens:,} tokens to train on, {found.held_out_tokens:,} held out")
     if found.steps is not None and found.passes is not None:
-        click.echo(f"budget   {found.tokens:,} tokens in {found.steps:,} steps, {found.passes:.2f} passes of the text")
+        echo(f"budget   {found.tokens:,} tokens in {found.steps:,} steps, {found.passes:.2f} passes of the text")
     if found.seconds_a_step is None or found.hours is None:
-        click.echo(f"time     not measured: a step does not fit into the {_bytes(found.free_memory)} that are free")
+        echo(f"time     not measured: a step does not fit into the {_bytes(found.free_memory)} that are free")
     else:
-        click.echo(
+        echo(
             f"time     {found.hours:.2f} hours: the base writes for {found.writing_hours:.2f}, reads for "
             f"{found.reading_hours:.2f}; then {found.seconds_a_step:.2f} s a step, without measuring and saving"
         )
     speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in found.product_speeds.items())
-    click.echo(f"numbers  {found.precision}; matrix products here, in billions of operations a second: {speeds}")
+    echo(f"numbers  {found.precision}; matrix products here, in billions of operations a second: {speeds}")
     peak = f"; measured peak {_bytes(memory.measured_peak)}" if memory.measured_peak else ""
-    click.echo(
+    echo(
         f"memory   {_bytes(memory.total)} a process: model {_bytes(memory.model)}, gradients "
         f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations {_bytes(memory.activations)}, "
         f"logits {_bytes(memory.logits)}{peak}"
     )
-    click.echo(
+    echo(
         f"disk     weights {_bytes(disk.weights)}, state to resume from {_bytes(disk.state)} (both twice while they "
         f"are replaced), log {_bytes(disk.log)}; in the cache token ids {_bytes(disk.token_cache)}, the base's states "
         f"{_bytes(disk.target_cache)}"
@@ -232,7 +232,7 @@ def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held
 
 def _notice(text: str) -> None:
     if is_main_process():
-        click.echo(text, err=True)
+        echo(text, err=True)
 
 
 def _bytes(count: int) -> str:

@@ -79,6 +79,14 @@ def not_a_number(array: np.ndarray) -> np.ndarray:
     return array
 
 
+def rename_tensors(prefix: str) -> Damage:
+    def damage(folder: Path) -> None:
+        save_file({f"{prefix}{name}": value for name, value in load_file(folder / WEIGHTS).items()}, folder / WEIGHTS)
+
+    return damage
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 Q, NORM = "model.layers.1.self_attn.q_proj.weight", "model.norm.weight"
 BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no config": (remove(CONFIG), ("not a checkpoint", "config.json")),
@@ -153,6 +161,20 @@ BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
             remove(WEIGHTS), put(f"{WEIGHTS}.index.json", json.dumps({"weight_map": {Q: "a.safetensors", NORM: "b"}}))
         ),
         ("a.safetensors", "no such file", "2 of the 2 shards", "fetch"),
+    ),
+    "a Git LFS pointer for a config": (put(CONFIG, LFS), (CONFIG, "Git LFS pointer", "git lfs pull")),
+    "a Git LFS pointer for weights": (put(WEIGHTS, LFS), (WEIGHTS, "Git LFS pointer", "git lfs pull")),
+    "a Git LFS pointer for a tokenizer": (put("tokenizer.json", LFS), ("tokenizer.json", "Git LFS pointer")),
+    "a compiled model": (rename_tensors("_orig_mod."), ("'_orig_mod.'", "torch.compile")),
+    "a wrapped model": (rename_tensors("module."), ("'module.'", "several devices")),
+    "a model with an adapter": (rename_tensors("base_model.model."), ("merge_and_unload",)),
+    "an adapter": (
+        both(remove(WEIGHTS), both(remove(CONFIG), put("adapter_config.json", "{}"))),
+        ("an adapter", "LoRA", "merge_and_unload"),
+    ),
+    "an adapter with its base's config": (
+        both(remove(WEIGHTS), put("adapter_config.json", "{}")),
+        ("an adapter", "LoRA", "merge_and_unload"),
     ),
     "a torch pickle": (
         both(remove(WEIGHTS), put("pytorch_model.bin", "PK")),

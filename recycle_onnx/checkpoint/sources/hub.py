@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from recycle_onnx.checkpoint.weights import ADAPTER, refuse_adapter
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import copy_file
@@ -56,7 +57,8 @@ class HubModel:
 
     @cached_property
     def _snapshot(self) -> Path:
-        folder = self.fetch([*NEEDED, CARD])
+        folder = self.fetch([*NEEDED, CARD, ADAPTER])
+        refuse_adapter(folder)
         for needed in ("config.json", "model*.safetensors"):
             if not any(folder.glob(needed)):
                 raise InputError(f"{self.id}: has no {needed}; expected a model in Hugging Face layout")

@@ -12,6 +12,7 @@ from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, temporary_sibling, users_folders
 from recycle_onnx.provenance import write_source
+from recycle_onnx.untrusted import open_regular
 
 Progress = Callable[[int, int, str], None]
 Note = Callable[[str], None]
@@ -71,7 +72,7 @@ def find(named: str, revision: str | None, note: Note, progress: Progress) -> Pa
 def _refuse_other_files(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path}: no such file; expected a GGUF model")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         start = file.read(len(MAGIC))
     if start != MAGIC:
         raise InputError(f"{path}: no such folder, and as a file not a GGUF (it starts with {start!r}, not {MAGIC!r})")
