@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,8 +13,9 @@ import onnxruntime as ort
 from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.errors import InputError
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import read_json, write_json
+from recycle_onnx.temporary import temporary_file
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +63,38 @@ class Calibration:
             raise ValueError("a step that takes no time, or a rate that is none")
 
     def save(self, bundle: Bundle, provider: str, threads: int | None) -> Path:
-        """Write it into the cache; give the file."""
+        """Write it into the cache; give the file.
+
+        Raises:
+            RecycleError: the cache cannot be written.
+        """
         path = calibration_file(bundle, provider, threads)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(self))
+        with _cache_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asdict(self))
         return path
+
+
+def check_cache(bundle: Bundle, provider: str, threads: int | None) -> None:
+    """Say no before anything is measured where `Calibration.save` would.
+
+    Raises:
+        RecycleError: the cache cannot be written.
+    """
+    path = calibration_file(bundle, provider, threads)
+    with _cache_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_file(path):
+            pass
+
+
+@contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecycleError(f"{path}: cannot write ({reason}); RECYCLE_ONNX_CACHE names another folder") from error
 
 
 def calibration_file(bundle: Bundle, provider: str, threads: int | None) -> Path:

@@ -207,7 +207,9 @@ def _first_of(error: ValidationError, data: object) -> ApiError:
     """The error of the alternative that came furthest, where a field may be several things."""
     if error.error_count() > MOST_MISTAKES:
         return ApiError(400, "invalid_value", f"the body has {error.error_count()} mistakes; see /openapi.json")
-    found = max(error.errors(include_url=False), key=lambda one: len(_path(one["loc"], data)))
+    mistakes = error.errors(include_url=False)
+    calls = [one for one in mistakes if {"tool_calls", "function_call"} & set(one["loc"])]  # why there is no content
+    found = max(calls or mistakes, key=lambda one: len(_path(one["loc"], data)))
     param = _name(_path(found["loc"], data))
     if found["type"] == "extra_forbidden":
         return ApiError(400, "unsupported_parameter", f"{param} is not served here: leave it out", param)
@@ -215,6 +217,8 @@ def _first_of(error: ValidationError, data: object) -> ApiError:
         return ApiError(400, "missing_parameter", f"{param} is missing", param)
     if param in ("n", "best_of"):
         return ApiError(400, "unsupported_value", f"{param} must be 1: one request makes one answer", param)
+    if param.endswith((".tool_calls", ".function_call")):
+        return ApiError(400, "unsupported_value", f"{param}: tool calls are not served here: leave them out", param)
     if param == "tools":
         return ApiError(400, "unsupported_value", "tools are not served here: leave them out", param)
     given = repr(found["input"])
