@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recycle_onnx.errors import InputError, RecycleError, TextError
+from recycle_onnx.runtime.chat_template import check_message
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
@@ -182,14 +183,12 @@ def _prompt(raw: dict[str, Any]) -> str | list[dict[str, Any]]:
             raise InputError(f"prompt is {prompt!r}; expected some text")
         return prompt
     messages = raw["messages"]
-    fit = isinstance(messages, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
-    )
-    if not fit:
-        raise InputError("messages is no list of objects with role and content, both strings")
+    if not isinstance(messages, list):
+        raise InputError(f"messages is {messages!r}; expected a list of objects with role and content, both strings")
+    messages = [check_message(message) for message in messages]
     if not messages or messages[-1]["role"] != "user":
         raise InputError("the last of messages is not the user's; expected something to answer")
-    return [dict(message) for message in messages]
+    return messages
 
 
 def _settings(raw: dict[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,13 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.temporary import temporary_file, temporary_folder
 from recycle_onnx.untrusted import open_regular, parse_json, read_bytes
 
 
@@ -56,15 +56,10 @@ def write_json(path: Path, value: object) -> None:
 
 def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(pieces)
-        Path(temporary).chmod(0o600 if private else 0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with temporary_file(path, private=private) as (temporary, file):
+        file.writelines(pieces)
+        file.close()
+        temporary.replace(path)
 
 
 def sha256(path: Path) -> str:
@@ -106,7 +101,8 @@ def new_folder(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) 
     Whatever goes wrong, Ctrl-C included, the temporary folder is removed and `target` is left as it was.
 
     Raises:
-        InputError: `target` exists and `force` is false, is not a folder, or holds something to `keep`.
+        InputError: `target` exists and `force` is false (also if another process made it in the meantime), is not a
+            folder, or holds something to `keep`.
         RecycleError: the parent cannot be written to, or the disk is full.
     """
     target = Path.cwd() / target  # not resolved: a link stays what the user named
@@ -114,7 +110,7 @@ def new_folder(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) 
     with temporary_sibling(target) as temporary:
         yield temporary
         _make_readable(temporary)
-        _replace_folder(temporary, target)
+        _replace_folder(temporary, target, force)
 
 
 @contextmanager
@@ -124,41 +120,46 @@ def temporary_sibling(target: Path) -> Iterator[Path]:
     Raises:
         RecycleError: the parent cannot be written to, or the disk is full.
     """
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-    except OSError as error:
-        raise RecycleError(f"{target.parent}: cannot write there ({error.strerror})") from error
-    try:
-        yield temporary
-    except OSError as error:
-        raise RecycleError(f"{target}: cannot write ({error.strerror or error}); nothing was left behind") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(temporary_folder(target))
+        except OSError as error:
+            raise RecycleError(f"{target.parent}: cannot write there ({error.strerror})") from error
+        try:
+            yield temporary
+        except OSError as error:
+            told = f"{target}: cannot write ({error.strerror or error}); nothing was left behind"
+            raise RecycleError(told) from error
 
 
 def _make_readable(folder: Path) -> None:
-    """Undo the private permissions that temporary folders and safetensors' files are made with."""
-    folder.chmod(0o755)
+    """Undo the private permissions that safetensors' files are made with: what the umask left the folder is right."""
+    mode = folder.stat().st_mode & 0o777
     for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
+        path.chmod(mode if path.is_dir() else mode & 0o666)
 
 
-def _replace_folder(temporary: Path, target: Path) -> None:
+def _replace_folder(temporary: Path, target: Path, force: bool) -> None:
     if not target.exists():
-        temporary.rename(target)
-        return
+        try:
+            temporary.rename(target)
+            return
+        except OSError:
+            if not target.exists():
+                raise
+    if not force:
+        raise InputError(f"{target} was made by another process in the meantime; give another name, or --force")
     if _exchange(temporary, target):
         return  # whoever gave the temporary folder removes it, now with the old content
-    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old."))
-    target.rename(old / target.name)
+    old = temporary.with_suffix(".old")  # never swept: after a kill between the renames it is all there is
+    target.rename(old)
     try:
         temporary.rename(target)
     except BaseException:
-        (old / target.name).rename(target)
+        old.rename(target)
         raise
-    finally:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from recycle_onnx.cli import options
 from recycle_onnx.cli.generate import DEFAULT_NEW_TOKENS
 from recycle_onnx.cli.report import as_json, progress
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.temporary import lock
 
 if TYPE_CHECKING:
     from recycle_onnx.batch import Answer
@@ -62,11 +63,16 @@ def batch(
     worker = Worker(model, config)
     worker.check(requests)
     options.note_module(model, config)
-    before = finished(output, requests) if resume and not force else Finished()
-    summary = Summary(len(requests), before.lines, before.failed)
-    with progress("answering") as report, closing(answers(worker, requests[summary.resumed :], workers)) as made:
+    with ExitStack() as stack:
         try:
-            with output.open("ab" if summary.resumed else "wb") as file:
+            file = stack.enter_context(output.open("ab"))
+            _claim(file, output, replaces=resume or force)
+            before = finished(output, requests) if resume and not force else Finished()
+            summary = Summary(len(requests), before.lines, before.failed)
+            if not summary.resumed and output.stat().st_size:
+                file.truncate(0)
+            report = stack.enter_context(progress("answering"))
+            with closing(answers(worker, requests[summary.resumed :], workers)) as made:
                 for answer in made:
                     file.write(f"{answer.line}\n".encode())
                     file.flush()
@@ -77,11 +83,23 @@ def batch(
         except KeyboardInterrupt as interruption:
             # not `summary.done`: the last line may have been written and not counted yet
             done = output.read_bytes().count(b"\n") if output.exists() else 0
-            text = f"interrupted after {done} of {summary.lines} lines; --resume goes on"
+            text = f"interrupted after {done} of {len(requests)} lines; --resume goes on"
             raise KeyboardInterrupt(text) from interruption
     click.echo(as_json(summary.to_json()) if json_ else summary.text)
     if failed := summary.failed + summary.failed_before:
         raise RecycleError(f"{failed} of {summary.lines} lines failed; their error is in {output}")
+
+
+def _claim(file: IO[bytes], output: Path, *, replaces: bool) -> None:
+    """Make sure that nobody else writes it, from now on; where locks are known."""
+    try:
+        free = lock(file.fileno())
+    except OSError:
+        free = True
+    if not free:
+        raise InputError(f"{output} is being written by another process; wait for it, or give another name")
+    if not replaces and output.stat().st_size:
+        raise InputError(f"{output} was made by another process in the meantime; give another name, or --resume")
 
 
 @dataclass

@@ -40,9 +40,11 @@ def calibrate(
     from recycle_onnx.bench.calibrate import calibrate as run
     from recycle_onnx.prompts import read_prompts
     from recycle_onnx.runtime.auto import first_choice
+    from recycle_onnx.runtime.calibration import check_cache
 
     asked = read_prompts(prompts, field) if prompts else []
     model = recycle_onnx.load(bundle, threads=threads, **options.places(settings))
+    check_cache(model.bundle, model.providers, threads)
     texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked]
     with progress("calibrating") as update:
         found = run(model, texts, context=context, new_tokens=new_tokens, report=update)

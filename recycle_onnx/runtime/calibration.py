@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import read_json, write_json
+from recycle_onnx.temporary import temporary_file
 
 STEP = re.compile(r"(full|recycle)_[1-9]")
 
@@ -71,15 +73,35 @@ class Calibration:
         """Write it into the cache; give the file.
 
         Raises:
-            RecycleError: it cannot be written there.
+            RecycleError: the cache cannot be written.
         """
         path = calibration_file(bundle, provider, threads)
-        try:
+        with _cache_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, asdict(self))
-        except OSError as error:
-            raise RecycleError(f"{path}: cannot write ({error.strerror}); RECYCLE_ONNX_CACHE names another") from error
         return path
+
+
+def check_cache(bundle: Bundle, provider: str, threads: int | None) -> None:
+    """Say no before anything is measured where `Calibration.save` would.
+
+    Raises:
+        RecycleError: the cache cannot be written.
+    """
+    path = calibration_file(bundle, provider, threads)
+    with _cache_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_file(path):
+            pass
+
+
+@contextmanager
+def _cache_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise RecycleError(f"{path}: cannot write ({reason}); RECYCLE_ONNX_CACHE names another folder") from error
 
 
 def calibration_file(bundle: Bundle, provider: str, threads: int | None) -> Path:

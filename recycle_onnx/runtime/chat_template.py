@@ -71,6 +71,26 @@ class ChatTemplate:
         return cls(name, _renderer(known[name], f"{folder}: chat template {name!r}", context))
 
 
+def check_message(message: object) -> Message:
+    """Give a message back that has role and content, both strings.
+
+    Raises:
+        InputError: it has not; where tool calls or parts stand in their place, it says so.
+    """
+    if not isinstance(message, Mapping):
+        raise InputError(f"a message is {message!r}; expected an object with role and content, both strings")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str):
+        raise InputError(f"a message has role {role!r}; expected an object with role and content, both strings")
+    if message.get("tool_calls") or message.get("function_call"):
+        raise InputError("a message has tool calls, which are not supported; expected its content, a text, alone")
+    if isinstance(content, list):
+        raise InputError("a message has its content in parts; expected role and content, both strings: join its texts")
+    if not isinstance(content, str):
+        raise InputError(f"a message has content {content!r}; expected an object with role and content, both strings")
+    return dict(message)
+
+
 def plain(messages: Sequence[Message]) -> str:
     """For models that were trained on text alone: who speaks stands before each turn."""
     turns = [_turn(message) for message in messages]

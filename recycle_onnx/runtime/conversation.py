@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import tensor_file
-from recycle_onnx.runtime.chat_template import ChatTemplate, Message
+from recycle_onnx.runtime.chat_template import ChatTemplate, Message, check_message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.snapshot_check import check_snapshot
@@ -215,10 +215,7 @@ def _turn_starts(messages: list[Message]) -> list[int]:
 
 
 def _checked(message: Message) -> Message:
-    role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
-    if not isinstance(role, str) or not isinstance(content, str):
-        raise InputError(f"a message is {message!r}; expected an object with role and content, both strings")
-    return _plain_values("a message", message)
+    return _plain_values("a message", check_message(message))
 
 
 def _plain_values(name: str, values: dict[str, Any]) -> dict[str, Any]:

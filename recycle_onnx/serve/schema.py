@@ -225,12 +225,16 @@ def _first_of(error: ValidationError, data: object) -> ApiError:
     if error.error_count() > MOST_MISTAKES:
         return ApiError(400, "invalid_value", f"the body has {error.error_count()} mistakes; see /openapi.json")
     errors = error.errors(include_url=False)
+    calls = [one for one in errors if {"tool_calls", "function_call"} & set(one["loc"])]  # why there is no content
+    errors = calls or errors
     deepest = max(len(_path(one, data)) for one in errors)
     fits = [one for one in errors if len(_path(one, data)) == deepest]
     # of alternatives those that are at least of the right type: a list that is too long is no string either
     fits = [one for one in fits if not one["type"].endswith("_type")] or fits
     first = fits[0]
     param = _name(_path(first, data))
+    if param.endswith((".tool_calls", ".function_call")):
+        return ApiError(400, "unsupported_value", f"{param}: tool calls are not served here: leave them out", param)
     if param in ("tools", "functions"):
         return ApiError(400, "unsupported_value", f"{param} are not served here: leave them out", param)
     if first["type"] == "extra_forbidden":

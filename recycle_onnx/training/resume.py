@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import torch
 
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.temporary import temporary_file
 
 STATE = "training.pt"
 
@@ -33,15 +32,13 @@ def save_state(folder: Path, state: State) -> None:
     Raises:
         RecycleError: the disk is full or not writable.
     """
-    handle, name = tempfile.mkstemp(dir=folder, prefix=f".{STATE}.")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary_file(folder / STATE) as (temporary, file):
             torch.save(vars(state), file)
-        Path(name).replace(folder / STATE)
+            file.close()
+            temporary.replace(folder / STATE)
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError when the disk is full
         raise RecycleError(f"{folder / STATE}: cannot write ({error}); the last state there was kept") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def check_state(folder: Path) -> None:

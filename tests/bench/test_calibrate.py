@@ -118,3 +118,12 @@ def test_bad_requests_are_refused(tiny_bundle: Path, tmp_path: Path) -> None:
     )
     assert_refused(run("calibrate", tiny_bundle, "--prompts", tmp_path / "none.txt"), 2, "none.txt")
     assert_refused(run("calibrate", tiny_bundle, "--context", 5000), 2, "5000")
+
+
+def test_a_cache_that_cannot_be_written_is_told_of_before_anything_is_measured(
+    tiny_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    refused = run("calibrate", tiny_bundle)
+    assert_refused(refused, 1, "cannot write", "RECYCLE_ONNX_CACHE")
+    assert "calibrating" not in refused.stderr

@@ -152,6 +152,11 @@ BAD_LINES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "two constraints": ({"prompt": "the", "regex": "a", "grammar": "b"}, ("regex and grammar", "one of them")),
     "a schema that is none": ({"prompt": "the", "json_schema": "cat"}, ("JSON schema", "'cat'")),
     "messages without content": ({"messages": [{"role": "user"}]}, ("role and content",)),
+    "tool calls and no content": (
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}, {"role": "user"}]},
+        ("has tool calls, which are not supported",),
+    ),
+    "content in parts": ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, ("content in parts",)),
     "nothing to answer": ({"messages": [{"role": "assistant", "content": "a"}]}, ("messages", "user's")),
 }
 

@@ -326,6 +326,8 @@ def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: Recyc
         ({"template": "tools"}, "chat template 'tools' is not known; .* has: default, plain"),
         ({"messages": [{"role": "user"}]}, "expected an object with role and content"),
         ({"messages": ["hello"]}, "a message is 'hello'"),
+        ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "a"}]}]}, "has tool calls, which"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}]}, "has its content in parts"),
         ({"messages": [{"role": "user", "content": "a", "at": object()}]}, "a message is .*what JSON can hold"),
         ({"template_variables": {"tools": {1, 2}}}, "template_variables is .*what JSON can hold"),
     ],

@@ -40,6 +40,11 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
         CHAT, {"messages": USER, "tools": [{"type": "function", "function": {"name": "f"}}]},
         400, "unsupported_value", "tools",
     ),
+    "tool calls": (
+        CHAT,
+        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function"}]}, *USER]},
+        400, "unsupported_value", "messages[0].tool_calls",
+    ),
     "an echo": (TEXT, {"prompt": "a", "echo": True}, 400, "invalid_value", "echo"),
     "the best of several": (TEXT, {"prompt": "a", "best_of": 2}, 400, "unsupported_value", "best_of"),
     "a typo": (TEXT, {"prompt": "a", "max_token": 3}, 400, "unsupported_parameter", "max_token"),

@@ -1,0 +1,127 @@
+"""A kill at any moment leaves the old or the new, whole; the next run ends well, and nothing is left after it.
+
+RECYCLE_ONNX_KILLS=300 tries so many moments of each verb instead of a few.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import recycle_onnx
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.checkpoint import Checkpoint
+from tests.cli.command import names
+
+MOMENTS = int(os.environ.get("RECYCLE_ONNX_KILLS", "0"))
+FEW = {"export": 6, "quantize": 6, "batch": 6, "save": 6, "prepack": 6, "calibrate": 3, "train": 2}
+LINES = 8
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="sends SIGKILL, and replaces folders in one step"),
+    pytest.mark.timeout(60 + 120 * (MOMENTS or 10)),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a verb works: nothing but its target, its inputs and its cache is in there."""
+
+    folder: Path
+
+    def run(self, last: float, *arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "tests.kills", self.folder, last, *arguments]
+        environment = {**os.environ, "RECYCLE_ONNX_CACHE": str(self.folder / "cache")}
+        root = Path(__file__).parents[1]
+        return subprocess.run(list(map(str, command)), cwd=root, env=environment, capture_output=True, text=True)
+
+    def hidden(self) -> list[Path]:
+        return [path for path in self.folder.rglob(".*") if path.name.startswith(".")]
+
+
+@pytest.fixture
+def place(tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Place:
+    shutil.copytree(tiny_checkpoint, tmp_path / "model")
+    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    lines = [json.dumps({"prompt": f"the cat {number}"}) for number in range(LINES)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
+    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 40)
+    return Place(tmp_path)
+
+
+def check_bundle(path: Path) -> None:
+    Bundle.open(path, verify=True)
+
+
+def check_checkpoint(path: Path) -> None:
+    with Checkpoint.open(path) as checkpoint:
+        assert checkpoint.recycler is not None
+
+
+def check_lines(path: Path) -> None:
+    whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    assert [json.loads(line)["id"] for line in whole] == list(range(1, len(whole) + 1))
+
+
+def check_conversation(path: Path) -> None:
+    model = recycle_onnx.load(path.parent / "bundle")
+    assert len(model.load_conversation(path).messages) == 2
+
+
+def moments(number: int, looks: int, seconds: float) -> list[int | float]:
+    """Looks at the file system, as far as there are so many, and then points in time."""
+    at_looks = min(number, looks)
+    rest = number - at_looks
+    return [
+        *(1 + index * looks // at_looks for index in range(at_looks)),
+        *(0.001 + index * seconds / rest for index in range(rest)),
+    ]
+
+
+VERBS = {
+    "export": (("export", "{0}/model", "{0}/out", "--force"), "out", check_bundle),
+    "quantize": (("quantize", "{0}/bundle", "{0}/out", "--precision", "int8", "--force"), "out", check_bundle),
+    "batch": (("batch", "{0}/bundle", "{0}/prompts.jsonl", "-o", "{0}/out", "--resume", "-n", 2), "out", check_lines),
+    "save": (("save", "{0}/bundle", "{0}/chat"), "chat", check_conversation),
+    "prepack": (("prepack", "{0}/bundle"), "bundle", check_bundle),
+    "calibrate": (("calibrate", "{0}/bundle", "--context", 8, "--new-tokens", 4), "bundle", check_bundle),
+    "train": (
+        ("train", "{0}/model", "--data", "{0}/text.txt", "--steps", 2, "--batch-size", 2, "--sequence-length", 16),
+        "model",
+        check_checkpoint,
+    ),
+}
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_kill_at_any_moment_leaves_the_old_or_the_new(verb: str, place: Place) -> None:
+    if verb == "train" and importlib.util.find_spec("torch") is None:
+        pytest.skip("trains with torch")
+    template, target, check = VERBS[verb]
+    command = [str(word).format(place.folder) for word in template]
+    undisturbed = place.run(0, *command)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    looks, seconds = int(undisturbed.stdout.split()[-2]), float(undisturbed.stdout.split()[-1])
+    expected = names(place.folder)
+    for moment in moments(MOMENTS or FEW[verb], looks, seconds):
+        if verb == "prepack":
+            shutil.rmtree(place.folder / "cache")
+        killed = place.run(moment, *command)
+        assert killed.returncode in (-signal.SIGKILL, -signal.SIGALRM, 0), killed.stderr
+        check(place.folder / target)
+        if verb == "batch" and killed.returncode == 0:  # done: to be begun again
+            (place.folder / target).unlink()
+    again = place.run(0, *command)
+    assert again.returncode == 0, again.stderr
+    check(place.folder / target)
+    assert names(place.folder) == expected
+    assert place.hidden() == []
