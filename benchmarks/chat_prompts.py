@@ -2,6 +2,7 @@
 
     python benchmarks/chat_prompts.py WORK --bundle float32=BUNDLE --bundle int4=BUNDLE --prompts FILE.jsonl
         [--prompts ANOTHER.jsonl] [--field turns] [--limit 40] [--new-tokens 128] [--threads 2] [--temperature 0.8]
+        [--acceptance-only]
 
 Each result is a JSON file in WORK, and is not measured again: after a break, run the same command. The tables are
 printed, and written to WORK/chat_prompts.md. Lossless strategies on float32 have to give the answers of `full`.
@@ -86,9 +87,10 @@ def speed_line(name: str, rows: Rows) -> str:
 @click.option("--new-tokens", default=128, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--temperature", default=0.8, show_default=True, help="Of sampled answers, beside greedy ones.")
+@click.option("--acceptance-only", is_flag=True, help="Leave out speeds, which want an idle machine.")
 def main(
     work: Path, bundles: tuple[str, ...], files: tuple[Path, ...], field: str | None, limit: int, new_tokens: int,
-    threads: int, temperature: float,
+    threads: int, temperature: float, acceptance_only: bool,
 ) -> None:  # fmt: skip
     """Measure BUNDLES on prompts."""
     work.mkdir(parents=True, exist_ok=True)
@@ -106,6 +108,8 @@ def main(
                     lambda: acceptances(bundle, prompts, heat, new_tokens, threads),  # noqa: B023 -- called at once
                 )
                 accepted.append(acceptance_line(label, rows))
+                if acceptance_only:
+                    continue
                 options = AnswerOptions(strategies, new_tokens, (threads,), temperature=heat)
                 try:
                     rows = kept(work / f"speed-{key}.json", lambda: speeds(bundle, prompts, options))  # noqa: B023

@@ -33,9 +33,9 @@ class TimedSession:
     def io_binding(self) -> Any:
         return self.session.io_binding()
 
-    def run_with_iobinding(self, binding: Any) -> None:
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
         started = time.perf_counter()
-        self.session.run_with_iobinding(binding)
+        self.session.run_with_iobinding(binding, options)
         TimedSession.spent += time.perf_counter() - started
 
 

@@ -31,13 +31,15 @@ CHAPTERS = {
         "runtime.generation.Generation", "runtime.generation.Token", "runtime.generation.Result",
         "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
         "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.processors.StatefulProcessor",
-        "runtime.processors.Follower", "errors.RecycleError", "errors.InputError",
+        "runtime.processors.Follower", "errors.RecycleError", "errors.InputError", "errors.OvertakenError",
+        "errors.NotFiniteError",
     ),
     "Make a bundle": (
         "checkpoint.attach.attach", "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",
         "training.options.TrainingOptions", "training.options.Progress", "training.options.TrainingResult",
         "checkpoint.publish.publish", "checkpoint.module.Module", "checkpoint.join.join", "checkpoint.join.Joined",
         "export.exporter.export", "export.quantizer.quantize_bundle", "export.quantize_graph.Quantization",
+        "export.calibrated.calibrate.Calibration",
     ),
     "Measure": (
         "evaluation.acceptance.acceptance", "evaluation.acceptance.Acceptance", "evaluation.agreement.agreement",

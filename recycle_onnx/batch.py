@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from recycle_onnx.errors import InputError, TextError
+from recycle_onnx.errors import InputError, RecycleError, TextError
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
@@ -91,10 +91,11 @@ class Worker:
             self.model.conversation()
 
     def __call__(self, request: Request, stopped: threading.Event | None = None) -> Answer:
-        """The answer, broken off when it is `stopped`; a prompt that the model cannot take gives its error.
+        """The answer, broken off when it is `stopped`; whatever fails for this request alone gives its error.
 
         Raises:
             RecycleError: it is not the prompt that is wrong, so that another try may succeed.
+            OSError, MemoryError: likewise.
         """
         try:
             generation = self._start(request)
@@ -103,6 +104,10 @@ class Worker:
                     generation.cancel()
         except (InputError, TextError) as error:
             return Answer(request.id, None, str(error))
+        except (RecycleError, OSError, MemoryError):
+            raise
+        except Exception as error:  # ours to mend, but the other lines can be answered
+            return Answer(request.id, None, f"unexpected {type(error).__name__} ({error}); please report it")
         return Answer(request.id, generation.result)
 
     def _config(self, request: Request) -> GenerationConfig:

@@ -13,7 +13,10 @@ from recycle_onnx.cache import VerifiedFiles
 from recycle_onnx.contract import GraphSpec, Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256, write_json
+from recycle_onnx.manifest_check import check_manifest, check_version
+from recycle_onnx.onnx_file import weight_files
 from recycle_onnx.progress import Progress, silent
+from recycle_onnx.untrusted import check_inside
 
 FORMAT = "1.0"
 MANIFEST = "recycle.json"
@@ -59,20 +62,19 @@ class Manifest:
         """Read a manifest; fields that a later minor version added are ignored.
 
         Raises:
-            InputError: not a manifest, a future format, or a required field is missing.
+            InputError: not a manifest, a future format, or a field is missing, of a wrong kind or out of range.
         """
         raw = read_json(path)
-        version = str(raw.get("format", "none"))
-        if version.split(".")[0] != FORMAT.split(".")[0]:
-            raise InputError(f"{path}: bundle format {version} is not known; this version reads {FORMAT}: upgrade it")
+        check_version(raw.get("format"), FORMAT, path)
         try:
-            known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
-            known["graphs"] = {name: _graph(spec) for name, spec in raw["graphs"].items()}
-            known["files"] = {name: _known(File, file) for name, file in raw["files"].items()}
-            known["base"] = {**raw["base"], "context_length": int(raw["base"]["context_length"])}
-            return cls(**known)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(f"{path}: damaged manifest ({error}); export the bundle again") from error
+            check_manifest(raw)
+        except (KeyError, TypeError, ValueError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{path}: damaged manifest ({what}); export the bundle again") from error
+        known = {f.name: raw[f.name] for f in fields(cls) if f.name in raw}
+        known["graphs"] = {name: _graph(spec) for name, spec in raw["graphs"].items()}
+        known["files"] = {name: _known(File, file) for name, file in raw["files"].items()}
+        return cls(**known)
 
     def write(self, path: Path) -> None:
         """Write the manifest in one step."""
@@ -145,13 +147,17 @@ class Bundle:
         `progress` is told how many bytes of its files are checked.
 
         Raises:
-            InputError: not a bundle, a future format, or a file that is missing or was altered.
+            InputError: not a bundle, a future format, or a file that is missing, was altered or lies elsewhere.
+            RecycleError: a graph is none.
         """
         check_is_bundle(folder)
+        check_inside(folder / MANIFEST)
         manifest = Manifest.read(folder / MANIFEST)
         required = {graph_file(kind) for kind in manifest.graphs} | {"tokenizer.json"}
         for name in sorted(required - manifest.files.keys()):
             raise InputError(f"{folder / MANIFEST}: does not list {name}; export the bundle again")
+        for name in sorted(manifest.files.keys() | set(ADVISORY)):
+            check_inside(folder / name)
         verified = VerifiedFiles.load()
         done, total = 0, sum(file.bytes for file in manifest.files.values())
         for name, expected in manifest.files.items():
@@ -160,6 +166,8 @@ class Bundle:
             done += expected.bytes
         progress(total, total, "checked")
         verified.save()
+        for kind in manifest.kinds:
+            _check_weights_of(folder / graph_file(kind), manifest)
         return cls(folder, manifest)
 
     @property
@@ -172,6 +180,14 @@ class Bundle:
     def graph(self, kind: Kind) -> Path:
         """Path of a half's graph."""
         return self.folder / graph_file(kind)
+
+
+def _check_weights_of(graph: Path, manifest: Manifest) -> None:
+    """A graph may name any file to read weights from; those that the manifest lists were checked."""
+    for name in sorted(weight_files(graph) - manifest.files.keys()):
+        raise InputError(
+            f"{graph}: reads weights from {name!r:.100}, which {MANIFEST} does not list; export the bundle again"
+        )
 
 
 def _check_file(path: Path, expected: File, verified: VerifiedFiles, *, verify: bool) -> None:

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
-from recycle_onnx.files import write_json
+from recycle_onnx.errors import InputError
+from recycle_onnx.files import read_json, write_json
 
 LIMIT = 1000
+logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """`RECYCLE_ONNX_CACHE` if set, otherwise the platform's place for caches."""
+    """`RECYCLE_ONNX_CACHE` if set, otherwise the platform's place for caches.
+
+    A user without a home has none: the folder is then one that can be neither read nor written, which is no error
+    for a cache.
+    """
+    try:
+        return _cache_folder()
+    except RuntimeError:
+        return Path(os.devnull) / "recycle-onnx"
+
+
+def _cache_folder() -> Path:
     if path := os.environ.get("RECYCLE_ONNX_CACHE"):
         return Path(path)
     if sys.platform == "win32":
@@ -24,7 +38,7 @@ def cache_folder() -> Path:
 
 
 class VerifiedFiles:
-    """Files whose SHA-256 is known, by path, size, modification time and inode."""
+    """Files whose SHA-256 is known, by path, size, times of modification and change, and inode."""
 
     def __init__(self, path: Path, known: dict[str, str]) -> None:
         self._path, self._known, self._changed = path, known, False
@@ -33,11 +47,7 @@ class VerifiedFiles:
     def load(cls) -> VerifiedFiles:
         """Read the list; a missing or damaged one is an empty one."""
         path = cache_folder() / "verified.json"
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            known = {}
-        return cls(path, known if isinstance(known, dict) else {})
+        return cls(path, read_cached(path) or {})
 
     def knows(self, path: Path, sha256: str) -> bool:
         """Whether this very file was found to have this hash."""
@@ -59,6 +69,16 @@ class VerifiedFiles:
             return
 
 
+def read_cached(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file of the cache; None where there is none, and with a warning where it is damaged."""
+    try:
+        if os.path.lexists(path):
+            return read_json(path)
+    except InputError as error:
+        logger.warning("ignored, a damaged file of the cache: %s", error)
+    return None
+
+
 def _identity(path: Path) -> str:
     status = path.stat()
-    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ino}"
+    return f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}|{status.st_ctime_ns}|{status.st_ino}"

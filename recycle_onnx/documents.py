@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gzip
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 from zlib import error as ZlibError
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.untrusted import parse_json
 
 SEPARATOR = "<|endoftext|>"
 
@@ -68,7 +68,7 @@ def json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                yield number, json.loads(line)
+                yield number, parse_json(line)
             except ValueError as error:
                 raise InputError(f"{path}, line {number}: not JSON ({error})") from error
 

@@ -10,24 +10,25 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.untrusted import open_regular, parse_json, read_bytes
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        InputError: the file is missing or does not hold a JSON object.
+        InputError: the file is missing, is not a regular one, or does not hold a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = parse_json(read_bytes(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path}: no such file") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise InputError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object, found {type(value).__name__}")
@@ -35,7 +36,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text file.
+    """Read a UTF-8 text file that the user named, which may be a pipe.
 
     Raises:
         InputError: the file is missing or is not text.
@@ -67,8 +68,8 @@ def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) 
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
+    """Hexadecimal SHA-256 of a regular file's bytes."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -87,6 +88,15 @@ def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()
     for path in keep:
         if path.resolve().is_relative_to(target.resolve()):
             raise InputError(f"{target} holds {path}, which replacing it would delete; give another name")
+
+
+def users_folders() -> list[Path]:
+    """Where the user is and is at home, as far as that is known: what no command may replace."""
+    found = []
+    for find in (Path.cwd, Path.home):
+        with suppress(OSError, RuntimeError):
+            found.append(find())
+    return found
 
 
 @contextmanager

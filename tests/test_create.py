@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from recycle_onnx.checkpoint import Checkpoint, create
+from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256
+from recycle_onnx.tokenizer import load_tokenizer
 from tests import tiny
 from tests.cli.command import assert_one_error, assert_refused, names, run
 from tests.cli.test_interruptions import start
@@ -106,3 +108,40 @@ def test_a_full_disk_leaves_nothing_behind(kilobytes: int, tokenizer: Path, tmp_
     assert stdout == b""
     assert_one_error(stderr.decode(), "out", "cannot write")
     assert names(tmp_path) == ["tokenizer.json"]
+
+
+def test_a_damaged_tokenizer_is_named_as_the_user_named_it(tokenizer: Path, tmp_path: Path) -> None:
+    whole = json.loads(tokenizer.read_text())
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for content in ("{", "[" * 100_000, "{}", '{"model": 7}', json.dumps({**whole, "model": {"type": "BPE"}})):
+        for path in (tmp_path / "broken.json", folder / "tokenizer.json"):
+            path.write_text(content)
+        for named in (tmp_path / "broken.json", folder):
+            result = run("create", tmp_path / "out", "--tokenizer", named)
+            assert_refused(result, 2, str(named))
+            assert ".out." not in result.stderr
+    (folder / "tokenizer.json").write_text(json.dumps(whole))
+    (folder / "tokenizer_config.json").write_text("[")
+    result = run("create", tmp_path / "out", "--tokenizer", folder)
+    assert_refused(result, 2, str(folder / "tokenizer_config.json"), "not valid JSON")
+
+
+@pytest.mark.parametrize("name", ["padding", "truncation", "prefix"])
+def test_a_tokenizer_that_would_end_the_process_is_refused_or_works(name: str, tokenizer: Path, tmp_path: Path) -> None:
+    content = json.loads(tokenizer.read_text())
+    if name == "padding":
+        content["padding"] = {
+            "strategy": {"Fixed": 1 << 33}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+            "pad_type_id": 0, "pad_token": tiny.END,
+        }  # fmt: skip
+    elif name == "truncation":
+        content["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 5, "direction": "Right"}
+    else:
+        content["model"]["continuing_subword_prefix"] = "x" * 1000
+    tokenizer.write_text(json.dumps(content))
+    if name == "prefix":
+        with pytest.raises(InputError, match="not a tokenizer"):
+            load_tokenizer(tmp_path)
+    else:
+        assert len(load_tokenizer(tmp_path).encode("the cat").ids) > 2

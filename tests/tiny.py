@@ -7,11 +7,11 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 -- makes numpy know bfloat16
 import numpy as np
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from recycle_onnx.checkpoint import BaseConfig, attach, plain_llama
-from recycle_onnx.files import read_json, write_json
+from recycle_onnx.files import write_json
 
 END = "<|endoftext|>"
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 0}
@@ -56,10 +56,11 @@ def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "fl
 
 
 def write_endless_base(folder: Path, context_length: int) -> Path:
-    """One that writes for minutes unless somebody stops it: no token ends its text."""
+    """One that writes for minutes unless somebody stops it: the token that ends a text is never the likeliest."""
     write_base(folder, tiny_config(context_length=context_length))
-    for name in ("config.json", "generation_config.json"):
-        write_json(folder / name, {**read_json(folder / name), "eos_token_id": None})
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][SPECIAL["eos_token_id"]] = 0
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

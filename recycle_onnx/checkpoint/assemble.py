@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
 from recycle_onnx.checkpoint.identity import BaseReference
 from recycle_onnx.files import new_folder
+from recycle_onnx.untrusted import copy_tree
 
 HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".data")
 """Endings of weights: those of this base are copied, others are not."""
@@ -41,7 +41,7 @@ def module_folder(
         return
     with new_folder(out, force=force, keep=[*base.folders(), *keep]) as checkpoint:
         if not reference:
-            shutil.copytree(base.base_folder, checkpoint, dirs_exist_ok=True, ignore=_except_weights_of(base))
+            copy_tree(base.base_folder, checkpoint, _except_weights_of(base))
         (checkpoint / "recycler").mkdir()
         yield checkpoint / "recycler"
 

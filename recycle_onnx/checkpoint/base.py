@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+from recycle_onnx.limits import MOST
+
 Shapes = dict[str, tuple[int, ...]]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
 Placement = Literal["pre", "post", "both", "parallel"]
@@ -111,6 +113,8 @@ class BaseConfig:
         for name in SIZES:
             if getattr(self, name) < 1:
                 return f"{name} is {getattr(self, name)}; expected at least 1"
+            if getattr(self, name) > MOST[name]:
+                return f"{name} is {getattr(self, name)}; expected at most {MOST[name]}"
         if self.num_heads % self.num_kv_heads:
             return f"{self.num_heads} attention heads cannot share {self.num_kv_heads} key-value heads evenly"
         if any(2 * len(rope.frequencies) > self.head_dim for rope in self.ropes()):

@@ -34,7 +34,7 @@ class BaseWeights:
         names = _Names(family, weights.names())
         self._head = family.head
         self._places = {name: names.place(name) for name in self.shapes}
-        weights.check(self._stored_shapes())
+        weights.check(_stored_shapes(self.shapes, self._places))
 
     @property
     def files(self) -> list[Path]:
@@ -91,14 +91,21 @@ class BaseWeights:
         """Names of what else the files hold, but for copies of tied weights."""
         return self.weights.names() - {source for source, _ in self._places.values()} - {f"{self._head}.weight"}
 
-    def _stored_shapes(self) -> Shapes:
-        shapes: Shapes = {}
-        for source, how in self._places.values():
-            suffix = source.rpartition(".")[2]
-            parts = [self.shapes[f"{part}.{suffix}"] for part in how.parts]
-            shape = (sum(part[0] for part in parts), *parts[0][1:])
-            shapes[source] = shape[::-1] if how.transposed else shape
-        return shapes
+
+def stored_shapes(base: BaseConfig, family: Family, found: set[str]) -> Shapes:
+    """Names and shapes of what files with tensors of the names `found` must hold."""
+    shapes, names = base.tensor_shapes(), _Names(family, found)
+    return _stored_shapes(shapes, {name: names.place(name) for name in shapes})
+
+
+def _stored_shapes(neutral: Shapes, places: Mapping[str, tuple[str, Stored]]) -> Shapes:
+    shapes: Shapes = {}
+    for source, how in places.values():
+        suffix = source.rpartition(".")[2]
+        parts = [neutral[f"{part}.{suffix}"] for part in how.parts]
+        shape = (sum(part[0] for part in parts), *parts[0][1:])
+        shapes[source] = shape[::-1] if how.transposed else shape
+    return shapes
 
 
 class _Names:

@@ -14,7 +14,7 @@ from recycle_onnx.checkpoint.identity import BaseReference
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import sha256
+from recycle_onnx.files import sha256, users_folders
 
 TRAINING_LOG = "training.jsonl"
 """A line a step of the last training, beside the base; a published module has some of them."""
@@ -69,7 +69,7 @@ class Checkpoint:
 
     def folders(self) -> list[Path]:
         """What a command that reads this checkpoint must not delete: its folders, and where the user is at home."""
-        return [self.folder, self.folder / "recycler", self.base_folder, Path.cwd(), Path.home()]
+        return [self.folder, self.folder / "recycler", self.base_folder, *users_folders()]
 
 
 def base_reference(base_folder: Path, weights: Weights | BaseWeights, *, path: Path | None = None) -> BaseReference:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,9 @@ from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.plain import plain_llama
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import check_target, new_folder, read_json, write_json
+from recycle_onnx.files import check_target, new_folder, read_json, users_folders, write_json
 from recycle_onnx.tokenizer import load_tokenizer
+from recycle_onnx.untrusted import copy_file
 
 DEVIATION = 0.02
 SHARD = 2**28
@@ -68,10 +68,10 @@ def create(
     shape = PRESETS[preset]
     layers = shape.module_layers if num_layers is None else num_layers
     source = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    check_target(out, force=force, keep=[source, Path.cwd(), Path.home()])
-    with new_folder(out, force=force, keep=[source, Path.cwd(), Path.home()]) as folder:
+    check_target(out, force=force, keep=[source, *users_folders()])
+    with new_folder(out, force=force, keep=[source, *users_folders()]) as folder:
         _write_tokenizer(tokenizer, folder)
-        _write_configs(shape, folder)
+        _write_configs(shape, folder, tokenizer)
         _write_weights(read_config(folder / "config.json")[0], folder, seed)
         return attach(folder, folder, num_layers=layers, seed=seed)
 
@@ -83,8 +83,9 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
     files = [source / name for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
     for path in files if source.is_dir() else [source]:
         if path.exists():
-            shutil.copyfile(path, folder / (path.name if source.is_dir() else "tokenizer.json"))
-    load_tokenizer(folder)
+            read_json(path)  # here, where an error names the user's file and not the copy
+            copy_file(path, folder / (path.name if source.is_dir() else "tokenizer.json"))
+    load_tokenizer(folder, named=files[0] if source.is_dir() else source)
     path = folder / "tokenizer_config.json"
     if not path.exists():
         end = _end(load_tokenizer(folder), {}, source)
@@ -101,14 +102,17 @@ def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
 
 def _text(token: Any) -> str | None:
     """A special token as a tokenizer's config names it: a string, or an object that holds one."""
-    return token.get("content") if isinstance(token, dict) else token
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
 
 
-def _write_configs(shape: Preset, folder: Path) -> None:
+def _write_configs(shape: Preset, folder: Path, source: Path) -> None:
     tokenizer = load_tokenizer(folder)
     config = read_json(folder / "tokenizer_config.json")
-    end = _end(tokenizer, config, folder / "tokenizer.json")
+    end = _end(tokenizer, config, source)
     vocabulary = tokenizer.get_vocab()
+    if max(vocabulary.values()) >= 2 * len(vocabulary):
+        raise InputError(f"{source}: {len(vocabulary)} tokens with ids up to {max(vocabulary.values())}; damaged")
     begin = _text(config.get("bos_token"))
     special = {"bos_token_id": vocabulary.get(begin or end, vocabulary[end]), "eos_token_id": vocabulary[end]}
     base = plain_llama(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.module import CARD, CONFIG, REFERENCE, WEIGHTS, Module
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.files import write_json
+from recycle_onnx.untrusted import copy_file
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,6 @@ def join(
         with module_folder(checkpoint, out, reference=reference, force=force, keep=[module.folder]) as folder:
             for path in (module.folder / name for name in files):
                 if path.exists():
-                    shutil.copyfile(path, folder / path.name)
+                    copy_file(path, folder / path.name)
             write_json(folder / CONFIG, config.to_json())
     return Joined(config, same)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_bytes, write_json
 from recycle_onnx.provenance import read_source
+from recycle_onnx.untrusted import check_inside, copy_file
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """Types to store a module in, and their names in safetensors."""
@@ -68,7 +68,7 @@ def publish(
                 config.draft_vocabulary.write(folder, source.draft_ids)
             reference = checkpoint / "recycler" / REFERENCE
             if reference.exists() and not rounded and source.recycler.trained_on is None:
-                shutil.copyfile(reference, folder / REFERENCE)
+                copy_file(reference, folder / REFERENCE)
             _write_log(checkpoint / TRAINING_LOG, folder / TRAINING_LOG)
             write_json(folder / CONFIG, config.to_json())
             write_bytes(folder / CARD, model_card(config, card).encode())
@@ -105,6 +105,7 @@ def _tensors(weights: Weights, dtype: str | None) -> dict[str, NDArray[Any]]:
 
 def _write_log(log: Path, published: Path) -> None:
     """Every so many-th line of the training's log, where there is one."""
+    check_inside(log)
     if log.exists():
         lines = log.read_bytes().splitlines(keepends=True)
         write_bytes(published, *lines[:: math.ceil(len(lines) / LOG_LINES) or 1])

@@ -17,6 +17,7 @@ from recycle_onnx.checkpoint.taps import check_taps
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
+from recycle_onnx.limits import within
 
 FORMAT = "1.1"
 """1.1 describes the base, so that another copy of it is recognised."""
@@ -89,8 +90,7 @@ class RecyclerConfig:
         values["draft_vocabulary"] = _draft_file(values.get("draft_vocabulary"), path)
         tap = values.get("tap", FINAL_POST)
         values["tap"] = tuple(map(str, tap)) if isinstance(tap, tuple) else (str(tap),)
-        if not isinstance(values.get("num_layers"), int) or values["num_layers"] < 1:
-            raise InputError(f"{path}: num_layers is {values.get('num_layers')!r}; expected at least 1")
+        _check_kinds(values, path)
         config = cls(**values)
         config.check(str(path))
         return config
@@ -158,6 +158,18 @@ class RecyclerConfig:
         for index in range(self.num_layers):
             shapes |= self.layers_of(base).layer_shapes(f"layers.{index}.")
         return shapes | base.norm_shapes("norm")
+
+
+def _check_kinds(values: dict[str, Any], path: Path) -> None:
+    """Sizes in range, and texts and objects where `check` does not compare them with its choices."""
+    try:
+        within("num_layers", values.get("num_layers"))
+        within("trained_depth", values.get("trained_depth", 0), 0)
+        for name, kind, expected in (("layer", str, "a text"), ("training", dict, "an object")):
+            if not isinstance(values.get(name, kind()), kind):
+                raise ValueError(f"{name} is {values[name]!r:.100}; expected {expected}")
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _draft_file(value: Any, path: Path) -> DraftFile | None:

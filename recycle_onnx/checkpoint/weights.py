@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from recycle_onnx.checkpoint.base import Shapes
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256
+from recycle_onnx.untrusted import check_regular, is_plain_name
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
@@ -94,11 +95,8 @@ class Weights:
             InputError: names the first tensor that is missing, or has another shape or type.
         """
         where = self.files[0] if len(self.files) == 1 else self.files[0].parent
-        for name, shape in expected.items():
-            if name not in self._tensors:
-                raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
-            if (found := self.shape(name)) != shape:
-                raise InputError(f"{where}: {name} has shape {list(found)}; the config implies {list(shape)}")
+        check_shapes(where, {name: tensor.shape for name, tensor in self._tensors.items()}, expected)
+        for name in expected:
             if (kind := self.stored_type(name)) not in FLOAT_TYPES:
                 raise InputError(f"{where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
 
@@ -133,8 +131,22 @@ class Weights:
         return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
 
 
+def check_shapes(where: Path, found: Shapes, expected: Shapes) -> None:
+    """Compare the tensors that a file has with what the config implies.
+
+    Raises:
+        InputError: names the first tensor that is missing, or has another shape.
+    """
+    for name, shape in expected.items():
+        if name not in found:
+            raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
+        if found[name] != shape:
+            raise InputError(f"{where}: {name} has shape {list(found[name])}; the config implies {list(shape)}")
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
+    check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:
             yield file
@@ -153,6 +165,8 @@ def _shards(index: Path) -> list[Path]:
     mapping = read_json(index).get("weight_map")
     if not isinstance(mapping, Mapping) or not mapping or not all(isinstance(v, str) for v in mapping.values()):
         raise InputError(f"{index}: expected a 'weight_map' that names the shards")
+    if odd := sorted(name for name in set(mapping.values()) if not is_plain_name(name)):
+        raise InputError(f"{index}: names the shard {odd[0]!r:.100}; expected names of files beside it")
     shards = [index.parent / name for name in sorted(set(mapping.values()))]
     if missing := [path for path in shards if not path.is_file()]:
         raise InputError(

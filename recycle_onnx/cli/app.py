@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from recycle_onnx import __version__
+from recycle_onnx.cli.report import writable_anyhow
 from recycle_onnx.errors import RecycleError
 
 VERBS = (
@@ -50,6 +51,7 @@ class Verbs(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
+        writable_anyhow()
         try:
             with _termination_as_interruption():
                 return super().invoke(ctx)

@@ -16,7 +16,7 @@ from rich.segment import Segment
 from rich.text import Text
 
 from recycle_onnx.cli.generate import RECYCLED
-from recycle_onnx.cli.report import printable
+from recycle_onnx.untrusted import printable
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.generation import Generation

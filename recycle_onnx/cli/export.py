@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from recycle_onnx.cli.quantize import fidelity_line
+from recycle_onnx.cli.fidelity import fidelity_line, method_line
+from recycle_onnx.cli.quantize import calibration_of, default_method
 from recycle_onnx.cli.report import as_json, stages
 from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.cli.untrained import note_if_untrained
@@ -30,6 +31,14 @@ from recycle_onnx.errors import InputError
     show_default=True,
     help="Of the weights; `recycle-onnx quantize` has more options.",
 )
+@click.option("--method", default="", help="Of int4: calibrated, mse or rtn.  [default: calibrated, above 2.5 GB mse]")
+@click.option(
+    "--bits-per-weight", type=float, help="Of calibrated int4: budget for the layers' matrices.  [default: 5.5]"
+)
+@click.option(
+    "--calibration", "calibration_text", type=Path, metavar="FILE",
+    help="Of calibrated int4: text, or JSON lines with text or prompts.  [default: a mixture, and the model's own]",
+)  # fmt: skip
 @click.option(
     "--activations",
     type=click.Choice(["fp32", "fp16"]),
@@ -43,28 +52,35 @@ from recycle_onnx.errors import InputError
     help="Let the module propose so many frequent tokens only; needs --draft-text.  [default: the checkpoint's]",
 )
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
-@click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: the model's own]")
+@click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: plain English]")
 @click.option(
     "--compare/--no-compare",
     default=None,
     help="Measure the cost of quantization against float32, which has to be made and loaded for it.  [default: with "
-    "--text, and where that is no more than 1 GB]",
+    "--text, where that is no more than 1 GB, and where int4 is calibrated]",
 )
+@click.option("--threads", type=int, help="Threads of ONNX Runtime.  [default: one a physical core]")
 @source_options
 @click.option("--force", is_flag=True, help="Replace BUNDLE if it exists.")
+@click.option("--force-quality", is_flag=True, help="Write BUNDLE even if perplexity rises by more than 25 %.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def export(
     checkpoint: str,
     bundle: Path,
     flavour: str,
     precision: str,
+    method: str,
+    bits_per_weight: float | None,
+    calibration_text: Path | None,
     activations: str,
     draft_vocab: int | None,
     draft_text: Path | None,
     text: Path | None,
     compare: bool | None,
+    threads: int | None,
     revision: str | None,
     force: bool,
+    force_quality: bool,
     json_: bool,
 ) -> None:
     """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE.
@@ -76,11 +92,13 @@ def export(
     from recycle_onnx.checkpoint.sources import folder_of
     from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization
     from recycle_onnx.export import export as run
+    from recycle_onnx.export.fidelity import warning
 
     quantization: Quantization | HalfPrecision | None = None
     if precision != "fp32":
         bits = int(precision.removeprefix("int").removeprefix("fp"))
-        quantization = HalfPrecision() if bits == 16 else Quantization(bits=bits, activations=activations)
+        chosen = method or default_method(bits)
+        quantization = HalfPrecision() if bits == 16 else Quantization(bits, method=chosen, activations=activations)
     if text is not None and quantization is None:
         raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
     if activations == "fp16" and precision not in ("int8", "int4"):
@@ -89,6 +107,9 @@ def export(
         )
     if compare is not None and quantization is None:
         raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
+    if precision != "int4" and (method or bits_per_weight is not None or calibration_text):
+        raise InputError("--method, --bits-per-weight and --calibration go with --precision int4")
+    calibration = calibration_of(calibration_text, bits_per_weight, by_default=not method)
     draft = DraftVocabulary.given(draft_vocab, draft_text)
     with (
         stages() as report,
@@ -103,14 +124,22 @@ def export(
             flavour=flavour,
             quantization=quantization,
             draft_vocabulary=draft,
+            calibration=calibration,
             text=text,
             compare=compare,
             force=force,
+            force_quality=force_quality,
+            threads=threads,
             report=report,
         )
     size = sum(file.bytes for file in done.manifest.files.values())
     if "recycler" in done.manifest.graphs:
         note_if_untrained(done.manifest.module_trained)
+    quantized = done.manifest.quantization or {}
+    if done.fidelity is not None:
+        warned = warning(done.manifest.precision, done.fidelity, quantized.get("method", ""))
+        if warned is not None:
+            click.echo(f"Warning: {warned}", err=True)
     if json_:
         strategies = list(done.manifest.strategies)
         check = asdict(done.self_check)
@@ -123,7 +152,9 @@ def export(
     )
     if "fp16" in (precision, activations):
         click.echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
+    if made := method_line(quantized):
+        click.echo(made)
     if done.fidelity is not None:
-        click.echo(fidelity_line(done.manifest.precision, done.fidelity))
+        click.echo(fidelity_line(done.manifest.precision, quantized))
     if (difference := done.self_check.against_reference) is not None:
         click.echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")

@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.text import Text
 
 from recycle_onnx.cli import options
-from recycle_onnx.cli.report import as_json, printable
+from recycle_onnx.cli.report import as_json
 from recycle_onnx.errors import InputError
+from recycle_onnx.untrusted import printable
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.generation import Generation, Result

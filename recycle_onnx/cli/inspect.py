@@ -11,8 +11,12 @@ from rich.table import Table
 from rich.text import Text
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
+from recycle_onnx.cli.fidelity import fidelity_line, method_line
 from recycle_onnx.cli.report import as_json
 from recycle_onnx.provenance import read_source
+from recycle_onnx.runtime.config import read_defaults
+from recycle_onnx.stop_ids import describe_ends, stop_ids
+from recycle_onnx.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from recycle_onnx.checkpoint import Module
@@ -56,6 +60,7 @@ def _describe(path: Path, verify: bool) -> dict[str, Any]:
 
 def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
     manifest = Bundle.open(path, verify=verify).manifest
+    ends = read_defaults(path / "generation_config.json").stop_ids or ()
     return {
         "kind": "bundle",
         "format": manifest.format,
@@ -67,11 +72,18 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         **_halves(manifest.base, manifest.recycler),
         "bytes": {name: file.bytes for name, file in manifest.files.items()},
         "module_trained": manifest.module_trained if "recycler" in manifest.graphs else None,
+        "stop_ids": [_end(token, manifest) for token in ends],
         "contracts": _contracts(manifest),
         "provenance": manifest.provenance,
         "source": read_source(path),
         "verified": verify,
     }
+
+
+def _end(token: int, manifest: Manifest) -> dict[str, Any]:
+    """What the export recorded of a token that ends a text; one that is not known was written into the file since."""
+    unknown = {"id": token, "token": None, "named_by": ["generation_config.json eos_token_id"]}
+    return next((end for end in manifest.provenance.get("stop_ids", ()) if end["id"] == token), unknown)
 
 
 def _contracts(manifest: Manifest) -> dict[str, Any]:
@@ -107,7 +119,16 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         source = read_source(path, checkpoint.base_folder)
         trained = checkpoint.recycler.trained if checkpoint.recycler else None
         halves = {**_halves(base, recycler), "module_trained": trained}
-        return {"kind": "checkpoint", **halves, "bytes": sizes, "source": source}
+        ends = _ends(checkpoint.base_folder)
+        return {"kind": "checkpoint", **halves, "bytes": sizes, "source": source, "stop_ids": ends}
+
+
+def _ends(folder: Path) -> list[dict[str, Any]]:
+    """Tokens that end a text of a checkpoint; none of one without a tokenizer."""
+    if not (folder / "tokenizer.json").exists():
+        return []
+    tokenizer = load_tokenizer(folder)
+    return describe_ends(stop_ids(folder, tokenizer), tokenizer)
 
 
 def _describe_module(module: Module) -> dict[str, Any]:
@@ -125,7 +146,8 @@ def _describe_module(module: Module) -> dict[str, Any]:
 
 
 def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, Any]:
-    ratio = recycler["parameters"] / base["parameters"] if recycler else None
+    whole, part = base.get("parameters"), recycler and recycler.get("parameters")
+    ratio = part / whole if whole and part else None
     return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
 
 
@@ -142,19 +164,30 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("context", f"{base['context_length']:,} tokens"),
     ]  # fmt: skip
     if source := found["source"]:
-        rows += [(f"source {name}", _text(value)) for name, value in source.items() if value is not None]
+        known = {name: value for name, value in source.items() if name != "stop_ids" and value is not None}
+        rows += [(f"source {name}", _text(value)) for name, value in known.items()]
+    for end in found.get("stop_ids", ()):
+        rows.append((f"ends at {end['id']} {end['token'] or ''}", ", ".join(end["named_by"])))
     if quantization := found.get("quantization"):
-        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name != "fidelity"]
-        rows += [(f"fidelity {name}", _text(value)) for name, value in quantization.get("fidelity", {}).items()]
+        told = ("fidelity", "calibration")
+        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name not in told]
+        if made := method_line(quantization):
+            rows.append(("calibration", made))
+        if cost := quantization.get("fidelity"):
+            rows.append(("fidelity", fidelity_line(found["precision"], quantization)))
+            rows += [(f"fidelity {name}", _text(value)) for name, value in cost.items()]
     if size := found.get("draft_vocabulary"):
         rows.append(("draft vocabulary", f"{size:,} tokens"))
     if recycler:
         ratio = f" ({found['parameter_ratio']:.1%} of the base)" if found["parameter_ratio"] else ""
         untrained = "" if found["module_trained"] else ", untrained"
         rows.append(
-            ("module", f"layers {recycler['num_layers']}, {recycler['parameters']:,} parameters{ratio}{untrained}")
+            (
+                "module",
+                f"layers {recycler.get('num_layers')}, {recycler.get('parameters', 0):,} parameters{ratio}{untrained}",
+            )
         )
-        rows += [(f"module {name}", _text(recycler[name])) for name in CONVENTIONS]
+        rows += [(f"module {name}", _text(recycler.get(name))) for name in CONVENTIONS]
     else:
         rows.append(("module", "none"))
     if "strategies" in found:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.table import Table
 
+from recycle_onnx.cli.fidelity import fidelity_line, fidelity_table, method_line
 from recycle_onnx.cli.report import as_json, stages
 
 if TYPE_CHECKING:
-    from recycle_onnx.export.fidelity import Fidelity, Rounding
+    from recycle_onnx.export import Calibration
 
 
 @click.command()
@@ -23,7 +23,23 @@ if TYPE_CHECKING:
 @click.option(
     "--symmetric/--asymmetric", default=False, show_default=True, help="Blocks without a zero point, or with."
 )
-@click.option("--method", default="", help="mse or rtn.  [default: mse for 4 bits, rtn for 8]")
+@click.option(
+    "--method",
+    default="",
+    help="calibrated, mse or rtn.  [default: calibrated for 4 bits, mse above 2.5 GB of float32 weights; rtn for 8]",
+)
+@click.option(
+    "--bits-per-weight",
+    type=float,
+    help="Calibrated: budget for the layers' matrices, scales included.  [default: 5.5]",
+)
+@click.option(
+    "--calibration",
+    "calibration_text",
+    type=Path,
+    metavar="FILE",
+    help="Calibrated: text, or JSON lines with text or prompts.  [default: a mixture, and what the model writes]",
+)
 @click.option(
     "--keep",
     help="Parts with 8 bits instead of 4, or float32 instead of 8.  [default: projection, and of 4 bits embed_tokens "
@@ -35,10 +51,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="fp32 or fp16: what is not quantized, hidden states and caches. fp16 is for GPUs.",
 )
-@click.option("--text", type=Path, help="Text to measure the cost on.  [default: the model's own, sampled]")
+@click.option("--text", type=Path, help="Text to measure the cost on.  [default: a page of plain English]")
 @click.option("--compare/--no-compare", default=True, show_default=True, help="Load BUNDLE too, measure the cost.")
 @click.option("--report", "table", is_flag=True, help="Print what it costs as a table.")
+@click.option("--threads", type=int, help="Threads of ONNX Runtime.  [default: one a physical core]")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
+@click.option("--force-quality", is_flag=True, help="Write OUT even if perplexity rises by more than 25 %.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def quantize(
     bundle: Path,
@@ -47,60 +65,64 @@ def quantize(
     block_size: int | None,
     symmetric: bool,
     method: str,
+    bits_per_weight: float | None,
+    calibration_text: Path | None,
     keep: str | None,
     activations: str,
     text: Path | None,
     compare: bool,
     table: bool,
+    threads: int | None,
     force: bool,
+    force_quality: bool,
     json_: bool,
 ) -> None:
     """Write the float32 bundle BUNDLE with weights of few bits as OUT.
+
+    int4 is calibrated: the model reads text of several kinds, a layer at a time, and matrices that lose most get 8
+    bits. That takes minutes; after Ctrl-C the same command goes on where it was. --method mse takes seconds.
 
     --keep takes names separated by commas: embed_tokens, lm_head, draft_head, projection, qkv_proj, o_proj,
     gate_proj, up_proj, down_proj.
     """
     from recycle_onnx.export import Quantization, quantize_bundle
-    from recycle_onnx.export.fidelity import Fidelity
+    from recycle_onnx.export.fidelity import warning
 
     parts = None if keep is None else tuple(part.strip() for part in keep.split(",") if part.strip())
-    how = Quantization(bits, block_size or 0, symmetric, method, parts, activations)
+    calibration = calibration_of(calibration_text, bits_per_weight, by_default=not method)
+    how = Quantization(bits, block_size or 0, symmetric, method or default_method(bits), parts, activations)
     with stages() as report:
-        manifest, fidelity = quantize_bundle(bundle, out, how, text=text, compare=compare, force=force, report=report)
+        manifest, fidelity = quantize_bundle(
+            bundle, out, how, calibration=calibration, text=text, compare=compare, force=force,
+            force_quality=force_quality, threads=threads, report=report,
+        )  # fmt: skip
     size = sum(file.bytes for file in manifest.files.values())
+    quantization = manifest.quantization or {}
+    if warned := warning(manifest.precision, fidelity, quantization["method"]):
+        click.echo(f"Warning: {warned}", err=True)
     if json_:
-        click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": manifest.quantization}))
+        click.echo(as_json({"bundle": str(out), "bytes": size, "quantization": quantization}))
         return
     click.echo(f"{out}: {size / 1e6:.1f} MB, {manifest.precision} in blocks of {how.block_size}")
-    if table and isinstance(fidelity, Fidelity):
-        Console().print(_table(manifest.precision, fidelity))
+    if made := method_line(quantization):
+        click.echo(made)
+    if table and "perplexity" in quantization["fidelity"]:
+        Console().print(fidelity_table(manifest.precision, quantization["fidelity"]))
     else:
-        click.echo(fidelity_line(manifest.precision, fidelity))
+        click.echo(fidelity_line(manifest.precision, quantization))
 
 
-def fidelity_line(precision: str, fidelity: Rounding) -> str:
-    """What a quantization costs, in one line, or how to know."""
-    from recycle_onnx.export.fidelity import Fidelity
+def default_method(bits: int) -> str:
+    """The method where none was asked for; empty where the number of bits decides."""
+    from recycle_onnx.export.block_quantizer import CALIBRATED
 
-    within = "verify is exact here" if fidelity.equal_runs else f"verify is within {fidelity.epsilon:.2g} of full"
-    if not isinstance(fidelity, Fidelity):
-        return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
-    change = fidelity.perplexity / fidelity.perplexity_fp32 - 1
-    accepted = ""
-    if fidelity.acceptance is not None and fidelity.acceptance_fp32 is not None:
-        accepted = f", acceptance {fidelity.acceptance_fp32:.1%} to {fidelity.acceptance:.1%}"
-    return (
-        f"{precision}: perplexity {fidelity.perplexity_fp32:.3f} to {fidelity.perplexity:.3f} ({change:+.2%}), "
-        f"same best token {fidelity.top1_agreement:.1%}{accepted}; {within}"
-    )
+    return CALIBRATED if bits == 4 else ""
 
 
-def _table(precision: str, fidelity: Fidelity) -> Table:
-    table = Table("", "fp32", precision, title=f"{fidelity.tokens} tokens: {fidelity.text}", title_justify="left")
-    table.add_row("perplexity", f"{fidelity.perplexity_fp32:.4f}", f"{fidelity.perplexity:.4f}")
-    table.add_row("same best token", "", f"{fidelity.top1_agreement:.2%}")
-    if fidelity.acceptance is not None and fidelity.acceptance_fp32 is not None:
-        table.add_row("acceptance", f"{fidelity.acceptance_fp32:.2%}", f"{fidelity.acceptance:.2%}")
-    within = "exact here" if fidelity.equal_runs else f"within {fidelity.epsilon:.3g} logits"
-    table.add_row("verify against full", "exact", within)
-    return table
+def calibration_of(text: Path | None, bits_per_weight: float | None, *, by_default: bool) -> Calibration:
+    """What to calibrate with; `by_default` only models for which that takes minutes."""
+    from recycle_onnx.export import Calibration
+    from recycle_onnx.export.calibrated.calibrate import BITS_PER_WEIGHT, LARGEST
+
+    budget = BITS_PER_WEIGHT if bits_per_weight is None else bits_per_weight
+    return Calibration(text, budget, LARGEST if by_default and text is None and bits_per_weight is None else None)

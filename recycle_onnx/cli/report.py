@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 import click
@@ -29,17 +31,25 @@ if TYPE_CHECKING:
     from recycle_onnx.export.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
-CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
 
-def printable(text: str) -> str:
-    """A model's text without the characters that drive a terminal: it could clear the screen, or set the clipboard."""
-    return text.translate(CONTROL)
+def writable_anyhow() -> None:
+    """Let every text be written: in UTF-8, unless a terminal or PYTHONIOENCODING has another encoding.
+
+    That one shows `?` for what it does not have. ASCII is nobody's choice, but what systems without a locale say.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if not isinstance(stream, TextIOWrapper):  # an application's own, or none
+            continue
+        chosen = stream.isatty() or os.environ.get("PYTHONIOENCODING")
+        keep = chosen and codecs.lookup(stream.encoding).name != "ascii"
+        stream.reconfigure(encoding=stream.encoding if keep else "utf-8", errors="replace")
 
 
 def as_json(value: object) -> str:
-    """Indented JSON with text as it is."""
-    return json.dumps(value, indent=2, ensure_ascii=False)
+    """Indented JSON with text as it is, or escaped where standard output is not UTF-8."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return json.dumps(value, indent=2, ensure_ascii=codecs.lookup(encoding).name != "utf-8")
 
 
 def is_main_process() -> bool:

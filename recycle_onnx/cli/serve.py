@@ -18,6 +18,12 @@ DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8080
 @click.option("--host", default=DEFAULT_HOST, show_default=True, help="Address to listen on; others need --token.")
 @click.option("--port", type=int, default=DEFAULT_PORT, show_default=True, help="0 is any free one.")
 @click.option("--token", envvar="RECYCLE_ONNX_TOKEN", help="What clients must send as their API key.")
+@click.option(
+    "--allow-origin",
+    multiple=True,
+    metavar="ORIGIN",
+    help="A site whose pages may use the server, as https://app.example; may be repeated.",
+)
 @click.option("--name", help="What the model is called.  [default: the bundle's folder]")
 @click.option("--slots", type=int, default=2, show_default=True, help="Generations at a time.")
 @click.option("--queue", type=int, default=64, show_default=True, help="Requests that may wait for a slot.")
@@ -32,6 +38,7 @@ def serve(
     host: str,
     port: int,
     token: str | None,
+    allow_origin: tuple[str, ...],
     name: str | None,
     slots: int,
     queue: int,
@@ -54,7 +61,7 @@ def serve(
 
     if name == "":
         raise InputError("the name is empty; expected what clients are to call the model")
-    address = Address(host, port, token)
+    address = Address(host, port, token, frozenset(allow_origin))
     limits = Limits(slots, queue, caches, max_request_bytes, body_timeout, queue_timeout, timeout)
     model = options.load(bundle, settings)
     server = Server(model, name or bundle.resolve().name, address, limits)

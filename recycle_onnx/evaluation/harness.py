@@ -23,9 +23,9 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.alternating import DECODINGS, Decoding, Verdict, verdict
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.task_rows import TASKS, Row
-from recycle_onnx.files import read_json
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.tokenizer import special_token
 
 Report = Callable[[int, int, str], None]
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -131,7 +131,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
                 self.tok_encode(context)[new - self.max_length :],
                 GREEDY,
                 max_new_tokens=new,
-                strategy=None if self.decoding == "full" else "alternate",
+                strategy="full" if self.decoding == "full" else "alternate",
                 temperature=options.get("temperature", 0.0),
                 stop=until,
             )
@@ -142,10 +142,8 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
 
 def _special_token(model: RecycleModel, name: str) -> int | None:
     """Id of a token that tokenizer_config.json names."""
-    path = model.bundle.folder / "tokenizer_config.json"
-    token = read_json(path).get(name) if path.exists() else None
-    text = token.get("content") if isinstance(token, dict) else token
-    found: int | None = model.tokenizer.token_to_id(text) if isinstance(text, str) else None
+    text = special_token(model.bundle.folder / "tokenizer_config.json", name)
+    found: int | None = None if text is None else model.tokenizer.token_to_id(text)
     return found
 
 

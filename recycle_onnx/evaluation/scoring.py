@@ -62,8 +62,11 @@ class Score:
 class Scorer:
     """Scores texts one after another; what a text has in common with the one before is not read again.
 
-    Nor is what both halves say where the two fork: choices of a single token are judged by one run.
+    Nor is what both halves say where the two fork: choices of a single token are judged by one run. `logits` [S, V] are
+    the full model's for the tokens that were scored last.
     """
+
+    logits: Floats
 
     def __init__(self, model: RecycleModel) -> None:
         self._decoder = model.decoder("auto")
@@ -87,6 +90,7 @@ class Scorer:
         known = logits if text == ids[:first] else {}
         self._read, self._fork = [], ([], {})
         full = self._full(ids, first, same, known.get("full"))
+        self.logits = full
         module = self._module(ids, max(first, 2), max(0, same - 1), known.get("recycler"))
         firsts: dict[Kind, Floats] = {"full": full[:1]}
         if module is not None:

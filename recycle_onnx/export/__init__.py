@@ -2,8 +2,17 @@
 
 from recycle_onnx.checkpoint import DraftVocabulary
 from recycle_onnx.export.block_quantizer import Quantization
+from recycle_onnx.export.calibrated.calibrate import Calibration
 from recycle_onnx.export.exporter import ExportReport, export
 from recycle_onnx.export.half_precision import HalfPrecision
 from recycle_onnx.export.quantizer import quantize_bundle
 
-__all__ = ["DraftVocabulary", "ExportReport", "HalfPrecision", "Quantization", "export", "quantize_bundle"]
+__all__ = [
+    "Calibration",
+    "DraftVocabulary",
+    "ExportReport",
+    "HalfPrecision",
+    "Quantization",
+    "export",
+    "quantize_bundle",
+]

@@ -23,6 +23,8 @@ Small models want 32 for 4 bits too: a real one of 135 M parameters has a perple
 of 32 and 28.1 in blocks of 64.
 """
 METHODS = ("mse", "rtn")
+CALIBRATED = "calibrated"
+"""By what the model reads (`calibrated/`); matrices that it does not see, the module's, take `mse`."""
 ACTIVATIONS: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
 PARTS = (
     "embed_tokens",
@@ -49,7 +51,8 @@ class Quantization:
     Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
     where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:
     `rtn` rounds to nearest; `mse` searches the range of each block for the least squared error; by default `mse` for
-    4 bits and `rtn` for 8, where the search gains next to nothing. `activations` in `fp16`, with scales, hidden states,
+    4 bits and `rtn` for 8, where the search gains next to nothing; `calibrated` (4 bits only) rounds by what the model
+    reads, and gives some matrices 8 bits. `activations` in `fp16`, with scales, hidden states,
     caches and all weights that are not quantized, are for GPUs.
     """
 
@@ -70,12 +73,14 @@ class Quantization:
         for name, choices in (
             ("bits", BITS),
             ("block_size", BLOCK_SIZES),
-            ("method", METHODS),
+            ("method", (*METHODS, CALIBRATED)),
             ("activations", tuple(ACTIVATIONS)),
         ):
             if getattr(self, name) not in choices:
                 listed = ", ".join(map(str, choices))
                 raise InputError(f"{name.replace('_', '-')} is {getattr(self, name)}; expected one of: {listed}")
+        if self.method == CALIBRATED and self.bits != 4:
+            raise InputError(f"--method calibrated is for 4 bits; {self.bits} bits need none: leave --method out")
         if unknown := sorted(set(self.keep or ()) - set(PARTS)):
             raise InputError(f"--keep names {unknown[0]!r}; expected some of: {', '.join(PARTS)}")
 
@@ -117,7 +122,7 @@ class Blocks(NamedTuple):
 
 def quantize(matrix: NDArray[np.float32], how: Quantization) -> Blocks:
     """Quantize `matrix` [N, K], some rows at a time; every block stands for itself."""
-    quantize_rows = _least_squares if how.method == "mse" else _round_to_nearest
+    quantize_rows = _round_to_nearest if how.method == "rtn" else _least_squares
     return join([quantize_rows(matrix[rows], how) for rows in row_ranges(*matrix.shape)], how)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,24 @@ from recycle_onnx.checkpoint import BaseConfig, Checkpoint, DraftVocabulary
 from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.fidelity import Rounding, measure
+from recycle_onnx.export.block_quantizer import CALIBRATED
+from recycle_onnx.export.calibrated.calibrate import Calibrated, Calibration
+from recycle_onnx.export.fidelity import Rounding, check_quality, measure
 from recycle_onnx.export.flavours import Flavour, Precision, flavour_named
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
 from recycle_onnx.export.lazy import weights_of
-from recycle_onnx.export.quantizer import as_quantized, check_text, with_cost
+from recycle_onnx.export.quantizer import as_quantized, calibrate_for, check_text, method_of, settled, with_cost
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
-from recycle_onnx.tokenizer import load_tokenizer
+from recycle_onnx.runtime.sessions import check_threads
+from recycle_onnx.stop_ids import describe_ends, stop_ids
+from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
+from recycle_onnx.untrusted import copy_file
 
 SMALL = 1_000_000_000
 """Bytes of float32 weights that are not too many to load for a comparison."""
@@ -52,10 +57,13 @@ def export(
     flavour: str = "ort",
     quantization: Precision | None = None,
     draft_vocabulary: DraftVocabulary | None = None,
+    calibration: Calibration | None = None,
     text: Path | None = None,
     compare: bool | None = None,
     epsilon: bool = True,
     force: bool = False,
+    force_quality: bool = False,
+    threads: int | None = None,
     report: Report = silent,
 ) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
@@ -64,33 +72,54 @@ def export(
     `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
     straight into the bundle, some rows at a time. To `compare` that with float32 on `text` (see `quantize_bundle`), a
     float32 bundle is made beside it, and deleted; by default where `text` is given, or the weights take no more than
-    `SMALL` bytes in float32. Without `epsilon`, and no comparison, nothing is measured of a quantized bundle, which is
-    for one that will soon be deleted. `report` is told each stage as it begins, and how much of it is done.
+    `SMALL` bytes in float32. The method `calibrated` (see `Calibration`) needs that bundle too, and so is compared.
+    Without `epsilon`, and no comparison, nothing is measured of a quantized bundle, which is for one that will soon be
+    deleted. `threads` are ONNX Runtime's. `report` is told each stage as it begins, and how much of it is done.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, no such flavour, or `bundle` exists (unless
             `force`).
-        RecycleError: the disk is full or not writable, or the graphs failed their self-check.
+        RecycleError: the disk is full or not writable, the graphs failed their self-check, or a quantized bundle has
+            lost more than a quarter of its perplexity (unless `force_quality`).
     """
     check_text(text)
+    check_threads(threads)
     chosen = flavour_named(flavour)
     quantization = quantization and chosen.suited(quantization)
-    with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
-        eos = _write_text_files(source, folder)
+    calibration = calibration or Calibration()
+    with (
+        Checkpoint.open(checkpoint) as source,
+        new_folder(bundle, force=force, keep=source.folders()) as folder,
+        ExitStack() as beside,
+    ):
+        ends = _write_text_files(source, folder)
         draft = _choose(draft_vocabulary, source)
-        specs = _write_graphs(source, folder, draft, chosen, chosen.rewriter(quantization, report))
-        manifest = _manifest(source, specs, folder, draft, chosen)
+        size, plain = _float32_bytes(source), None
         if quantization is not None:
-            manifest = as_quantized(manifest, quantization)
+            quantization = settled(quantization, calibration, size, report)
+            calibrates = method_of(quantization) == CALIBRATED
+            if compare is None:
+                compare = text is not None or size <= SMALL or calibrates
+            if compare or calibrates:
+                place = beside.enter_context(temporary_sibling(folder)) / "fp32"
+                plain = export(source.folder, place, flavour=flavour, draft_vocabulary=draft_vocabulary, report=report)
+        calibrated = Calibrated({}, None)
+        if quantization is not None and plain is not None:
+            original = Bundle(plain.bundle, plain.manifest)
+            calibrated = calibrate_for(original, quantization, calibration, threads, report)
+        specs = _write_graphs(source, folder, draft, chosen, chosen.rewriter(quantization, report, calibrated.made))
+        manifest = _manifest(source, specs, folder, draft, chosen)
+        manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
+        if quantization is not None:
+            manifest = as_quantized(manifest, quantization, calibrated)
         manifest.write(folder / MANIFEST)
-        done = Bundle(folder, manifest)
-        if quantization is None:
-            checked, cost = _check(source, done, eos, report), None
-        elif compare if compare is not None else text is not None or _float32_bytes(source) <= SMALL:
-            checked, cost = _compare(source, done, draft_vocabulary, text, report)
-        else:
-            checked = _check(source, done, eos, report)
-            cost = measure(done, None, text, report) if epsilon else None
+        done, cost = Bundle(folder, manifest), None
+        checked = _check(source, done, eos, report) if plain is None else plain.self_check
+        if quantization is not None and (compare or epsilon):
+            original = Bundle(plain.bundle, plain.manifest) if plain and compare else None
+            cost = measure(done, original, text, report, threads)
+            if not force_quality:
+                check_quality(quantization.precision, cost, method_of(quantization))
         manifest.provenance["self_check"] = asdict(checked)
         manifest = manifest if cost is None else with_cost(manifest, cost)
         manifest.write(folder / MANIFEST)
@@ -101,15 +130,6 @@ def _check(source: Checkpoint, done: Bundle, eos: list[int], report: Report) -> 
     report("checking the graphs")
     reference = source.folder / "recycler" / "reference.safetensors"
     return check_bundle(done, reference if source.recycler else None, eos)
-
-
-def _compare(
-    source: Checkpoint, done: Bundle, draft: DraftVocabulary | None, text: Path | None, report: Report
-) -> tuple[SelfCheck, Rounding]:
-    with temporary_sibling(done.folder) as beside:
-        flavour = done.manifest.flavour
-        plain = export(source.folder, beside / "fp32", flavour=flavour, draft_vocabulary=draft, report=report)
-        return plain.self_check, measure(done, Bundle(plain.bundle, plain.manifest), text, report)
 
 
 def _float32_bytes(source: Checkpoint) -> int:
@@ -140,21 +160,24 @@ def _write_graphs(
     return specs
 
 
-def _write_text_files(source: Checkpoint, folder: Path) -> list[int]:
-    """Copy tokenizer and configs, add what the runtime and genai need; give the ids that end a text."""
+def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
+    """Copy tokenizer and configs, add what the runtime and genai need; give the tokens that end a text."""
     origin = source.base_folder
-    load_tokenizer(origin)  # refuses a missing or damaged one
+    tokenizer = load_tokenizer(origin)  # refuses a missing or damaged one
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
-            shutil.copyfile(origin / name, folder / name)
+            copy_file(origin / name, folder / name)
+    leave_out_tokens(folder / "tokenizer.json", tokenizer, source.base.vocab_size)
     if came_from := read_source(source.folder, origin):
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, source.base)
+    named = stop_ids(origin, tokenizer)
+    ids = [token for token in named if token < source.base.vocab_size]
+    if ids:
+        generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     write_json(folder / "generation_config.json", generation)
-    eos = generation.get("eos_token_id")
-    ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
     write_json(folder / "genai_config.json", genai_config(source.base, generation.get("bos_token_id"), ids))
-    return ids
+    return describe_ends({token: named[token] for token in ids}, tokenizer)
 
 
 def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from recycle_onnx.bundle import ADVISORY, Bundle, Manifest, graph_file
 from recycle_onnx.contract import FINAL_POST, HIDDEN_STATES, HIDDEN_STATES_OUT, LOGITS
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, read_json, write_json
+from recycle_onnx.untrusted import copy_file
 
 CONFIG = "genai_config.json"
 HEAD = "mtp.onnx"
@@ -56,9 +56,9 @@ def write_mtp(source: Path, folder: Path, *, force: bool = False) -> None:
         write_json(main / CONFIG, _main_config(config, layers))
         for name in bundle.manifest.files:
             if name != CONFIG and (name.endswith(".data") or name == "tokenizer.json" or name in ADVISORY):
-                shutil.copyfile(source / name, main / name)
+                copy_file(source / name, main / name)
         _save_with_half_logits(bundle.graph("full"), main / graph_file("full"))
-        shutil.copyfile(bundle.graph("recycler"), main / HEAD)
+        copy_file(bundle.graph("recycler"), main / HEAD)
 
 
 def _main_config(config: dict[str, Any], layers: int) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import onnx_ir as ir
@@ -19,6 +20,10 @@ from recycle_onnx.export.rewriter import Rewriter
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 """Of these, MatMul has its weight as [K, N], the others as [N, K]."""
+
+
+Made = Mapping[str, Sequence[tuple[Blocks, Quantization]]]
+"""Quantized matrices by their weights' names: rows that follow each other, each part stored in its own way."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +51,11 @@ class GraphQuantizer(Rewriter):
 
     doing = "quantizing"
 
-    def __init__(self, how: Quantization, report: Report) -> None:
+    def __init__(self, how: Quantization, report: Report, made: Made = MappingProxyType({})) -> None:
+        """`made` are the matrices that are quantized already, by name."""
         super().__init__(report)
-        self.how = how
-        self._quantized: dict[LazyWeight, Stored] = {}
+        self.how, self.made = how, made
+        self._quantized: dict[LazyWeight, list[Stored]] = {}
 
     @abstractmethod
     def round_alike(self, graph: ir.Graph) -> None:
@@ -77,13 +83,14 @@ class GraphQuantizer(Rewriter):
             if node.op_type in PRODUCTS:
                 x, weight = node.inputs[:2]
                 stored = self._quantize(weight, writer, transposed=node.op_type == "MatMul")
-                if x is not None and stored is not None:
-                    _replace(graph, node, self.product(x, stored, graph))
+                if x is not None and stored:
+                    _replace(graph, node, self._products(x, stored, graph))
             elif node.op_type == "Gather":
                 table, ids = node.inputs
                 stored = self._quantize(table, writer, transposed=False)
-                if ids is not None and stored is not None:
-                    _replace(graph, node, self.gather(ids, stored, graph))
+                if ids is not None and stored:
+                    [table] = stored
+                    _replace(graph, node, self.gather(ids, table, graph))
         for value in list(graph.initializers.values()):
             if not (value.uses() or value.is_graph_input()):
                 del graph.initializers[str(value.name)]
@@ -97,18 +104,32 @@ class GraphQuantizer(Rewriter):
         """Scales and weights that are not quantized have the type of the activations."""
         return rounded(name, piece) if self.how.float_type == "float16" else piece
 
-    def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> Stored | None:
-        """Store a weight as a quantized [N, K], or find it; None where it stays as it is. `transposed`: [K, N]."""
+    def _products(self, x: ir.Value, stored: Sequence[Stored], graph: ir.Graph) -> Sequence[ir.Node]:
+        """The product with each part of a matrix, side by side."""
+        products = [self.product(x, part, graph) for part in stored]
+        if len(products) == 1:
+            return products[0]
+        joined = ir.node("Concat", [nodes[-1].outputs[0] for nodes in products], {"axis": -1})
+        return [*(node for nodes in products for node in nodes), joined]
+
+    def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> list[Stored]:
+        """Store a weight as a quantized [N, K], or find it; nothing where it stays as it is. `transposed`: [K, N].
+
+        (Several parts where not all rows have as many bits.)
+        """
         weight = value.const_value if value is not None else None
         if not isinstance(weight, LazyWeight) or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
-            return None
+            return []
         name, shape = str(weight.name), weight.shape.numpy()
         how = self.how.for_matrix(name, shape[0 if transposed else 1])
         if how is None:
-            return None
+            return []
         if weight not in self._quantized:
-            blocks = join([quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)], how)
-            self._quantized[weight] = self.lay_out(name, blocks, how, writer)
+            if name not in self.made:
+                pieces = [quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)]
+            parts = self.made[name] if name in self.made else [(join(pieces, how), how)]
+            names = [name] if len(parts) == 1 else [f"{name}.part{number}" for number in range(len(parts))]
+            self._quantized[weight] = [self.lay_out(own, *part, writer) for own, part in zip(names, parts, strict=True)]
         return self._quantized[weight]
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from recycle_onnx.bundle import Bundle
+from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.both_halves import TOLERANCE, BothHalves, difference, some_text
 from recycle_onnx.runtime.half import Floats
 from recycle_onnx.runtime.sessions import open_mapped
+from recycle_onnx.untrusted import check_regular
 
 STEPS = 3
 
@@ -45,10 +47,12 @@ def check_bundle(bundle: Bundle, reference: Path | None, stop_ids: list[int]) ->
 
 def _against_reference(halves: BothHalves, path: Path, tolerance: float) -> float:
     try:
+        check_regular(path)
         reference = load_file(path)
         ids, rows = reference["input_ids"].tolist(), reference["positions"]
         expected = (reference["logits"], reference["recycler_logits"])
-    except (SafetensorError, KeyError, OSError) as error:
+        _check_reference(ids, rows, expected, halves.manifest)
+    except (SafetensorError, KeyError, OSError, ValueError, TypeError) as error:
         raise InputError(
             f"{path}: damaged ({error}); train again, or delete it to go without the comparison"
         ) from error
@@ -57,6 +61,23 @@ def _against_reference(halves: BothHalves, path: Path, tolerance: float) -> floa
     found = halves.logits(ids, split=len(ids))
     pairs = zip(expected, found, strict=True)
     return max(_difference(a, b[rows], "torch and the graphs", tolerance) for a, b in pairs)
+
+
+def _check_reference(ids: Any, rows: Floats, expected: tuple[Floats, Floats], manifest: Manifest) -> None:
+    """Refuse tokens, rows or logits that no training wrote.
+
+    Raises:
+        ValueError: names them.
+    """
+    vocab_size, most = manifest.graphs["full"].vocab_size, manifest.context_length
+    tokens = isinstance(ids, list) and all(type(token) is int and 0 <= token < vocab_size for token in ids)
+    if not tokens or not 2 <= len(ids) <= most:
+        raise ValueError(f"input_ids are not 2 to {most} tokens below {vocab_size}")
+    if rows.ndim != 1 or not rows.size or rows.dtype.kind != "i" or ((rows < 0) | (rows >= len(ids) - 1)).any():
+        raise ValueError("positions are not those of tokens that another one follows")
+    for logits in expected:
+        if logits.shape != (len(rows), vocab_size) or logits.dtype.kind != "f":
+            raise ValueError(f"logits are {logits.dtype}{list(logits.shape)}")
 
 
 def _difference(expected: Floats, found: Floats, what: str, tolerance: float) -> float:

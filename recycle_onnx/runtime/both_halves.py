@@ -52,8 +52,10 @@ def difference(expected: Floats, found: Floats) -> float:
     """Largest difference, as a part of the largest logit.
 
     Raises:
-        RecycleError: logits that are not finite.
+        RecycleError: logits that are not finite, or all 0.
     """
     if not (np.isfinite(expected).all() and np.isfinite(found).all()):
         raise RecycleError("logits are not finite; the weights are damaged")
-    return float(np.abs(expected - found).max() / np.abs(expected).max())
+    if not (largest := np.abs(expected).max()):
+        raise RecycleError("all logits are 0; the weights are empty")
+    return float(np.abs(expected - found).max() / largest)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import os
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import onnxruntime as ort
 from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.errors import InputError
+from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import read_json, write_json
+
+STEP = re.compile(r"(full|recycle)_[1-9]")
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +43,14 @@ class Calibration:
     def find(cls, bundle: Bundle, provider: str, threads: int | None) -> Calibration | None:
         """The one in the cache, None if there is none; a stale or damaged one is ignored with a warning."""
         path = calibration_file(bundle, provider, threads)
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         again = f"`recycle-onnx calibrate {bundle.folder}` makes a new one"
         try:
             raw = read_json(path)
             found = cls(**{f.name: raw[f.name] for f in fields(cls)})
             found._check()
-        except (InputError, KeyError, TypeError, ValueError) as error:
+        except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             logger.warning("%s: ignored, a damaged calibration (%s); %s", path, error, again)
             return None
         if (found.processor, found.onnxruntime) != (processor.identity(), ort.__version__):
@@ -56,14 +61,24 @@ class Calibration:
 
     def _check(self) -> None:
         rates = [rate for places in self.acceptance.values() for rate in places]
-        if not (all(ms > 0 for ms in self.step_ms.values()) and all(0 <= rate <= 1 for rate in rates)):
-            raise ValueError("a step that takes no time, or a rate that is none")
+        times = [ms for kind, ms in self.step_ms.items() if STEP.fullmatch(kind) or ms is None]
+        if len(times) != len(self.step_ms) or not all(0 < ms < math.inf for ms in times):
+            raise ValueError("a step that is not known, or takes no time")
+        if not all(type(places) is list for places in self.acceptance.values()) or not all(0 <= r <= 1 for r in rates):
+            raise ValueError("a rate that is none")
 
     def save(self, bundle: Bundle, provider: str, threads: int | None) -> Path:
-        """Write it into the cache; give the file."""
+        """Write it into the cache; give the file.
+
+        Raises:
+            RecycleError: it cannot be written there.
+        """
         path = calibration_file(bundle, provider, threads)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, asdict(self))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, asdict(self))
+        except OSError as error:
+            raise RecycleError(f"{path}: cannot write ({error.strerror}); RECYCLE_ONNX_CACHE names another") from error
         return path
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, read_text
+from recycle_onnx.untrusted import check_regular
 
 Message = dict[str, Any]
 """`role` (`system`, `user` or `assistant`) and `content`, a text; a template may know more fields."""
@@ -30,6 +31,24 @@ class ChatTemplate:
     """The text of the messages, and the beginning of an answer."""
     special_tokens: bool = False
     stops: tuple[str, ...] = field(default=())
+
+    def frames(self, *roles: str) -> list[str] | None:
+        """What the template puts before the text of each message, of one message for each of the roles.
+
+        None where it leaves a message's text out, or changes it.
+
+        Raises:
+            InputError: the template refuses such messages.
+        """
+        marks = [f"qz{number}zq" for number in range(len(roles))]
+        text = self.render([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
+        frames = []
+        for mark in marks:
+            before, there, text = text.partition(mark)
+            if not there:
+                return None
+            frames.append(before)
+        return frames
 
     @classmethod
     def find(
@@ -70,6 +89,7 @@ def _templates(folder: Path) -> dict[str, str]:
     """Templates by name: a file of its own comes before the tokenizer's config, as transformers has it."""
     given = _config(folder).get("chat_template")
     if (folder / "chat_template.jinja").exists():
+        check_regular(folder / "chat_template.jinja")
         given = read_text(folder / "chat_template.jinja")
     try:
         if isinstance(given, list):
@@ -96,12 +116,5 @@ def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Seque
         from recycle_onnx.runtime.jinja import compiled
     except ImportError as error:
         raise InputError(f"{where} needs jinja2: pip install 'recycle-onnx[chat]'") from error
-    template = compiled(text, where)
-
-    def render(messages: Sequence[Message]) -> str:
-        try:
-            return template.render(messages=[dict(m) for m in messages], add_generation_prompt=True, **context)
-        except Exception as error:  # a template is a program: it may raise anything
-            raise InputError(f"{where} refuses these messages: {error}") from error
-
-    return render
+    render = compiled(text, where)
+    return lambda messages: render({"add_generation_prompt": True, **context, "messages": [dict(m) for m in messages]})

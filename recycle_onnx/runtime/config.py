@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.runtime.processors import Processor, StatefulProcessor
 from recycle_onnx.runtime.ranges import check
 from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.strategies import check_plan
 from recycle_onnx.runtime.structured import Constraint
 
 MOST_LOGPROBS = 20
 MOST_BIAS = 1e9
+
+
+class UnknownSettingError(InputError, TypeError):
+    """A keyword that is no setting; a TypeError too, as Python has it."""
+
+
+class Biases(dict[int, float]):
+    """Numbers by token id, not to be changed."""
+
+    def _refuse(self, *_: object, **__: object) -> Any:
+        raise TypeError("a GenerationConfig cannot be changed; config.updated(logit_bias=…) makes another one")
+
+    __setitem__ = __delitem__ = __ior__ = update = setdefault = pop = popitem = clear = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Biases, (dict(self),)
 
 
 class Overrides(TypedDict, total=False):
@@ -74,7 +92,7 @@ class GenerationConfig:
             is chosen where it is complete, and only there.
 
     Raises:
-        InputError: a value out of range, or two that contradict each other.
+        InputError: a value of another kind or out of range, two that contradict each other, or an unknown name.
     """
 
     max_new_tokens: int | None = None
@@ -98,14 +116,25 @@ class GenerationConfig:
     processors: Iterable[Processor | StatefulProcessor] = ()
     constraint: Constraint | None = None
 
+    def __new__(cls, *args: Any, **settings: Any) -> Self:
+        """Refuse names that are no settings before Python does, and say which one was meant."""
+        known = [f.name for f in fields(cls)]
+        for name in settings:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"expected some of: {', '.join(known)}"
+                raise UnknownSettingError(f"setting {name!r} is not known; {hint}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
-        self._own("logit_bias", dict, "token ids with numbers")
+        self._own("logit_bias", Biases, "token ids with numbers")
         self._own("stop", lambda stop: (stop,) if isinstance(stop, str) else tuple(stop), "a list of strings")
         self._own("stop_ids", lambda ids: None if ids is None else tuple(ids), "a list of token ids, or None")
         self._own("processors", tuple, "a list of callables")
         self._check_lengths()
         self._check_penalties()
         self._check_lists()
+        self._check_strategy()
         _ = self.sampling
 
     def _own(self, name: str, copy: Callable[[Any], object], expected: str) -> None:
@@ -131,6 +160,11 @@ class GenerationConfig:
         for name in ("presence_penalty", "frequency_penalty"):
             check(name, getattr(self, name), lambda x: -2 <= x <= 2, "-2 to 2, 0 for none")
         check("no_repeat_ngram_size", self.no_repeat_ngram_size, lambda n: n >= 0, "0 (no limit) or more", whole=True)
+
+    def _check_strategy(self) -> None:
+        if not isinstance(self.strategy, str | None):
+            raise InputError(f"strategy is {self.strategy!r}; expected a name, or None for the bundle's own")
+        check_plan(self.strategy, self.chain, self.min_confidence)
 
     def _check_lists(self) -> None:
         for token, bias in self.logit_bias.items():
@@ -158,7 +192,16 @@ class GenerationConfig:
         return Sampling(self.temperature, self.top_k, self.top_p, self.seed, self.min_p)
 
     def updated(self, **overrides: Unpack[Overrides]) -> GenerationConfig:
-        """The same with some settings replaced, checked again."""
+        """The same with some settings replaced, checked again.
+
+        A new `max_new_tokens` lowers the `min_new_tokens` that there was, unless a new one is given with it.
+
+        Raises:
+            InputError: as for a new one.
+        """
+        most = overrides.get("max_new_tokens")
+        if isinstance(most, int) and most < self.min_new_tokens:
+            overrides.setdefault("min_new_tokens", max(0, most))
         return replace(self, **overrides) if overrides else self
 
     def check_vocabulary(self, size: int) -> None:

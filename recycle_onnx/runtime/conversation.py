@@ -15,7 +15,9 @@ from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate, Message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.generation import Generation
+from recycle_onnx.runtime.snapshot_check import check_snapshot
 from recycle_onnx.runtime.text import count, encode
+from recycle_onnx.untrusted import parse_json
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
@@ -156,18 +158,23 @@ class Conversation:
         arrays, about = tensor_file.read(Path(path))
         if about.get("format") != FORMAT:
             raise InputError(f"{path}: not a saved conversation (format {about.get('format')!r}; expected {FORMAT!r})")
-        if about["bundle"] != model.bundle.digest:
-            raise InputError(
-                f"{path}: saved with another model (bundle {about['bundle'][:12]}…, "
-                f"and {model.bundle.folder} is {model.bundle.digest[:12]}…); load it with that one"
+        try:
+            if about["bundle"] != model.bundle.digest:
+                raise InputError(
+                    f"{path}: saved with another model (bundle {about['bundle'][:12]}…, "
+                    f"and {model.bundle.folder} is {model.bundle.digest[:12]}…); load it with that one"
+                )
+            found = cls(
+                model,
+                messages=parse_json(about["messages"]),
+                template=about["template"],
+                template_variables=parse_json(about["template_variables"]),
+                overflow=cast(Overflow, about["overflow"]),
             )
-        found = cls(
-            model,
-            messages=json.loads(about["messages"]),
-            template=about["template"],
-            template_variables=json.loads(about["template_variables"]),
-            overflow=cast(Overflow, about["overflow"]),
-        )
+            check_snapshot(arrays, found.decoder.full, found.decoder.recycler)
+        except (ValueError, KeyError, TypeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            raise InputError(f"{path}: damaged, or not a saved conversation ({what})") from error
         found.decoder.restore(arrays)
         return found
 

@@ -34,7 +34,8 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 class Work:
     """What one text took since its `prefill`: tokens that had been read before, and runs; reading the prompt is one.
 
-    `prefill_seconds` is that of both halves.
+    `prefill_seconds` is that of both halves. A decoder has a new one for every text: whoever remembers it knows whether
+    the caches are still those of the same text.
     """
 
     reused: int = 0
@@ -162,6 +163,7 @@ class Decoder:
 
     def restore(self, snapshot: dict[str, NDArray[Any]]) -> None:
         """Take over what a decoder of the same model had read."""
+        self.work = Work()
         self._step_start = None
         for kind, half in (("full", self.full), ("recycler", self.recycler)):
             if half is not None:

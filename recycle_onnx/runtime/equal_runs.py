@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle, Manifest
-from recycle_onnx.cache import cache_folder
-from recycle_onnx.errors import InputError
-from recycle_onnx.files import read_json, write_json
+from recycle_onnx.cache import cache_folder, read_cached
+from recycle_onnx.files import write_json
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import Half
 from recycle_onnx.runtime.provider_table import CPU
@@ -52,9 +51,8 @@ class EqualRuns:
             return self._answer
 
     def _remembered(self) -> bool | None:
-        try:
-            found = read_json(self._path)
-        except (InputError, OSError):  # none, or a damaged one: it is tried again
+        found = read_cached(self._path)
+        if found is None:
             return None
         equal = found.pop("equal", None)
         return equal if found == self._key and isinstance(equal, bool) else None

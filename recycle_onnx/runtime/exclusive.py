@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from recycle_onnx.errors import RecycleError
+from recycle_onnx.runtime.native import check_not_forked
+
+
+class BusyError(RecycleError):
+    """Another thread is using it now."""
 
 
 class Exclusive:
@@ -16,20 +22,23 @@ class Exclusive:
         self._lock = threading.Lock()
         self._user: int | None = None
         self._closed = False
+        self._process = os.getpid()
 
     @contextmanager
     def use(self) -> Iterator[None]:
         """Use it for a block.
 
         Raises:
-            RecycleError: another thread uses it now, or it was closed.
+            BusyError: another thread uses it now.
+            RecycleError: it was closed, or this process is a fork of the one it is from.
         """
+        check_not_forked(self._process)
         free = self._lock.acquire(blocking=False)
         try:
             if self._closed:
                 raise RecycleError("the model was closed; load it again")
             if not free:
-                raise RecycleError(
+                raise BusyError(
                     "another thread is using this generation or conversation; "
                     "give each thread its own: model.stream(…), model.conversation(…) or chat.fork()"
                 )

@@ -13,16 +13,19 @@ from weakref import proxy
 from tokenizers import Tokenizer
 
 from recycle_onnx.contract import Kind
+from recycle_onnx.errors import OvertakenError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import strategies
 from recycle_onnx.runtime.decoder import Decoder, Work
+from recycle_onnx.runtime.exclusive import BusyError
 from recycle_onnx.runtime.logprobs import logprobs
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.proposals import Proposer
 from recycle_onnx.runtime.sampling import Chooser
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
 Lossless = Literal["exact", "within_rounding", "no"]
-FinishReason = Literal["stop", "length", "cancelled"]
+FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Result:
     """New text and tokens, and how they came about.
 
     `lossless` says how the tokens relate to those of `full`: `exact` (identical), `within_rounding`, or `no`.
+    `finish_reason` is `length` as long as the text goes on, too; `error` where an exception ended it.
     `logprobs` has an entry for each token where they were asked for (`logprob`, `top_logprobs` and `logprobs_of` of the
     `Token`). `decisions` is what `auto` chose how often, and the step costs and acceptance that made it do so.
     """
@@ -123,6 +127,7 @@ class Generation:
         self._started = time.perf_counter()
         self._first = self._last = self._started
         self._counts, self._work = strategies.Counts(), Work()
+        self._text: Work | None = None  # the caches are this generation's as long as their work is this one
         self._cancelled = False
         # A generator that held its generation, and the caches with it, would be a cycle: freed some time later.
         self._tokens = Generation._generate(proxy(self))
@@ -131,8 +136,14 @@ class Generation:
         return self
 
     def __next__(self) -> Token:
-        with self.decoder.exclusive.use():
-            return next(self._tokens)
+        try:
+            with self.decoder.exclusive.use(), at_work():
+                return next(self._tokens)
+        except (StopIteration, BusyError):
+            raise
+        except BaseException as error:  # nothing goes on after it
+            self._end_early("error" if isinstance(error, Exception) else "cancelled")
+            raise
 
     def __aiter__(self) -> AsyncIterator[Token]:
         return self
@@ -155,8 +166,12 @@ class Generation:
     def cancel(self) -> None:
         """End after the step in progress, with finish reason `cancelled`; from any thread, at any time."""
         self._cancelled = True
+        self._end_early("cancelled")
+
+    def _end_early(self, reason: FinishReason) -> None:
+        """Say why there will be no more tokens, unless the text was over."""
         if self.finish_reason == "length" and len(self.tokens) < self.limit:
-            self.finish_reason = "cancelled"
+            self.finish_reason = reason
 
     def _choices(self) -> Iterator[strategies.Choice]:
         """What the strategy chooses, until somebody cancels."""
@@ -166,17 +181,21 @@ class Generation:
         try:
             while not self._cancelled:
                 choice = self._step(choices)
-                self._work = self.decoder.work
+                self._work = self._text = self.decoder.work
                 if choice is None:
                     return
                 if not self._cancelled:
                     yield choice
         except _Cancelled:
             pass
-        if len(self.tokens) < self.limit:
-            self.finish_reason = "cancelled"
+        self._end_early("cancelled")
 
     def _step(self, choices: Iterator[strategies.Choice]) -> strategies.Choice | None:
+        if self._text is not None and self._text is not self.decoder.work:
+            raise OvertakenError(
+                "the caches of this generation have read another text since; it cannot go on: "
+                "give each generation its own decoder, or end one before the next one begins"
+            )
         self.decoder.watch = self._watch
         try:
             return next(choices, None)

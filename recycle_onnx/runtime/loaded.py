@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from weakref import WeakSet
 
 import onnxruntime as ort
 
 from recycle_onnx.contract import GraphSpec
-from recycle_onnx.errors import RecycleError
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.runtime.allocator import give_back
 from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.native import at_work, check_not_forked, keep_in_children
 
 Sessions = tuple[ort.InferenceSession, ort.InferenceSession | None]
 Specs = tuple[GraphSpec, GraphSpec | None]
@@ -23,35 +26,67 @@ class LoadedHalves:
         self._sessions: Sessions | None = sessions
         self._decoders: WeakSet[Decoder] = WeakSet()
         self._lock = threading.Lock()
+        self._process = os.getpid()
+        for session in sessions:
+            keep_in_children(session)
 
     def decoder(self, context_length: int, chunk: int, *, module: bool) -> Decoder:
         """Fresh caches, of the module too where there is one and it is asked for.
 
         Raises:
-            RecycleError: closed.
+            RecycleError: closed, or made by another process, of which this one is a fork.
         """
+        self.check_process()
         with self._lock:
-            if self._sessions is None:
-                raise RecycleError("the model was closed; load it again")
-            full, recycler = self._sessions
+            full, recycler = self._loaded()
             sessions = (full, recycler if module else None)
             made = Decoder(sessions, (self.specs[0], self.specs[1] if module else None), context_length, chunk)
             self._decoders.add(made)
             return made
 
+    def check_own(self, decoder: Decoder) -> None:
+        """Refuse caches that another model made: its keys and values mean nothing here.
+
+        Raises:
+            InputError: they are another model's.
+            RecycleError: closed.
+        """
+        with self._lock:
+            self._loaded()
+            if decoder not in self._decoders:
+                raise InputError("the decoder is another model's; expected one that this model's decoder(…) made")
+
+    def _loaded(self) -> Sessions:
+        if self._sessions is None:
+            raise RecycleError("the model was closed; load it again")
+        return self._sessions
+
+    def check_process(self) -> None:
+        """Refuse to be used in a forked child, before any lock is waited for.
+
+        Raises:
+            RecycleError: another process has made it.
+        """
+        check_not_forked(self._process)
+
     def close(self) -> None:
         """Wait for the steps in progress, then free sessions and caches, whoever still holds one.
+
+        In a forked copy of the process there is nothing to free: the memory is the parent's.
 
         Raises:
             RecycleError: called from within a step.
         """
+        if self._process != os.getpid():
+            return
         with self._lock:
             decoders = list(self._decoders)
             for decoder in decoders:
                 decoder.exclusive.check_may_close()
             self._sessions = None
         for decoder in decoders:  # without the lock: whoever uses one now may ask for another, to be told
-            with decoder.exclusive.close():
+            with decoder.exclusive.close(), at_work():
                 if decoder in self._decoders:
                     decoder.close()
                     self._decoders.discard(decoder)
+        give_back()

@@ -22,12 +22,13 @@ from recycle_onnx.runtime.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.equal_runs import EqualRuns
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.loaded import LoadedHalves
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.prepacked import open_prepacked
 from recycle_onnx.runtime.processors import make_chooser
 from recycle_onnx.runtime.provider_table import CPU
 from recycle_onnx.runtime.providers import Place, Placement, options_of_module, place, register_library
 from recycle_onnx.runtime.sessions import open_original
-from recycle_onnx.runtime.strategies import NAMES, Plan
+from recycle_onnx.runtime.strategies import NAMES, NEEDING_MODULE, Plan
 from recycle_onnx.runtime.structured import Constraints
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.tokenizer import load_tokenizer
@@ -83,7 +84,7 @@ class RecycleModel:
     def close(self) -> None:
         """Free sessions and caches; generations and conversations that are still about raise from then on.
 
-        Waits for steps in progress, in whatever thread.
+        Waits for steps in progress, in whatever thread. What glibc's allocator keeps for later goes back to the system.
 
         Raises:
             RecycleError: called from within a step, by a callback or a processor.
@@ -112,6 +113,7 @@ class RecycleModel:
         Of int8 and int4 on the CPU. It is tried when it is first asked for, which the first generation that verifies
         does, in the time of some 40 steps; the user's cache keeps the answer.
         """
+        self._halves.check_process()
         return self._equal_runs.known(lambda: self.decoder("full"))
 
     @property
@@ -171,13 +173,18 @@ class RecycleModel:
         """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`, …) as they become final.
 
         Its `result` holds what `generate` would give. A `decoder` that read another text before (`decoder("auto")`
-        makes one) reads only what is new of this one.
+        makes one) reads only what is new of this one. From the first token on it belongs to this generation: one that
+        used it before cannot go on, and raises `OvertakenError`.
+
+        Raises:
+            InputError: as `generate`, or a `decoder` of another model, or one without the module that the strategy
+                needs.
         """
         return self._start(prompt, (config or self.generation_config).updated(**overrides), progress, decoder)
 
     def decoder(self, strategy: str) -> Decoder:
         """Fresh caches for one text; without the module's where `strategy` does not need them."""
-        return self._decoder(module=strategy in ("auto", "alternate", "verify"))
+        return self._decoder(module=strategy in ("auto", *NEEDING_MODULE))
 
     def _decoder(self, *, module: bool) -> Decoder:
         made = self._halves.decoder(self.bundle.manifest.context_length, self.prefill_chunk, module=module)
@@ -203,6 +210,7 @@ class RecycleModel:
     def _start(
         self, prompt: str | Sequence[int], config: GenerationConfig, progress: Progress, decoder: Decoder | None
     ) -> Generation:
+        self._halves.check_process()
         strategy = self._strategy(config.strategy)
         plan = Plan.make(strategy, config.chain, config.min_confidence, self.calibration, self.module_trained)
         ids = self._prompt_ids(prompt)
@@ -216,7 +224,7 @@ class RecycleModel:
         stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
         constraint = None if config.constraint is None else self._constraints.prepare(config.constraint, stop_ids)
         return Generation(
-            decoder=decoder or self._decoder(module=plan.needs_module),
+            decoder=self._checked(decoder, plan) if decoder else self._decoder(module=plan.needs_module),
             tokenizer=self.tokenizer,
             prompt=ids,
             plan=plan,
@@ -228,6 +236,16 @@ class RecycleModel:
             logprobs=config.logprobs,
             progress=progress,
         )
+
+    def _checked(self, decoder: Decoder, plan: Plan) -> Decoder:
+        """The caches to use again, where they are this model's, and the module's too where the strategy asks it."""
+        self._halves.check_own(decoder)
+        if decoder.recycler is None and plan.strategy in NEEDING_MODULE:
+            raise InputError(
+                f"strategy {plan.strategy!r} needs the module's caches, and this decoder has none; "
+                f"make one with decoder({plan.strategy!r})"
+            )
+        return decoder
 
     def _strategy(self, strategy: str | None) -> str:
         name = strategy or self.bundle.manifest.default_strategy
@@ -311,4 +329,5 @@ def load(
     full = place(provider, provider_options or {}, bundle.manifest)
     own = options_of_module(recycler_provider, recycler_provider_options)
     other = None if recycler_provider is None else place(recycler_provider, own, bundle.manifest)
-    return RecycleModel(bundle, full, threads, opener, progress, other)
+    with at_work():
+        return RecycleModel(bundle, full, threads, opener, progress, other)

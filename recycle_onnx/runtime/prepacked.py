@@ -5,7 +5,6 @@ Otherwise every session makes a copy of its own when it loads, in private memory
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from pathlib import Path
@@ -14,13 +13,13 @@ import onnxruntime as ort
 
 from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.cache import cache_folder
+from recycle_onnx.cache import VerifiedFiles, cache_folder, read_cached
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.files import new_folder, sha256, write_json
 from recycle_onnx.runtime.provider_table import CPU
 from recycle_onnx.runtime.providers import Place, Placement
-from recycle_onnx.runtime.sessions import open_original, open_session, session_options
+from recycle_onnx.runtime.sessions import check_threads, open_original, open_session, session_options
 
 GRAPH, WEIGHTS, MADE = "graph.onnx", "graph.onnx.data", "made.json"
 SMALLEST_BYTES = 1024
@@ -38,6 +37,7 @@ def open_prepacked(bundle: Bundle, kind: Kind, provider: Place, threads: int | N
         InputError: another provider than the processor's own.
     """
     place = Placement.of(provider)
+    check_threads(threads)
     if place.provider.name != CPU:
         raise InputError(
             f"weights are prepacked for the processor; provider {place.provider.name!r} lays them out itself: "
@@ -49,8 +49,6 @@ def open_prepacked(bundle: Bundle, kind: Kind, provider: Place, threads: int | N
         if not _is_current(folder):
             _make(path, folder)
         return open_session(folder / GRAPH, spec, place, threads, session_options(threads, "serial"))
-    except InputError:
-        raise
     except (RecycleError, OSError) as error:
         logger.warning("%s: no prepacked weights (%s); loading %s itself", folder, error, path)
         shutil.rmtree(folder, ignore_errors=True)
@@ -62,17 +60,33 @@ def _made_for() -> dict[str, str]:
 
 
 def _is_current(folder: Path) -> bool:
-    if not (folder / MADE).exists():
+    """Whether it was made for this processor, and every byte is as it was made."""
+    made = read_cached(folder / MADE)
+    if made is None:
         return False
-    try:
-        made = json.loads((folder / MADE).read_text(encoding="utf-8"))
-        size = (folder / WEIGHTS).stat().st_size
-    except (OSError, ValueError):
-        return False
-    expected = {**_made_for(), "bytes": size}
-    if made != expected:
+    files = made.pop("sha256", None)
+    if made != _made_for():
         logger.warning("%s: stale (made for %s); making it again", folder, made)
-    return bool(made == expected)
+        return False
+    if isinstance(files, dict) and all(_is_whole(folder / name, files.get(name)) for name in (GRAPH, WEIGHTS)):
+        return True
+    logger.warning("%s: damaged; making it again", folder)
+    return False
+
+
+def _is_whole(path: Path, expected: object) -> bool:
+    """Hashed once, and then recognised as the bundle's weights are."""
+    try:
+        verified = VerifiedFiles.load()
+        if verified.knows(path, str(expected)):
+            return True
+        if sha256(path) != expected:
+            return False
+        verified.remember(path, str(expected))
+        verified.save()
+    except (OSError, InputError):
+        return False
+    return True
 
 
 def _make(path: Path, folder: Path) -> None:
@@ -86,4 +100,4 @@ def _make(path: Path, folder: Path) -> None:
         ):
             options.add_session_config_entry(f"session.{name}", value)
         open_session(path, None, CPU, None, options)
-        write_json(work / MADE, {**_made_for(), "bytes": (work / WEIGHTS).stat().st_size})
+        write_json(work / MADE, {**_made_for(), "sha256": {name: sha256(work / name) for name in (GRAPH, WEIGHTS)}})

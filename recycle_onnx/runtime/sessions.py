@@ -10,7 +10,7 @@ from typing import Literal
 import onnxruntime as ort
 
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import GraphSpec, Kind
+from recycle_onnx.contract import GraphSpec, Kind, Tensor
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.providers import Place, Placement
 from recycle_onnx.runtime.renamed import renamed
@@ -22,6 +22,7 @@ OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of me
 Prepacking = Literal["parallel", "serial", "off"]
 INT8_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "4")
 """For products with integers in ONNX's own form, which ONNX Runtime fuses: what MatMulNBits has in `ort` bundles."""
+TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)", "float16": "tensor(float16)"}
 PREPACKING: dict[Prepacking, tuple[str, str]] = {
     "parallel": ("session.prepack.enable_parallel", "1"),
     "serial": ("session.prepack.enable_parallel", "0"),
@@ -159,3 +160,19 @@ def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path)
     if found != expected:
         odd = sorted(set(chain(*found)) ^ set(chain(*expected)))
         raise RecycleError(f"{path}: does not follow the graph contract ({', '.join(odd) or 'another order'})")
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        _check_tensor(value, (spec.inputs() | spec.outputs())[value.name], path)
+
+
+def _check_tensor(value: ort.NodeArg, expected: Tensor, path: Path) -> None:
+    """Compare type and shape; a dimension that either leaves open fits."""
+    type_, shape = TYPES[expected.dtype], value.shape or []
+    fits = len(shape) in (0, len(expected.shape)) and all(
+        size == wanted or not (type(size) is int and type(wanted) is int)
+        for size, wanted in zip(shape, expected.shape, strict=False)
+    )
+    if value.type != type_ or not fits:
+        raise RecycleError(
+            f"{path}: does not follow the graph contract ({value.name} is {value.type}{shape}; "
+            f"the manifest says {type_}{list(expected.shape)})"
+        )

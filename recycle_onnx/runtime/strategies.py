@@ -15,11 +15,33 @@ from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.decoder import Decoder
 from recycle_onnx.runtime.half import STEP_ROWS, Floats
 from recycle_onnx.runtime.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
+from recycle_onnx.runtime.ranges import check
 from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
+NEEDING_MODULE = ("alternate", "verify")
+"""Those that cannot do without the module; `auto` can."""
 LONGEST_CHAIN = STEP_ROWS - 1
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
+
+
+def check_plan(strategy: str | None, chain: object, min_confidence: object) -> None:
+    """Let settings pass that go together; of a `strategy` that is not chosen yet (None) all that one of them knows.
+
+    Raises:
+        InputError: of another kind, out of range, or for another strategy.
+    """
+    if strategy is not None and strategy not in NAMES:
+        raise InputError(f"strategy {strategy!r} is not known; expected one of: {', '.join(NAMES)}")
+    if chain is not None:
+        if strategy is not None and strategy not in DEFAULT_CHAIN:
+            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {', '.join(DEFAULT_CHAIN)}")
+        longest = LONGEST if strategy == "auto" else LONGEST_CHAIN
+        fits = f"1 to {longest}" if strategy is None else f"1 to {longest} for strategy {strategy!r}"
+        check("chain", chain, lambda n: 1 <= n <= longest, fits, whole=True)
+    check("min_confidence", min_confidence, lambda x: 0 <= x < 1, "0 (always propose) or more, and less than 1")
+    if min_confidence and strategy not in (None, "auto", "verify"):
+        raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,7 @@ class Plan:
     @property
     def needs_module(self) -> bool:
         """Whether the module will ever be asked."""
-        return self.strategy in ("alternate", "verify") or (self.strategy == "auto" and self.module_trained)
+        return self.strategy in NEEDING_MODULE or (self.strategy == "auto" and self.module_trained)
 
     @classmethod
     def make(
@@ -54,17 +76,7 @@ class Plan:
         Raises:
             InputError: a chain length or confidence out of range, or where the strategy has none.
         """
-        if chain is not None and strategy not in DEFAULT_CHAIN:
-            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {', '.join(DEFAULT_CHAIN)}")
-        longest = LONGEST if strategy == "auto" else LONGEST_CHAIN
-        if chain is not None and not 1 <= chain <= longest:
-            raise InputError(f"chain is {chain}; expected 1 to {longest} for strategy {strategy!r}")
-        if not 0 <= min_confidence < 1:
-            raise InputError(
-                f"min-confidence is {min_confidence}; expected 0 (always propose) or more, and less than 1"
-            )
-        if min_confidence and strategy not in ("auto", "verify"):
-            raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
+        check_plan(strategy, chain, min_confidence)
         return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence, calibration, module_trained)
 
 

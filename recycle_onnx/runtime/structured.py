@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError, TextError
+from recycle_onnx.runtime.native import at_work
 from recycle_onnx.runtime.processors import FORBIDDEN, Floats, Ids
 
 if TYPE_CHECKING:
@@ -112,16 +113,21 @@ class Constraints:
         """
         if not stop_ids:
             raise InputError("stop-ids is empty; expected a token that ends the text where its constraint is complete")
-        matcher = self._matcher(_grammar(constraint), stop_ids)
+        with at_work():
+            matcher = self._matcher(_grammar(constraint), stop_ids)
         if matcher.is_error():
             raise InputError(f"{constraint} is not one to follow: {_one_line(matcher.get_error())}")
-        return Constrained(matcher, self._vocab_size, sorted(stop_ids))
+        return Constrained(matcher, self._size, sorted(stop_ids))
+
+    @cached_property
+    def _size(self) -> int:
+        """Of the trie: the model's ids and the tokenizer's, of which either may have some that the other lacks."""
+        return max(self._vocab_size, 1 + max(self._tokenizer.get_vocab().values(), default=0))
 
     def _make_trie(self, stop_ids: frozenset[int]) -> LLTokenizer:
-        size = max(self._vocab_size, self._tokenizer.get_vocab_size())
         try:
             trie: LLTokenizer = _library().LLTokenizer(
-                self._tokenizer.to_str(), n_vocab=size, eos_token=sorted(stop_ids)
+                self._tokenizer.to_str(), n_vocab=self._size, eos_token=sorted(stop_ids)
             )
             return trie
         except ValueError as error:
@@ -139,23 +145,31 @@ class Constrained:
     """A stateful processor: every text starts with a copy of `matcher`, which has read nothing."""
 
     matcher: LLMatcher
-    vocab_size: int
+    trie_size: int
     stop_ids: list[int]
 
     def start(self, prompt: Ids) -> Matching:
         """The follower of one new text; the prompt is not a part of it."""
-        return Matching(self.matcher, self.vocab_size, self.stop_ids)
+        return Matching(self.matcher, self.trie_size, self.stop_ids)
+
+    def try_first_token(self) -> None:
+        """Find out once what a text may begin with, which for some constraints takes longer than all before."""
+        nothing = np.empty(0, np.int64)
+        self.start(nothing)(nothing, np.zeros(self.trie_size, np.float32))
 
 
 class Matching:
-    """Follows one text with a copy of a matcher that has read nothing."""
+    """Follows one text with a copy of a matcher that has read nothing.
 
-    def __init__(self, matcher: LLMatcher, vocab_size: int, stop_ids: list[int]) -> None:
+    The matcher's mask has all ids of the trie; of these the first ones are the model's logits.
+    """
+
+    def __init__(self, matcher: LLMatcher, trie_size: int, stop_ids: list[int]) -> None:
         from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
         self._unread, self._matcher, self._read = matcher, matcher.deep_copy(), list[int]()
         self._fill, self._stop_ids = fill_next_token_bitmask, stop_ids
-        self._bits = allocate_token_bitmask(1, -(-vocab_size // WORD) * WORD)
+        self._bits = allocate_token_bitmask(1, -(-trie_size // WORD) * WORD)
 
     def __call__(self, ids: Ids, logits: Floats) -> Floats:
         """Forbid what cannot follow.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import write_bytes
+from recycle_onnx.untrusted import open_regular, parse_json
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -51,14 +52,16 @@ def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         InputError: no such file, or not one that `write` wrote whole.
     """
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
     try:
         arrays, metadata = _parse(data)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        stated, counted = metadata.pop(CHECKSUM, None), _checksum(arrays, metadata)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise InputError(f"{path}: damaged, or not a saved conversation ({error})") from error
-    if metadata.pop(CHECKSUM, None) != _checksum(arrays, metadata):
+    if stated != counted:
         raise InputError(f"{path}: damaged (its content does not have the checksum it names)")
     return arrays, metadata
 
@@ -67,8 +70,10 @@ def _parse(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     start = 8 + int.from_bytes(data[:8], "little")
     if start > len(data):
         raise ValueError(f"{len(data)} bytes, and a header up to byte {start}")
-    header = json.loads(data[8:start])
+    header = parse_json(data[8:start])
     metadata = dict(header.pop(METADATA))
+    if not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("a text of its metadata is none")
     arrays = {}
     for name, entry in header.items():
         first, end = entry["data_offsets"]

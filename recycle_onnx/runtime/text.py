@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.native import at_work
 
 CONTEXT = 8
 """Prompt tokens that are decoded along, so that the first new word keeps its leading space."""
@@ -49,10 +50,11 @@ def count(ids: list[int], context: int) -> str:
 
 
 def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:
-    if len(text) < LONG_TEXT:
-        return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
-    # Of the two only this one lets other threads run meanwhile.
-    return list(tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
+    with at_work():
+        if len(text) < LONG_TEXT:
+            return list(tokenizer.encode(text, add_special_tokens=add_special_tokens).ids)
+        # Of the two only this one lets other threads run meanwhile.
+        return list(tokenizer.encode_batch([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 class TextStream:

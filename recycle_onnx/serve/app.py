@@ -7,6 +7,7 @@ import json
 import logging
 import time
 from collections.abc import AsyncIterator, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -21,7 +22,7 @@ from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.generation import Token
 from recycle_onnx.serve import answers, openapi, schema
-from recycle_onnx.serve.access import Guard
+from recycle_onnx.serve.access import guarded
 from recycle_onnx.serve.dialects import Chat, Dialect, Label, Text
 from recycle_onnx.serve.engine import Engine, Order
 from recycle_onnx.serve.errors import ApiError
@@ -32,6 +33,8 @@ from recycle_onnx.serve.worker import Job, Step, Workers
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+MANY_TOKENS = 256
+"""Of an answer that is written down in another thread: thousands with their alternatives are seconds of work."""
 GONE = 499
 """Status of an answer that nobody gets."""
 
@@ -44,6 +47,7 @@ class Service:
         self.workers = Workers(limits, lambda result: self.metrics.count(result))
         self.metrics = Metrics(self.workers)
         self.started = int(time.time())
+        self._parsing = asyncio.Lock()
         self._document = openapi.document(__version__, with_token)
 
     def routes(self) -> list[Route]:
@@ -104,7 +108,9 @@ class Service:
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise ApiError(415, "not_json", f"the body is declared as {media or 'nothing'}; expected application/json")
-        asked = schema.parse(await self.limits.read_body(request), kind)
+        body = await self.limits.read_body(request)
+        async with self._parsing:  # half a second for megabytes: others have their turn between two of them
+            asked = schema.parse(body, kind)
         self._check_name(asked.model)
         return asked
 
@@ -114,13 +120,17 @@ class Service:
         try:
             if not asked.stream:
                 tokens = await _unless_gone(request, _all(job))
-                return _json(dialect.whole(tokens, *self._outcome(job, order)))
+                write = partial(self._whole, job, order, dialect, tokens)
+                return await asyncio.to_thread(write) if len(tokens) > MANY_TOKENS else write()
             first = await _unless_gone(request, anext(job))
         except BaseException:
             job.cancel()
             raise
         with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
         return _EventStream(job, self._events(job, first, order, dialect, with_usage))
+
+    def _whole(self, job: Job, order: Order, dialect: Dialect, tokens: list[Token]) -> Response:
+        return _json(dialect.whole(tokens, *self._outcome(job, order)))
 
     async def _events(
         self, job: Job, first: Step, order: Order, dialect: Dialect, with_usage: bool
@@ -144,6 +154,7 @@ class Service:
         result = job.result
         assert result is not None
         assert result.finish_reason != "cancelled"
+        assert result.finish_reason != "error"
         return result.finish_reason, answers.Usage.of(result, order.config.seed)
 
 
@@ -221,11 +232,13 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     return response
 
 
-def make_app(service: Service, token: str | None = None, local_names_only: bool = True) -> ASGIApp:
+def make_app(
+    service: Service, token: str | None = None, local_names_only: bool = True, origins: frozenset[str] = frozenset()
+) -> ASGIApp:
     """The server's ASGI application."""
     routes = service.routes()
     handlers = {HTTPException: _on_http_error, ClientDisconnect: _on_gone}
     ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
     app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
-    guarded = Guard(app, token, local_names_only)
-    return Counted(guarded, service.metrics, frozenset(route.path for route in routes))
+    behind = guarded(app, token, local_names_only, origins)
+    return Counted(behind, service.metrics, frozenset(route.path for route in routes))

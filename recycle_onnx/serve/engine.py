@@ -14,8 +14,10 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.serve import answers, formats, schema
 from recycle_onnx.serve.errors import ApiError
+from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.prefixes import PrefixCaches
 from recycle_onnx.serve.token_text import TokenText
+from recycle_onnx.serve.trial import Trials
 from recycle_onnx.serve.worker import Opener
 
 SHARED = (
@@ -40,12 +42,13 @@ class Order:
 class Engine:
     """One model, and the caches of what it read."""
 
-    def __init__(self, model: RecycleModel, caches: int) -> None:
-        self.model = model
+    def __init__(self, model: RecycleModel, limits: Limits) -> None:
+        self.model, self._limits = model, limits
         self.names = TokenText(model.tokenizer)
         self.template = ChatTemplate.find(model.bundle.folder)
         self.fingerprint = f"recycle-onnx-{model.bundle.digest[:12]}"
-        self._caches = PrefixCaches(model, caches)
+        self._caches = PrefixCaches(model, limits.caches)
+        self._trials = Trials(model, limits.schema_seconds)
 
     def describe(self) -> answers.ModelRecycle:
         """What the bundle can do."""
@@ -73,10 +76,11 @@ class Engine:
 
         Raises:
             InputError: settings that contradict each other, or a schema that is none.
+            ApiError: the schema is too large.
         """
         limit = asked.max_completion_tokens or asked.max_tokens
         config = self._config(asked, limit, asked.top_logprobs, stops=self.template.stops)
-        config = config.updated(constraint=formats.constraint(asked.response_format))
+        config = config.updated(constraint=formats.constraint(asked.response_format, self._limits.schema_bytes))
         turns = [message.as_turn() for message in asked.messages]
         return Order(config, lambda: self._encode(self.template.render(turns), self.template.special_tokens))
 
@@ -86,6 +90,7 @@ class Engine:
 
     @contextmanager
     def _open(self, order: Order) -> Iterator[Generation]:
+        self._trials.check(order.config.constraint, order.config.stop_ids)
         ids = order.prompt()
         self._check_length(ids)
         strategy = order.config.strategy or self.model.bundle.manifest.default_strategy

@@ -18,7 +18,10 @@ SPARE_CONNECTIONS = 100
 
 @dataclass(frozen=True)
 class Limits:
-    """Times are in seconds. `caches` are texts that are kept in memory for the next request to go on from."""
+    """Times are in seconds. `caches` are texts that are kept in memory for the next request to go on from.
+
+    A JSON schema of `schema_bytes` (as many characters as OpenAI's API allows) may take `schema_seconds` to compile.
+    """
 
     slots: int = 2
     queue: int = 64
@@ -27,6 +30,8 @@ class Limits:
     body_seconds: float = 30.0
     queue_seconds: float = 60.0
     generation_seconds: float = 300.0
+    schema_bytes: int = 120_000
+    schema_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         for field in fields(self):

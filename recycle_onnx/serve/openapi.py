@@ -14,7 +14,7 @@ EVENTS = "text/event-stream"
 STATUS = {
     400: "The request makes no sense, or asks for what is not served.",
     401: "The token is missing or wrong.",
-    403: "The Host header names another machine.",
+    403: "The Host header names another machine, or the Origin header another site.",
     404: "No such model.",
     408: "The body came too slowly.",
     413: "The body is too large.",

@@ -1,14 +1,16 @@
 """What a client may send: OpenAI's fields as far as they are served, and ours beside them.
 
-Unknown fields are refused by name rather than ignored. `None` is the same as leaving a field out.
+Unknown fields are refused by name rather than ignored. A field that says nothing (null, "", [] or {}) is the same as
+none, whether it is known or not, unless it is a required one.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_core import from_json
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails, from_json
 
 from recycle_onnx.serve.errors import ApiError
 
@@ -20,7 +22,11 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Strategy = Literal["auto", "full", "alternate", "verify", "lookup"]
 Many = Field(min_length=1, fail_fast=True)
 """Of a list: one error is told, so only one is looked for; a body of megabytes holds millions."""
-Nothing = Annotated[list[Any], Field(max_length=0)]
+Few = Field(min_length=1, max_length=4096, fail_fast=True)
+"""The same of what takes microseconds each; more messages fit no context."""
+MOST_STOPS, MOST_BIASES = 16, 4096
+NOTHING: tuple[object, ...] = (None, "", [], {})
+"""What clients send for a field that they do not use."""
 MOST_MISTAKES = 100
 """That are looked at one by one."""
 
@@ -28,7 +34,23 @@ MOST_MISTAKES = 100
 class Part(BaseModel):
     """A JSON object whose fields are all known, with values of exactly these types."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False,
+        json_schema_extra={"additionalProperties": {"enum": [None, "", [], {}]}},
+    )  # fmt: skip
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_unused(cls, fields: Any) -> Any:
+        """Leave out fields that say nothing."""
+        if not isinstance(fields, dict):
+            return fields
+        return {name: value for name, value in fields.items() if value not in NOTHING or name in cls._required()}
+
+    @classmethod
+    @cache
+    def _required(cls) -> frozenset[str]:
+        return frozenset(field.alias or name for name, field in cls.model_fields.items() if field.is_required())
 
 
 class StreamOptions(Part):
@@ -49,9 +71,11 @@ class Request(Part):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0: the likeliest token alone.")
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias] | None = None
+    logit_bias: (
+        Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias], Field(max_length=MOST_BIASES)] | None
+    ) = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(None, description="Random if left out.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=16)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     user: str | None = Field(None, description="Ignored.")
 
     strategy: Strategy | None = None
@@ -67,7 +91,7 @@ class Request(Part):
         Raises:
             ApiError: 400.
         """
-        if self.stream_options and not self.stream:
+        if self.stream_options and self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "invalid_value", "stream_options is for streams: set stream too", "stream_options")
 
 
@@ -79,7 +103,6 @@ class CompletionRequest(Request):
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
-    suffix: None = None
 
     @property
     def top_logprobs(self) -> int | None:
@@ -105,14 +128,8 @@ class Message(Part):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Many]
+    content: str | Annotated[list[TextPart], Few]
     name: str | None = Field(None, description="Ignored.")
-    # What an answer that is sent back as it came may say of what it has not.
-    refusal: None = None
-    audio: None = None
-    function_call: None = None
-    tool_calls: Nothing | None = None
-    annotations: Nothing | None = None
 
     def as_turn(self) -> dict[str, str]:
         """Role and text, as chat templates take them."""
@@ -154,7 +171,7 @@ ResponseFormat = PlainText | JsonObject | JsonOf
 class ChatRequest(Request):
     """Messages to answer."""
 
-    messages: Annotated[list[Message], Many]
+    messages: Annotated[list[Message], Few]
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Older name of max_completion_tokens.")
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
         None, description="To the end of the context if left out."
@@ -163,8 +180,8 @@ class ChatRequest(Request):
     top_logprobs_: Annotated[int, Field(ge=0, le=20)] | None = Field(None, alias="top_logprobs")
     response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
     store: Literal[False] | None = None
-    tools: Nothing | None = None
     tool_choice: Literal["none", "auto"] | None = None
+    function_call: Literal["none", "auto"] | None = Field(None, description="Older name of tool_choice.")
     parallel_tool_calls: bool | None = Field(None, description="Ignored: there are no tools.")
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -207,32 +224,45 @@ def _first_of(error: ValidationError, data: object) -> ApiError:
     """The error of the alternative that came furthest, where a field may be several things."""
     if error.error_count() > MOST_MISTAKES:
         return ApiError(400, "invalid_value", f"the body has {error.error_count()} mistakes; see /openapi.json")
-    found = max(error.errors(include_url=False), key=lambda one: len(_path(one["loc"], data)))
-    param = _name(_path(found["loc"], data))
-    if found["type"] == "extra_forbidden":
+    errors = error.errors(include_url=False)
+    deepest = max(len(_path(one, data)) for one in errors)
+    fits = [one for one in errors if len(_path(one, data)) == deepest]
+    # of alternatives those that are at least of the right type: a list that is too long is no string either
+    fits = [one for one in fits if not one["type"].endswith("_type")] or fits
+    first = fits[0]
+    param = _name(_path(first, data))
+    if param in ("tools", "functions"):
+        return ApiError(400, "unsupported_value", f"{param} are not served here: leave them out", param)
+    if first["type"] == "extra_forbidden":
         return ApiError(400, "unsupported_parameter", f"{param} is not served here: leave it out", param)
-    if found["type"] == "missing":
+    if first["type"] == "missing":
         return ApiError(400, "missing_parameter", f"{param} is missing", param)
     if param in ("n", "best_of"):
         return ApiError(400, "unsupported_value", f"{param} must be 1: one request makes one answer", param)
-    if param == "tools":
-        return ApiError(400, "unsupported_value", "tools are not served here: leave them out", param)
-    given = repr(found["input"])
-    shown = given if len(given) <= 60 else given[:57] + "…"
-    wanted = "a JSON object" if found["type"] == "model_type" else found["msg"].removeprefix("Input should be ")
+    shown = repr(first["input"])
+    shown = shown if len(shown) <= 60 else shown[:57] + "…"
+    wanted = " or ".join(dict.fromkeys(_wanted(one) for one in fits if _name(_path(one, data)) == param))
     return ApiError(400, "invalid_value", f"{param or 'the body'} is {shown}; expected: {wanted}", param or None)
 
 
-def _path(location: tuple[int | str, ...], data: object) -> list[int | str]:
+def _wanted(error: ErrorDetails) -> str:
+    """What pydantic expected, in the fewest words."""
+    context = error.get("ctx", {})
+    if error["type"] == "too_long":
+        return f"at most {context['max_length']} items"
+    if error["type"] == "model_type":
+        return "a JSON object"
+    return error["msg"].removeprefix("Input should be ")
+
+
+def _path(error: ErrorDetails, data: object) -> list[int | str]:
     """Where an error lies in what was sent; pydantic names the alternatives of a union in between."""
     path: list[int | str] = []
-    for step in location:
+    for step in error["loc"]:
         if _has(data, step):
             data = data[step]  # type: ignore[index]
             path.append(step)
-        elif step == location[-1] and isinstance(data, dict):  # what is missing
-            path.append(step)
-    return path
+    return [*path, error["loc"][-1]] if error["type"] == "missing" else path
 
 
 def _has(data: object, step: int | str) -> bool:

@@ -10,7 +10,7 @@ import uvicorn
 
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.serve.access import is_loopback
+from recycle_onnx.serve.access import checked_origins, is_loopback
 from recycle_onnx.serve.app import Service, make_app
 from recycle_onnx.serve.connection import limited
 from recycle_onnx.serve.engine import Engine
@@ -21,13 +21,18 @@ BACKLOG = 256
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen; port 0 is any free one. Clients need `token`, where it is set."""
+    """Where to listen; port 0 is any free one. Clients need `token`, where it is set.
+
+    Pages of `origins` (`https://app.example`) may use the server; in browsers others may not.
+    """
 
     host: str = "127.0.0.1"
     port: int = 8080
     token: str | None = None
+    origins: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "origins", checked_origins(self.origins))
         if not 0 <= self.port <= 65535:
             raise InputError(f"port is {self.port}; expected 0 (any that is free) to 65535")
         token = self.token
@@ -55,10 +60,13 @@ class Address:
             RecycleError: the port is in use, or not ours to use.
         """
         try:
-            family, kind, _, _, where = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)[0]
+            family, kind, protocol, _, where = socket.getaddrinfo(
+                self.host, self.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP
+            )[0]
         except OSError as error:
             raise InputError(f"host {self.host!r} is not known ({error}); expected a name or address") from error
-        listener = socket.socket(family, kind)
+        # asyncio sets TCP_NODELAY only on sockets that say they are TCP; without it answers wait 40 ms for an ACK
+        listener = socket.socket(family, kind, protocol)
         try:
             if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):  # Windows, where SO_REUSEADDR would share a port in use
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
@@ -85,7 +93,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self._listener = self.address.bind()
-        self._engine = Engine(self.model, self.limits.caches)
+        self._engine = Engine(self.model, self.limits)
 
     @property
     def url(self) -> str:
@@ -102,7 +110,7 @@ class Server:
         """
         token = self.address.token
         service = Service(self._engine, self.name, self.limits, with_token=token is not None)
-        app = make_app(service, token, local_names_only=self.address.is_local)
+        app = make_app(service, token, self.address.is_local, self.address.origins)
         config = uvicorn.Config(
             app, http=limited(self.limits), log_level="warning", access_log=False, lifespan="off", server_header=False,
             ws="none",

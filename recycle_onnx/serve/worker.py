@@ -1,7 +1,7 @@
 """Generations in threads of their own, a few at a time; the others wait in a queue, and the event loop never waits.
 
-A slot belongs to a thread, not to the request: it is free when the thread has really stopped, which is one step after
-the request has gone.
+A slot belongs to a thread, not to the request: it is free when the thread has really stopped. That is one step after
+the client has gone, and at once at the deadline, where the step in progress is interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.generation import Generation, Result, Token
+from recycle_onnx.runtime.native import Interrupt
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
 
@@ -44,6 +46,7 @@ class Job:
         self._deadline = self._loop.call_later(seconds, self._expire)  # whether or not anybody waits for it then
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._cancelled = False
+        self._interrupt = Interrupt()
         self._generation: Generation | None = None
 
     def cancel(self) -> None:
@@ -53,9 +56,10 @@ class Job:
             self._generation.cancel()
 
     def stop(self, reason: ApiError) -> None:
-        """End it, and tell who waits for it why."""
+        """End it now, in the middle of a step too, and tell who waits for it why."""
         self.cancel()
         self._events.put_nowait(reason)
+        self._interrupt.set()
 
     def _expire(self) -> None:
         self.stop(ApiError(504, "generation_timeout", f"the answer took more than {self._seconds:g} s"))
@@ -67,20 +71,26 @@ class Job:
     def run(self) -> None:
         """Generate, in a worker's thread."""
         try:
-            if self._cancelled:
-                return
-            with self._opener() as generation:
-                self._generation = generation
-                if self._cancelled:
-                    return
-                for token in generation:
-                    self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
-                self._tell(generation.result)
+            with self._interrupt.of_this_thread():
+                self._generate()
         except Exception as error:
             self._tell(error)
+        except BaseException as error:  # a panic in a library of Rust is one, and the client waits for an answer
+            self._tell(_as_failure(error))
         finally:
             if self._generation is not None:
                 self.made = self._generation.result
+
+    def _generate(self) -> None:
+        if self._cancelled:
+            return
+        with self._opener() as generation:
+            self._generation = generation
+            if self._cancelled:
+                return
+            for token in generation:
+                self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+            self._tell(generation.result)
 
     def _tell(self, event: Event) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
@@ -152,10 +162,16 @@ class Workers:
             self.count(job.made)
 
     def close(self) -> None:
-        """Take no more, and end what runs after the step in progress."""
+        """Take no more, and end what runs."""
         self._closing = True
         for job in self._running:
             job.stop(_shutting_down())
+
+
+def _as_failure(error: BaseException) -> RecycleError:
+    failure = RecycleError(f"a worker's thread was ended by {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
 
 
 def _shutting_down() -> ApiError:

@@ -18,17 +18,18 @@ from torch import Tensor, nn
 
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.script import Opening, Turn
 from recycle_onnx.training import head_loss, storage
 from recycle_onnx.training.budget import DEFAULT_MINUTES, Budget
 from recycle_onnx.training.data import batches
 from recycle_onnx.training.options import Precision, TrainingOptions
-from recycle_onnx.training.own_text import AT_ONCE, write_windows, writers
+from recycle_onnx.training.own_text import AT_ONCE, writers
 from recycle_onnx.training.precision import multiplies_bf16, product_speeds
-from recycle_onnx.training.script import Opening, Turn
 from recycle_onnx.training.setup import Setup, set_up
 from recycle_onnx.training.side_by_side import side_by_side
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.target_cache import bytes_a_token
+from recycle_onnx.training.writer import write_windows
 
 T = TypeVar("T")
 TIMED_TOKENS = 8
@@ -76,8 +77,8 @@ class Disk:
 class Estimate:
     """Tokens of the text and of the budget, steps, hours (None where a step does not fit into memory), bytes.
 
-    `hours` are all of it: those in which the base writes its own text, in which it reads the text into the cache, and
-    those of the steps. `product_speeds` are billions of operations a second of matrix products, by precision.
+    `hours` are all of it: those in which the base writes its own text, in which it reads other text into the cache,
+    and those of the steps. `product_speeds` are billions of operations a second of matrix products, by precision.
     """
 
     device: str
@@ -194,7 +195,8 @@ def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
         reading = 0.0
     cached = _cached_tokens(setup, options)
     spared = reading * min(1.0, cached / setup.train.windows.size)
-    fill = reading / (len(part) * options.sequence_length) * cached
+    unread = max(0, cached - setup.own_tokens)  # what the base writes it has read
+    fill = reading / (len(part) * options.sequence_length) * unread
     writing = setup.own_tokens / writing_speed(setup) if setup.own_tokens else 0.0
     return _Times(*(setup.processes.agree(seconds) for seconds in (max(step - spared, 1e-6), writing, fill)))
 
@@ -205,7 +207,7 @@ def writing_speed(setup: Setup) -> float:
     turns = (Turn(frozenset(), (), (1.0,)),)
 
     def write(seed: int, stopped: Event) -> int:
-        return write_windows(model, begun, turns, TIMED_TOKENS, seed, stopped).numel()
+        return write_windows(model, begun, turns, TIMED_TOKENS, seed, stopped).windows.numel()
 
     files = writers(model)
     seconds, written = timed(lambda: sum(side_by_side(write, range(files), files)))

@@ -11,11 +11,12 @@ import numpy as np
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.progress import Progress
+from recycle_onnx.script import Opening, Script
 from recycle_onnx.training.data import Corpus, Windows, cut, split
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.own_text import OwnText
-from recycle_onnx.training.script import Opening, Script
+from recycle_onnx.training.target_cache import TargetFiles
 from recycle_onnx.training.tokens import tokenise
 
 HELD_OUT_WINDOWS = 64
@@ -65,9 +66,10 @@ class Reader:
         rows = max(len(openings), -(-tokens // length))
         if not self.write:
             return np.zeros((rows, length), np.uint32)
-        digest = self.checkpoint.base_weights.digest()
+        model, digest = self.model.full, self.checkpoint.base_weights.digest()
+        targets = None if options.joint else TargetFiles(model, digest, int(options.cache_gb * 1e9))
         with self.stage("the base writes") as progress:
-            return OwnText(self.model.full, digest, script, openings, rows, length, options.seed).windows(progress)
+            return OwnText(model, digest, script, openings, rows, length, options.seed, targets).windows(progress)
 
 
 def _spread(parts: tuple[Windows, ...], wanted: int) -> tuple[Windows, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -24,6 +23,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.precision import widened
+from recycle_onnx.untrusted import copy_tree
 
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 REFERENCE_TOKENS = 48
@@ -82,7 +82,7 @@ def save_both(
     """Replace the checkpoint as a whole: base, module and its reference; other files are carried over."""
     old = [path.name for path in checkpoint.base_weights.files] + ["model.safetensors.index.json", "recycler"]
     with new_folder(checkpoint.folder, force=True) as temporary:
-        shutil.copytree(checkpoint.folder, temporary, dirs_exist_ok=True, ignore=_ignore_at(checkpoint.folder, old))
+        copy_tree(checkpoint.folder, temporary, _ignore_at(checkpoint.folder, old))
         path = temporary / "model.safetensors"
         _write_base(path, model, checkpoint.base_weights, dtypes[0])
         base = base_reference(temporary, Weights([path]))

@@ -47,23 +47,43 @@ class _Shard:
     windows: NDArray[np.uint32]
 
 
-class CachedTargets:
-    """Targets of windows of text by their number, from files of the cache; computed anew where `limit` is reached.
+class TargetFiles:
+    """The files of a base's targets, named by all that they depend on.
 
-    A file is named by all that it depends on: the base's weights, the taps, the numbers' type and the windows
-    themselves. So it serves any module on that text, whatever its draft vocabulary, and a text that grows keeps what
-    was there.
+    That is the base's weights, the taps, the numbers' type and the windows themselves. So they serve any module on
+    that text, whatever its draft vocabulary, and a text that grows keeps what was there.
     """
+
+    def __init__(self, model: FullModel, base_digest: str, limit: int) -> None:
+        """`limit` bounds the bytes of the whole cache."""
+        self._limit = limit
+        self._identity = f"{base_digest}|{'|'.join(model.taps)}|{next(model.parameters()).dtype}|{LIKELIEST}|1"
+
+    def of(self, windows: NDArray[np.uint32]) -> list[_Shard]:
+        """A file for every `SHARD` of these windows [N, S]."""
+        parts = (windows[start : start + SHARD] for start in range(0, len(windows), SHARD))
+        return [_Shard(folder() / _name(self._identity, part), part) for part in parts]
+
+    def keep(self, windows: NDArray[np.uint32], targets: Targets) -> None:
+        """Write the files of these windows, whose targets are known already, as far as the cache has room for them.
+
+        Raises:
+            RecycleError: the disk is full or not writable.
+        """
+        for number, shard in enumerate(self.of(windows)):
+            part = targets[SHARD * number : SHARD * (number + 1)]
+            if _held() + part.bytes <= self._limit:
+                _write(shard.path, part)
+
+
+class CachedTargets:
+    """Targets of windows of text by their number, from files of the cache; computed anew where `limit` is reached."""
 
     def __init__(self, model: FullModel, base_digest: str, parts: Sequence[NDArray[np.uint32]], limit: int) -> None:
         """`parts` are windows [N, S] of several kinds of text; `limit` bounds the bytes of the whole cache."""
         self._model, self._limit = model, limit
-        identity = f"{base_digest}|{'|'.join(model.taps)}|{next(model.parameters()).dtype}|{LIKELIEST}|1"
-        self._shards = [
-            _Shard(folder() / _name(identity, windows), windows)
-            for part in parts
-            for windows in (part[start : start + SHARD] for start in range(0, len(part), SHARD))
-        ]
+        files = TargetFiles(model, base_digest, limit)
+        self._shards = [shard for part in parts for shard in files.of(part)]
         self._ends = list(accumulate(len(shard.windows) for shard in self._shards))
         self._window_bytes = bytes_a_token(model) * parts[0].shape[1]
         self._cached = bisect_right(self._ends, limit // self._window_bytes)
@@ -150,13 +170,18 @@ def _make_room(needed: int, limit: int, wanted: list[_Shard]) -> None:
     """Remove files of other trainings, those first that were written longest ago, until `needed` bytes have room."""
     keep = {shard.path for shard in wanted}
     files = sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-    held = sum(path.stat().st_size for path in files)
+    held = _held()
     for path in files:
         if held + needed <= limit:
             return
         if path not in keep:
             held -= path.stat().st_size
             path.unlink(missing_ok=True)
+
+
+def _held() -> int:
+    """Bytes of all files."""
+    return sum(path.stat().st_size for path in folder().glob("*.safetensors"))
 
 
 def free_space() -> int:

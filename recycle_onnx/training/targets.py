@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -43,10 +43,19 @@ class Targets:
         """The same on a device."""
         return Targets(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
+    @property
+    def bytes(self) -> int:
+        """Of all of it."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
+    def __getitem__(self, windows: slice) -> Targets:
+        """Those of some windows."""
+        return Targets(**{name: tensor[windows] for name, tensor in self.tensors().items()})
+
     @classmethod
-    def joined(cls, parts: list[Targets]) -> Targets:
-        """Windows of several, one behind the other."""
-        return cls(**{field.name: torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)})
+    def joined(cls, parts: Sequence[Targets], dim: int = 0) -> Targets:
+        """Windows of several, one behind the other; with `dim` 1 rows of the same windows."""
+        return cls(**{name.name: torch.cat([getattr(part, name.name) for part in parts], dim) for name in fields(cls)})
 
     def of_draft(self, places: Tensor | None) -> tuple[Tensor, Tensor]:
         """Places [N, S, K] in a draft vocabulary of the likeliest tokens, and their probabilities in float32.
@@ -67,25 +76,43 @@ def base_targets(model: FullModel, windows: Tensor) -> Targets:
     windows = windows.to(device)
     with computing(model, device, precision_of(model)):
         hidden, states = model.hidden(windows)
-        following = torch.roll(windows, -1, dims=1).flatten()
-        parts = list(_of_rows(model, hidden.flatten(0, 1), following))
+        targets = targets_of(model, hidden, states, torch.roll(windows, -1, dims=1))
+    targets.nats[:, -1] = 0
+    return targets
+
+
+def targets_of(model: FullModel, hidden: Tensor, states: Tensor, following: Tensor) -> Targets:
+    """Targets of rows that the base has read: `hidden` [N, S, H] is what its LM head reads, `states` are those at the
+    taps, `following` [N, S] the tokens that stand behind the rows.
+    """
+    rows = zip(torch.split(hidden.flatten(0, 1), ROWS), torch.split(following.flatten(), ROWS), strict=True)
+    parts = [_of_logits(model.logits(part).float(), tokens) for part, tokens in rows]
     known = {
-        name: torch.cat([part[name] for part in parts]).view(*windows.shape, *parts[0][name].shape[1:])
+        name: torch.cat([part[name] for part in parts]).view(*following.shape, *parts[0][name].shape[1:])
         for name in parts[0]
     }
-    known["nats"][:, -1] = 0
-    return Targets(states.to(next(model.parameters()).dtype), **known)
+    return _targets(model, states, known)
 
 
-def _of_rows(model: FullModel, hidden: Tensor, following: Tensor) -> Iterator[dict[str, Tensor]]:
-    for rows, tokens in zip(torch.split(hidden, ROWS), torch.split(following, ROWS), strict=True):
-        logits = model.logits(rows).float()
-        values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
-        # torch's logsumexp is three times as slow as its log_softmax
-        total = values[:, 0] - logits.log_softmax(-1).gather(-1, ids[:, :1])[:, 0]
-        yield {
-            "ids": ids.int(),
-            "log_probabilities": (values - total[:, None]).half(),
-            "log_total": total,
-            "nats": total - logits.gather(-1, tokens[:, None])[:, 0],
-        }
+def targets_of_last(model: FullModel, logits: Tensor, states: Tensor, following: Tensor) -> Targets:
+    """Targets of the row [N, 1] that gave `logits` [N, V] in float32, with its states [N, 1, n·H] at the taps."""
+    return _targets(model, states, {name: rows[:, None] for name, rows in _of_logits(logits, following).items()})
+
+
+def _targets(model: FullModel, states: Tensor, known: dict[str, Tensor]) -> Targets:
+    """In the types that they are kept in; autocast refuses to join float16 tensors, so these are made last."""
+    half = known["log_probabilities"].half()
+    return Targets(states.to(next(model.parameters()).dtype), **{**known, "log_probabilities": half})
+
+
+def _of_logits(logits: Tensor, following: Tensor) -> dict[str, Tensor]:
+    """Everything but the states, of rows of `logits` [rows, V]."""
+    values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
+    # torch's logsumexp is three times as slow as its log_softmax
+    total = values[:, 0] - logits.log_softmax(-1).gather(-1, ids[:, :1])[:, 0]
+    return {
+        "ids": ids.int(),
+        "log_probabilities": values - total[:, None],
+        "log_total": total,
+        "nats": total - logits.gather(-1, following[:, None])[:, 0],
+    }

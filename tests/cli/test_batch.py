@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import recycle_onnx
-from recycle_onnx.batch import Request, Worker
+from recycle_onnx.batch import Request, Worker, answers
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from tests import tiny
@@ -140,6 +140,12 @@ BAD_LINES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a typo in a field": ({"promt": "the cat"}, ("'promt'", "did you mean 'prompt'")),
     "a typo in a setting": ({"prompt": "the", "max_tokens": 3}, ("'max_tokens'",)),
     "a setting out of range": ({"prompt": "the", "temperature": -1}, ("temperature is -1",)),
+    "a chain that is no number of tokens": (
+        {"prompt": "the", "chain": 1.5, "strategy": "verify"},
+        ("chain is 1.5; expected 1 to 15 for strategy 'verify'",),
+    ),
+    "a strategy that is none": ({"prompt": "the", "strategy": "guess"}, ("strategy 'guess' is not known",)),
+    "a confidence that is none": ({"prompt": "the", "min_confidence": 7}, ("min-confidence is 7",)),
     "a bias for no token": ({"prompt": "the", "logit_bias": {"cat": 1}}, ("cat",)),
     "an id that is a list": ({"prompt": "the", "id": [1]}, ("id is [1]",)),
     "the id of another": ({"prompt": "the", "id": 1}, ("id 1 is that of line 1 too",)),
@@ -176,7 +182,7 @@ def test_a_line_may_have_a_constraint(sample_bundle: Path, tmp_path: Path) -> No
 
 
 def test_a_setting_that_the_model_does_not_know_is_refused_too(bundle: Path, tmp_path: Path) -> None:
-    for settings, words in (({"strategy": "guess"}, "'guess'"), ({"logit_bias": {"999": 1}}, "999")):
+    for settings, words in (({"stop_ids": [999]}, "999"), ({"logit_bias": {"999": 1}}, "999")):
         prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}, {"prompt": "the", "id": "x", **settings}])
         assert_refused(run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl"), 2, "request 'x'", words)
         assert not (tmp_path / "out.jsonl").exists()
@@ -205,6 +211,19 @@ def test_what_is_not_the_fault_of_a_prompt_is_no_line_of_the_output(bundle: Path
     worker.model.close()
     with pytest.raises(RecycleError, match="closed"):
         worker(Request(1, "the cat", {}))
+
+
+def test_a_mistake_of_ours_in_one_line_leaves_the_others_their_answers(bundle: Path) -> None:
+    def broken(ids: Any, logits: Any) -> Any:
+        raise ZeroDivisionError("a processor's own")
+
+    worker = Worker(recycle_onnx.load(bundle, threads=1))
+    requests = [Request(1, "the cat", {}), Request(2, "the dog", {"processors": (broken,)}), Request(3, "the hen", {})]
+    first, second, third = answers(worker, requests)
+    assert second.error is not None
+    assert "unexpected ZeroDivisionError (a processor's own)" in second.error
+    assert first.result is not None
+    assert third.result is not None
 
 
 def test_an_output_is_neither_replaced_nor_mixed_up_by_accident(

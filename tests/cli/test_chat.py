@@ -20,10 +20,10 @@ import recycle_onnx
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.cli.chat import Session
 from recycle_onnx.cli.chat_view import Tail, View
-from recycle_onnx.cli.report import printable
 from recycle_onnx.export import export
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.untrusted import printable
 from tests import tiny
 from tests.cli.command import assert_refused, run
 

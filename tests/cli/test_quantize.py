@@ -67,7 +67,11 @@ def test_what_is_no_float32_bundle_is_refused(tiny_bundle: Path, tiny_checkpoint
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals and sets POSIX limits")
-@pytest.mark.parametrize("arguments", [("quantize",), ("export", "--precision", "int4")], ids=["quantize", "export"])
+@pytest.mark.parametrize(
+    "arguments",
+    [("quantize", "--method", "mse"), ("export", "--precision", "int4", "--method", "mse")],
+    ids=["quantize", "export"],
+)
 @pytest.mark.parametrize("trouble", ["interrupted", "disk full"])
 def test_trouble_leaves_nothing_behind(
     arguments: tuple[str, ...], trouble: str, sample_bundle: Path, tmp_path: Path

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 import recycle_onnx
+from recycle_onnx.evaluation.alternating import Decoding
 from recycle_onnx.evaluation.task_rows import read_task
 from recycle_onnx.export import export
+from recycle_onnx.runtime.generation import Result
 from tests.cli.command import assert_one_error, run
 from tests.prompts import LONG_STORY
 from tests.reference.models import SAMPLE, shared_folder
@@ -139,6 +141,24 @@ def test_generation_ends_where_the_harness_own_ends(name: str, pairs: Callable[[
     asked = requests("generate_until", ("Once upon a time", options), ("The dog", options))
     ours, theirs = (lm.generate_until(asked) for lm in pairs(name))
     assert ours == theirs
+
+
+@pytest.mark.parametrize(("decoding", "strategy"), [("full", "full"), ("full_first", "alternate")])
+def test_texts_are_written_by_what_the_answer_is_filed_under(
+    decoding: Decoding, strategy: str, sample_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = recycle_onnx.load(sample_bundle)
+    results, generate = list[Result](), model.generate
+
+    def listening(*args: Any, **options: Any) -> Result:
+        results.append(generate(*args, **options))
+        return results[-1]
+
+    monkeypatch.setattr(model, "generate", listening)
+    RecycleLM(model, decoding).generate_until(
+        requests("generate_until", ("Once upon a time", {"until": ["."], "max_gen_toks": 8}))
+    )
+    assert [result.strategy for result in results] == [strategy]
 
 
 def test_the_same_class_works_with_simple_evaluate(tmp_path: Path, sample_bundle: Path) -> None:

@@ -13,13 +13,16 @@ from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.progress import silent
-from recycle_onnx.training import own_text
+from recycle_onnx.script import OPENING, Opening, Script, Turn
+from recycle_onnx.training import own_text, writer
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.options import TrainingOptions
-from recycle_onnx.training.own_text import OwnText, write_windows
-from recycle_onnx.training.script import OPENING, Opening, Script, Turn
+from recycle_onnx.training.own_text import OwnText
 from recycle_onnx.training.storage import load_model
+from recycle_onnx.training.target_cache import CachedTargets, TargetFiles
+from recycle_onnx.training.targets import base_targets
 from recycle_onnx.training.trainer import train
+from recycle_onnx.training.writer import write_windows
 from tests import tiny
 from tests.cli.command import run
 from tests.reference import plain
@@ -58,7 +61,7 @@ def test_at_temperature_zero_the_base_writes_its_greedy_text(checkpoint: Path) -
         model = load_model(source)
     opening = [5, 17, 200, 3, 9]
     nobody = (Turn(frozenset(), (), (0.0,)),)
-    rows = write_windows(model.full, [Opening(tuple(opening), 0), Opening((5, 17), 0)], nobody, 20, 0)
+    rows = write_windows(model.full, [Opening(tuple(opening), 0), Opening((5, 17), 0)], nobody, 20, 0).windows
     assert rows[0].tolist() == opening + plain.full(model, opening, 20 - len(opening), frozenset())
     assert rows[1].tolist() == [5, 17, *plain.full(model, [5, 17], 18, frozenset())]
 
@@ -109,7 +112,7 @@ def test_a_turn_that_ends_is_followed_by_the_other_speakers(checkpoint: Path) ->
     """Wherever the base ends a turn, the beginning of the next one stands there, and speakers take turns."""
     ends = frozenset(range(100))  # of 300 tokens, so that turns are short
     turns = (Turn(ends, (250, 251), (1.0,)), Turn(ends, (260,), (1.0,)))
-    for row in write_windows(full_model(checkpoint), [Opening((260,), 0)] * 8, turns, 40, 3).tolist():
+    for row in write_windows(full_model(checkpoint), [Opening((260,), 0)] * 8, turns, 40, 3).windows.tolist():
         speaker, place, changes = 0, 1, 0
         while place < len(row):
             ended = row[place] in ends
@@ -145,6 +148,31 @@ def test_text_is_written_once_and_grows(checkpoint: Path, cache: Path, monkeypat
     np.testing.assert_array_equal(write(12)[:8], first)
     assert not np.array_equal(write(8, seed=1), first)
     assert len({row.tobytes() for row in first}) > 4  # every file has random numbers of its own
+
+
+def test_what_the_base_writes_it_need_not_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the way it says what it would be asked; kept like that, the same as when it reads the text."""
+    monkeypatch.setattr(own_text, "AT_ONCE", 64)
+    model, script = full_model(checkpoint), Script.of(checkpoint, 0.8)
+    limit = 10**9
+    files = TargetFiles(model, "base", limit)
+    windows = OwnText(model, "base", script, [], 128, 16, 0, files).windows(silent)
+    cached = CachedTargets(model, "base", [windows], limit)
+    assert cached.missing == 0
+    numbers = [0, 63, 64, 127]
+    kept, read = cached.read(numbers), base_targets(model, torch.from_numpy(windows[numbers].astype(np.int64)))
+    for name, tensor in read.tensors().items():
+        torch.testing.assert_close(kept.tensors()[name], tensor, atol=2e-3, rtol=2e-3, msg=name)
+    assert CachedTargets(model, "base", [windows[1:]], limit).missing == 127
+
+
+def test_targets_that_have_no_room_are_not_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own_text, "AT_ONCE", 64)
+    model = full_model(checkpoint)
+    windows = OwnText(
+        model, "base", Script.of(checkpoint, 0.8), [], 64, 16, 0, TargetFiles(model, "base", 1000)
+    ).windows(silent)
+    assert CachedTargets(model, "base", [windows], 10**9).missing == 64
 
 
 def test_openings_come_first(checkpoint: Path, tmp_path: Path) -> None:
@@ -195,6 +223,6 @@ def test_what_needs_text_says_so(checkpoint: Path) -> None:
 
 def test_the_sampler_draws_likely_tokens_at_their_probabilities() -> None:
     logits = torch.log(torch.tensor([[0.5, 0.3, 0.2, 1e-9]])).repeat(20_000, 1)
-    drawn = own_text._sample(logits, torch.ones(20_000), torch.Generator().manual_seed(0))
+    drawn = writer._sample(logits, torch.ones(20_000), torch.Generator().manual_seed(0))
     rates = np.bincount(drawn, minlength=4) / len(drawn)
     np.testing.assert_allclose(rates, [0.5, 0.3, 0.2, 0], atol=0.015)

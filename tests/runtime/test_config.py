@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,28 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logprobs": 21}, r"logprobs is 21; expected 0 \(the chosen token only\) to 20"),
     ({"logprobs": -1}, "logprobs is -1"),
     ({"processors": ["none"]}, "processors has 'none'; expected callables"),
+    (
+        {"strategy": "nonsense"},
+        "strategy 'nonsense' is not known; expected one of: auto, full, alternate, verify, lookup",
+    ),
+    ({"strategy": 3}, "strategy is 3; expected a name"),
+    ({"strategy": ["full"]}, r"strategy is \['full'\]; expected a name"),
+    ({"chain": -5}, "chain is -5; expected 1 to 15"),
+    ({"chain": 0, "strategy": "verify"}, "chain is 0; expected 1 to 15 for strategy 'verify'"),
+    ({"chain": 1.5}, "chain is 1.5; expected 1 to 15"),
+    ({"chain": 1.0, "strategy": "verify"}, "chain is 1.0"),
+    ({"chain": True}, "chain is True"),
+    ({"chain": "2"}, "chain is '2'"),
+    ({"chain": 5, "strategy": "auto"}, "chain is 5; expected 1 to 4 for strategy 'auto'"),
+    ({"chain": 2, "strategy": "full"}, "strategy 'full' has no chain"),
+    ({"min_confidence": 7}, "min-confidence is 7; expected 0"),
+    ({"min_confidence": 1}, "min-confidence is 1; expected 0"),
+    ({"min_confidence": float("nan")}, "min-confidence is nan"),
+    ({"min_confidence": None}, "min-confidence is None"),
+    ({"min_confidence": "high"}, "min-confidence is 'high'"),
+    ({"min_confidence": 0.5, "strategy": "lookup"}, "strategy 'lookup' knows no confidence"),
+    ({"max_tokens": 3}, "setting 'max_tokens' is not known; did you mean 'max_new_tokens'?"),
+    ({"colour": 3}, "setting 'colour' is not known; expected some of: max_new_tokens"),
 ]
 
 
@@ -81,6 +105,27 @@ def test_a_config_is_its_own(sample_model: RecycleModel) -> None:
     assert GenerationConfig(stop="END").stop == ("END",)
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.seed = 3  # type: ignore[misc]
+
+
+def test_the_biases_of_a_config_cannot_be_changed() -> None:
+    config: Any = GenerationConfig(logit_bias={5: 1.0})
+    changes = (
+        lambda bias: bias.update({5: 2.0}),
+        lambda bias: bias.__setitem__(6, 1.0),
+        lambda bias: bias.__delitem__(5),
+        lambda bias: bias.setdefault(6, 1.0),
+        lambda bias: bias.pop(5),
+        lambda bias: bias.popitem(),
+        lambda bias: bias.clear(),
+        lambda bias: bias.__ior__({6: 1.0}),
+    )
+    for change in changes:
+        with pytest.raises(TypeError, match="cannot be changed"):
+            change(config.logit_bias)
+    assert config.logit_bias == {5: 1.0}
+    for copied in (copy.deepcopy(config), pickle.loads(pickle.dumps(config)), config.updated(seed=0)):
+        assert copied == config
+        assert dataclasses.asdict(copied)["logit_bias"] == {5: 1.0}
 
 
 def test_a_config_and_keywords_say_the_same(sample_model: RecycleModel) -> None:
@@ -181,3 +226,14 @@ def test_the_command_line_has_every_control(tiny_bundle: Path) -> None:
     assert [entry["top_logprobs"][0]["id"] for entry in shown["logprobs"]] == [
         entry["top_logprobs"][0]["id"] for entry in expected.logprobs or []
     ]
+
+
+def test_a_new_limit_lowers_the_least_that_there_was() -> None:
+    """A bundle's `min_new_tokens` is no reason to refuse a short answer that somebody asks for."""
+    bundles = GenerationConfig(min_new_tokens=32)
+    assert bundles.updated(max_new_tokens=8).min_new_tokens == 8
+    assert bundles.updated(max_new_tokens=64).min_new_tokens == 32
+    with pytest.raises(InputError, match="min-new-tokens is 32"):
+        bundles.updated(max_new_tokens=8, min_new_tokens=32)
+    with pytest.raises(InputError, match="max-new-tokens is 0"):
+        bundles.updated(max_new_tokens=0)

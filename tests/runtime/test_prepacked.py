@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,49 @@ def test_a_cut_file_is_made_again(sample_bundle: Path, sample_model: RecycleMode
     assert (entry() / WEIGHTS).stat().st_size > 1000
 
 
-def test_a_damaged_graph_gives_way_to_the_bundle_s_own(
+def test_weights_altered_at_the_same_size_are_made_again(
+    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    path = entry() / WEIGHTS
+    before, data = path.stat(), path.read_bytes()
+    path.write_bytes(bytes(byte ^ 0x55 for byte in data))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
+    assert "damaged; making it again" in caplog.text
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"sha256": 7}', "\udcff", None])
+def test_a_damaged_record_is_made_again(content: str | None, sample_bundle: Path, sample_model: RecycleModel) -> None:
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    (entry() / MADE).unlink()
+    folder = next(cache_folder().glob("prepacked/*/full"))
+    if content is None:
+        (folder / MADE).mkdir()
+    else:
+        (folder / MADE).write_text(content, errors="surrogateescape")
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
+
+
+def test_a_file_where_its_folder_should_be_gives_way(
+    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    recycle_onnx.load(sample_bundle, prepacked=True)
+    folder = entry().parent
+    shutil.rmtree(folder)
+    folder.write_text("a file")
+    assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
+    assert "no prepacked weights" in caplog.text
+
+
+def test_a_damaged_graph_is_made_again(
     sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     recycle_onnx.load(sample_bundle, prepacked=True)
     (entry() / GRAPH).write_bytes(b"not a graph")
     assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
-    assert "no prepacked weights" in caplog.text
+    assert "damaged; making it again" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_gives_way_too(

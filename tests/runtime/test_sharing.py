@@ -411,10 +411,10 @@ def _interrupt(decoder: object, answer: Iterator[object], number: int) -> None:
         def __init__(self, session: object) -> None:
             self.session = session
 
-        def run_with_iobinding(self, binding: object) -> None:
+        def run_with_iobinding(self, binding: object, options: object) -> None:
             nonlocal left
             left -= 1
-            self.session.run_with_iobinding(binding)  # type: ignore[attr-defined]
+            self.session.run_with_iobinding(binding, options)  # type: ignore[attr-defined]
             if left == 0:
                 raise KeyboardInterrupt
 

@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -300,3 +301,42 @@ def test_tokens_are_known_by_their_bytes(make: Any) -> None:
         assert allowed.sum() < 16
         follower.advance(token)
     assert np.flatnonzero(np.isfinite(follower(np.array(ids), np.zeros(size, np.float32)))).tolist() == [0]
+
+
+@pytest.mark.parametrize(("rows", "extra"), [(300, 0), (300, 1), (288, 40), (256, 0)])
+def test_the_model_may_have_fewer_tokens_than_the_tokenizer_or_more(rows: int, extra: int, tmp_path: Path) -> None:
+    """Gemma's small models have no row for the image token: masks have the model's size."""
+    tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(vocab_size=rows), seed=4)
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens([f"<image {n}>" for n in range(extra)])
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    export(tmp_path / "model", tmp_path / "bundle")
+    model = recycle_onnx.load(tmp_path / "bundle", threads=1)
+    texts = {
+        strategy: model.generate([1, 2, 3], strategy=strategy, constraint=Regex("(cat|dog|hen){2}!")).text
+        for strategy in model.strategies
+        if strategy != "alternate"
+    }
+    assert re.fullmatch("(cat|dog|hen){2}!", texts["full"])
+    assert set(texts.values()) == {texts["full"]}
+
+
+def test_added_tokens_without_a_row_are_ordinary_text_in_a_bundle(tmp_path: Path) -> None:
+    tiny.write_base(tmp_path / "model", tiny.tiny_config(vocab_size=288))
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens(["<fits>", "<image>"])
+    tokenizer.save(str(tmp_path / "model" / "tokenizer.json"))
+    export(tmp_path / "model", tmp_path / "bundle")
+    model = recycle_onnx.load(tmp_path / "bundle", threads=1)
+    assert model.encode("a<fits>")[-1] == 287
+    assert model.tokenizer.decode(model.encode("an <image>")) == "an <image>"
+    assert model.generate("an <image>", max_new_tokens=1).tokens
+
+
+def test_masks_fit_the_logits_whatever_the_tokenizer_has() -> None:
+    tokenizer = tiny.tokenizer()
+    tokenizer.add_special_tokens([f"<image {n}>" for n in range(64)])
+    follower = Constraints(tokenizer, 287).prepare(Regex("cat"), frozenset([0])).start(np.array([]))
+    allowed = np.isfinite(follower(np.array([]), np.zeros(287, np.float32)))
+    assert {tokenizer.decode([token]) for token in np.flatnonzero(allowed)} <= {"c", "ca", "cat"}
+    assert allowed.any()

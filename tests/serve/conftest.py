@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from openai import OpenAI
@@ -54,8 +55,10 @@ class Running:
 
 
 @contextmanager
-def serving(model: RecycleModel, limits: Limits | None = None, token: str | None = None) -> Iterator[Running]:
-    server = Server(model, NAME, Address(port=0, token=token), limits or Limits())
+def serving(
+    model: RecycleModel, limits: Limits | None = None, token: str | None = None, origins: frozenset[str] = frozenset()
+) -> Iterator[Running]:
+    server = Server(model, NAME, Address(port=0, token=token, origins=origins), limits or Limits())
     started: list[Uvicorn] = []
     thread = threading.Thread(target=lambda: asyncio.run(server.run(started.append)))
     thread.start()
@@ -80,6 +83,13 @@ def endless_model(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
     attach(checkpoint, checkpoint)
     export(checkpoint, folder / "bundle")
     return recycle_onnx.load(folder / "bundle", threads=1)
+
+
+@pytest.fixture(scope="session")
+def ending_model(tiny_bundle: Path) -> Iterator[RecycleModel]:
+    """A tiny model with a token that ends its text, which structured output needs."""
+    with recycle_onnx.load(tiny_bundle, threads=1) as model:
+        yield model
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from recycle_onnx.serve.server import Address
 from tests.serve.conftest import NAME, Running, serving, wait_until
 
 TOKEN = "open sesame"
+APP = "https://app.example"
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,63 @@ def test_other_sites_cannot_read_answers(server: Running) -> None:
     assert not [name for name in response.headers if name.lower().startswith("access-control")]
     assert response.headers["cross-origin-resource-policy"] == "same-origin"
     assert response.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/v1/completions", "/"])
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://localhost:1", "http://127.0.0.1", "null", ""])
+def test_pages_of_other_sites_are_refused(origin: str, path: str, server: Running) -> None:
+    response, body = get(server, path, Origin=origin)
+    assert response.status == 403
+    assert json.loads(body)["error"]["code"] == "origin_not_allowed"
+
+
+def test_its_own_page_is_not(server: Running) -> None:
+    assert get(server, "/v1/models", Origin=server.url)[0].status == 200
+    behind_a_proxy = {"Origin": "https://chat.example", "Sec_Fetch_Site": "same-origin"}
+    assert get(server, "/v1/models", **behind_a_proxy)[0].status == 200
+
+
+@pytest.fixture(scope="module")
+def shared(endless_model: RecycleModel) -> Iterator[Running]:
+    with serving(endless_model, token=TOKEN, origins=frozenset({APP, "http://[::1]:80/"})) as running:
+        yield running
+
+
+@pytest.mark.parametrize("origin", [APP, "http://[::1]"])
+def test_an_allowed_site_reads_answers_and_errors(origin: str, shared: Running) -> None:
+    for headers, status in (({"Authorization": f"Bearer {TOKEN}"}, 200), ({}, 401)):
+        response, _ = get(shared, "/v1/models", Origin=origin, **headers)
+        assert response.status == status
+        assert response.headers["access-control-allow-origin"] == origin
+        assert "Origin" in response.headers["vary"]
+
+
+def test_another_site_does_not(shared: Running) -> None:
+    response, _ = get(shared, "/v1/models", Origin=APP + ".evil.example", Authorization=f"Bearer {TOKEN}")
+    assert response.status == 403
+    assert "access-control-allow-origin" not in response.headers
+
+
+def test_a_browser_may_ask_first_without_the_token(shared: Running) -> None:
+    asks = {
+        "Origin": APP,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
+    }
+    connection = http.client.HTTPConnection(shared.url.removeprefix("http://"), timeout=30)
+    connection.request("OPTIONS", "/v1/chat/completions", headers=asks)
+    response = connection.getresponse()
+    connection.close()
+    assert response.status == 200
+    assert response.headers["access-control-allow-origin"] == APP
+    assert "POST" in response.headers["access-control-allow-methods"]
+    assert response.headers["access-control-allow-headers"] == asks["Access-Control-Request-Headers"]
+
+
+@pytest.mark.parametrize("origin", ["*", "null", "app.example", "https://", "https://a.example/b", "http://a:b", ""])
+def test_what_is_no_origin_is_refused(origin: str) -> None:
+    with pytest.raises(InputError, match="--allow-origin"):
+        Address(origins=frozenset({origin}))
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.com"])

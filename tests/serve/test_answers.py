@@ -10,6 +10,7 @@ import pytest
 from openai import BadRequestError, OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.app import MANY_TOKENS
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.prefixes import PrefixCaches
 from tests.serve.conftest import NAME, serving
@@ -284,3 +285,23 @@ def test_an_answer_follows_a_schema(sample_model: RecycleModel) -> None:
                 model=NAME, messages=MESSAGES,
                 response_format={"type": "json_schema", "json_schema": {"name": "a", "schema": {"type": 3}}},
             )  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_tokens": 8}], ids=["no limit", "a limit"])
+def test_the_bundles_least_length_is_no_more_than_the_limit(
+    fields: dict[str, Any], endless_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """generation_config.json may say `min_new_tokens: 32`, and a completion has 16 tokens unless it says otherwise."""
+    monkeypatch.setattr(endless_model, "generation_config", endless_model.generation_config.updated(min_new_tokens=32))
+    with serving(endless_model) as running:
+        answer = running.client().completions.create(model=NAME, prompt="the cat", **fields)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == fields.get("max_tokens", 16)
+
+
+def test_a_long_answer_has_all_its_tokens(client: OpenAI) -> None:
+    """It is written down in another thread: the event loop would wait for it."""
+    answer = client.completions.create(model=NAME, prompt="the cat", max_tokens=MANY_TOKENS + 50, logprobs=2)
+    logprobs = answer.choices[0].logprobs
+    assert logprobs is not None
+    assert len(logprobs.tokens or []) == MANY_TOKENS + 50

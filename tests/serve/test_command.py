@@ -89,6 +89,7 @@ def test_the_token_may_come_from_the_environment(endless_model: RecycleModel, mo
         (["--timeout", "nan"], ["nan"]),
         (["--token", ""], ["token is empty"]),
         (["--name", ""], ["name is empty"]),
+        (["--allow-origin", "*"], ["--allow-origin", "'*'", "https://app.example"]),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
+import statistics
+import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -113,3 +116,20 @@ def test_others_are_served_meanwhile(server: Running, client: OpenAI) -> None:
         for _ in range(20):
             stack.enter_context(connected(server)).sendall(HALF)
         assert client.completions.create(model=NAME, prompt="a", max_tokens=2).choices
+
+
+def test_answers_are_sent_at_once(server: Running) -> None:
+    """Without TCP_NODELAY the second part of an answer waits for the client to acknowledge the first, 40 ms later."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    seconds = []
+    for _ in range(20):
+        started = time.perf_counter()
+        connection.request("GET", "/health")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - started)
+    transports = [one.transport for one in server.uvicorn.server_state.connections]  # type: ignore[union-attr]
+    sockets = [transport.get_extra_info("socket") for transport in transports]
+    assert sockets
+    assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in sockets)
+    connection.close()
+    assert statistics.median(seconds) < 0.03

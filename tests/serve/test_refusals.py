@@ -150,6 +150,63 @@ def test_not_all_of_a_million_mistakes_are_looked_at(
     assert counted.call_count <= 10
 
 
+def test_too_many_stop_strings_are_told_how_many_there_may_be(server: Running) -> None:
+    _, answer = post(server, TEXT, json.dumps({"prompt": "a", "stop": list("abcdefghijklmnopq")}).encode())
+    assert "expected: at most 16 items" in answer["error"]["message"]
+    status, _ = post(server, TEXT, json.dumps({"prompt": "a", "stop": list("abcdefghijklmnop")}).encode())
+    assert status == 200
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prompt": "a", "stop": 5}, "stop is 5; expected: a valid string or a valid list"),
+        ({"prompt": "a", "stop": {"a": 1}}, "stop is {'a': 1}; expected: a valid string or a valid list"),
+        ({"prompt": 5}, "prompt is 5; expected: a valid string or a valid list"),
+        ({"prompt": "a", "logit_bias": {str(n): 1 for n in range(5000)}}, "expected: at most 4096 items"),
+    ],
+)
+def test_all_that_may_stand_in_a_place_is_told(fields: dict[str, Any], words: str, server: Running) -> None:
+    status, answer = post(server, TEXT, json.dumps(fields).encode())
+    assert status == 400
+    assert words in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}], ids=repr)
+@pytest.mark.parametrize("name", ["functions", "reasoning_effort", "prediction", "stop", "tools", "cat"])
+def test_fields_that_say_nothing_are_no_mistake(name: str, nothing: object, server: Running) -> None:
+    body = json.dumps({"messages": USER, name: nothing, "max_tokens": 2}).encode()
+    assert post(server, CHAT, body)[0] == 200
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], {}], ids=repr)
+@pytest.mark.parametrize("name", ["refusal", "reasoning_content", "audio", "function_call", "tool_calls", "cat"])
+def test_nor_are_those_of_messages(name: str, nothing: object, server: Running) -> None:
+    body = json.dumps({"messages": [{**USER[0], name: nothing}], "max_tokens": 2}).encode()
+    assert post(server, CHAT, body)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("where", "param"),
+    [
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"cat": False}, "cat"),
+        ({"cat": 0}, "cat"),
+        ({"messages": [{**USER[0], "refusal": "no"}]}, "messages[0].refusal"),
+        ({"messages": [{**USER[0], "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+    ],
+)
+def test_those_that_say_something_are(where: dict[str, Any], param: str, server: Running) -> None:
+    status, answer = post(server, CHAT, json.dumps({"messages": USER, **where}).encode())
+    assert status == 400
+    assert answer["error"]["param"] == param
+
+
+def test_options_of_no_stream_that_ask_for_nothing_are_no_mistake(server: Running) -> None:
+    body = json.dumps({"messages": USER, "max_tokens": 2, "stream_options": {"include_usage": False}}).encode()
+    assert post(server, CHAT, body)[0] == 200
+
+
 def test_a_body_must_be_declared_as_json(server: Running) -> None:
     """A page on the web can send plain text to this machine unasked, and no JSON."""
     status, answer = post(server, TEXT, b'{"prompt": "a"}', **{"Content-Type": "text/plain"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -227,6 +229,111 @@ def test_what_is_not_supported_is_refused(base: Path, tmp_path: Path, name: str)
     change, words = REFUSED[name]
     path = write_gguf(tmp_path / "model.gguf", base, change=change)  # type: ignore[arg-type]
     assert_refused(run("attach", path, tmp_path / "out"), 2, "model.gguf", *words)
+    assert names(tmp_path) == ["model.gguf"]
+
+
+def key(name: str, kind: str, new: object) -> object:
+    """A value of any kind in place of what is there: nothing that the writer's own methods would check."""
+
+    def change(writer: gguf.GGUFWriter) -> None:
+        writer.kv_data[0].pop(name, None)
+        if kind == "ARRAY":
+            writer.add_array(name, new)  # type: ignore[arg-type]
+        else:
+            writer.add_key_value(name, new, gguf.GGUFValueType[kind])
+
+    return change
+
+
+HOSTILE = {
+    "negative alignment": key("general.alignment", "INT32", -32),
+    "no alignment": key("general.alignment", "UINT32", 0),
+    "odd alignment": key("general.alignment", "UINT32", 48),
+    "alignment in a text": key("general.alignment", "STRING", "32"),
+    "a million layers": key("llama.block_count", "UINT32", 1 << 20),
+    "more layers than tensors": key("llama.block_count", "UINT32", 2000),
+    "2^31 layers": key("llama.block_count", "UINT64", 1 << 31),
+    "layers in a text": key("llama.block_count", "STRING", "2"),
+    "yes layers": key("llama.block_count", "BOOL", True),
+    "2^31 heads": key("llama.attention.head_count", "UINT64", 1 << 31),
+    "heads of one value": key("llama.attention.key_length", "UINT32", 1),
+    "large heads": key("llama.attention.key_length", "UINT32", 1 << 30),
+    "wide": key("llama.embedding_length", "UINT64", 1 << 40),
+    "another width": key("llama.embedding_length", "UINT32", 64),
+    "another feed-forward": key("llama.feed_forward_length", "UINT32", 72),
+    "2^31 positions": key("llama.context_length", "UINT64", 1 << 31),
+    "an epsilon in a text": key("llama.attention.layer_norm_rms_epsilon", "STRING", "1e-5"),
+    "an endless epsilon": key("llama.attention.layer_norm_rms_epsilon", "FLOAT64", float("inf")),
+    "a base that is no number": key("llama.rope.freq_base", "FLOAT32", float("nan")),
+    "parts in a text": key("split.count", "STRING", "3"),
+    "tokens that are numbers": key("tokenizer.ggml.tokens", "ARRAY", [1, 2, 3]),
+    "one token": key("tokenizer.ggml.tokens", "STRING", "a"),
+    "one merge": key("tokenizer.ggml.merges", "STRING", "a b"),
+    "empty merges": key("tokenizer.ggml.merges", "ARRAY", ["", ""]),
+    "one type": key("tokenizer.ggml.token_type", "UINT32", 1),
+    "one score": key("tokenizer.ggml.scores", "FLOAT32", 1.0),
+    "a token's id in a text": key("tokenizer.ggml.bos_token_id", "STRING", "0"),
+    "a template that is a number": key("tokenizer.chat_template", "UINT32", 7),
+    "a name that is a list": key("general.name", "ARRAY", [1, 2]),
+    "lists in a list": key("tokenizer.ggml.tokens", "ARRAY", [[[1]], [[2]]]),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_value_of_another_kind_or_size_is_refused_before_anything_is_built(
+    name: str, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "model.gguf", base, change=HOSTILE[name])  # type: ignore[arg-type]
+    built: list[object] = []
+    module = importlib.import_module("recycle_onnx.checkpoint.sources.gguf.convert")
+    monkeypatch.setattr(module, "write_safetensors", lambda *tensors: built.append(tensors))
+    tracemalloc.start()
+    assert_refused(run("attach", path, tmp_path / "out"), 2, "model.gguf")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 64 << 20
+    assert not built
+    assert names(tmp_path) == ["model.gguf"]
+
+
+def header(*values: bytes, tensors: int = 0) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(values)) + b"".join(values)
+
+
+def text(value: bytes) -> bytes:
+    return struct.pack("<Q", len(value)) + value
+
+
+def nested(depth: int) -> bytes:
+    return text(b"deep") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * depth
+
+
+HEADERS = {
+    "lists in lists": header(nested(100_000)),
+    "a list of 2^60": header(text(b"long") + struct.pack("<IIQ", 9, 8, 1 << 60)),
+    "a text of 2^63": header(struct.pack("<Q", 1 << 63)),
+    "an unknown type": header(text(b"odd") + struct.pack("<I", 99)),
+    "a name twice": header(*[text(b"a") + struct.pack("<II", 4, 1)] * 2),
+    "2^60 tensors": header(tensors=1 << 60),
+    "a tensor of 2^64 values": header(tensors=1)
+    + text(b"token_embd.weight")
+    + struct.pack("<IQQIQ", 2, 1 << 32, 1 << 32, 0, 0),
+    "tensors upon each other": header(tensors=2)
+    + b"".join(text(name) + struct.pack("<IQIQ", 1, 8, 0, 0) for name in (b"a", b"b"))
+    + bytes(64),
+    "a tensor between the alignment": header(tensors=1) + text(b"a") + struct.pack("<IQIQ", 1, 1, 0, 4) + bytes(64),
+    "a tensor without values": header(tensors=1) + text(b"a") + struct.pack("<IQIQ", 1, 0, 0, 0) + bytes(64),
+    "half a character": header(text(b"\xff") + struct.pack("<II", 4, 1)),
+    "nothing else": b"GGUF",
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(HEADERS[name])
+    assert_refused(run("attach", tmp_path / "model.gguf", tmp_path / "out"), 2, "model.gguf", "fetch it again")
     assert names(tmp_path) == ["model.gguf"]
 
 

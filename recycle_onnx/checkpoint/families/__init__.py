@@ -55,7 +55,10 @@ def describe(raw: Mapping[str, Any], path: Path) -> tuple[BaseConfig, Family]:
     family = find(raw.get("model_type"), path)
     text = raw.get("text_config")  # of a model that sees images too
     config = Config({**raw, **text, "model_type": raw["model_type"]} if isinstance(text, Mapping) else raw, path)
-    base = family.describe(config)
+    try:
+        base = family.describe(config)
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # a kind of value that no one expects there
+        raise InputError(f"{path}: a value is of a wrong kind or out of range ({error})") from error
     config.refuse_unread()
     if problem := base.contradiction():
         raise InputError(f"{path}: {problem}")

@@ -8,8 +8,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.limits import MOST, MOST_OF_ANYTHING
 
 T = TypeVar("T")
+
+LARGEST = 1e300
+"""Of any number: whole ones of JSON may be larger than a float can hold."""
+SIZES = {
+    "n_embd": "hidden_size", "ffn_dim": "intermediate_size", "n_inner": "intermediate_size",
+    "num_hidden_layers": "num_layers", "n_layer": "num_layers", "num_attention_heads": "num_heads",
+    "n_head": "num_heads", "num_key_value_heads": "num_kv_heads", "max_position_embeddings": "context_length",
+    "n_positions": "context_length",
+}  # fmt: skip
+"""Names in configs of what `limits` limits under another name."""
 
 DECISIVE = (
     "add_cross_attention", "alibi", "attention_bias", "attention_multiplier", "attn_logit_softcapping", "clip_qkv",
@@ -92,7 +103,7 @@ class Config:
 
     def wrong(self, name: str, value: object, expected: str) -> InputError:
         """The error for a value that is not understood."""
-        return InputError(f"{self.path}: {name} {value!r} is not supported; expected {expected}")
+        return InputError(f"{self.path}: {name} {value!r:.100} is not supported; expected {expected}")
 
     def refuse_unread(self) -> None:
         """Refuse what changes the result and was not read, unless its value changes nothing."""
@@ -116,10 +127,21 @@ class Config:
                 kind_name = self.raw.get("model_type")
                 raise InputError(f"{self.path}: no value for {names[0]!r}, which a {kind_name} config must have")
             return default
-        finite = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not finite or value != kind(value):  # type: ignore[call-arg]
+        if not _is_number(value) or value != kind(value):  # type: ignore[call-arg]
             raise self.wrong(names[0], value, "a whole number" if kind is int else "a number")
+        most = _most(names[0]) if kind is int else LARGEST
+        if abs(value) > most:
+            raise self.wrong(names[0], value, f"at most {most:g}" if kind is float else f"at most {most}")
         return kind(value)  # type: ignore[call-arg]
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite one that a float can hold."""
+    return (type(value) is int and abs(value) < LARGEST) or (type(value) is float and math.isfinite(value))
+
+
+def _most(name: str) -> int:
+    return MOST.get(SIZES.get(name, name), MOST_OF_ANYTHING)
 
 
 def _changes_nothing(value: object) -> bool:

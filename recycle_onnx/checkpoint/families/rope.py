@@ -58,12 +58,12 @@ def read_rope(
     """
     scaling = _scaling(config, head_dim, _values(config) if values is None else values, base, part)
     kind = scaling.values.get("rope_type", scaling.values.get("type", "default"))
-    kind = (aliases or {}).get(kind, kind)
+    kind = (aliases or {}).get(kind, kind) if isinstance(kind, str) else None
     if kind not in KINDS:
         raise InputError(f"{config.path}: rope_type {kind!r} is not supported; expected one of: {', '.join(KINDS)}")
     try:
         frequencies, factor, limit = KINDS[kind](scaling)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{config.path}: RoPE scaling {kind!r} lacks or misstates a value ({error})") from error
     if frequencies.shape != (-(-scaling.size // 2),) or not np.isfinite(frequencies).all():
         raise InputError(f"{config.path}: RoPE scaling {kind!r} does not fit {scaling.size} rotated values a head")
@@ -89,8 +89,10 @@ def _scaling(config: Config, head_dim: int, values: Mapping[str, Any], base: flo
     before = config.value("original_max_position_embeddings") or values.get("original_max_position_embeddings")
     try:
         base, part = float(values.get("rope_theta") or base), float(values.get("partial_rotary_factor") or part)
+        if not 0 < part <= 1:
+            raise ValueError(f"partial_rotary_factor is {part}; expected a part of 1")
         return Scaling(values, int(head_dim * part), base, context, int(before or context))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"{config.path}: a RoPE parameter is not a number ({error})") from error
 
 

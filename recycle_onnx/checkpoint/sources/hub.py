@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.provenance import write_source
+from recycle_onnx.untrusted import copy_file
 
 NEEDED = (
     "config.json",
@@ -104,11 +104,11 @@ class HubModel:
         return found if licence is None else {**found, "license": licence}
 
     def write(self, folder: Path, *, link: bool = False) -> None:
-        """Copy the model into `folder`, or link to it there."""
+        """Copy the model into `folder`, or link to its weights there."""
         snapshot = self.snapshot()
         for path in [path for pattern in NEEDED for path in snapshot.glob(pattern)]:
-            if not (link and _linked(path, folder / path.name)):
-                shutil.copyfile(path, folder / path.name)
+            if not (link and path.suffix == ".safetensors" and _linked(path, folder / path.name)):
+                copy_file(path, folder / path.name)
         write_source(folder, self.provenance())
 
 

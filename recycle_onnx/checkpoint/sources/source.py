@@ -10,7 +10,7 @@ from typing import Protocol
 
 from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import check_target, new_folder, temporary_sibling
+from recycle_onnx.files import check_target, new_folder, temporary_sibling, users_folders
 from recycle_onnx.provenance import write_source
 
 Progress = Callable[[int, int, str], None]
@@ -141,4 +141,4 @@ def folder_of(
 
 def _inputs(named: str) -> list[Path]:
     """What must not be replaced: the file, and where the user is at home."""
-    return [path for path in (Path(named), Path.cwd(), Path.home()) if path.exists()]
+    return [path for path in (Path(named), *users_folders()) if path.exists()]

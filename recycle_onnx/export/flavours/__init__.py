@@ -6,6 +6,7 @@ A flavour is all that knows about operators which the other one lacks. Families,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
@@ -15,7 +16,7 @@ from recycle_onnx.export.flavours.standard import StandardGraph
 from recycle_onnx.export.flavours.standard_quantizer import StandardQuantizer
 from recycle_onnx.export.graph import DecoderGraph
 from recycle_onnx.export.half_precision import HalfPrecision, HalfPrecisionRewriter
-from recycle_onnx.export.quantize_graph import GraphQuantizer
+from recycle_onnx.export.quantize_graph import GraphQuantizer, Made
 from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
 
@@ -38,11 +39,11 @@ class Flavour:
         keep = how.keep or ()
         return replace(how, keep=(*keep, *(part for part in self.eight_bits if part not in keep)))
 
-    def rewriter(self, how: Precision | None, report: Report) -> Rewriter:
-        """What stores weights in this precision; None is float32."""
+    def rewriter(self, how: Precision | None, report: Report, made: Made = MappingProxyType({})) -> Rewriter:
+        """What stores weights in this precision; None is float32. `made` are matrices that are quantized already."""
         if how is None:
             return Rewriter(report)
-        return HalfPrecisionRewriter(report) if isinstance(how, HalfPrecision) else self.quantizer(how, report)
+        return HalfPrecisionRewriter(report) if isinstance(how, HalfPrecision) else self.quantizer(how, report, made)
 
 
 ORT = Flavour("ort", OrtGraph, OrtQuantizer)

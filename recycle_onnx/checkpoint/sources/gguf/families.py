@@ -77,6 +77,10 @@ def _gemma(keys: Keys, config: Config, period: int) -> Config:
     largest = layers == LARGEST_GEMMA[keys.architecture]
     window = keys.get("attention.sliding_window")
     pattern = keys.get("attention.sliding_window_pattern", period)
+    if isinstance(pattern, list) and len(pattern) < layers:
+        raise keys.error("attention.sliding_window_pattern", f"names {len(pattern)} of {layers} layers; damaged")
+    if pattern == 0:
+        raise keys.error("attention.sliding_window_pattern", "is 0; expected at least 1")
     slides = pattern if isinstance(pattern, list) else [bool((i + 1) % pattern) for i in range(layers)]
     more: Config = {
         "hidden_activation": "gelu_pytorch_tanh",

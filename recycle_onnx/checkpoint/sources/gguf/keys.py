@@ -30,7 +30,7 @@ class Keys:
         """
         self._asked.add(name)
         value = self.file.metadata.get(f"{self.architecture}.{name}", default)
-        if isinstance(value, list) and name != "attention.sliding_window_pattern":
+        if isinstance(value, list) and not all(isinstance(part, bool) for part in value):
             if len(set(value)) != 1:
                 raise self.error(name, f"differs from layer to layer ({value}); that is not supported")
             value = value[0]
@@ -43,7 +43,7 @@ class Keys:
             InputError: it is missing, or is none.
         """
         value = self.get(name, default)
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise self.error(name, f"is {value!r}; expected a whole number of at least 1")
         return value
 
@@ -54,7 +54,7 @@ class Keys:
             InputError: it is missing, or is none.
         """
         value = self.get(name, default)
-        if not isinstance(value, float | int) or not 0 < value < np.inf:
+        if type(value) not in (int, float) or not 0 < value < np.inf:
             raise self.error(name, f"is {value!r}; expected a positive number")
         return float(str(np.float32(value)))
 

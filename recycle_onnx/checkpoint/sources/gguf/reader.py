@@ -7,8 +7,10 @@ many merges it takes seven times as long and 450 MB more, and a truncated file l
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from numpy.typing import NDArray
 
+from recycle_onnx.checkpoint.sources.gguf.values import check_metadata
 from recycle_onnx.errors import InputError
+from recycle_onnx.untrusted import check_regular
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """GGUF's value types that are numbers, as `struct` calls them."""
@@ -26,6 +30,9 @@ STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 AFTER_MAGIC = 4
 MOST_DIMENSIONS = 4
+MOST_VALUES = 1 << 23
+"""Values in lists, of the whole header: five times those of a vocabulary of 262,144 tokens with as many merges."""
+MOST_TENSORS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -54,13 +61,14 @@ class GgufFile:
                 cannot decode.
         """
         self.path = path
-        self._data = np.memmap(path, mode="r", dtype=np.uint8)
+        check_regular(path)
         try:
+            self._data = np.memmap(path, mode="r", dtype=np.uint8)
             self.metadata, self.tensors = self._read()
         except TruncatedError as error:
             raise InputError(f"{path}: truncated ({error}); fetch it again") from error
-        except (UnicodeDecodeError, KeyError, ZeroDivisionError) as error:
-            raise InputError(f"{path}: damaged header ({type(error).__name__}: {error}); fetch it again") from error
+        except ValueError as error:
+            raise InputError(f"{path}: damaged header ({error}); fetch it again") from error
         if (parts := self.metadata.get("split.count", 1)) > 1:
             raise InputError(f"{path}: one of {parts} parts; join them first: llama-gguf-split --merge {path.name} OUT")
         for kind in {tensor.type for tensor in self.tensors.values()}:
@@ -73,16 +81,25 @@ class GgufFile:
             what = "big-endian" if number & 0xFFFF == 0 else f"version {number}"
             raise InputError(f"{self.path}: a {what} GGUF is not supported; expected version 2 or 3, little-endian")
         num_tensors, num_values = cursor.number("Q"), cursor.number("Q")
-        metadata = {}
+        metadata: dict[str, Any] = {}
         for _ in range(num_values):
             key = cursor.string()
+            if key in metadata:
+                raise ValueError(f"{key!r:.100} is there twice")
             metadata[key] = cursor.value(cursor.number("I"))
+        check_metadata(metadata, self.path)
+        if num_tensors > MOST_TENSORS:
+            raise ValueError(f"{num_tensors:,} tensors, where {MOST_TENSORS:,} are the most")
         table = [cursor.tensor() for _ in range(num_tensors)]
-        alignment = int(metadata.get("general.alignment", 32))
+        alignment = metadata.get("general.alignment", 32)
         start = -(-cursor.position // alignment) * alignment
-        return metadata, {row[0]: self._place(start, *row) for row in table}
+        tensors = {row[0]: self._place(start, alignment, *row) for row in table}
+        if len(tensors) != len(table):
+            raise ValueError("a tensor's name is there twice")
+        _check_apart(tensors.values())
+        return metadata, tensors
 
-    def _place(self, start: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Tensor:
+    def _place(self, start: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Tensor:
         try:
             type_ = GGMLQuantizationType(kind)
         except ValueError as error:
@@ -91,8 +108,12 @@ class GgufFile:
                 "upgrade gguf, or fetch another quantization such as Q8_0"
             ) from error
         block, size = GGML_QUANT_SIZES[type_]
-        if not shape or shape[-1] % block:
-            raise InputError(f"{self.path}: {name} has shape {list(shape)}, which {type_.name} cannot have; damaged")
+        if offset % alignment:
+            raise ValueError(f"{name} lies at {offset}, which is no multiple of the alignment, {alignment}")
+        if not shape or not all(shape) or shape[-1] % block:
+            raise InputError(
+                f"{self.path}: {name} has shape {list(shape)}, which {type_.name} cannot have; fetch it again"
+            )
         count = prod(shape) // block * size
         if start + offset + count > len(self._data):
             missing = start + offset + count - len(self._data)
@@ -122,6 +143,13 @@ class GgufFile:
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
+def _check_apart(tensors: Iterable[Tensor]) -> None:
+    """Refuse tensors that lie upon each other: a small file could claim any number of large ones."""
+    for first, second in pairwise(sorted(tensors, key=lambda tensor: tensor.offset)):
+        if first.offset + first.bytes > second.offset:
+            raise ValueError(f"{first.name} reaches into {second.name}")
+
+
 PLAIN: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16}
 
 
@@ -133,11 +161,12 @@ def decode(rows: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
 
 
 class _Cursor:
-    """Reads GGUF's little-endian values one after the other."""
+    """Reads GGUF's little-endian values one after the other; a list holds numbers or texts, never lists."""
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data = data
         self.position = position
+        self._listed = 0
 
     def _take(self, size: int) -> memoryview:
         end = self.position + size
@@ -159,10 +188,15 @@ class _Cursor:
         if kind == STRING:
             return self.string()
         if kind != ARRAY:
-            raise KeyError(f"value type {kind}")
+            raise ValueError(f"value type {kind}")
         kind, count = self.number("I"), self.number("Q")
+        self._listed += count
+        if self._listed > MOST_VALUES:
+            raise ValueError(f"lists of {self._listed:,} values, where {MOST_VALUES:,} are the most")
+        if kind == STRING:
+            return [self.string() for _ in range(count)]
         if kind not in NUMBERS:
-            return [self.value(kind) for _ in range(count)]
+            raise ValueError(f"a list of values of type {kind}")
         one = "<" + NUMBERS[kind]
         return [value for (value,) in struct.iter_unpack(one, self._take(count * struct.calcsize(one)))]
 
@@ -170,6 +204,6 @@ class _Cursor:
         """Name, shape with the rows first, ggml type and offset in the data section."""
         name, dimensions = self.string(), self.number("I")
         if dimensions > MOST_DIMENSIONS:
-            raise KeyError(f"{dimensions} dimensions")
+            raise ValueError(f"{dimensions} dimensions")
         shape = tuple(self.number("Q") for _ in range(dimensions))
         return name, shape[::-1], self.number("I"), self.number("Q")

@@ -40,6 +40,8 @@ def rope_scaling(keys: Keys, head_dim: int, theta: float) -> dict[str, object] |
 def _llama3(keys: Keys, head_dim: int, theta: float) -> dict[str, object] | None:
     """llama.cpp stores a divisor a frequency; find the context from which Llama 3's rule gives just these."""
     stored = frequencies(keys.file)
+    if not np.isfinite(stored).all() or stored.min(initial=1.0) <= 0:
+        raise keys.error("rope", f"has {FREQUENCIES} that are not positive numbers; damaged")
     if np.allclose(stored, 1.0):
         return None
     factor = float(stored.max())

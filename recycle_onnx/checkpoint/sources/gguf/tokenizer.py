@@ -12,14 +12,15 @@ from recycle_onnx.checkpoint.sources.gguf.pre_tokenizers import SPLITTINGS, Spli
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
+from recycle_onnx.stop_ids import known_ends
 
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 """Types of tokens."""
 SPACE = "▁"
 """How SentencePiece writes a space."""
 MODELS = ("gpt2", "llama")
-END_OF_TURN = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>")
-"""Tokens that end an answer, by their text, as llama.cpp finds them where the file names none."""
+ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+"""Keys of tokens that end a text for llama.cpp."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,15 @@ class Vocabulary:
         """Special tokens as `config.json` names them."""
         return {f"{name}_token_id": self._id(name) for name in ("bos", "eos", "pad")}
 
+    def named_ends(self) -> dict[str, int]:
+        """Tokens that end a text by the keys that name them."""
+        named = {f"GGUF {name}_token_id": self._id(name) for name in ENDS}
+        return {name: i for name, i in named.items() if i is not None}
+
     def generation_config(self) -> dict[str, Any]:
-        """`generation_config.json`: every token that ends a text, the end of a turn included."""
-        by_text = [self.tokens.index(text) for text in END_OF_TURN if text in set(self._of_type(CONTROL))]
-        turn = [self._id("eot")] if self._id("eot") is not None else by_text[:1]
-        ends = [i for i in dict.fromkeys([self._id("eos"), *turn, self._id("eom")]) if i is not None]
+        """`generation_config.json`, with every token that llama.cpp stops at."""
+        known = known_ends({token: i for i, token in enumerate(self.tokens)})
+        ends = list(dict.fromkeys([*self.named_ends().values(), *known]))
         found = {"bos_token_id": self._id("bos"), "pad_token_id": self._id("pad")}
         found_ends: Any = ends[0] if len(ends) == 1 else ends or None
         return {name: i for name, i in {**found, "eos_token_id": found_ends}.items() if i is not None}

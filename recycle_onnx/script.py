@@ -15,6 +15,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.prompts import FIELDS, read_prompts
 from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate, Message
+from recycle_onnx.stop_ids import stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
 
 OPENING = 8
@@ -66,7 +67,7 @@ class Script:
         if template.name != PLAIN and (turns := _conversation(template, tokenizer, temperature)):
             start, question, answer = turns
             return cls(_starts(start, tokenizer), (question, answer), template, tokenizer)
-        ends = _ends(folder)
+        ends = list(stop_ids(folder, tokenizer))
         begin = (_begin(folder, ends),)
         return cls((Opening(begin, 0),), (Turn(frozenset(ends), begin, (temperature,)),), None, tokenizer)
 
@@ -78,7 +79,7 @@ class Script:
         """
         openings: list[Opening] = []
         for path in paths:
-            if _holds_prompts(path):
+            if holds_prompts(path):
                 openings += [self._of_chat(path, prompt.messages) for prompt in read_prompts(path)]
             else:
                 rows = (self.tokenizer.encode(document).ids[:OPENING] for document in read_documents([path], field))
@@ -108,16 +109,10 @@ def _conversation(
 
     None where a turn does not end with a token of its own: then nothing says where the base has ended it.
     """
-    marks = [f"qz{number}zq" for number in range(3)]
-    roles = ("user", "assistant", "user")
-    text = template.render([{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)])
-    pieces = []
-    for mark in marks:
-        before, mark_there, text = text.partition(mark)
-        if not mark_there:
-            return None
-        pieces.append(tuple(tokenizer.encode(before, add_special_tokens=False).ids))
-    start, to_answer, to_question = pieces
+    frames = template.frames("user", "assistant", "user")
+    if frames is None:
+        return None
+    start, to_answer, to_question = (tuple(tokenizer.encode(text, add_special_tokens=False).ids) for text in frames)
     special = {number for number, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     if not (to_answer and to_question and {to_answer[0], to_question[0]} <= special):
         return None
@@ -126,7 +121,7 @@ def _conversation(
     return start, question, Turn(frozenset(to_question[:1]), to_question[1:], cool)
 
 
-def _holds_prompts(path: Path) -> bool:
+def holds_prompts(path: Path) -> bool:
     """Whether a file of JSON lines has prompts or chats rather than documents, by its first line."""
     if path.suffix != ".jsonl":
         return False
@@ -136,13 +131,6 @@ def _holds_prompts(path: Path) -> bool:
     except (OSError, ValueError):
         return False  # `read_documents` says what is wrong
     return isinstance(first, dict) and any(name in first for name in FIELDS)
-
-
-def _ends(folder: Path) -> list[int]:
-    for name in ("generation_config.json", "config.json"):
-        if (folder / name).exists() and (ids := read_json(folder / name).get("eos_token_id")) is not None:
-            return list(ids) if isinstance(ids, list) else [ids]
-    return []
 
 
 def _begin(folder: Path, ends: Sequence[int]) -> int:

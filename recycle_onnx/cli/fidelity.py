@@ -1,0 +1,58 @@
+"""What a quantization costs, as `quantize`, `export` and `inspect` say it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+
+def fidelity_line(precision: str, quantization: Mapping[str, Any]) -> str:
+    """What a manifest's `quantization` says of its cost, in one line, or how to know."""
+    cost = quantization.get("fidelity") or {}
+    equal = cost.get("equal_runs")
+    within = "verify is exact here" if equal else f"verify is within {cost.get('epsilon', 0):.2g} of full"
+    if "perplexity" not in cost:
+        return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
+    parts = [_perplexity(cost)]
+    if "divergence" in cost:
+        parts.append(f"divergence {cost['divergence']:.4f}")
+    parts.append(f"same best token {cost['top1_agreement']:.1%}")
+    if _has_acceptance(cost):
+        parts.append(f"acceptance {cost['acceptance_fp32']:.1%} to {cost['acceptance']:.1%}")
+    return f"{precision}: {', '.join(parts)}; {within}"
+
+
+def method_line(quantization: Mapping[str, Any]) -> str | None:
+    """How a calibrated bundle was made, in one line; None for another."""
+    calibration = quantization.get("calibration")
+    if not calibration:
+        return None
+    return (
+        f"calibrated on {calibration['tokens']:,} tokens ({calibration['text']}): "
+        f"{calibration['bits_per_weight']:.2f} bits a weight in the layers, "
+        f"8 bits for {len(calibration['eight_bits'])} of {calibration['matrices']} matrices"
+    )
+
+
+def fidelity_table(precision: str, cost: Mapping[str, Any]) -> Table:
+    """The cost as a table, float32 beside it."""
+    table = Table("", "fp32", precision, title=f"{cost['tokens']} tokens: {cost['text']}", title_justify="left")
+    table.add_row("perplexity", f"{cost['perplexity_fp32']:.4f}", f"{cost['perplexity']:.4f}")
+    table.add_row("divergence, nats a token", "0", f"{cost['divergence']:.5f}")
+    table.add_row("same best token", "", f"{cost['top1_agreement']:.2%}")
+    if _has_acceptance(cost):
+        table.add_row("acceptance", f"{cost['acceptance_fp32']:.2%}", f"{cost['acceptance']:.2%}")
+    within = "exact here" if cost["equal_runs"] else f"within {cost['epsilon']:.3g} logits"
+    table.add_row("verify against full", "exact", within)
+    return table
+
+
+def _perplexity(cost: Mapping[str, Any]) -> str:
+    change = cost["perplexity"] / cost["perplexity_fp32"] - 1
+    return f"perplexity {cost['perplexity_fp32']:.3f} to {cost['perplexity']:.3f} ({change:+.2%})"
+
+
+def _has_acceptance(cost: Mapping[str, Any]) -> bool:
+    return cost.get("acceptance") is not None and cost.get("acceptance_fp32") is not None

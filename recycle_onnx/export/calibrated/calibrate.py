@@ -1,0 +1,156 @@
+"""A float32 bundle to the quantized matrices of its full model."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
+from recycle_onnx.export.calibrated import sweep
+from recycle_onnx.export.calibrated.choice import bits_of, check_budget, choose
+from recycle_onnx.export.calibrated.segments import Floats, Segment, cut
+from recycle_onnx.export.calibrated.sweep import Sweep
+from recycle_onnx.export.calibrated.texts import WINDOW, windows
+from recycle_onnx.export.calibrated.unfinished import Rounded, Unfinished
+from recycle_onnx.export.lazy import load_lazily
+from recycle_onnx.export.quantize_graph import Made
+from recycle_onnx.export.report import Report
+
+LARGEST = 2_500_000_000
+"""Bytes of float32 weights up to which int4 is calibrated by default: a model of 0.6 B parameters takes some 20 minutes
+on two cores."""
+BITS_PER_WEIGHT = 5.5
+"""Blocks of 32 with float32 scales take 5.125 by themselves; the rest is for 8 bits where 4 hurt most. llama.cpp's
+Q4_K_M has 5.53 on SmolLM2-135M."""
+TOKENS_A_COLUMN = 6
+"""Of the widest matrix: three times what GPTQ needs not to lose to rounding."""
+FEWEST_WINDOWS = 12
+VERSION = 1
+"""Of what is kept of an unfinished calibration."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What to calibrate with: a text file or prompts (None: our own mixture), and the mean bits a weight may take.
+
+    The bits count for those matrices of the layers that can have 4, scales and zero points included. Models of more
+    than `largest` bytes of float32 weights are rounded by `mse` instead.
+    """
+
+    text: Path | None = None
+    bits_per_weight: float = BITS_PER_WEIGHT
+    largest: int | None = None
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """Quantized matrices, and what to tell of them."""
+
+    made: Made
+    summary: dict[str, Any] | None
+
+
+def calibrate(
+    bundle: Bundle, how: Quantization, calibration: Calibration, threads: int | None, report: Report
+) -> Calibrated:
+    """Quantize the layers of a float32 bundle's full model by what they read.
+
+    Raises:
+        InputError: an unsuitable text, or a budget that cannot be met.
+    """
+    segments = cut(load_lazily(bundle.graph("full"), {}))
+    shapes = _shapes(segments, how)
+    if not shapes:
+        return Calibrated({}, None)
+    sizes = [(rows * columns, bits_of(own)) for rows, columns, own in shapes.values()]
+    least = sum(size * bits for size, bits in sizes) / sum(size for size, _ in sizes)
+    check_budget(calibration.bits_per_weight, least)
+    columns = max(columns for _, columns, _ in shapes.values())
+    length = min(bundle.manifest.context_length, WINDOW)
+    rows = max(FEWEST_WINDOWS, -(-TOKENS_A_COLUMN * columns // length))
+    ids = windows(bundle, calibration.text, columns, rows, threads, report)
+    unfinished = Unfinished(_key(bundle, how, ids))
+    rounded = Sweep(bundle, how, ids, threads, report, unfinished).run()
+    eight = _eight(how, rounded)
+    chosen = choose(
+        rounded.parts,
+        [bits_of(own) for own in rounded.hows],
+        [bits_of(own) for own in eight],
+        calibration.bits_per_weight,
+    )
+    made = {name: list(parts) for name, parts in _joined(segments, rounded, eight, chosen)}
+    unfinished.remove()
+    return Calibrated(made, _summary(rounded, eight, chosen, ids, calibration))
+
+
+def _shapes(segments: list[Segment], how: Quantization) -> dict[str, tuple[int, int, Quantization]]:
+    """Rows and columns of every matrix that gets 4 bits, and how."""
+    found = {}
+    for segment in segments[:-1]:
+        for product in segment.products:
+            shape = segment.matrices[product.weight].shape.numpy()
+            rows, columns = reversed(shape) if product.transposed else shape
+            own = how.for_matrix(product.weight, columns)
+            if own is not None and own.bits == how.bits:
+                found[product.weight] = rows, columns, own
+    return found
+
+
+def _key(bundle: Bundle, how: Quantization, ids: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+    constants = (VERSION, sweep.BATCH, sweep.PROBES, sweep.PROBE_LENGTH)
+    text = f"{bundle.digest} {how} {ids.shape} {constants} {hashlib.sha256(ids.tobytes()).hexdigest()}"
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _eight(how: Quantization, rounded: Rounded) -> list[Quantization]:
+    """How each part is stored in 8 bits: symmetric, in the largest blocks whose kernel rounds one row as several."""
+    eight = Quantization(bits=8, symmetric=True, keep=(), activations=how.activations)
+    widths = [blocks.scales.shape[1] * own.block_size for blocks, own in zip(rounded.blocks, rounded.hows, strict=True)]
+    found = [eight.for_matrix(part.weight, width) for part, width in zip(rounded.parts, widths, strict=True)]
+    return [own for own in found if own is not None]
+
+
+def _joined(
+    segments: list[Segment], rounded: Rounded, eight: list[Quantization], chosen: list[bool]
+) -> Iterator[tuple[str, Iterator[tuple[Blocks, Quantization]]]]:
+    """The matrices; parts that follow each other and have as many bits are one."""
+    products = {product.weight: (segment, product) for segment in segments for product in segment.products}
+    places = range(len(rounded.parts))
+    for weight, group in groupby(places, lambda place: rounded.parts[place].weight):
+        segment, product = products[weight]
+
+        def parts(group: list[int], segment: Segment = segment, product: Any = product) -> Iterator[Any]:
+            for is_eight, run in groupby(group, lambda place: chosen[place]):
+                same = list(run)
+                if not is_eight:
+                    how = rounded.hows[same[0]]
+                    yield join([rounded.blocks[place] for place in same], how), how
+                    continue
+                matrix: Floats = product.matrix(segment.matrices[product.weight].numpy())
+                start, end = rounded.parts[same[0]].rows[0], rounded.parts[same[-1]].rows[1]
+                yield quantize(np.ascontiguousarray(matrix[start:end]), eight[same[0]]), eight[same[0]]
+
+        yield weight, parts(list(group))
+
+
+def _summary(
+    rounded: Rounded, eight: list[Quantization], chosen: list[bool], ids: np.ndarray[Any, Any], calibration: Calibration
+) -> dict[str, Any]:
+    hows = [e if is_eight else own for own, e, is_eight in zip(rounded.hows, eight, chosen, strict=True)]
+    values = [part.values for part in rounded.parts]
+    bits = sum(size * bits_of(own) for size, own in zip(values, hows, strict=True)) / sum(values)
+    worst = [part for part, is_eight in zip(rounded.parts, chosen, strict=True) if is_eight]
+    return {
+        "text": calibration.text.name if calibration.text else "prose, facts, dialogue, code and the model's own",
+        "tokens": int(ids.size),
+        "bits_per_weight": round(bits, 3),
+        "eight_bits": [f"{part.weight}[{part.rows[0]}:{part.rows[1]}]" for part in worst],
+        "matrices": len(rounded.parts),
+    }

@@ -1,0 +1,93 @@
+"""Text that the full model writes itself, several texts side by side, one token of each a run."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from recycle_onnx.bundle import Bundle
+from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP
+from recycle_onnx.export.report import Report
+from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.script import Opening, Turn
+
+Ids = NDArray[np.int64]
+LIKELIEST = 50
+"""Tokens that a sample is drawn from: a small model's unlikelier ones derail a text."""
+STAGE = "letting the model write text to calibrate with"
+
+
+@dataclass
+class _Row:
+    """A text that is being written: tokens that stand before the next sampled one, and whose turn it is."""
+
+    waiting: deque[int]
+    turn: int
+
+
+def write(
+    bundle: Bundle, openings: Sequence[Opening], turns: Sequence[Turn], length: int, threads: int | None, report: Report
+) -> Ids:
+    """Windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
+    random = np.random.default_rng(0)
+    model = _Model(bundle, len(openings), length, threads)
+    rows = [_Row(deque(opening.ids), opening.turn) for opening in openings]
+    windows = np.zeros((len(rows), length), np.int64)
+    logits = None
+    for place in range(length):
+        for number, row in enumerate(rows):
+            if row.waiting:
+                windows[number, place] = row.waiting.popleft()
+            elif logits is not None:
+                turn = turns[row.turn]
+                temperature = turn.temperatures[number % len(turn.temperatures)]
+                token = windows[number, place] = _sample(logits[number], temperature, random)
+                if token in turn.ends:
+                    row.waiting.extend(turn.then)
+                    row.turn = (row.turn + 1) % len(turns)
+        if place + 1 < length:
+            logits = model.step(windows[:, place : place + 1])
+        report(STAGE, place + 1, length)
+    return windows
+
+
+def _sample(logits: NDArray[np.float32], temperature: float, random: np.random.Generator) -> int:
+    """A token among the likeliest of `logits` [V]."""
+    ids = np.argpartition(logits, -min(LIKELIEST, len(logits)))[-LIKELIEST:]
+    values = logits[ids].astype(np.float64) / max(temperature, 1e-4)
+    chances = np.exp(values - values.max())
+    return int(random.choice(ids, p=chances / chances.sum()))
+
+
+class _Model:
+    """The full model over static caches of `length` rows; all texts are as long as each other."""
+
+    def __init__(self, bundle: Bundle, texts: int, length: int, threads: int | None) -> None:
+        spec = bundle.manifest.graphs["full"]
+        options = session_options(threads)
+        self._session = open_session(bundle.graph("full"), spec, "cpu", threads, options)
+        self._binding = self._session.io_binding()
+        shape = (texts, spec.num_kv_heads, length, spec.head_dim)
+        self._cache = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in spec.past_names()]
+        for past, present, value in zip(spec.past_names(), spec.present_names(), self._cache, strict=True):
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+        self._mask = np.zeros((texts, length), np.int64)
+        self._binding.bind_ortvalue_input(LOGITS_TO_KEEP, ort.OrtValue.ortvalue_from_numpy(np.array(1)))
+        self._length = 0
+
+    def step(self, ids: Ids) -> NDArray[np.float32]:
+        """Logits [texts, V] behind the next token [texts, 1] of each text."""
+        self._mask[:, self._length] = 1
+        self._length += 1
+        self._binding.bind_cpu_input(INPUT_IDS, np.ascontiguousarray(ids))
+        self._binding.bind_cpu_input(ATTENTION_MASK, self._mask)
+        self._binding.bind_output(LOGITS)
+        self._session.run_with_iobinding(self._binding)
+        logits: NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()[:, -1]
+        return logits

@@ -1,0 +1,173 @@
+"""A float32 graph in pieces, a layer each, which run one after the other: one layer's weights are in memory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import helper
+
+from recycle_onnx.contract import LOGITS
+from recycle_onnx.export.lazy import LazyWeight
+from recycle_onnx.export.quantize_graph import PRODUCTS
+from recycle_onnx.runtime.sessions import session_options
+
+Floats = NDArray[np.float32]
+State = dict[str, NDArray[Any]]
+"""Values between two pieces, by name: what the later ones read."""
+LAYER = re.compile(r"\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product: its weight's name, the value that is multiplied with it, and whether the weight is [K, N]."""
+
+    weight: str
+    x: str
+    transposed: bool
+
+    def matrix(self, stored: Floats) -> Floats:
+        """The weight [N, K]; of that, the weight as the graph reads it."""
+        return stored.T if self.transposed else stored
+
+
+class Segment:
+    """Nodes of a graph between two cuts. Matrices are inputs, so that another one may take a matrix's place."""
+
+    def __init__(self, nodes: Sequence[ir.Node], read_later: set[str], model: ir.Model) -> None:
+        self._nodes, self._model = nodes, model
+        used = {str(value.name): value for node in nodes for value in _inputs(node)}
+        made = [str(value.name) for node in nodes for value in node.outputs]
+        self.products = [_product(node) for node in nodes if _has_matrix(node)]
+        self.matrices = {
+            name: value.const_value for name, value in used.items() if isinstance(value.const_value, LazyWeight)
+            and len(value.const_value.shape) == 2 and value.const_value.dtype == ir.DataType.FLOAT
+        }  # fmt: skip
+        self._constants = {
+            name: value.const_value
+            for name, value in used.items()
+            if value.const_value is not None and name not in self.matrices and name not in made
+        }
+        self.reads = [name for name in used if name not in {*made, *self.matrices, *self._constants}]
+        self.writes = [name for name in made if name in read_later]
+        self._read_later = read_later
+        self._sessions: dict[bool, ort.InferenceSession] = {}
+
+    @property
+    def multiplied(self) -> list[str]:
+        """The values that matrices are multiplied with."""
+        return list(dict.fromkeys(product.x for product in self.products))
+
+    def load(self) -> dict[str, Floats]:
+        """The matrices, as the graph reads them."""
+        return {name: weight.numpy() for name, weight in self.matrices.items()}
+
+    def run(self, state: State, matrices: Mapping[str, Floats], threads: int | None) -> State:
+        """What later pieces read of this one."""
+        return self._run(state, matrices, threads, self.writes, moments=False)
+
+    def moments(
+        self, state: State, matrices: Mapping[str, Floats], threads: int | None
+    ) -> tuple[State, dict[str, Floats]]:
+        """The same, and the sums of products XᵀX [K, K] of each of the values that matrices are multiplied with."""
+        names = {_moments_of(x): x for x in self.multiplied}
+        found = self._run(state, matrices, threads, [*self.writes, *names], moments=True)
+        return {name: found[name] for name in self.writes}, {x: found[name] for name, x in names.items()}
+
+    def behind(self, state: State, new: State) -> State:
+        """The state for the next piece; of that before this one, and what this one wrote: what nobody reads goes."""
+        return {name: value for name, value in {**state, **new}.items() if name in self._read_later}
+
+    def close(self) -> None:
+        """Free the sessions."""
+        self._sessions.clear()
+
+    def _run(
+        self, state: State, matrices: Mapping[str, Floats], threads: int | None, names: list[str], *, moments: bool
+    ) -> State:
+        feeds = {**{name: state[name] for name in self.reads}, **matrices}
+        if moments not in self._sessions:
+            self._sessions[moments] = self._open(feeds, threads, names, moments=moments)
+        return dict(zip(names, self._sessions[moments].run(names, feeds), strict=True))
+
+    def _open(self, feeds: State, threads: int | None, outputs: list[str], *, moments: bool) -> ort.InferenceSession:
+        nodes = [ir.serde.serialize_node(node) for node in self._nodes]
+        for x in self.multiplied if moments else []:
+            rows = f"{x}.rows"  # [B, S, K] to [B·S, K]
+            nodes.append(helper.make_node("Flatten", [x], [rows], axis=2))
+            nodes.append(helper.make_node("Gemm", [rows, rows], [_moments_of(x)], transA=1))
+        graph = helper.make_graph(
+            nodes,
+            "segment",
+            [_declared(name, array) for name, array in feeds.items()],
+            [onnx.ValueInfoProto(name=name) for name in outputs],
+            [onnx.numpy_helper.from_array(value.numpy(), name) for name, value in self._constants.items()],
+        )
+        imports = [helper.make_opsetid(*item) for item in self._model.opset_imports.items()]
+        model = helper.make_model(graph, opset_imports=imports, ir_version=self._model.ir_version)
+        options = session_options(threads, "off")  # matrices are inputs: there is nothing to prepack
+        return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def cut(model: ir.Model) -> list[Segment]:
+    """The pieces of a full model's graph up to its logits: what comes before the first layer, the layers, the head.
+
+    A piece begins with the first product of its layer; the norm before it belongs to the piece before. Keys and values
+    are not kept.
+    """
+    pieces: list[list[ir.Node]] = [[]]
+    layer = None
+    for node in model.graph:
+        if _has_matrix(node):
+            own = LAYER.search(_product(node).weight)
+            number = own and own[1]
+            if number != layer:
+                pieces.append([])
+                layer = number
+        pieces[-1].append(node)
+    later, segments = {LOGITS}, []
+    for nodes in reversed(pieces):
+        segments.append(Segment(nodes, set(later), model))
+        later |= {str(value.name) for node in nodes for value in _inputs(node)}
+    return segments[::-1]
+
+
+def _inputs(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads of its graph, in branches of an If too."""
+    yield from (value for value in node.inputs if value is not None)
+    for attribute in node.attributes.values():
+        if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
+            inner = attribute.as_graph()
+            own = {value for each in inner for value in each.outputs} | set(inner.initializers.values())
+            yield from (value for each in inner for value in _inputs(each) if value not in own)
+
+
+def _has_matrix(node: ir.Node) -> bool:
+    if node.op_type not in PRODUCTS:
+        return False
+    value = node.inputs[1]
+    return value is not None and isinstance(value.const_value, LazyWeight) and len(value.const_value.shape) == 2
+
+
+def _product(node: ir.Node) -> Product:
+    x, weight = node.inputs[:2]
+    assert x is not None
+    assert weight is not None
+    return Product(str(weight.name), str(x.name), node.op_type == "MatMul")
+
+
+def _moments_of(x: str) -> str:
+    return f"{x}.moments"
+
+
+def _declared(name: str, array: NDArray[Any]) -> onnx.ValueInfoProto:
+    """An input of that type, with no more said of its shape than its rank."""
+    axes = [f"{name}.{axis}" for axis in range(array.ndim)]
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), axes)

@@ -1,0 +1,110 @@
+"""How far a calibration is, kept in the user's cache while it is not finished."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.export.block_quantizer import Blocks, Quantization
+from recycle_onnx.export.calibrated.choice import Part
+from recycle_onnx.export.calibrated.segments import State
+from recycle_onnx.files import temporary_sibling
+
+SECONDS_BETWEEN = 120.0
+"""Saves: some 200 MB each for a model of 135 M parameters. Ctrl-C saves too, so this is what a kill costs."""
+
+
+class Rounded(NamedTuple):
+    """Parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
+
+    parts: list[Part]
+    blocks: list[Blocks]
+    hows: list[Quantization]
+
+
+@dataclass(frozen=True)
+class Position:
+    """What there is behind so many pieces of the graph: results, calibration windows, and probes."""
+
+    layers: int
+    rounded: Rounded
+    states: list[State]
+    probes: list[State]
+
+
+class Unfinished:
+    """The position of one calibration, under a key that says all that it depends on."""
+
+    def __init__(self, key: str) -> None:
+        self._path = cache_folder() / "quantization" / f"{key[:32]}.npz"
+        self._saved = time.monotonic()
+
+    def save_now_and_then(self, at: Position) -> None:
+        """Save if the last time is long ago."""
+        if time.monotonic() - self._saved >= SECONDS_BETWEEN:
+            self.save(at)
+
+    def save(self, at: Position) -> None:
+        """Write the position, in the place of any other calibration's; a cache that cannot be written is no error."""
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary_sibling(self._path) as work:
+                np.savez(work / "position.npz", allow_pickle=False, **_arrays(at))
+                for other in self._path.parent.glob("*.npz"):
+                    other.unlink()
+                (work / "position.npz").replace(self._path)
+        self._saved = time.monotonic()
+
+    def load(self) -> Position | None:
+        """The position that was saved; None if there is none, or a damaged one."""
+        try:
+            with np.load(self._path, allow_pickle=False) as arrays:
+                return _position(arrays)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def remove(self) -> None:
+        """Forget it: the calibration is finished."""
+        self._path.unlink(missing_ok=True)
+
+
+def _arrays(at: Position) -> dict[str, NDArray[Any]]:
+    described = {
+        "layers": at.layers,
+        "parts": [asdict(part) for part in at.rounded.parts],
+        "hows": [asdict(how) for how in at.rounded.hows],
+        "states": [list(state) for state in at.states],
+        "probes": [list(state) for state in at.probes],
+    }
+    arrays: dict[str, NDArray[Any]] = {"described": np.array(json.dumps(described))}
+    for kind, states in (("states", at.states), ("probes", at.probes)):
+        for number, state in enumerate(states):
+            arrays |= {f"{kind}.{number}.{place}": value for place, value in enumerate(state.values())}
+    for number, blocks in enumerate(at.rounded.blocks):
+        arrays |= {f"blocks.{number}.{name}": part for name, part in blocks._asdict().items() if part is not None}
+    return arrays
+
+
+def _position(arrays: Any) -> Position:
+    described = json.loads(str(arrays["described"]))
+
+    def states(kind: str) -> list[State]:
+        return [
+            {name: arrays[f"{kind}.{number}.{place}"] for place, name in enumerate(names)}
+            for number, names in enumerate(described[kind])
+        ]
+
+    def blocks(number: int) -> Blocks:
+        return Blocks(*(arrays.get(f"blocks.{number}.{name}") for name in Blocks._fields))
+
+    parts = [Part(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
+    hows = [Quantization(**{**how, "keep": tuple(how["keep"])}) for how in described["hows"]]
+    rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows)
+    return Position(described["layers"], rounded, states("states"), states("probes"))

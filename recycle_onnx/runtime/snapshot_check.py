@@ -1,0 +1,55 @@
+"""Whether the arrays of a saved conversation are what a model's caches can take over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.runtime.half import Half
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+def check_snapshot(arrays: Arrays, full: Half, recycler: Half | None) -> None:
+    """Compare names, types and shapes with those of `Decoder.snapshot`.
+
+    Raises:
+        ValueError: names the array that is missing, or of another type or shape.
+    """
+    vocab_size = full.spec.vocab_size
+    tokens = _check_half(arrays, "full", full, vocab_size)
+    waiting = _array(arrays, "states", full.spec.float_type, (None, full.spec.state_size))
+    if recycler is None:
+        return
+    read = _check_half(arrays, "recycler", recycler, vocab_size)
+    before = tokens[1 : 1 + len(read)]  # the last token that the module read may be one that the full model has not
+    if not np.array_equal(read[: len(before)], before):
+        raise ValueError("recycler.tokens are not those of the full model")
+    if len(read) + len(waiting) > len(tokens):
+        raise ValueError(f"states has {len(waiting)} rows, {len(tokens) - len(read)} at most")
+
+
+def _check_half(arrays: Arrays, kind: str, half: Half, vocab_size: int) -> NDArray[Any]:
+    """Its tokens [n]."""
+    spec = half.spec
+    tokens = _array(arrays, f"{kind}.tokens", "int64", (None,))
+    if len(tokens) > half.cache.limit or ((tokens < 0) | (tokens >= vocab_size)).any():
+        raise ValueError(f"{kind}.tokens are not up to {half.cache.limit} tokens below {vocab_size}")
+    for name in spec.past_names():
+        _array(arrays, f"{kind}.{name}", spec.float_type, (spec.num_kv_heads, len(tokens), spec.head_dim))
+    return tokens
+
+
+def _array(arrays: Arrays, name: str, dtype: str, shape: tuple[int | None, ...]) -> NDArray[Any]:
+    array = arrays.get(name)
+    if array is None:
+        raise ValueError(f"no {name}")
+    fits = array.ndim == len(shape) and all(
+        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
+    )
+    if array.dtype != dtype or not fits:
+        raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected {dtype}{list(shape)}")
+    return array

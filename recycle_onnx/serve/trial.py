@@ -1,0 +1,128 @@
+"""Compiling a JSON schema in a process of its own first, which can be ended when it takes too long.
+
+llguidance compiles most schemas in milliseconds, some of a hundred kilobytes in a minute, and some of one kilobyte
+never, such as an `allOf` of thirty patterns. It cannot be interrupted, so a thread that it occupies is lost. A schema
+that was compiled in time once is compiled again here; small plain ones need no trial.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.native import Interrupted, is_interrupted
+from recycle_onnx.runtime.structured import Constraint, Constraints, JsonSchema
+from recycle_onnx.tokenizer import load_tokenizer
+
+PLAIN = frozenset(
+    {
+        "type", "properties", "required", "items", "enum", "const", "title", "description", "additionalProperties",
+        "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "default",
+    }
+)  # fmt: skip
+"""Keywords whose compilation takes time in proportion to the schema's size."""
+SMALL = 300
+"""JSON values in a schema: of plain ones so small the slowest took 0.1 s."""
+POLL_SECONDS = 0.05
+MOST_MEMORY = 4 << 30
+"""Bytes of addresses that a trial may take, beyond which it fails."""
+
+
+class Trials:
+    """Trials for one model, whose schemas of lately are known."""
+
+    def __init__(self, model: RecycleModel, seconds: float) -> None:
+        self._model, self._seconds = model, seconds
+        self._passes = lru_cache(maxsize=64)(self._try)  # what raises is not kept
+
+    def check(self, constraint: Constraint | None, stop_ids: Any) -> None:
+        """Refuse a schema that does not compile, or not in time; waits for that long at most.
+
+        Raises:
+            InputError: it does not.
+            Interrupted: this thread was interrupted.
+        """
+        if isinstance(constraint, JsonSchema) and not is_small_and_plain(constraint.schema):
+            self._passes(constraint.text(), tuple(stop_ids or self._model.stop_ids))
+
+    def _try(self, schema: str, stop_ids: tuple[int, ...]) -> None:
+        vocab_size = self._model.bundle.manifest.graphs["full"].vocab_size
+        asked = json.dumps([str(self._model.bundle.folder), vocab_size, stop_ids, schema])
+        command = [sys.executable, "-m", "recycle_onnx.serve.trial"]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        ) as process:
+            try:
+                answer = self._wait(process, asked)
+            finally:
+                process.kill()
+        if answer != "fine":
+            raise InputError(answer.strip() or "the JSON schema takes too much memory to compile; make it simpler")
+
+    def _wait(self, process: subprocess.Popen[str], asked: str) -> str:
+        end, text = time.monotonic() + self._seconds, [asked]
+        while True:
+            if is_interrupted():
+                raise Interrupted("the trial of a schema was interrupted")
+            if time.monotonic() > end:
+                raise InputError(f"the JSON schema takes more than {self._seconds:g} s to compile; make it simpler")
+            with suppress(subprocess.TimeoutExpired):
+                return process.communicate(text.pop() if text else None, timeout=POLL_SECONDS)[0]
+
+
+def is_small_and_plain(schema: Any) -> bool:
+    """Whether a schema needs no trial: a few hundred values, and no keyword that combines others."""
+    waiting, seen = [schema], 0
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if seen > SMALL:
+            return False
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+    return _is_plain(schema)
+
+
+def _is_plain(schema: Any) -> bool:
+    if isinstance(schema, bool):
+        return True
+    if not (isinstance(schema, dict) and schema.keys() <= PLAIN):
+        return False
+    properties = schema.get("properties", {})
+    parts = [*(properties.values() if isinstance(properties, dict) else [None])]
+    parts += [schema[name] for name in ("items", "additionalProperties") if name in schema]
+    return all(_is_plain(part) for part in parts)
+
+
+def main() -> None:
+    """Compile what standard input says, and write `fine`, or what is wrong with it."""
+    _limit_memory()
+    folder, vocab_size, stop_ids, schema = json.load(sys.stdin)
+    try:
+        constraints = Constraints(load_tokenizer(Path(folder)), vocab_size)
+        constraints.prepare(JsonSchema(json.loads(schema)), frozenset(stop_ids)).try_first_token()
+    except InputError as error:
+        print(error)
+    else:
+        print("fine", end="")
+
+
+def _limit_memory() -> None:
+    with suppress(ImportError, OSError, ValueError):  # Windows has no such limits
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""benchmarks/soak_server.py for some seconds: a hundred clients of one server, five of them hostile."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.conftest import BENCHMARKS
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and glibc's allocator")
+def test_honest_clients_are_answered_among_hostile_ones(sample_bundle: Path) -> None:
+    command = [sys.executable, "soak_server.py", str(sample_bundle), "--minutes", "0.15", "--warm-up", "0"]
+    made = subprocess.run(command, cwd=BENCHMARKS, capture_output=True, text=True, check=False)
+    told = json.loads(made.stdout)
+    assert told["failures"] == []
+    assert told["answers"]["honest"] >= 95
+    assert told["answers"]["hostile"] >= 5
+    assert told["slowest_health_s"] < 1
+    assert made.returncode == 0

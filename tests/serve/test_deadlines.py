@@ -1,0 +1,129 @@
+"""What a request holds is free again after its deadline, whatever holds it, and the server answers meanwhile."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import openai
+import pytest
+
+import recycle_onnx
+from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.trial import is_small_and_plain
+from tests import endless_loop
+from tests.serve.conftest import NAME, Running, serving, wait_until
+from tests.serve.test_refusals import CHAT, post
+
+STRING = {"type": "string"}
+ENDLESS_SCHEMA = {"allOf": [{"type": "string", "pattern": f"^.*a{n}.*$"} for n in range(30)]}
+"""A kilobyte that llguidance compiles for hours."""
+
+
+def health_seconds(running: Running) -> float:
+    started = time.monotonic()
+    with urlopen(f"{running.url}/health", timeout=30) as response:
+        assert json.load(response)["status"] == "ok"
+    return time.monotonic() - started
+
+
+def ask_for(schema: dict[str, Any], **fields: Any) -> bytes:
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    return json.dumps(
+        {"messages": [{"role": "user", "content": "a"}], "response_format": wanted, "max_tokens": 8, **fields}
+    ).encode()
+
+
+@pytest.fixture(scope="module")
+def hung_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecycleModel]:
+    bundle = endless_loop.write(tiny_bundle, tmp_path_factory.mktemp("hung") / "bundle")
+    with recycle_onnx.load(bundle, threads=1) as model:
+        yield model
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_a_run_that_does_not_end_is_ended(stream: bool, hung_model: RecycleModel) -> None:
+    with serving(hung_model, Limits(slots=1, generation_seconds=1)) as running:
+        for _ in range(2):
+            with pytest.raises(openai.InternalServerError, match="more than 1 s"):
+                running.client().completions.create(model=NAME, prompt="the cat", stream=stream)
+            wait_until(lambda: running.busy == 0, 2)
+            assert health_seconds(running) < 1
+
+
+def test_a_server_ends_in_the_middle_of_a_run_that_does_not(hung_model: RecycleModel) -> None:
+    with serving(hung_model, Limits(slots=1)) as running:
+        with pytest.raises(openai.APITimeoutError):
+            running.client().with_options(timeout=0.5).completions.create(model=NAME, prompt="the cat")
+        assert running.busy == 1
+        started = time.monotonic()
+    assert time.monotonic() - started < 5
+
+
+def test_a_schema_that_does_not_compile_in_time_is_refused(ending_model: RecycleModel) -> None:
+    with serving(ending_model, Limits(slots=1, schema_seconds=1)) as running:
+        status, answer = post(running, CHAT, ask_for(ENDLESS_SCHEMA))
+        assert status == 400
+        assert "more than 1 s to compile" in answer["error"]["message"]
+        wait_until(lambda: running.busy == 0, 2)
+        assert post(running, CHAT, ask_for({"anyOf": [STRING, {"type": "null"}]}))[0] == 200
+
+
+def test_its_request_takes_no_longer_than_others(ending_model: RecycleModel) -> None:
+    with serving(ending_model, Limits(slots=1, generation_seconds=1)) as running:
+        status, answer = post(running, CHAT, ask_for(ENDLESS_SCHEMA))
+        assert (status, answer["error"]["code"]) == (504, "generation_timeout")
+        wait_until(lambda: running.busy == 0, 2)
+        assert health_seconds(running) < 1
+
+
+def test_a_schema_of_megabytes_is_refused(ending_model: RecycleModel) -> None:
+    with serving(ending_model) as running:
+        status, answer = post(running, CHAT, ask_for({"enum": [{"a": n, "b": str(n)} for n in range(50_000)]}))
+        assert status == 400
+        assert "expected at most 120000" in answer["error"]["message"]
+        assert answer["error"]["param"] == "response_format.json_schema.schema"
+
+
+def test_a_schema_that_is_none_is_told_from_the_trial_too(ending_model: RecycleModel) -> None:
+    with serving(ending_model) as running:
+        status, answer = post(running, CHAT, ask_for({"allOf": [{"type": "cat"}]}))
+        assert status == 400
+        assert "not one to follow" in answer["error"]["message"]
+
+
+def test_small_plain_schemas_need_no_trial() -> None:
+    person = {"type": "object", "properties": {"name": STRING, "age": {"type": "integer"}}, "required": ["name"]}
+    assert is_small_and_plain(person)
+    assert is_small_and_plain({"type": "array", "items": person, "maxItems": 3})
+    assert not is_small_and_plain({"type": "array", "items": {"allOf": [person]}})
+    assert not is_small_and_plain({"properties": {"a": {"type": "string", "pattern": "a*"}}})
+    assert not is_small_and_plain({"properties": []})
+    assert not is_small_and_plain({"enum": list(range(1000))})
+
+
+class Panic(BaseException):
+    """What a library of Rust raises where it fails: no Exception."""
+
+
+@contextmanager
+def breaks() -> Iterator[Any]:
+    raise Panic("the library is broken")
+    yield
+
+
+def test_whatever_ends_a_worker_is_told(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    opener: Callable[[], Any] = breaks
+    monkeypatch.setattr(server.uvicorn.service.engine, "opener", lambda order: opener)
+    status, answer = post(server, "/v1/completions", b'{"prompt": "the cat"}')
+    assert status == 500
+    assert answer["error"]["code"] == "internal_error"
+    wait_until(lambda: server.busy == 0)
+    monkeypatch.undo()
+    assert server.client().completions.create(model=NAME, prompt="the cat").choices
