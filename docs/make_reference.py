@@ -64,12 +64,16 @@ def render() -> str:
         raise ValueError(f"the page lacks a part of the package's face: {', '.join(sorted(missing))}")
     parts = [INTRODUCTION]
     for chapter, names in CHAPTERS.items():
-        parts += [f"## {chapter}\n", *(block for name in names for block in _object(package[name]))]
+        parts.append(f"## {chapter}\n")
+        for name in names:
+            home = package.path if name in face else package[name].parent.path
+            parts += _object(package[name], home)
     return "\n".join(parts)
 
 
-def _object(thing: Class | Function) -> Iterator[str]:
-    yield f"### `{thing.path}`\n"
+def _object(thing: Class | Function, home: str) -> Iterator[str]:
+    yield f"### `{thing.name}`\n"
+    yield f"`from {home} import {thing.name}`\n"
     if thing.is_function:
         yield _signature(thing)
     elif thing.name not in RECEIVED and not thing.name.endswith("Error"):
