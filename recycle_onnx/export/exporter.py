@@ -106,8 +106,8 @@ def export(
                 plain = export(source.folder, place, flavour=flavour, draft_vocabulary=draft_vocabulary, report=report)
         calibrated = Calibrated({}, None)
         if quantization is not None and plain is not None:
-            original = Bundle(plain.bundle, plain.manifest)
-            calibrated = calibrate_for(original, quantization, calibration, threads, report)
+            float32 = Bundle(plain.bundle, plain.manifest)
+            calibrated = calibrate_for(float32, quantization, calibration, threads, report)
         specs = _write_graphs(source, folder, draft, chosen, chosen.rewriter(quantization, report, calibrated.made))
         manifest = _manifest(source, specs, folder, draft, chosen)
         manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]

@@ -89,8 +89,7 @@ class GraphQuantizer(Rewriter):
                 table, ids = node.inputs
                 stored = self._quantize(table, writer, transposed=False)
                 if ids is not None and stored:
-                    [table] = stored
-                    _replace(graph, node, self.gather(ids, table, graph))
+                    _replace(graph, node, self.gather(ids, stored[0], graph))
         for value in list(graph.initializers.values()):
             if not (value.uses() or value.is_graph_input()):
                 del graph.initializers[str(value.name)]

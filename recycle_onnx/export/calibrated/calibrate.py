@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +14,8 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
 from recycle_onnx.export.calibrated import sweep
 from recycle_onnx.export.calibrated.choice import bits_of, check_budget, choose
-from recycle_onnx.export.calibrated.segments import Floats, Segment, cut
+from recycle_onnx.export.calibrated.own_text import Ids
+from recycle_onnx.export.calibrated.segments import Segment, cut
 from recycle_onnx.export.calibrated.sweep import Sweep
 from recycle_onnx.export.calibrated.texts import WINDOW, windows
 from recycle_onnx.export.calibrated.unfinished import Rounded, Unfinished
@@ -85,7 +85,7 @@ def calibrate(
         [bits_of(own) for own in eight],
         calibration.bits_per_weight,
     )
-    made = {name: list(parts) for name, parts in _joined(segments, rounded, eight, chosen)}
+    made = _joined(segments, rounded, eight, chosen)
     unfinished.remove()
     return Calibrated(made, _summary(rounded, eight, chosen, ids, calibration))
 
@@ -96,14 +96,14 @@ def _shapes(segments: list[Segment], how: Quantization) -> dict[str, tuple[int, 
     for segment in segments[:-1]:
         for product in segment.products:
             shape = segment.matrices[product.weight].shape.numpy()
-            rows, columns = reversed(shape) if product.transposed else shape
+            rows, columns = shape[::-1] if product.transposed else shape
             own = how.for_matrix(product.weight, columns)
             if own is not None and own.bits == how.bits:
                 found[product.weight] = rows, columns, own
     return found
 
 
-def _key(bundle: Bundle, how: Quantization, ids: np.ndarray[Any, np.dtype[np.int64]]) -> str:
+def _key(bundle: Bundle, how: Quantization, ids: Ids) -> str:
     constants = (VERSION, sweep.BATCH, sweep.PROBES, sweep.PROBE_LENGTH)
     text = f"{bundle.digest} {how} {ids.shape} {constants} {hashlib.sha256(ids.tobytes()).hexdigest()}"
     return hashlib.sha256(text.encode()).hexdigest()
@@ -119,29 +119,33 @@ def _eight(how: Quantization, rounded: Rounded) -> list[Quantization]:
 
 def _joined(
     segments: list[Segment], rounded: Rounded, eight: list[Quantization], chosen: list[bool]
-) -> Iterator[tuple[str, Iterator[tuple[Blocks, Quantization]]]]:
+) -> dict[str, list[tuple[Blocks, Quantization]]]:
     """The matrices; parts that follow each other and have as many bits are one."""
-    products = {product.weight: (segment, product) for segment in segments for product in segment.products}
-    places = range(len(rounded.parts))
-    for weight, group in groupby(places, lambda place: rounded.parts[place].weight):
-        segment, product = products[weight]
-
-        def parts(group: list[int], segment: Segment = segment, product: Any = product) -> Iterator[Any]:
-            for is_eight, run in groupby(group, lambda place: chosen[place]):
-                same = list(run)
-                if not is_eight:
-                    how = rounded.hows[same[0]]
-                    yield join([rounded.blocks[place] for place in same], how), how
-                    continue
-                matrix: Floats = product.matrix(segment.matrices[product.weight].numpy())
-                start, end = rounded.parts[same[0]].rows[0], rounded.parts[same[-1]].rows[1]
-                yield quantize(np.ascontiguousarray(matrix[start:end]), eight[same[0]]), eight[same[0]]
-
-        yield weight, parts(list(group))
+    sources = {
+        product.weight: (product, segment.matrices[product.weight])
+        for segment in segments
+        for product in segment.products
+    }
+    made: dict[str, list[tuple[Blocks, Quantization]]] = {}
+    for (weight, is_eight), run in groupby(
+        range(len(rounded.parts)), lambda place: (rounded.parts[place].weight, chosen[place])
+    ):
+        places = list(run)
+        first, last = places[0], places[-1]
+        if is_eight:
+            product, stored = sources[weight]
+            how = eight[first]
+            rows = slice(rounded.parts[first].rows[0], rounded.parts[last].rows[1])
+            blocks = quantize(np.ascontiguousarray(product.matrix(stored.numpy())[rows]), how)
+        else:
+            how = rounded.hows[first]
+            blocks = join([rounded.blocks[place] for place in places], how)
+        made.setdefault(weight, []).append((blocks, how))
+    return made
 
 
 def _summary(
-    rounded: Rounded, eight: list[Quantization], chosen: list[bool], ids: np.ndarray[Any, Any], calibration: Calibration
+    rounded: Rounded, eight: list[Quantization], chosen: list[bool], ids: Ids, calibration: Calibration
 ) -> dict[str, Any]:
     hows = [e if is_eight else own for own, e, is_eight in zip(rounded.hows, eight, chosen, strict=True)]
     values = [part.values for part in rounded.parts]

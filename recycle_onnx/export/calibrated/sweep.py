@@ -80,7 +80,7 @@ class Sweep:
         def carry(probe: State, matrices: Mapping[str, Floats]) -> State:
             return segment.behind(probe, segment.run(probe, matrices, self.threads))
 
-        probes, rounded = [carry(probe, matrices) for probe in at.probes], Rounded(*map(list, at.rounded))
+        probes, rounded = [carry(probe, matrices) for probe in at.probes], at.rounded.copy()
         for (product, matrix, _), parts in zip(tasks, results, strict=True):
             for part, blocks, how in parts:
                 rounded.parts.append(part)
@@ -122,7 +122,8 @@ class Sweep:
             thinned = {name: _thinned(state[name]) for name in head.reads}
             logits = head.run(thinned, matrices, self.threads)[LOGITS]
             shifted = logits - logits.max(-1, keepdims=True)
-            return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+            values: Floats = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+            return values
 
         plain = log_probabilities(probes[0])
         chances = np.exp(plain)

@@ -28,6 +28,10 @@ class Rounded(NamedTuple):
     blocks: list[Blocks]
     hows: list[Quantization]
 
+    def copy(self) -> Rounded:
+        """Other lists of the same parts."""
+        return Rounded(list(self.parts), list(self.blocks), list(self.hows))
+
 
 @dataclass(frozen=True)
 class Position:
