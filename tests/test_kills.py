@@ -77,6 +77,14 @@ def check_conversation(path: Path) -> None:
     assert len(model.load_conversation(path).messages) == 2
 
 
+def begin_again(verb: str, folder: Path) -> None:
+    """Take away what makes a verb go on, or have nothing to do."""
+    if verb == "batch":
+        (folder / "out").unlink(missing_ok=True)
+    if verb == "prepack":
+        shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
 def moments(number: int, looks: int, seconds: float) -> list[int | float]:
     """Looks at the file system, as far as there are so many, and then points in time."""
     at_looks = min(number, looks)
@@ -112,14 +120,13 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(verb: str, place: Place)
     assert undisturbed.returncode == 0, undisturbed.stderr
     looks, seconds = int(undisturbed.stdout.split()[-2]), float(undisturbed.stdout.split()[-1])
     expected = names(place.folder)
+    begin_again(verb, place.folder)
     for moment in moments(MOMENTS or FEW[verb], looks, seconds):
-        if verb == "prepack":
-            shutil.rmtree(place.folder / "cache")
         killed = place.run(moment, *command)
         assert killed.returncode in (-signal.SIGKILL, -signal.SIGALRM, 0), killed.stderr
         check(place.folder / target)
-        if verb == "batch" and killed.returncode == 0:  # done: to be begun again
-            (place.folder / target).unlink()
+        if killed.returncode == 0:
+            begin_again(verb, place.folder)
     again = place.run(0, *command)
     assert again.returncode == 0, again.stderr
     check(place.folder / target)
