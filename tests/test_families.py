@@ -15,7 +15,7 @@ from tests import tiny
 PACKAGE = Path(recycle_onnx.__file__).parent
 LONGEST = 80
 OTHER_NAMES = ("pythia", "smollm", "qwen", "gemma", "phi", "olmo", "gpt-2", "gpt-neox")
-NAMES = re.compile(rf"\b({'|'.join(map(re.escape, [*FAMILIES, *OTHER_NAMES]))})\d*\b", re.IGNORECASE)
+NAMES = re.compile(rf"\b({'|'.join(map(re.escape, [*FAMILIES, *OTHER_NAMES]))})\d*\b(?!\.cpp)", re.IGNORECASE)
 
 
 def names_in(text: str) -> list[str]:

@@ -27,7 +27,7 @@ ALPHABET = {
     chr(byte if byte in PRINTABLE else 256 + sum(other not in PRINTABLE for other in range(byte))): byte
     for byte in range(256)
 }
-"""GPT-2's characters for bytes, in which byte-level tokenizers spell their tokens."""
+"""The characters for bytes in which byte-level tokenizers spell their tokens."""
 
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, context: int | None = None) -> list[int]:

@@ -26,7 +26,7 @@ AT_ONCE = 128
 WRITERS = 4
 """Files that are written side by side on a processor, at most, since each has a cache of its own.
 
-SmolLM2 on two cores: two of one thread wrote 690 tokens per second, one of two threads 541.
+A base of 135 M parameters on two cores: two of one thread wrote 690 tokens per second, one of two threads 541.
 """
 
 

@@ -28,7 +28,7 @@ LARGEST = 2_500_000_000
 on two cores."""
 BITS_PER_WEIGHT = 5.5
 """Blocks of 32 with float32 scales take 5.125 by themselves; the rest is for 8 bits where 4 hurt most. llama.cpp's
-Q4_K_M has 5.53 on SmolLM2-135M."""
+Q4_K_M has 5.53 on a model of 135 M parameters."""
 TOKENS_A_COLUMN = 6
 """Of the widest matrix: three times what GPTQ needs not to lose to rounding."""
 FEWEST_WINDOWS = 12

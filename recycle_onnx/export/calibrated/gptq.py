@@ -17,7 +17,7 @@ from recycle_onnx.export.block_quantizer import RANGES, Blocks, Quantization, pa
 Floats = NDArray[np.float32]
 
 DAMPING = 0.002
-"""Of the mean second moment, added to each. SmolLM2-135M: .002 is better than .01, and no Cholesky failed."""
+"""Of the mean second moment, added to each. On 135 M parameters .002 is better than .01, and no Cholesky failed."""
 REFINEMENTS = 2
 """How often a block's scale is fitted to its codes, and the codes to the scale."""
 
