@@ -97,7 +97,7 @@ def moments(number: int, looks: int, seconds: float) -> list[int | float]:
 
 VERBS = {
     "export": (("export", "{0}/model", "{0}/out", "--force"), "out", check_bundle),
-    "quantize": (("quantize", "{0}/bundle", "{0}/out", "--precision", "int8", "--force"), "out", check_bundle),
+    "quantize": (("quantize", "{0}/bundle", "{0}/out", "--bits", 8, "--force"), "out", check_bundle),
     "batch": (("batch", "{0}/bundle", "{0}/prompts.jsonl", "-o", "{0}/out", "--resume", "-n", 2), "out", check_lines),
     "save": (("save", "{0}/bundle", "{0}/chat"), "chat", check_conversation),
     "prepack": (("prepack", "{0}/bundle"), "bundle", check_bundle),
