@@ -146,7 +146,7 @@ def test_random_weights_are_no_reason_to_fail(dice: RecycleModel) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"chain": 0}, "chain is 0; expected 1 to 4 for strategy 'auto'"),
+        ({"chain": 0}, "chain is 0; expected 1 to 15"),
         ({"chain": 5}, "chain is 5"),
         ({"chain": 16, "strategy": "verify"}, "chain is 16; expected 1 to 15"),
         ({"chain": 2, "strategy": "alternate"}, "has no chain"),
