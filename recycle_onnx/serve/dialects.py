@@ -155,11 +155,16 @@ class Text:
         return answers.TextLogprobs(
             tokens=[self.names.text(token.id) for token in tokens],
             token_logprobs=[finite(token.logprob) for token in tokens],
-            top_logprobs=[
-                {self.names.text(id_): finite(logprob) for id_, logprob in token.top_logprobs or ()} for token in tokens
-            ],
+            top_logprobs=[self._by_text(token) for token in tokens],
             text_offset=offsets,
         )
+
+    def _by_text(self, token: Token) -> dict[str, float]:
+        """The likeliest tokens; where several have the same text, such as parts of characters, the best of them."""
+        best: dict[str, float] = {}
+        for id_, logprob in token.top_logprobs or ():
+            best.setdefault(self.names.text(id_), finite(logprob))
+        return best
 
 
 def finite(logprob: float | None) -> float:

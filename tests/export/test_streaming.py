@@ -121,7 +121,9 @@ def test_large_models_are_compared_only_when_asked(
     monkeypatch.setattr("recycle_onnx.export.exporter.SMALL", 1000)
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog on the log. " * 40)
     for options, compared in (((), False), (("--compare",), True), (("--text", tmp_path / "text.txt"), True)):
-        done = run("export", tiny_checkpoint, tmp_path / "small", "--precision", "int4", "--force", *options)
+        done = run(
+            "export", tiny_checkpoint, tmp_path / "small", "--precision", "int4", "--method", "mse", "--force", *options
+        )
         assert done.exit_code == 0, done.stderr
         assert ("perplexity" in done.stdout, "--compare" in done.stdout) == (compared, not compared)
         quantization = Bundle.open(tmp_path / "small").manifest.quantization
