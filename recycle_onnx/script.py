@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +19,8 @@ from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate, Message
 from recycle_onnx.stop_ids import stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
 
+LIKELIEST = 50
+"""Tokens that a sample is drawn from. A small model's unlikelier ones derail a text, and the rest of it with them."""
 OPENING = 8
 """Tokens of a document that the base is given to go on from."""
 QUESTION_TEMPERATURE = 0.9
@@ -48,6 +51,33 @@ class Opening:
 
     ids: tuple[int, ...]
     turn: int
+
+
+@dataclass
+class Writing:
+    """A text that is being written, number `number` of those that are written together.
+
+    The tokens `waiting` stand before the next one that the base says, and it is the turn of speaker `turn`.
+    """
+
+    turns: Sequence[Turn]
+    number: int
+    waiting: deque[int]
+    turn: int
+
+    @property
+    def temperature(self) -> float:
+        """How freely the next token is sampled."""
+        temperatures = self.turns[self.turn].temperatures
+        return temperatures[self.number % len(temperatures)]
+
+    def say(self, token: int) -> int:
+        """Let the base say a token, and give it; the end of a turn begins the next one."""
+        turn = self.turns[self.turn]
+        if token in turn.ends:
+            self.waiting.extend(turn.then)
+            self.turn = (self.turn + 1) % len(self.turns)
+        return token
 
 
 @dataclass(frozen=True)

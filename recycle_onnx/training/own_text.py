@@ -14,12 +14,12 @@ import torch
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
-from recycle_onnx.script import Opening, Script
+from recycle_onnx.script import LIKELIEST, Opening, Script
 from recycle_onnx.training.data import Windows
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.side_by_side import side_by_side
 from recycle_onnx.training.target_cache import TargetFiles
-from recycle_onnx.training.writer import LIKELIEST, write_windows
+from recycle_onnx.training.writer import write_windows
 
 AT_ONCE = 128
 """Texts that are written together: on two cores the most tokens per second; more only hold more memory."""

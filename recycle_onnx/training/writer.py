@@ -6,21 +6,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from threading import Event
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from recycle_onnx.script import Opening, Turn
+from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.precision import computing, precision_of
 from recycle_onnx.training.targets import Targets, targets_of, targets_of_last
-
-LIKELIEST = 50
-"""Tokens that a sample is drawn from. A small model's unlikelier ones derail a text, and the rest of it with them."""
 
 
 class Written(NamedTuple):
@@ -28,14 +24,6 @@ class Written(NamedTuple):
 
     windows: Tensor
     targets: Targets
-
-
-@dataclass
-class _Row:
-    """A text that is being written: tokens that stand before the next sampled one, and whose turn it is."""
-
-    waiting: deque[int]
-    turn: int
 
 
 @torch.no_grad()
@@ -56,10 +44,10 @@ def write_windows(
     """
     generator = torch.Generator().manual_seed(seed)
     common = min(length, *(len(opening.ids) for opening in openings))
-    rows = [_Row(deque(opening.ids[common:]), opening.turn) for opening in openings]
-    windows = torch.zeros(len(rows), length, dtype=torch.long)
+    texts = [Writing(turns, n, deque(opening.ids[common:]), opening.turn) for n, opening in enumerate(openings)]
+    windows = torch.zeros(len(texts), length, dtype=torch.long)
     windows[:, :common] = torch.tensor([opening.ids[:common] for opening in openings])
-    base = _Base(model, len(rows))
+    base = _Base(model, len(texts))
     if common > 1:
         base.read(windows[:, : common - 1], windows[:, 1:common])
     for place in range(common, length + 1):
@@ -68,9 +56,10 @@ def write_windows(
 
         def go_on(logits: Tensor, place: int = place) -> Tensor:
             if place < length:  # what follows a window's last token is not written
-                heats = torch.tensor([_temperature(number, turns[row.turn]) for number, row in enumerate(rows)])
-                sampled = _sample(logits.cpu(), heats, generator)
-                windows[:, place] = torch.tensor([_next(*pair, turns) for pair in zip(rows, sampled, strict=True)])
+                heats = torch.tensor([text.temperature for text in texts])
+                sampled = zip(texts, _sample(logits.cpu(), heats, generator), strict=True)
+                ids = [text.waiting.popleft() if text.waiting else text.say(token) for text, token in sampled]
+                windows[:, place] = torch.tensor(ids)
             return windows[:, min(place, length - 1)]
 
         base.continue_with(windows[:, place - 1 : place], go_on)
@@ -114,18 +103,3 @@ def _sample(logits: Tensor, temperatures: Tensor, generator: torch.Generator) ->
     probabilities = (values / temperatures.clamp(min=1e-4)[:, None]).softmax(-1)
     chosen: list[int] = ids.gather(1, torch.multinomial(probabilities, 1, generator=generator))[:, 0].tolist()
     return chosen
-
-
-def _temperature(number: int, turn: Turn) -> float:
-    return turn.temperatures[number % len(turn.temperatures)]
-
-
-def _next(row: _Row, sampled: int, turns: Sequence[Turn]) -> int:
-    """The token that follows in this row: a waiting one before the sampled one. The end of a turn begins the next."""
-    if row.waiting:
-        return row.waiting.popleft()
-    turn = turns[row.turn]
-    if sampled in turn.ends:
-        row.waiting.extend(turn.then)
-        row.turn = (row.turn + 1) % len(turns)
-    return sampled

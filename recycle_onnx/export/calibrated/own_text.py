@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import onnxruntime as ort
@@ -14,20 +13,10 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP
 from recycle_onnx.export.report import Report
 from recycle_onnx.runtime.sessions import open_session, session_options
-from recycle_onnx.script import Opening, Turn
+from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
 
 Ids = NDArray[np.int64]
-LIKELIEST = 50
-"""Tokens that a sample is drawn from: a small model's unlikelier ones derail a text."""
 STAGE = "letting the model write text to calibrate with"
-
-
-@dataclass
-class _Row:
-    """A text that is being written: tokens that stand before the next sampled one, and whose turn it is."""
-
-    waiting: deque[int]
-    turn: int
 
 
 def write(
@@ -36,20 +25,15 @@ def write(
     """Windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
     random = np.random.default_rng(0)
     model = _Model(bundle, len(openings), length, threads)
-    rows = [_Row(deque(opening.ids), opening.turn) for opening in openings]
-    windows = np.zeros((len(rows), length), np.int64)
+    texts = [Writing(turns, n, deque(opening.ids), opening.turn) for n, opening in enumerate(openings)]
+    windows = np.zeros((len(texts), length), np.int64)
     logits = None
     for place in range(length):
-        for number, row in enumerate(rows):
-            if row.waiting:
-                windows[number, place] = row.waiting.popleft()
+        for number, text in enumerate(texts):
+            if text.waiting:
+                windows[number, place] = text.waiting.popleft()
             elif logits is not None:
-                turn = turns[row.turn]
-                temperature = turn.temperatures[number % len(turn.temperatures)]
-                token = windows[number, place] = _sample(logits[number], temperature, random)
-                if token in turn.ends:
-                    row.waiting.extend(turn.then)
-                    row.turn = (row.turn + 1) % len(turns)
+                windows[number, place] = text.say(_sample(logits[number], text.temperature, random))
         if place + 1 < length:
             logits = model.step(windows[:, place : place + 1])
         report(STAGE, place + 1, length)
