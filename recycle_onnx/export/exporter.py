@@ -95,7 +95,7 @@ def export(
     ):
         ends = _write_text_files(source, folder)
         draft = _choose(draft_vocabulary, source)
-        size, plain = _float32_bytes(source), None
+        size, plain, float32 = _float32_bytes(source), None, None
         if quantization is not None:
             quantization = settled(quantization, calibration, size, report)
             calibrates = method_of(quantization) == CALIBRATED
@@ -104,9 +104,9 @@ def export(
             if compare or calibrates:
                 place = beside.enter_context(temporary_sibling(folder)) / "fp32"
                 plain = export(source.folder, place, flavour=flavour, draft_vocabulary=draft_vocabulary, report=report)
+                float32 = Bundle(plain.bundle, plain.manifest)
         calibrated = Calibrated({}, None)
-        if quantization is not None and plain is not None:
-            float32 = Bundle(plain.bundle, plain.manifest)
+        if quantization is not None and float32 is not None:
             calibrated = calibrate_for(float32, quantization, calibration, threads, report)
         specs = _write_graphs(source, folder, draft, chosen, chosen.rewriter(quantization, report, calibrated.made))
         manifest = _manifest(source, specs, folder, draft, chosen)
@@ -117,8 +117,7 @@ def export(
         done, cost = Bundle(folder, manifest), None
         checked = _check(source, done, eos, report) if plain is None else plain.self_check
         if quantization is not None and (compare or epsilon):
-            original = Bundle(plain.bundle, plain.manifest) if plain and compare else None
-            cost = measure(done, original, text, report, threads)
+            cost = measure(done, float32 if compare else None, text, report, threads)
             if not force_quality:
                 check_quality(quantization.precision, cost, method_of(quantization))
         manifest.provenance["self_check"] = asdict(checked)
