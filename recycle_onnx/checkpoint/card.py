@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,29 +11,33 @@ from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 
-ABOUT = """\
-{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and
-{predict} token p+2 (RecycleGPT, arXiv 2308.03421). Embedding and LM head are the base's. Made with recycle-onnx;
-`config.json` states every convention, and the base it belongs to.
-"""
+COLUMNS = 100
+ABOUT = (
+    "{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and {predict} token p+2 "
+    "(RecycleGPT, arXiv 2308.03421). Embedding and LM head are the base's. Made with recycle-onnx; `config.json` "
+    "states every convention, and the base it belongs to."
+)
 USE = """\
 ## Use
 
-The base is not in here. Bring your own copy, in whatever precision: a Hugging Face folder, a GGUF file or a hub id.
+The base is not in here. Bring your own copy, in whatever precision: a Hugging Face folder, a GGUF
+file or a hub id.
 
     pip install 'recycle-onnx[export]'
     recycle-onnx attach BASE CHECKPOINT --module FOLDER
     recycle-onnx export CHECKPOINT BUNDLE --precision int8
     recycle-onnx generate BUNDLE "Once upon a time"
 
-`FOLDER` is this folder, or its id on the hub. The text is the base's own; the module makes it come faster.
+`FOLDER` is this folder, or its id on the hub. The text is the base's own; the module makes it come
+faster.
 """
 RUNS = """\
 | run | base | text | steps x windows x tokens | chains of | seconds | held-out loss | accepted by place |
 |---|---|---|---|---|---|---|---|"""
 NOTES = """
-Losses are nats a token of the module against the base's distribution (joint runs: against the text); a place is
-accepted where both halves' best tokens agree, greedily, on held-out text of the same kind.
+Losses are nats a token of the module against the base's distribution (joint runs: against the
+text); a place is accepted where both halves' best tokens agree, greedily, on held-out text of the
+same kind.
 """
 UNTRAINED = "It was not trained: `recycle-onnx train` does that.\n"
 TERMS = "Whatever licence the base and the training text have applies to this module too"
@@ -89,7 +94,7 @@ def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
     """Markdown from what `recycler/config.json` says; with a `card`, that of a published module for the hub."""
     one = config.num_layers == 1
     layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
-    about = ABOUT.format(layers=layers, tap=", ".join(config.tap), predict="predicts" if one else "predict")
+    about = _paragraph(ABOUT.format(layers=layers, tap=", ".join(config.tap), predict="predicts" if one else "predict"))
     if card is None:
         terms = f"{TERMS}; `recycle-onnx publish --licence` names it.\n"
         return "\n".join(["# A recyclable module\n", about, _training(config), terms])
@@ -129,7 +134,7 @@ def _facts(config: RecyclerConfig, card: Card) -> str:
 def _measured(config: RecyclerConfig) -> str:
     lines = ["## Training\n" if config.training.get("runs") else "## Training\n\n" + UNTRAINED]
     if found := config.acceptance:
-        lines.append(f"{described(found)} (`verify`, one token at a time).\n")
+        lines.append(_paragraph(f"{described(found)} (`verify`, one token at a time)."))
     return "\n".join([*lines, _training(config)]) if config.training.get("runs") else "\n".join(lines)
 
 
@@ -161,5 +166,11 @@ def _training(config: RecyclerConfig) -> str:
 
 def _licence(card: Card) -> str:
     if card.licence:
-        return f"## Licence\n\nThe base's, {card.licence}. {TERMS}.\n"
-    return f"## Licence\n\nNot known: neither the base's files nor whoever published this named it.\n{TERMS}.\n"
+        terms = f"The base's, {card.licence}. {TERMS}."
+    else:
+        terms = f"Not known: neither the base's files nor whoever published this named it. {TERMS}."
+    return f"## Licence\n\n{_paragraph(terms)}"
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(text, COLUMNS, break_long_words=False, break_on_hyphens=False) + "\n"
