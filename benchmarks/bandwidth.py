@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 import numpy as np
 
-from recycle_onnx.doctor import bandwidth
-from recycle_onnx.doctor.processors import allowed
+from recycle_onnx.machine import bandwidth
+from recycle_onnx.machine.processors import allowed
 
 SOURCE = Path(__file__).parent / "read_bandwidth.c"
 TOLERANCE = 0.2

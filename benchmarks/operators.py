@@ -18,8 +18,8 @@ import onnx
 
 from recycle_onnx.bench import machine
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.ort.sessions import open_session, session_options
 
 
 def weight_bytes(graph: onnx.GraphProto) -> dict[str, int]:

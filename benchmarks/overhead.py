@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 import recycle_onnx
-from recycle_onnx.runtime import half, strategies
+from recycle_onnx.runtime.decoding import half, strategies
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sampling import Sampling
 
 PROMPT = "Once upon a time, there was a little girl who lived near the sea. One day, she"
 

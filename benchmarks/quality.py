@@ -26,7 +26,7 @@ from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.export import Quantization, export
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sessions import open_original
+from recycle_onnx.runtime.ort.sessions import open_original
 
 Matrix = NDArray[np.float32]
 Recipe = Callable[[str, Matrix], Matrix]

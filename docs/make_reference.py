@@ -30,8 +30,8 @@ CHAPTERS = {
         "runtime.model.load", "runtime.model.RecycleModel", "runtime.config.GenerationConfig",
         "runtime.generation.Generation", "runtime.generation.Token", "runtime.generation.Result",
         "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
-        "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.processors.StatefulProcessor",
-        "runtime.processors.Follower", "errors.RecycleError", "errors.InputError", "errors.OvertakenError",
+        "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.decoding.processors.StatefulProcessor",
+        "runtime.decoding.processors.Follower", "errors.RecycleError", "errors.InputError", "errors.OvertakenError",
         "errors.NotFiniteError",
     ),
     "Make a bundle": (

@@ -8,11 +8,11 @@ from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.acceptance import Watched, rates
 from recycle_onnx.evaluation.openings import own_text, own_texts
-from recycle_onnx.runtime.auto import LONGEST
-from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.config import GREEDY
+from recycle_onnx.runtime.decoding.auto import LONGEST
+from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer, Proposer
 
 ROUNDS = 20
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.proposals import ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.proposals import ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
 
 
 class Script(Sampling):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import onnxruntime as ort
 
-from recycle_onnx import processor
-from recycle_onnx.doctor import bandwidth, processors
+from recycle_onnx.machine import bandwidth, processor, processors
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,8 @@ def calibrate(
     import recycle_onnx
     from recycle_onnx.bench.calibrate import calibrate as run
     from recycle_onnx.prompts import read_prompts
-    from recycle_onnx.runtime.auto import first_choice
-    from recycle_onnx.runtime.calibration import check_cache
+    from recycle_onnx.runtime.decoding.auto import first_choice
+    from recycle_onnx.runtime.decoding.calibration import check_cache
 
     asked = read_prompts(prompts, field) if prompts else []
     model = recycle_onnx.load(bundle, threads=threads, **options.places(settings))

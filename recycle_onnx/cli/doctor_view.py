@@ -12,8 +12,8 @@ from recycle_onnx.cli.report import echo, shown
 from recycle_onnx.doctor.bundle import BundleReport
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.needs import gigabytes
-from recycle_onnx.doctor.processors import Processors
 from recycle_onnx.doctor.report import Report
+from recycle_onnx.machine.processors import Processors
 
 Rows = list[tuple[str, str]]
 STYLES = {"broken": "bold red", "advice": "yellow"}

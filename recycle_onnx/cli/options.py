@@ -115,7 +115,7 @@ def places(settings: dict[str, Any]) -> dict[str, Any]:
     """
     import onnxruntime
 
-    from recycle_onnx.runtime.sessions import FATAL_ONLY
+    from recycle_onnx.runtime.ort.sessions import FATAL_ONLY
 
     onnxruntime.set_default_logger_severity(FATAL_ONLY)  # errors are raised too, and told in one line
     return {

@@ -12,20 +12,20 @@ from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor import assignment, needs, providers, self_test, spinning
 from recycle_onnx.doctor.assignment import Assignment
-from recycle_onnx.doctor.bandwidth import Bandwidth
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.needs import Needs
 from recycle_onnx.doctor.self_test import SelfTest
 from recycle_onnx.doctor.spinning import Spinning
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.machine.bandwidth import Bandwidth
 from recycle_onnx.progress import Progress
-from recycle_onnx.runtime import providers as runtime_providers
-from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.provider_table import CPU
-from recycle_onnx.runtime.providers import Place
-from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.runtime.ort import providers as runtime_providers
+from recycle_onnx.runtime.ort.provider_table import CPU
+from recycle_onnx.runtime.ort.providers import Place
+from recycle_onnx.runtime.ort.sessions import open_session, session_options
 
 
 @dataclass

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from recycle_onnx import processor
-from recycle_onnx.doctor import cgroup, instructions, memory, processors
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.memory import Memory
-from recycle_onnx.doctor.processors import Processors
+from recycle_onnx.machine import cgroup, instructions, memory, processor, processors
+from recycle_onnx.machine.memory import Memory
+from recycle_onnx.machine.processors import Processors
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ def find() -> Machine:
 
 def findings(found: Machine, threads: int | None) -> Iterator[Finding]:
     """What keeps a session from the speed that the machine could give."""
-    yield from processors.findings(found.processors, threads)
+    yield from thread_findings(found.processors, threads)
     sets = found.instructions
     if sets and not {"AVX2", "NEON"} & set(sets):
         yield Finding(
@@ -45,3 +44,17 @@ def findings(found: Machine, threads: int | None) -> Iterator[Finding]:
             "ONNX Runtime's fast kernels for quantized weights need one of them",
             "use a float32 bundle here, or another machine",
         )
+
+
+def thread_findings(found: Processors, threads: int | None) -> Iterator[Finding]:
+    """More threads than processors for them."""
+    wanted, useful = found.session_threads(threads), found.useful_threads
+    if wanted <= useful:
+        return
+    limit = f"may use {found.allowed} processors" if found.allowed <= useful else f"has {useful} processors' time"
+    yield Finding(
+        "advice",
+        f"a session has {wanted} threads, and this process {limit.replace('1 processors', '1 processor')}",
+        "threads that wait for a processor hold up the others in every operator",
+        f"--threads {useful}, or load(…, threads={useful})",
+    )

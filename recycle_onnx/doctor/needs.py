@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from recycle_onnx.bundle import Manifest
 from recycle_onnx.contract import GraphSpec
-from recycle_onnx.doctor.bandwidth import Bandwidth
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.memory import Memory
+from recycle_onnx.machine.bandwidth import Bandwidth
+from recycle_onnx.machine.memory import Memory
 
 BITS = {"int4": 4.6, "int8": 8.6, "fp16": 16.0, "fp32": 32.0}
 """Of a weight in the embedding, scales included."""

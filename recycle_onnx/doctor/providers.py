@@ -9,8 +9,8 @@ from recycle_onnx.bundle import Manifest
 from recycle_onnx.doctor.assignment import Assignment
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime import providers
-from recycle_onnx.runtime.provider_table import PREFERRED, PROVIDERS
+from recycle_onnx.runtime.ort import providers
+from recycle_onnx.runtime.ort.provider_table import PREFERRED, PROVIDERS
 
 COMPUTE = ("MatMul", "MatMulNBits", "FusedMatMul", "Gemm", "Attention", "GroupQueryAttention")
 """Operators whose place decides the speed; shapes and masks may be computed anywhere."""

@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from recycle_onnx.bundle import check_is_bundle
-from recycle_onnx.doctor import bandwidth, machine, providers, telemetry, versions
 from recycle_onnx.doctor import bundle as bundles
-from recycle_onnx.doctor.bandwidth import Bandwidth
+from recycle_onnx.doctor import machine, providers, telemetry, versions
 from recycle_onnx.doctor.bundle import BundleReport, How
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.providers import Provider
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
+from recycle_onnx.machine import bandwidth
+from recycle_onnx.machine.bandwidth import Bandwidth
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime.providers import options_of_module, register_library
-from recycle_onnx.runtime.sessions import check_threads
+from recycle_onnx.runtime.ort.providers import options_of_module, register_library
+from recycle_onnx.runtime.ort.sessions import check_threads
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.runtime.both_halves import TOLERANCE, BothHalves, difference, some_text
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.decoder import common_prefix
-from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.decoding.both_halves import TOLERANCE, BothHalves, difference, some_text
+from recycle_onnx.runtime.decoding.decoder import common_prefix
+from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.provider_table import CPU
-from recycle_onnx.runtime.sessions import mapped_options, open_session
+from recycle_onnx.runtime.ort.provider_table import CPU
+from recycle_onnx.runtime.ort.sessions import mapped_options, open_session
 
 SECONDS = 1.0
 """What each of the two texts may take."""

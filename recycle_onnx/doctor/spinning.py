@@ -11,8 +11,8 @@ import onnxruntime as ort
 
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.processors import Processors
-from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.machine.processors import Processors
+from recycle_onnx.runtime.decoding.decoder import Decoder
 
 SHORT_US = 1000
 """Spinning that ends by itself after so long is over before the other half's turn is."""

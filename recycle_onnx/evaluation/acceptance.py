@@ -9,9 +9,9 @@ from operator import mul
 from typing import Literal
 
 from recycle_onnx.runtime.config import GREEDY
+from recycle_onnx.runtime.decoding.proposals import ModuleProposer, Proposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import ModuleProposer, Proposer
-from recycle_onnx.runtime.sampling import Sampling
 
 Report = Callable[[int, int, str], None]
 OPENING = 16

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import Kind
-from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
 
 Nats = NDArray[np.float64]

@@ -28,7 +28,7 @@ from recycle_onnx.export.self_check import SelfCheck, check_bundle
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.runtime.config import read_defaults
-from recycle_onnx.runtime.sessions import check_threads
+from recycle_onnx.runtime.ort.sessions import check_threads
 from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
 from recycle_onnx.untrusted import copy_file

@@ -14,10 +14,10 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.scoring import Score, Scorer
 from recycle_onnx.export.report import Report
 from recycle_onnx.files import read_text
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import Floats
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sessions import open_mapped
+from recycle_onnx.runtime.ort.sessions import open_mapped
 
 TEXT = Path(__file__).parent / "text" / "measure.txt"
 TEXTS = 8

@@ -16,7 +16,7 @@ from recycle_onnx.export.lazy import Known, load_lazily
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.files import new_folder, users_folders
-from recycle_onnx.runtime.sessions import check_threads
+from recycle_onnx.runtime.ort.sessions import check_threads
 from recycle_onnx.untrusted import copy_file
 
 

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime.both_halves import TOLERANCE, BothHalves, difference, some_text
-from recycle_onnx.runtime.half import Floats
-from recycle_onnx.runtime.sessions import open_mapped
+from recycle_onnx.runtime.decoding.both_halves import TOLERANCE, BothHalves, difference, some_text
+from recycle_onnx.runtime.decoding.half import Floats
+from recycle_onnx.runtime.ort.sessions import open_mapped
 from recycle_onnx.untrusted import check_regular
 
 STEPS = 3

@@ -133,7 +133,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Sequence[Message]], str]:
     try:
-        from recycle_onnx.runtime.jinja import compiled
+        from recycle_onnx.runtime.templates.jinja import compiled
     except ImportError as error:
         raise InputError(f"{where} needs jinja2: pip install 'recycle-onnx[chat]'") from error
     render = compiled(text, where)

@@ -10,10 +10,10 @@ from typing import Any, Self, TypedDict, Unpack
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
-from recycle_onnx.runtime.processors import Processor, StatefulProcessor
+from recycle_onnx.runtime.decoding.processors import Processor, StatefulProcessor
+from recycle_onnx.runtime.decoding.sampling import Sampling
+from recycle_onnx.runtime.decoding.strategies import check_plan
 from recycle_onnx.runtime.ranges import check
-from recycle_onnx.runtime.sampling import Sampling
-from recycle_onnx.runtime.strategies import check_plan
 from recycle_onnx.runtime.structured import Constraint
 
 MOST_LOGPROBS = 20

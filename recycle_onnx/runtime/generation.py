@@ -15,13 +15,13 @@ from tokenizers import Tokenizer
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import OvertakenError
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime import strategies
-from recycle_onnx.runtime.decoder import Decoder, Work
-from recycle_onnx.runtime.exclusive import BusyError
-from recycle_onnx.runtime.logprobs import logprobs
-from recycle_onnx.runtime.native import at_work
-from recycle_onnx.runtime.proposals import Proposer
-from recycle_onnx.runtime.sampling import Chooser
+from recycle_onnx.runtime.decoding import strategies
+from recycle_onnx.runtime.decoding.decoder import Decoder, Work
+from recycle_onnx.runtime.decoding.exclusive import BusyError
+from recycle_onnx.runtime.decoding.logprobs import logprobs
+from recycle_onnx.runtime.decoding.proposals import Proposer
+from recycle_onnx.runtime.decoding.sampling import Chooser
+from recycle_onnx.runtime.ort.native import at_work
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
 Lossless = Literal["exact", "within_rounding", "no"]

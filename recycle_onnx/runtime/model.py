@@ -15,20 +15,20 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime.calibration import Calibration
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.conversation import Conversation
-from recycle_onnx.runtime.decoder import CHUNK, Decoder
-from recycle_onnx.runtime.equal_runs import EqualRuns
+from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
+from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
+from recycle_onnx.runtime.decoding.processors import make_chooser
+from recycle_onnx.runtime.decoding.strategies import NAMES, NEEDING_MODULE, Plan
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
-from recycle_onnx.runtime.loaded import LoadedHalves
-from recycle_onnx.runtime.native import at_work
-from recycle_onnx.runtime.prepacked import open_prepacked
-from recycle_onnx.runtime.processors import make_chooser
-from recycle_onnx.runtime.provider_table import CPU
-from recycle_onnx.runtime.providers import Place, Placement, options_of_module, place, register_library
-from recycle_onnx.runtime.sessions import open_original
-from recycle_onnx.runtime.strategies import NAMES, NEEDING_MODULE, Plan
+from recycle_onnx.runtime.ort.loaded import LoadedHalves
+from recycle_onnx.runtime.ort.native import at_work
+from recycle_onnx.runtime.ort.prepacked import open_prepacked
+from recycle_onnx.runtime.ort.provider_table import CPU
+from recycle_onnx.runtime.ort.providers import Place, Placement, options_of_module, place, register_library
+from recycle_onnx.runtime.ort.sessions import open_original
 from recycle_onnx.runtime.structured import Constraints
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.tokenizer import load_tokenizer

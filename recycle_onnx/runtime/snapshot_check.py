@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.runtime.half import Half
+from recycle_onnx.runtime.decoding.half import Half
 
 Arrays = Mapping[str, NDArray[Any]]
 

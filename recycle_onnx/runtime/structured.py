@@ -19,8 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError, TextError
-from recycle_onnx.runtime.native import at_work
-from recycle_onnx.runtime.processors import FORBIDDEN, Floats, Ids
+from recycle_onnx.runtime.decoding.processors import FORBIDDEN, Floats, Ids
+from recycle_onnx.runtime.ort.native import at_work
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.native import at_work
+from recycle_onnx.runtime.ort.native import at_work
 
 CONTEXT = 8
 """Prompt tokens that are decoded along, so that the first new word keeps its leading space."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from recycle_onnx.runtime.decoder import Decoder, common_prefix
+from recycle_onnx.runtime.decoding.decoder import Decoder, common_prefix
 from recycle_onnx.runtime.model import RecycleModel
 
 WORTH = 0.5

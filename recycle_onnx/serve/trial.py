@@ -18,7 +18,7 @@ from typing import Any
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.native import Interrupted, is_interrupted
+from recycle_onnx.runtime.ort.native import Interrupted, is_interrupted
 from recycle_onnx.runtime.structured import Constraint, Constraints, JsonSchema
 from recycle_onnx.tokenizer import load_tokenizer
 

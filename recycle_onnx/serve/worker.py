@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.generation import Generation, Result, Token
-from recycle_onnx.runtime.native import Interrupt
+from recycle_onnx.runtime.ort.native import Interrupt
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
 

@@ -10,8 +10,8 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.evaluation.acceptance import Watched
-from recycle_onnx.runtime.auto import first_choice
-from recycle_onnx.runtime.calibration import Calibration, calibration_file
+from recycle_onnx.runtime.decoding.auto import first_choice
+from recycle_onnx.runtime.decoding.calibration import Calibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
 from tests.cli.command import assert_refused, run
 

@@ -9,7 +9,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.export import HalfPrecision, Quantization, export
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.providers import known, why_missing
+from recycle_onnx.runtime.ort.providers import known, why_missing
 from tests import tiny
 
 HALF_PRECISION = {

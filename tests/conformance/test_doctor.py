@@ -8,7 +8,7 @@ import pytest
 
 from recycle_onnx.doctor import Report, examine
 from recycle_onnx.doctor.bundle import BundleReport
-from recycle_onnx.runtime.providers import known
+from recycle_onnx.runtime.ort.providers import known
 
 Place = tuple[str, str]
 HALVES = ("full", "recycler")

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recycle_onnx.runtime import kv_cache
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import Half
+from recycle_onnx.runtime.decoding import kv_cache
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.model import RecycleModel
 
 PROMPT = "the cat sat on the mat and the cat"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.doctor import bandwidth
+from recycle_onnx.machine import bandwidth
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.bandwidth import build, compiler, in_c
-from recycle_onnx.doctor import bandwidth
-from recycle_onnx.doctor.processors import allowed
+from recycle_onnx.machine import bandwidth
+from recycle_onnx.machine.processors import allowed
 
 SIZE = 128 << 20
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.doctor.cgroup import Limits, limits
+from recycle_onnx.machine.cgroup import Limits, limits
 
 
 def write(folder: Path, **files: str) -> None:

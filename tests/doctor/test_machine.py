@@ -11,8 +11,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from recycle_onnx.doctor import cgroup, instructions, memory, processors, versions
-from recycle_onnx.doctor.processors import Processors
+from recycle_onnx.doctor import machine, versions
+from recycle_onnx.machine import cgroup, instructions, memory, processors
+from recycle_onnx.machine.processors import Processors
 
 LAPTOP = Processors(physical=4, logical=8, allowed=8, quota=None)
 
@@ -56,7 +57,7 @@ def test_instruction_sets_are_those_that_numpy_finds() -> None:
 )
 def test_as_many_threads_as_there_are_processors_are_fine(found: Processors, threads: int | None, useful: int) -> None:
     assert found.useful_threads == useful
-    assert list(processors.findings(found, threads)) == []
+    assert list(machine.thread_findings(found, threads)) == []
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_as_many_threads_as_there_are_processors_are_fine(found: Processors, thr
     ],
 )
 def test_more_threads_than_processors(found: Processors, threads: int | None, words: tuple[str, ...]) -> None:
-    (finding,) = processors.findings(found, threads)
+    (finding,) = machine.thread_findings(found, threads)
     assert finding.level == "advice"
     for word in words:
         assert word in f"{finding.what} {finding.do}"

@@ -10,9 +10,9 @@ import pytest
 import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.doctor import needs
-from recycle_onnx.doctor.bandwidth import Bandwidth
-from recycle_onnx.doctor.memory import Memory
 from recycle_onnx.doctor.needs import Needs
+from recycle_onnx.machine.bandwidth import Bandwidth
+from recycle_onnx.machine.memory import Memory
 
 SPEED = Bandwidth(10.0, 20.0, 2)
 SMALL = Needs(weights_bytes=600, cache_bytes=400, context_length=100, full_step_bytes=600, tokens_per_second=1.0)

@@ -12,7 +12,7 @@ from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.doctor import assignment, providers
 from recycle_onnx.doctor.assignment import Assignment
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.sessions import session_options
+from recycle_onnx.runtime.ort.sessions import session_options
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor import self_test
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sessions import open_original
+from recycle_onnx.runtime.ort.sessions import open_original
 
 
 @pytest.fixture

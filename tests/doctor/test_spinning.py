@@ -9,9 +9,9 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.doctor import spinning
-from recycle_onnx.doctor.processors import Processors
 from recycle_onnx.doctor.spinning import Spinning
-from recycle_onnx.runtime.sessions import session_options
+from recycle_onnx.machine.processors import Processors
+from recycle_onnx.runtime.ort.sessions import session_options
 
 TWO_CORES = Processors(physical=2, logical=2, allowed=2, quota=None)
 STOP, ALLOW = "session.force_spinning_stop", "session.intra_op.allow_spinning"

@@ -18,9 +18,9 @@ from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.evaluation.texts import pieces
 from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.runtime.decoding.proposals import ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
 from tests.cli.command import assert_refused, run
 from tests.conftest import SAMPLE
 from tests.prompts import LONG_STORY, story_prompts

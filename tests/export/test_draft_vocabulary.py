@@ -16,8 +16,8 @@ import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import DraftVocabulary, Quantization, export
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sampling import Sampling
 from tests import tiny
 from tests.cli.command import assert_refused, names, run
 from tests.conftest import SAMPLE

@@ -15,8 +15,8 @@ from recycle_onnx.bundle import Manifest, graph_file
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import export
 from recycle_onnx.export.flavours import FLAVOURS
-from recycle_onnx.runtime.half import Half
-from recycle_onnx.runtime.sessions import open_session
+from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.ort.sessions import open_session
 from tests import tiny
 from tests.vectors import MODELS, VECTORS, write_model
 

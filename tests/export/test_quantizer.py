@@ -15,9 +15,9 @@ from recycle_onnx.bundle import Bundle, Manifest, graph_file
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import Quantization, export, quantize_bundle
 from recycle_onnx.files import sha256
-from recycle_onnx.runtime import strategies
+from recycle_onnx.runtime.decoding import strategies
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sampling import Sampling
 from tests import tiny
 from tests.conftest import SAMPLE
 from tests.prompts import story_prompts

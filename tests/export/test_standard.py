@@ -20,8 +20,8 @@ from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
 from recycle_onnx.export.flavours import Precision
-from recycle_onnx.runtime.half import Half
-from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from tests import tiny
 from tests.prompts import story_prompts
 

@@ -19,10 +19,10 @@ from recycle_onnx.errors import RecycleError
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
-from recycle_onnx.runtime.half import Half
+from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.decoding.proposals import ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.training import objective, targets
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import RecycleGPT

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 import recycle_onnx
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import export
+from recycle_onnx.runtime.decoding.proposals import ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
 from tests.prompts import story_prompts

@@ -21,7 +21,7 @@ from recycle_onnx.checkpoint import attach
 from recycle_onnx.checkpoint.families import FAMILIES, describe
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
-from recycle_onnx.runtime.half import Half
+from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
 from tests import tiny

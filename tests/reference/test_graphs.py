@@ -14,8 +14,8 @@ from transformers import DynamicCache, LlamaForCausalLM
 import recycle_onnx
 from recycle_onnx.checkpoint import Checkpoint, attach
 from recycle_onnx.export import export
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import Half
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.training.caches import new_cache
 from tests import tiny

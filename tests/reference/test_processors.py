@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 from transformers.generation import logits_process as theirs
 
-from recycle_onnx.runtime.logprobs import log_softmax
+from recycle_onnx.runtime.decoding.logprobs import log_softmax
+from recycle_onnx.runtime.decoding.processors import MinNewTokens, NoRepeatNGram, Processor, RepetitionPenalty
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.processors import MinNewTokens, NoRepeatNGram, Processor, RepetitionPenalty
-from recycle_onnx.runtime.sampling import Sampling
 from tests.prompts import story_prompts
 from tests.reference.models import SAMPLE
 

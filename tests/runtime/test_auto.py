@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 import recycle_onnx
 from recycle_onnx.export import export
-from recycle_onnx.runtime.auto import LONGEST, MARGIN, AutoProposer, Costs, Rates, fastest
-from recycle_onnx.runtime.decoder import WINDOW
+from recycle_onnx.runtime.decoding.auto import LONGEST, MARGIN, AutoProposer, Costs, Rates, fastest
+from recycle_onnx.runtime.decoding.decoder import WINDOW
+from recycle_onnx.runtime.decoding.proposals import ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
 from tests import tiny
 from tests.cli.command import run
 from tests.prompts import story_prompts

@@ -19,7 +19,7 @@ from recycle_onnx.checkpoint import attach
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.conversation import Conversation
-from recycle_onnx.runtime.decoder import common_prefix
+from recycle_onnx.runtime.decoding.decoder import common_prefix
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
 from tests import tiny

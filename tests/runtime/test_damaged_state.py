@@ -17,7 +17,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import VerifiedFiles, cache_folder
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime import tensor_file
-from recycle_onnx.runtime.calibration import Calibration, calibration_file
+from recycle_onnx.runtime.decoding.calibration import Calibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
 
 BROKEN = ["[" * 100_000, "{", "[1]", "7", '{"a": ' + "1" * 5000 + "}", "\udcff\udcfe", None]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import Half
-from recycle_onnx.runtime.kv_cache import FIRST_CAPACITY
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.decoding.kv_cache import FIRST_CAPACITY
 from recycle_onnx.runtime.model import RecycleModel
 from tests.prompts import LONG_STORY
 

@@ -13,11 +13,11 @@ import pytest
 from numpy.typing import NDArray
 
 import recycle_onnx
-from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle, Manifest, describe_files
 from recycle_onnx.export import Quantization, quantize_bundle
 from recycle_onnx.files import read_json, write_json
-from recycle_onnx.runtime import equal_runs
+from recycle_onnx.machine import processor
+from recycle_onnx.runtime.decoding import equal_runs
 from recycle_onnx.runtime.model import RecycleModel
 from tests.prompts import LONG_STORY, story_prompts
 from tests.x86 import x86

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from recycle_onnx.runtime.logprobs import logprobs
+from recycle_onnx.runtime.decoding.logprobs import logprobs
 from recycle_onnx.runtime.model import RecycleModel
 
 PROMPT = "Once upon a time, there was a little dog"

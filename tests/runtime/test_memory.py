@@ -13,9 +13,10 @@ import pytest
 import recycle_onnx
 from recycle_onnx.contract import FloatType
 from recycle_onnx.errors import RecycleError
-from recycle_onnx.runtime import kv_cache, memory
-from recycle_onnx.runtime.memory import HOST, Buffer, DeviceBuffer, DeviceMemory, Shape
+from recycle_onnx.runtime.decoding import kv_cache
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.ort import memory
+from recycle_onnx.runtime.ort.memory import HOST, Buffer, DeviceBuffer, DeviceMemory, Shape
 
 PROMPT = "the cat sat on the mat and the cat"
 STRATEGIES = ("full", "alternate", "verify", "lookup")

@@ -14,7 +14,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.native import Interrupt, Interrupted
+from recycle_onnx.runtime.ort.native import Interrupt, Interrupted
 from tests import endless_loop
 
 PROGRAM = """

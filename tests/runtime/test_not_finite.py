@@ -12,7 +12,7 @@ import recycle_onnx
 from recycle_onnx.errors import NotFiniteError, RecycleError
 from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.export import HalfPrecision, Quantization, export
-from recycle_onnx.runtime.both_halves import some_text
+from recycle_onnx.runtime.decoding.both_halves import some_text
 from recycle_onnx.runtime.model import RecycleModel
 from tests import tiny
 from tests.cli.command import assert_refused, run

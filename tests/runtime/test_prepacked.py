@@ -12,7 +12,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.prepacked import GRAPH, MADE, WEIGHTS
+from recycle_onnx.runtime.ort.prepacked import GRAPH, MADE, WEIGHTS
 
 PROMPT = "One day, a shy robot by the river"
 

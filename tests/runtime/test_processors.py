@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 import recycle_onnx
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import DraftVocabulary, export
-from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.processors import CountPenalty, Ids, ProcessedChooser, built_in
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.processors import CountPenalty, Ids, ProcessedChooser, built_in
-from recycle_onnx.runtime.sampling import Sampling
 from tests import tiny
 from tests.prompts import story_prompts
 from tests.runtime.controls import Wheel, WheelFollower, moody, obeys_the_wheel, settings

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 import recycle_onnx
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
-from recycle_onnx.runtime.auto import LONGEST
+from recycle_onnx.runtime.decoding.auto import LONGEST
+from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Sampling
+from recycle_onnx.runtime.decoding.strategies import LONGEST_CHAIN
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
-from recycle_onnx.runtime.sampling import Sampling
-from recycle_onnx.runtime.strategies import LONGEST_CHAIN
 from tests import tiny
 from tests.prompts import LONG_STORY, story_prompts
 

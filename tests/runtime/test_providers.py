@@ -16,12 +16,12 @@ import pytest
 import recycle_onnx
 from recycle_onnx.bundle import Manifest
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime import providers
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.provider_table import PREFERRED, PROVIDERS, Provider
-from recycle_onnx.runtime.providers import Placement, choose, known, place, register_library, why_slow, why_unfit
-from recycle_onnx.runtime.renamed import renamed
-from recycle_onnx.runtime.sessions import open_session
+from recycle_onnx.runtime.ort import providers
+from recycle_onnx.runtime.ort.provider_table import PREFERRED, PROVIDERS, Provider
+from recycle_onnx.runtime.ort.providers import Placement, choose, known, place, register_library, why_slow, why_unfit
+from recycle_onnx.runtime.ort.renamed import renamed
+from recycle_onnx.runtime.ort.sessions import open_session
 from tests.cli.command import assert_refused, run
 
 PROMPT = "the cat sat on"
@@ -221,7 +221,7 @@ def test_too_little_memory_is_one_line(sample_bundle: Path) -> None:
 import resource, recycle_onnx
 from pathlib import Path
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.runtime.sessions import open_original
+from recycle_onnx.runtime.ort.sessions import open_original
 bundle = Bundle.open(Path({str(sample_bundle)!r}))
 open_original(bundle, "recycler", "cpu", 1)
 taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()

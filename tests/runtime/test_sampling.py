@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.sampling import Sampling
+from recycle_onnx.runtime.decoding.sampling import Sampling
 
 LOGITS = np.array([2.0, 0.5, -1.0, 1.0, 0.0, -3.0, 2.0, -0.5], np.float32)
 

@@ -18,8 +18,8 @@ import pytest
 import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
+from recycle_onnx.runtime.decoding.processors import Floats, Ids
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.processors import Floats, Ids
 from tests import tiny
 from tests.prompts import LONG_STORY
 

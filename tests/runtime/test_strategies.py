@@ -14,10 +14,10 @@ from scipy import stats
 
 import recycle_onnx
 from recycle_onnx.export import export
-from recycle_onnx.runtime import strategies
-from recycle_onnx.runtime.decoder import Decoder
+from recycle_onnx.runtime.decoding import strategies
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.sampling import Sampling
 from tests import tiny
 from tests.prompts import story_prompts
 

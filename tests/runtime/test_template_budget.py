@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime import template_budget
 from recycle_onnx.runtime.chat_template import ChatTemplate
 from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.templates import budget as template_budget
 from tests.bombs import BOMBS, ORDINARY
 from tests.templates import TEMPLATES
 
@@ -116,7 +116,7 @@ def test_a_refused_template_changes_nothing_in_a_conversation(sample_model: Recy
 
 
 def _bomb(folder: Path) -> Any:
-    from recycle_onnx.runtime.jinja import compiled
+    from recycle_onnx.runtime.templates.jinja import compiled
 
     render = compiled(BOMBS["loop: two"], f"{folder}: chat template 'bomb'")
     return lambda messages: render({"messages": messages})

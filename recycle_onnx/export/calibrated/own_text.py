@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP
 from recycle_onnx.export.report import Report
-from recycle_onnx.runtime.sessions import open_session, session_options
+from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
 
 Ids = NDArray[np.int64]

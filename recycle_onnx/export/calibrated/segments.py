@@ -17,7 +17,7 @@ from onnx import helper
 from recycle_onnx.contract import LOGITS
 from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.quantize_graph import PRODUCTS
-from recycle_onnx.runtime.sessions import session_options
+from recycle_onnx.runtime.ort.sessions import session_options
 
 Floats = NDArray[np.float32]
 State = dict[str, NDArray[Any]]

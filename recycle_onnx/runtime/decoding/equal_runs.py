@@ -14,13 +14,13 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.cache import cache_folder, read_cached
 from recycle_onnx.files import write_json
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import Half
-from recycle_onnx.runtime.provider_table import CPU
+from recycle_onnx.machine import processor
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.ort.provider_table import CPU
 
 VERSION = 1
 """Of the trial: a new one asks again."""

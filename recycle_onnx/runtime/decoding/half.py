@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
 from recycle_onnx.errors import InputError, NotFiniteError
-from recycle_onnx.runtime.kv_cache import KVCache
-from recycle_onnx.runtime.memory import HOST, Buffer, HostBuffer, Memory, input_memory, output_memory
-from recycle_onnx.runtime.native import run
-from recycle_onnx.runtime.providers import folds_defaults
-from recycle_onnx.runtime.step_states import STEP_ROWS, States, StepStates
+from recycle_onnx.runtime.decoding.kv_cache import KVCache
+from recycle_onnx.runtime.decoding.step_states import STEP_ROWS, States, StepStates
+from recycle_onnx.runtime.ort.memory import HOST, Buffer, HostBuffer, Memory, input_memory, output_memory
+from recycle_onnx.runtime.ort.native import run
+from recycle_onnx.runtime.ort.providers import folds_defaults
 
 Floats = NDArray[np.float32]
 __all__ = ["STEP_ROWS", "Floats", "Half", "States"]

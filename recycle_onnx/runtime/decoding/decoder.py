@@ -13,9 +13,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
-from recycle_onnx.runtime.exclusive import Exclusive
-from recycle_onnx.runtime.half import Floats, Half, States
-from recycle_onnx.runtime.waiting_states import WaitingStates
+from recycle_onnx.runtime.decoding.exclusive import Exclusive
+from recycle_onnx.runtime.decoding.half import Floats, Half, States
+from recycle_onnx.runtime.decoding.waiting_states import WaitingStates
 
 CHUNK = 256
 AHEAD = 1024

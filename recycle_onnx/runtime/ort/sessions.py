@@ -12,8 +12,8 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind, Tensor
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime.providers import Place, Placement
-from recycle_onnx.runtime.renamed import renamed
+from recycle_onnx.runtime.ort.providers import Place, Placement
+from recycle_onnx.runtime.ort.renamed import renamed
 
 FATAL_ONLY = 4
 MOST_OF_A_REASON = 400

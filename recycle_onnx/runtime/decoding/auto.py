@@ -8,11 +8,11 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recycle_onnx.runtime.calibration import Calibration
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import STEP_ROWS
-from recycle_onnx.runtime.proposals import LookupProposer, ModuleProposer
-from recycle_onnx.runtime.sampling import Chooser
+from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import STEP_ROWS
+from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
+from recycle_onnx.runtime.decoding.sampling import Chooser
 
 Source = Literal["nothing", "module", "lookup", "constraint"]
 

@@ -20,10 +20,10 @@ from jinja2.utils import Namespace
 from markupsafe import Markup
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.template_budget import Budget, Counted, OverBudgetError, current
-from recycle_onnx.runtime.template_filters import all_filters, all_tests
-from recycle_onnx.runtime.template_growth import check_layout, check_method, combined
-from recycle_onnx.runtime.template_steps import metered
+from recycle_onnx.runtime.templates.budget import Budget, Counted, OverBudgetError, current
+from recycle_onnx.runtime.templates.filters import all_filters, all_tests
+from recycle_onnx.runtime.templates.growth import check_layout, check_method, combined
+from recycle_onnx.runtime.templates.steps import metered
 
 LONGEST_TEMPLATE = 128 << 10
 """Characters; models' own have up to some 20 thousand. So many take a second or two to compile."""

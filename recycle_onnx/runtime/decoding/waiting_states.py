@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from recycle_onnx.contract import FloatType
-from recycle_onnx.runtime.half import States
+from recycle_onnx.runtime.decoding.half import States
 
 FIRST_ROOM = 64
 

@@ -10,9 +10,9 @@ import onnxruntime as ort
 
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime.allocator import give_back
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.native import at_work, check_not_forked, keep_in_children
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.ort.allocator import give_back
+from recycle_onnx.runtime.ort.native import at_work, check_not_forked, keep_in_children
 
 Sessions = tuple[ort.InferenceSession, ort.InferenceSession | None]
 Specs = tuple[GraphSpec, GraphSpec | None]

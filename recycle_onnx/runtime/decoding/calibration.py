@@ -13,11 +13,11 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import read_json, write_json
+from recycle_onnx.machine import processor
 from recycle_onnx.temporary import temporary_file
 
 STEP = re.compile(r"(full|recycle)_[1-9]")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import STEP_ROWS, Floats
-from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import STEP_ROWS, Floats
+from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
 
 
 class Proposer(Protocol):

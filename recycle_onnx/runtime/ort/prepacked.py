@@ -11,15 +11,15 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from recycle_onnx import processor
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import VerifiedFiles, cache_folder, read_cached
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import new_folder, sha256, write_json
-from recycle_onnx.runtime.provider_table import CPU
-from recycle_onnx.runtime.providers import Place, Placement
-from recycle_onnx.runtime.sessions import check_threads, open_original, open_session, session_options
+from recycle_onnx.machine import processor
+from recycle_onnx.runtime.ort.provider_table import CPU
+from recycle_onnx.runtime.ort.providers import Place, Placement
+from recycle_onnx.runtime.ort.sessions import check_threads, open_original, open_session, session_options
 
 GRAPH, WEIGHTS, MADE = "graph.onnx", "graph.onnx.data", "made.json"
 SMALLEST_BYTES = 1024

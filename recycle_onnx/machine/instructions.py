@@ -6,7 +6,7 @@ import ctypes
 import subprocess
 import sys
 
-from recycle_onnx import processor
+from recycle_onnx.machine import processor
 
 LINUX = {
     "AVX2": "avx2", "FMA": "fma", "F16C": "f16c", "AVX-VNNI": "avx_vnni", "AVX512": "avx512f",

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import ATTENTION_MASK, GraphSpec
-from recycle_onnx.runtime.memory import HOST, Array, Buffer, Memory
+from recycle_onnx.runtime.ort.memory import HOST, Array, Buffer, Memory
 
 FIRST_CAPACITY = 256
 SPARE = 1

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.sampling import Chooser, NothingAllowedError, Sampling, probability
+from recycle_onnx.runtime.decoding.sampling import Chooser, NothingAllowedError, Sampling, probability
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig

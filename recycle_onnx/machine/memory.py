@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from recycle_onnx.doctor.cgroup import Limits
+from recycle_onnx.machine.cgroup import Limits
 
 MEMINFO = Path("/proc/meminfo")
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import FloatType
-from recycle_onnx.runtime.memory import HOST, Buffer, HostBuffer, Memory
+from recycle_onnx.runtime.ort.memory import HOST, Buffer, HostBuffer, Memory
 
 States = NDArray[np.floating[Any]]
 """Hidden states [rows, H], several taps side by side [rows, n·H], in the bundle's float type."""

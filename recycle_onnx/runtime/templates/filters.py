@@ -11,15 +11,15 @@ from jinja2.filters import FILTERS, do_map
 from jinja2.runtime import Context, str_join
 from jinja2.tests import TESTS
 
-from recycle_onnx.runtime.template_budget import SMALL, Budget, Counted, OverBudgetError, current
-from recycle_onnx.runtime.template_growth import (
+from recycle_onnx.runtime.templates.budget import SMALL, Budget, Counted, OverBudgetError, current
+from recycle_onnx.runtime.templates.growth import (
     BYTES_A_STEP,
     combined,
     formatted_size,
     joined_size,
     replaced_size,
 )  # fmt: skip
-from recycle_onnx.runtime.template_steps import MADE, SPREAD, STEP, TOGETHER
+from recycle_onnx.runtime.templates.steps import MADE, SPREAD, STEP, TOGETHER
 
 FOR_PAGES = ("pprint", "random", "striptags", "urlize", "wordwrap", "xmlattr")
 """Filters that no chat template needs, and whose time or size is not known before."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from recycle_onnx.errors import RecycleError
-from recycle_onnx.runtime.native import check_not_forked
+from recycle_onnx.runtime.ort.native import check_not_forked
 
 
 class BusyError(RecycleError):

@@ -10,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.auto import LONGEST, AutoProposer
-from recycle_onnx.runtime.calibration import Calibration
-from recycle_onnx.runtime.decoder import Decoder
-from recycle_onnx.runtime.half import STEP_ROWS, Floats
-from recycle_onnx.runtime.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
+from recycle_onnx.runtime.decoding.auto import LONGEST, AutoProposer
+from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.half import STEP_ROWS, Floats
+from recycle_onnx.runtime.decoding.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
+from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
 from recycle_onnx.runtime.ranges import check
-from recycle_onnx.runtime.sampling import Chooser, choose_if_allowed
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
 NEEDING_MODULE = ("alternate", "verify")

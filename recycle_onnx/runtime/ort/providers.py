@@ -16,7 +16,7 @@ import onnxruntime as ort
 
 from recycle_onnx.bundle import Manifest
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.provider_table import CPU, PREFERRED, PROVIDERS, Provider
+from recycle_onnx.runtime.ort.provider_table import CPU, PREFERRED, PROVIDERS, Provider
 
 AUTO = "auto"
 

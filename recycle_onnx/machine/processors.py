@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
 
-from recycle_onnx.doctor.cgroup import Limits
-from recycle_onnx.doctor.finding import Finding
+from recycle_onnx.machine.cgroup import Limits
 
 TOPOLOGY = Path("/sys/devices/system/cpu")
 
@@ -44,20 +42,6 @@ def find(limits: Limits) -> Processors:
 def allowed() -> int:
     """Logical processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def findings(found: Processors, threads: int | None) -> Iterator[Finding]:
-    """More threads than processors for them."""
-    wanted, useful = found.session_threads(threads), found.useful_threads
-    if wanted <= useful:
-        return
-    limit = f"may use {found.allowed} processors" if found.allowed <= useful else f"has {useful} processors' time"
-    yield Finding(
-        "advice",
-        f"a session has {wanted} threads, and this process {limit.replace('1 processors', '1 processor')}",
-        "threads that wait for a processor hold up the others in every operator",
-        f"--threads {useful}, or load(…, threads={useful})",
-    )
 
 
 def _physical() -> int | None:

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Manifest
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import RecycleError
-from recycle_onnx.runtime.half import Floats, Half, States
+from recycle_onnx.runtime.decoding.half import Floats, Half, States
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "int4": 0.5}
 """Largest allowed difference by precision, as a part of the largest logit: rounding is less, a wrong graph more."""

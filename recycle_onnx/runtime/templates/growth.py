@@ -11,7 +11,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Undefined
 
-from recycle_onnx.runtime.template_budget import LARGEST_BITS, SMALL, Budget, Counted, OverBudgetError
+from recycle_onnx.runtime.templates.budget import LARGEST_BITS, SMALL, Budget, Counted, OverBudgetError
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,

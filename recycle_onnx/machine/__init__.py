@@ -1,0 +1,1 @@
+"""What a machine is and can do: its processor, memory, limits and bandwidth."""
