@@ -20,15 +20,8 @@ from recycle_onnx.serve.token_text import TokenText
 from recycle_onnx.serve.trial import Trials
 from recycle_onnx.serve.worker import Opener
 
-SHARED = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-    "strategy", "chain", "min_confidence",
-)  # fmt: skip
-"""Settings with one name in requests and in GenerationConfig."""
 LONGEST_COMPLETION = 16
 """What OpenAI's API makes of a text where nothing is said."""
-LEAST = 1e-9
-"""A `top_p` that only the likeliest token reaches, for what OpenAI's API calls 0."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +93,13 @@ class Engine:
     def _config(
         self, asked: schema.Request, limit: int | None, logprobs: int | None, stops: tuple[str, ...] = ()
     ) -> GenerationConfig:
-        self._check_strategy(asked.strategy)
-        given = {name: value for name in SHARED if (value := getattr(asked, name)) is not None}
-        settings: Overrides = {"seed": secrets.randbits(31), **given}  # type: ignore[typeddict-item]
-        settings["stop"] = [*stops, *([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])]
-        settings["logprobs"] = logprobs
-        if asked.top_p == 0:
-            settings["top_p"] = LEAST
+        said = asked.settings()
+        self._check_strategy(said.get("strategy"))
+        stop = said.pop("stop", ())
+        settings: Overrides = {"seed": secrets.randbits(31), **said, "logprobs": logprobs}
+        settings["stop"] = [*stops, *((stop,) if isinstance(stop, str) else stop)]
         if limit is not None:
             settings["max_new_tokens"] = limit
-        if asked.logit_bias:
-            settings["logit_bias"] = {int(token): bias for token, bias in asked.logit_bias.items()}
         return self.model.generation_config.updated(**settings)
 
     def _check_strategy(self, strategy: str | None) -> None:
