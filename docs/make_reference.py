@@ -55,7 +55,7 @@ CHAPTERS = {
 RECEIVED = ("RecycleModel", "Generation", "Module")
 """Classes whose objects an application is given: how they are made is ours."""
 SETTING = "setting"
-"""What declares a field with its default, kind and help: recycle_onnx/runtime/settings.py."""
+"""What declares a field with its default, kind and help: recycle_onnx/declaration.py."""
 MARKS = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
 
 

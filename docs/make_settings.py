@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from recycle_onnx.declaration import Setting, declared
+from recycle_onnx.kinds import Number
 from recycle_onnx.runtime.config import GenerationConfig
-from recycle_onnx.runtime.kinds import Number
-from recycle_onnx.runtime.settings import Setting, declared
 
 PAGE = Path(__file__).parent / "generation.md"
 BEGIN, END = "<!-- settings: made by docs/make_settings.py -->\n", "<!-- end of settings -->\n"

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from recycle_onnx.errors import InputError, RecycleError, TextError
+from recycle_onnx.kinds import Biases
 from recycle_onnx.runtime.chat_template import check_message
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
-from recycle_onnx.runtime.kinds import Biases
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.settings import SETTINGS
 from recycle_onnx.runtime.structured import Constraint, Grammar, JsonSchema, Regex

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from recycle_onnx.cli.declared import Command, option_of
 from recycle_onnx.cli.untrained import note_if_untrained
+from recycle_onnx.declaration import Setting
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, read_text
-from recycle_onnx.runtime.kinds import Biases, Kind, Name, Number, Strings, TokenIds
-from recycle_onnx.runtime.settings import SETTINGS, Setting
+from recycle_onnx.kinds import Number
+from recycle_onnx.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig
     from recycle_onnx.runtime.model import RecycleModel
     from recycle_onnx.runtime.structured import Constraint
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLACING = (
     click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, openvino, webgpu, …, or auto."),
@@ -64,52 +65,23 @@ def controls(default_new_tokens: int) -> Callable[[Command], Command]:
     """Add an option for each setting of a generation that a command line can hold, for `config` to gather."""
     unset = {"max_new_tokens": f"the bundle's, otherwise {default_new_tokens}"}
     settings = tuple(
-        option_of(name, about, unset=unset.get(name)) for name, about in SETTINGS.items() if name not in ASKED_FOR
+        option_of(name, about, unset=unset.get(name) or _unset(about), short=SHORT.get(name, ()))
+        for name, about in SETTINGS.items()
+        if name not in ASKED_FOR
     )
     return lambda command: _with(command, (*settings, *CONSTRAINTS))
 
 
 def logprobs(note: str) -> Callable[[Command], Command]:
     """Add `--logprobs`; `note` says where they are shown."""
-    return option_of("logprobs", SETTINGS["logprobs"], note=note)
+    about = SETTINGS["logprobs"]
+    return option_of("logprobs", replace(about, help=f"{about.help} {note}"), unset=_unset(about))
 
 
-def option_of(name: str, about: Setting, *, unset: str | None = None, note: str = "") -> Callable[[Command], Command]:
-    """Make the option of a setting; `unset` says what holds without it, where that differs from what is declared."""
-    default = unset or _default(about)
-    texts = [
-        about.help,
-        f"{', '.join(about.kind.names)}." if isinstance(about.kind, Name) else "",
-        note,
-        "May be repeated." if _is_repeated(about.kind) else "",
-        f" [default: {default}]" if default else "",
-    ]
-    return click.option(
-        f"--{name.replace('_', '-')}",
-        *SHORT.get(name, ()),
-        help=" ".join(filter(None, texts)),
-        multiple=_is_repeated(about.kind),
-        type=_type(about.kind),
-        metavar={Biases: "ID=BIAS", TokenIds: "ID"}.get(type(about.kind)),
-    )
-
-
-def _default(about: Setting) -> str:
+def _unset(about: Setting) -> str:
     """What holds without an option: nothing of a bundle's file is known here, where it may say."""
     own = about.unset or (f"{about.default:g}" if isinstance(about.kind, Number) else "")
     return f"the bundle's, otherwise {own}" if about.in_file else own
-
-
-def _is_repeated(kind: Kind) -> bool:
-    return isinstance(kind, Biases | Strings | TokenIds)
-
-
-def _type(kind: Kind) -> type:
-    if isinstance(kind, TokenIds):
-        return int
-    if isinstance(kind, Number):
-        return int if kind.whole else float
-    return str
 
 
 def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:

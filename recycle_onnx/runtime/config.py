@@ -8,12 +8,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, Unpack
 
+from recycle_onnx.declaration import declared, setting
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
+from recycle_onnx.kinds import refusal
 from recycle_onnx.runtime.decoding.processors import Processor, StatefulProcessor
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.kinds import refusal
-from recycle_onnx.runtime.settings import SETTINGS, Keywords, Settings, check_plan, declared, setting
+from recycle_onnx.runtime.settings import SETTINGS, Keywords, Settings, check_plan
 from recycle_onnx.runtime.structured import Constraint
 
 

@@ -7,14 +7,13 @@ docs/generation.md all follow from `Settings`. A new setting is a field here, it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any, TypedDict, TypeVar
+from dataclasses import dataclass
+from typing import TypedDict
 
+from recycle_onnx.declaration import declared, setting
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.kinds import Biases, FrozenBiases, Kind, Name, Number, Strings, TokenIds
+from recycle_onnx.kinds import Biases, FrozenBiases, Name, Number, Strings, TokenIds
 
-Value = TypeVar("Value")
-METADATA = "setting"
 STRATEGIES = ("auto", "full", "alternate", "verify", "lookup")
 LONGEST_CHAINS = {"auto": 4, "verify": 15, "lookup": 15}
 """Most proposals in a cycle, for strategies that have chains: with the token before, a run of 16 rows has room."""
@@ -26,42 +25,6 @@ MOST_BIAS = 1e9
 PENALTY = Number(least=-2, most=2, notes={0: "none"})
 COUNT = Number(least=0, whole=True)
 SEED_64 = Number(least=-(2**63), most=2**63 - 1, whole=True)
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What is declared of a setting beside its name and type.
-
-    `help` is one text for every reader. `origin` names whose setting it is. `unset` says what the default means, where
-    that is not a value. `in_file` settings may stand in generation_config.json. `served` is what the server takes of
-    it, None for nothing.
-    """
-
-    default: Any
-    kind: Kind
-    help: str
-    origin: str = ""
-    unset: str = ""
-    in_file: bool = False
-    served: Kind | None = None
-
-
-def setting(
-    default: Value,
-    kind: Kind,
-    help: str,  # noqa: A002 # as click calls it
-    *,
-    origin: str = "",
-    unset: str = "",
-    in_file: bool = False,
-    served: Kind | bool = False,
-) -> Value:
-    """Declare a field of a dataclass as a setting; it is `served` as its kind, as another one, or not at all."""
-    wire = (kind if served else None) if isinstance(served, bool) else served
-    about = Setting(default, kind, help, origin, unset, in_file, wire)
-    if type(default).__hash__ is None:  # which dataclasses refuse as a default, though ours cannot be changed
-        return field(default_factory=lambda: default, metadata={METADATA: about})
-    return field(default=default, metadata={METADATA: about})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,11 +131,6 @@ class Keywords(TypedDict, total=False):
     stop_ids: Iterable[int] | None
     seed: int
     logprobs: int | None
-
-
-def declared(kind: type) -> dict[str, Setting]:
-    """Return the settings that a dataclass declares, by name, in order."""
-    return {f.name: f.metadata[METADATA] for f in fields(kind) if METADATA in f.metadata}
 
 
 SETTINGS = declared(Settings)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails, from_json
 
+from recycle_onnx.kinds import Biases, Kind, Name, Number, Strings
 from recycle_onnx.runtime.config import Overrides
-from recycle_onnx.runtime.kinds import Biases, Kind, Name, Number, Strings
 from recycle_onnx.runtime.settings import MOST_LOGPROBS, SETTINGS
 from recycle_onnx.serve.errors import ApiError
 

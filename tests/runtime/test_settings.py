@@ -12,10 +12,10 @@ from click.testing import CliRunner
 from recycle_onnx.batch import FIELDS
 from recycle_onnx.cli import options
 from recycle_onnx.errors import InputError
+from recycle_onnx.kinds import Number
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.decoding.strategies import DEFAULT_CHAIN, LONGEST_CHAIN, NAMES
-from recycle_onnx.runtime.kinds import Number
 from recycle_onnx.runtime.settings import LONGEST_CHAINS, SETTINGS, STRATEGIES, Keywords, Settings, check
 
 

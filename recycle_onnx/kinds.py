@@ -35,9 +35,10 @@ def refusal(name: str, value: object, expected: str) -> InputError:
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """Finite numbers between two bounds, which belong to them unless `above` or `below` is set.
+    """Numbers between two bounds, which belong to them unless `above` or `below` is set.
 
-    `whole` numbers are integers, `optional` ones may be None. `notes` say what single values mean.
+    `whole` numbers are integers, `optional` ones may be None, only `infinite` ones infinity. `notes` say what single
+    values mean.
     """
 
     least: float | None = None
@@ -46,6 +47,7 @@ class Number:
     below: bool = False
     whole: bool = False
     optional: bool = False
+    infinite: bool = False
     notes: Mapping[float, str] = field(default_factory=dict)
 
     def own(self, name: str, value: Any) -> Any:
@@ -61,7 +63,7 @@ class Number:
         number: Any = value
         least, most = self.least, self.most
         return (
-            (self.whole or _is_finite(number))
+            (self.whole or _is_finite(number) or (self.infinite and abs(number) == math.inf))
             and (least is None or (number > least if self.above else number >= least))
             and (most is None or (number < most if self.below else number <= most))
         )
@@ -82,8 +84,12 @@ class Number:
             return "a whole number" if self.whole else "a number"
         least = self._shown(self.least)
         if self.most is None:
+            if self.above:
+                return f"more than {least}"
             return f"{least} or more" if self.least == 0 else f"at least {least}"
         most = self._shown(self.most)
+        if self.above and self.below:
+            return f"a number between {least} and {most}"
         if self.above:
             return f"more than {least} and at most {most}"
         return f"{least} or more, and less than {most}" if self.below else f"{least} to {most}"
@@ -120,6 +126,51 @@ class Name:
             raise refusal(name, value, f"a name, or None for {self.unset}")
         if value is not None and value not in self.names:
             raise InputError(f"{name} {value!r} is not known; expected {self.expected}")
+        return value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several words, or None where that is one of them."""
+
+    words: tuple[str, ...]
+    optional: bool = False
+
+    @property
+    def expected(self) -> str:
+        """The words."""
+        return f"one of: {', '.join(self.words)}"
+
+    def own(self, name: str, value: Any) -> Any:
+        """Return a known word."""
+        if not ((value is None and self.optional) or value in self.words):
+            raise refusal(name, value, self.expected)
+        return value
+
+
+@dataclass(frozen=True)
+class Text:
+    """Any string."""
+
+    expected = "a string"
+
+    def own(self, name: str, value: Any) -> str:
+        """Return a string."""
+        if not isinstance(value, str):
+            raise refusal(name, value, self.expected)
+        return value
+
+
+@dataclass(frozen=True)
+class Flag:
+    """True or False."""
+
+    expected = "True or False"
+
+    def own(self, name: str, value: Any) -> bool:
+        """Return a bool."""
+        if not isinstance(value, bool):
+            raise refusal(name, value, self.expected)
         return value
 
 
