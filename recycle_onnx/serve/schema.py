@@ -100,7 +100,7 @@ class StreamOptions(Part):
     include_obfuscation: Literal[False] | None = None
 
 
-class Request(ServedSettings):
+class GenerationRequest(ServedSettings):
     """What both kinds of completion share: what is said of the answer, and settings."""
 
     model: str | None = Field(None, description="What /v1/models lists; may be left out.")
@@ -129,7 +129,7 @@ class Request(ServedSettings):
             raise ApiError(400, "invalid_value", "stream_options is for streams: set stream too", "stream_options")
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     """Text, or token ids, to continue."""
 
     prompt: Prompt | Annotated[list[TokenId], Many] | Annotated[list[Prompt], Many]
@@ -144,7 +144,7 @@ class CompletionRequest(Request):
         return self.logprobs
 
     def check(self) -> None:
-        """See Request.check."""
+        """See GenerationRequest.check."""
         super().check()
         if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) and len(self.prompt) > 1:
             message = f"prompt has {len(self.prompt)} texts; one request continues one: send several requests"
@@ -202,7 +202,7 @@ class JsonOf(Part):
 ResponseFormat = PlainText | JsonObject | JsonOf
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     """Messages to answer."""
 
     messages: Annotated[list[Message], Few]
@@ -227,13 +227,13 @@ class ChatRequest(Request):
         return self.top_logprobs_ or 0 if self.logprobs else None
 
     def check(self) -> None:
-        """See Request.check."""
+        """See GenerationRequest.check."""
         super().check()
         if self.top_logprobs_ and not self.logprobs:
             raise ApiError(400, "invalid_value", "top_logprobs is for logprobs: set that too", "top_logprobs")
 
 
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+AnyRequest = TypeVar("AnyRequest", bound=GenerationRequest)
 
 
 def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
