@@ -20,7 +20,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import Checkpoint
-from tests.cli.command import names
+from tests.helpers.command import names
 
 MOMENTS = int(os.environ.get("RECYCLE_ONNX_KILLS", "0"))
 FEW = {"export": 6, "quantize": 6, "batch": 6, "save": 6, "prepack": 6, "calibrate": 3, "train": 2}
@@ -39,7 +39,7 @@ class Place:
     folder: Path
 
     def run(self, last: float, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tests.kills", self.folder, last, *arguments]
+        command = [sys.executable, "-m", "tests.helpers.kills", self.folder, last, *arguments]
         environment = {**os.environ, "RECYCLE_ONNX_CACHE": str(self.folder / "cache")}
         root = Path(__file__).parents[1]
         return subprocess.run(list(map(str, command)), cwd=root, env=environment, capture_output=True, text=True)

@@ -14,10 +14,10 @@ from recycle_onnx.bundle import Bundle, Manifest, graph_file
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.cli.command import run
 from tests.conftest import SAMPLE
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.command import run
+from tests.helpers.prompts import story_prompts
 
 HALF, FLOAT = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
 

@@ -1,4 +1,4 @@
-"""Runs a verb that is killed at its n-th look at the file system: `python -m tests.kills FOLDER N VERB …`.
+"""Runs a verb that is killed at its n-th look at the file system: `python -m tests.helpers.kills FOLDER N VERB …`.
 
 With a point in it N is seconds after the start. Where it is 0 nobody is killed, and it prints how many looks and
 seconds there were.
