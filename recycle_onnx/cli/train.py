@@ -45,7 +45,10 @@ if TYPE_CHECKING:
     "--gradient-accumulation", default=1, show_default=True, help="Parts of a batch, one after the other: less memory."
 )
 @click.option("--sequence-length", default=256, show_default=True, help="Tokens a window.")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: 1e-3 * sqrt(256 / hidden size)]")
+@click.option(
+    "--lr", type=float,
+    help="Peak learning rate.  [default: 3e-2 for muon, 1e-3 for adamw, times sqrt(256 / hidden size)]",
+)  # fmt: skip
 @click.option("--weight-decay", default=0.01, show_default=True)
 @click.option("--clip", default=1.0, show_default=True, help="Largest norm of the gradient.")
 @click.option(
@@ -54,8 +57,8 @@ if TYPE_CHECKING:
     "[default: bf16 where the device multiplies it and the base is frozen]",
 )  # fmt: skip
 @click.option(
-    "--optimizer", type=click.Choice(["adamw", "muon"]), default="adamw", show_default=True,
-    help="For the module's matrices.",
+    "--optimizer", type=click.Choice(["adamw", "muon"]),
+    help="For the matrices that are trained.  [default: muon; adamw with --joint]",
 )  # fmt: skip
 @click.option(
     "--overlap", default=0.0, show_default=True, help="Weight of a loss on what a sampled proposal is refused."
@@ -96,7 +99,7 @@ def train(
     weight_decay: float,
     clip: float,
     precision: Precision | None,
-    optimizer: Optimizer,
+    optimizer: Optimizer | None,
     overlap: float,
     draft_vocab: int | None,
     cache_gb: float,

@@ -13,6 +13,11 @@ Ended = Literal["budget", "plateau", "interrupted"]
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16"]
 LONGEST_CHAIN = 8
+PEAKS: dict[Optimizer, float] = {"adamw": 1e-3, "muon": 3e-2}
+"""Peak learning rates for a hidden size of 256; they fall with the root of the size, as the weights themselves do.
+
+Muon's was measured: SmolLM2-135M's module (576) learnt fastest at 2e-2, of 1e-2, 2e-2 and 5e-2.
+"""
 OWN_TOKENS = 1_000_000
 """What a base writes where no text is at hand: on two cores half an hour for 135 million parameters."""
 
@@ -22,15 +27,16 @@ class TrainingOptions:
     """How to train, at most one of `steps`, `tokens` and `minutes` (see `Budget`).
 
     `depth` is the longest chain that is trained, `field` names the text in JSON lines. With `regenerate` the base
-    writes the text itself, at `temperature`, from the beginnings of the documents; `own_tokens` is how much it
-    writes at least, `OWN_TOKENS` where there are no documents. `learning_rate` None means
-    1e-3 · sqrt(256 / hidden size). `batch_size` counts the windows of a step over all processes; each process takes
-    its share in `gradient_accumulation` parts, one after the other. With `precision` bf16 matrices are multiplied
-    in bfloat16, and a frozen base is held in it; what is trained stays in float32. None takes bf16 for a frozen base
-    where the device multiplies it, and fp32 otherwise. What a frozen base says of the text is kept on disk, in a cache
-    of `cache_gb` gigabytes at the most. `overlap` weighs a loss on what a sampled proposal is refused (`head_loss`).
-    With `draft_vocab` the module knows so many tokens only, the most frequent ones of the training text.
-    `optimizer` muon is for matrices; what has one axis is AdamW's in any case.
+    writes the text itself, at `temperature`, from the beginnings of the documents; `own_tokens` is how much it writes
+    at least, `OWN_TOKENS` where there are no documents. `learning_rate` None means `PEAKS` of the optimizer ·
+    sqrt(256 / hidden size). `batch_size` counts the windows of a step over all processes; each process takes its
+    share in `gradient_accumulation` parts, one after the other. With `precision` bf16 matrices are multiplied in
+    bfloat16, and a frozen base is held in it; what is trained stays in float32. None takes bf16 for a frozen base
+    where the device multiplies it, and fp32 otherwise. What a frozen base says of the text is kept on disk, in a
+    cache of `cache_gb` gigabytes at the most. `overlap` weighs a loss on what a sampled proposal is refused
+    (`head_loss`). With `draft_vocab` the module knows so many tokens only, the most frequent ones of the training
+    text. `optimizer` muon is for matrices; what has one axis is AdamW's in any case. None takes muon for a frozen
+    base, and adamw in joint training, which also trains tables of embeddings.
     """
 
     joint: bool = False
@@ -55,7 +61,16 @@ class TrainingOptions:
     cache_gb: float = 20.0
     overlap: float = 0.0
     draft_vocab: int | None = None
-    optimizer: Optimizer = "adamw"
+    optimizer: Optimizer | None = None
+
+    @property
+    def chosen_optimizer(self) -> Optimizer:
+        """The optimizer that was asked for, or the one that suits what is trained."""
+        return self.optimizer or ("adamw" if self.joint else "muon")
+
+    def peak(self, hidden_size: int) -> float:
+        """The highest learning rate: the one that was asked for, or the optimizer's for this hidden size."""
+        return self.learning_rate or PEAKS[self.chosen_optimizer] * math.sqrt(256 / hidden_size)
 
     def windows_of_budget(self) -> int | None:
         """Windows that the budget reads in all; None where it is one of time, or open."""
@@ -88,7 +103,7 @@ class TrainingOptions:
             raise InputError(f"--temperature is {self.temperature}; expected more than 0")
         if self.cache_gb < 0:
             raise InputError(f"--cache-gb is {self.cache_gb}; expected 0 (no cache) or more")
-        if self.optimizer not in get_args(Optimizer):
+        if self.optimizer is not None and self.optimizer not in get_args(Optimizer):
             raise InputError(f"--optimizer is {self.optimizer!r}; expected one of: {', '.join(get_args(Optimizer))}")
         if self.overlap < 0:
             raise InputError(f"--overlap is {self.overlap}; expected 0 or more")
