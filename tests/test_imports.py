@@ -7,7 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export")
+HEAVY = (
+    "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export",
+    "click", "rich", "jinja2", "recycle_onnx.cli",
+)  # fmt: skip
 
 
 def test_running_a_bundle_imports_no_exporter_and_no_torch(sample_bundle: Path) -> None:
