@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import Literal
+from typing import Any, Literal
 
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer, Proposer
@@ -76,6 +76,12 @@ class Acceptance:
     proposals: int
     by_place: list[float]
     tokens_per_full_run: float
+
+
+def described(found: Mapping[str, Any]) -> str:
+    """Say in words what an acceptance, as plain values, was counted in."""
+    how = f"sampled at {found['temperature']:g}" if found["temperature"] else "greedy"
+    return f"{NAMES[found['text']]}, {how}"
 
 
 def acceptance(

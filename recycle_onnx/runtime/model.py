@@ -18,9 +18,9 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
-from recycle_onnx.runtime.decoding.processors import make_chooser
 from recycle_onnx.runtime.decoding.strategies import NAMES, NEEDING_MODULE, Plan
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.ort.loaded import LoadedHalves

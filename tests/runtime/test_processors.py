@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 import recycle_onnx
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.runtime.decoding.chooser import ProcessedChooser, built_in
 from recycle_onnx.runtime.decoding.decoder import Decoder
-from recycle_onnx.runtime.decoding.processors import CountPenalty, Ids, ProcessedChooser, built_in
+from recycle_onnx.runtime.decoding.processors import CountPenalty, Ids
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
 from tests import tiny
