@@ -29,7 +29,7 @@ ADVICE = "rewind, start another conversation, or let overflow='drop_oldest' forg
 FORMAT = "recycle-onnx conversation 1"
 
 
-class Model(Protocol):
+class ConversationModel(Protocol):
     """What a conversation needs of a `RecycleModel`, which makes conversations and so cannot be imported here."""
 
     bundle: Bundle
@@ -62,7 +62,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: Model,
+        model: ConversationModel,
         system: str | None = None,
         *,
         messages: Iterable[Message] = (),
@@ -174,7 +174,7 @@ class Conversation:
             tensor_file.write(Path(path), self.decoder.snapshot(), about)
 
     @classmethod
-    def load(cls, model: Model, path: str | PathLike[str]) -> Conversation:
+    def load(cls, model: ConversationModel, path: str | PathLike[str]) -> Conversation:
         """Go on with a conversation that `save` wrote, as if it had never stopped.
 
         Raises:
