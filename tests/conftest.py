@@ -11,7 +11,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
+from tests.helpers import tiny
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "stories"
 

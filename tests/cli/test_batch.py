@@ -17,8 +17,8 @@ import recycle_onnx
 from recycle_onnx.batch import Request, Worker, answers
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, run
 
 TOKENS = 6
 PROMPTS: list[dict[str, Any]] = [

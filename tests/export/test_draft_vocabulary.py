@@ -18,10 +18,10 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export import DraftVocabulary, Quantization, export
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
 from tests.conftest import SAMPLE
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
+from tests.helpers.prompts import LONG_STORY, story_prompts
 
 SIZE = 512
 

@@ -18,9 +18,9 @@ from recycle_onnx.files import sha256
 from recycle_onnx.runtime.decoding import strategies
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
 from tests.conftest import SAMPLE
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
 
 LIMITS = {4: (0.03, 0.02), 8: (0.003, 0.02)}
 """By bits: how much perplexity may rise, and acceptance change."""

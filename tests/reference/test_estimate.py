@@ -15,8 +15,8 @@ from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.setup import set_up
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.trainer import train
-from tests import tiny
-from tests.cli.command import names, run
+from tests.helpers import tiny
+from tests.helpers.command import names, run
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 OPTIONS = TrainingOptions(steps=30, batch_size=8, sequence_length=32)

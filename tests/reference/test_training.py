@@ -32,8 +32,8 @@ from recycle_onnx.training.options import Progress, TrainingOptions
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.trainer import train
-from tests import tiny
-from tests.cli.command import run
+from tests.helpers import tiny
+from tests.helpers.command import run
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 KILLS = int(os.environ.get("RECYCLE_ONNX_KILLS", 3))

@@ -22,8 +22,8 @@ from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoding.decoder import common_prefix
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 STRATEGIES = ("auto", "full", "alternate", "verify", "lookup")

@@ -20,8 +20,8 @@ from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.processors import Floats, Ids
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import LONG_STORY
+from tests.helpers import tiny
+from tests.helpers.prompts import LONG_STORY
 
 PROMPT = "the cat sat on"
 LONG = "the dog ran to the pen and sat on the mat. " * 60

@@ -22,7 +22,7 @@ from recycle_onnx.runtime.ort.provider_table import PREFERRED, PROVIDERS, Provid
 from recycle_onnx.runtime.ort.providers import Placement, choose, known, place, register_library, why_slow, why_unfit
 from recycle_onnx.runtime.ort.renamed import renamed
 from recycle_onnx.runtime.ort.sessions import open_session
-from tests.cli.command import assert_refused, run
+from tests.helpers.command import assert_refused, run
 
 PROMPT = "the cat sat on"
 ABSENT = [name for name in PROVIDERS if name != "cpu" and PROVIDERS[name].ort_name not in ort.get_available_providers()]

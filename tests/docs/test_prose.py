@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-MEASURED = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "measure_prose.py"))
+MEASURED = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "measure_prose.py"))
 
 
 def test_sentences_and_lines_are_short() -> None:

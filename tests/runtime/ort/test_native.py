@@ -15,7 +15,7 @@ import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.ort.native import Interrupt, Interrupted
-from tests import endless_loop
+from tests.helpers import endless_loop
 
 PROGRAM = """
 import sys, threading, time

@@ -18,8 +18,8 @@ from recycle_onnx.runtime.decoding import strategies
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
 
 VOCABULARY = 16
 SEEDS = 20_000

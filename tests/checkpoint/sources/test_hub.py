@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.checkpoint import attach, publish
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 COMMIT, OTHER = "c" * 40, "d" * 40
 needs_hub = pytest.mark.skipif(find_spec("huggingface_hub") is None, reason="needs huggingface_hub (the extra hub)")
@@ -41,7 +41,7 @@ def cache(tmp_path: Path) -> Path:
 
 def offline(cache: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, since huggingface_hub reads its variables when it is imported."""
-    env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
     command = [sys.executable, "-m", "recycle_onnx", *map(str, arguments)]
     return subprocess.run(command, env=env, cwd=cache.parent, capture_output=True, text=True, check=False)
 

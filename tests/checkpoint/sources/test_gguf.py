@@ -17,14 +17,14 @@ import recycle_onnx
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.checkpoint.families import read_config
 from recycle_onnx.export import export
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 gguf = pytest.importorskip("gguf")
 from recycle_onnx.checkpoint.sources.gguf import convert  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.rope import llama3_divisors  # noqa: E402
-from tests.gguf_writer import write_gguf  # noqa: E402
+from tests.helpers.gguf_writer import write_gguf  # noqa: E402
 
 CONFIG = tiny.tiny_config(intermediate_size=64, num_heads=4, num_kv_heads=2)
 Q, UP = "model.layers.1.self_attn.q_proj.weight", "model.layers.0.mlp.up_proj.weight"

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from recycle_onnx.checkpoint import Checkpoint, attach
 from recycle_onnx.errors import InputError
-from tests import tiny
+from tests.helpers import tiny
 
 
 @pytest.fixture

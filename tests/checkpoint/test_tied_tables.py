@@ -14,7 +14,7 @@ from recycle_onnx.checkpoint import Checkpoint, attach
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.files import write_json
-from tests import tiny
+from tests.helpers import tiny
 
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 Tensors = dict[str, np.ndarray]

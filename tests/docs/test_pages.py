@@ -14,7 +14,7 @@ import pytest
 
 from recycle_onnx.cli.app import VERBS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FORGE = "https://github.com/recycle-onnx/recycle-onnx/"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 SCREEN = 70

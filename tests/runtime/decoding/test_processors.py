@@ -24,9 +24,9 @@ from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.decoding.strategies import Plan
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import story_prompts
-from tests.runtime.controls import Wheel, WheelFollower, moody, obeys_the_wheel, settings
+from tests.helpers import tiny
+from tests.helpers.controls import Wheel, WheelFollower, moody, obeys_the_wheel, settings
+from tests.helpers.prompts import story_prompts
 
 VOCABULARY = 32
 PROMPTS = st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=20)

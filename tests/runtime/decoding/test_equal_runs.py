@@ -19,8 +19,8 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.machine import processor
 from recycle_onnx.runtime.decoding import equal_runs
 from recycle_onnx.runtime.model import RecycleModel
-from tests.prompts import LONG_STORY, story_prompts
-from tests.x86 import x86
+from tests.helpers.prompts import LONG_STORY, story_prompts
+from tests.helpers.x86 import x86
 
 SIZES = (2, 3, 4, 8, 16)
 SETTINGS: list[dict[str, Any]] = [

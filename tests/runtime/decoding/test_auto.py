@@ -16,9 +16,9 @@ from recycle_onnx.runtime.decoding.decoder import WINDOW
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.cli.command import run
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.command import run
+from tests.helpers.prompts import story_prompts
 
 
 def costs(**milliseconds: float) -> Costs:

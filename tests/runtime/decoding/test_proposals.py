@@ -15,8 +15,8 @@ from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModulePropos
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.decoding.strategies import LONGEST_CHAIN
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import LONG_STORY, story_prompts
 
 VOCABULARY = 16
 

@@ -13,9 +13,9 @@ from recycle_onnx.checkpoint import Checkpoint, create
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256
 from recycle_onnx.tokenizer import load_tokenizer
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, names, run
 from tests.cli.test_interruptions import start
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.checkpoint.families import FAMILIES, MODULES, describe
 from recycle_onnx.errors import InputError
-from tests import tiny
+from tests.helpers import tiny
 
 PACKAGE = Path(recycle_onnx.__file__).parent
 LONGEST = 80

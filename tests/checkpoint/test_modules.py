@@ -19,9 +19,9 @@ from recycle_onnx.checkpoint.identity import vocabulary
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
-from tests import tiny
-from tests.cli.command import names, run
 from tests.conftest import SAMPLE
+from tests.helpers import tiny
+from tests.helpers.command import names, run
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -243,7 +243,7 @@ def test_inspect_shows_a_published_module(published: Path) -> None:
 
 @pytest.mark.skipif(find_spec("gguf") is None, reason="needs gguf (the extra gguf)")
 def test_one_module_fits_a_gguf_and_a_bfloat16_copy_of_its_base(published: Path, tmp_path: Path) -> None:
-    from tests.gguf_writer import write_gguf
+    from tests.helpers.gguf_writer import write_gguf
 
     bases = [
         write_gguf(tmp_path / "stories.gguf", rounded(SAMPLE, tmp_path / "float32", "float32"), "Q8_0"),

@@ -15,8 +15,8 @@ from recycle_onnx.runtime.chat_template import ChatTemplate
 from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.templates import budget as template_budget
-from tests.bombs import BOMBS, ORDINARY
-from tests.templates import TEMPLATES
+from tests.helpers.bombs import BOMBS, ORDINARY
+from tests.helpers.templates import TEMPLATES
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="limits a process as POSIX does")
 
@@ -26,7 +26,7 @@ import json, resource, sys, time
 from pathlib import Path
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.chat_template import ChatTemplate
-from tests.bombs import BOMBS
+from tests.helpers.bombs import BOMBS
 
 folder = Path(sys.argv[1])
 
@@ -58,7 +58,7 @@ for name in sys.argv[2:] or BOMBS:
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of all of them, in a process of its own: one that is not stopped must not take the tests along."""
     command = [sys.executable, "-c", RUN, str(tmp_path_factory.mktemp("bombs"))]
-    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]).stdout
+    lines = subprocess.run(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[3]).stdout
     return {record["name"]: record for record in map(json.loads, lines.splitlines())}
 
 

@@ -15,8 +15,8 @@ from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, attach
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST
 from recycle_onnx.export import HalfPrecision, Quantization, export
 from recycle_onnx.files import read_json, write_json
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 PROMPT = "the cat sat on"
 TAPS = ("layer.1", "final_post")

@@ -10,7 +10,7 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.decoding.kv_cache import FIRST_CAPACITY
 from recycle_onnx.runtime.model import RecycleModel
-from tests.prompts import LONG_STORY
+from tests.helpers.prompts import LONG_STORY
 
 
 def rows(half: Half | None) -> list[np.ndarray]:
