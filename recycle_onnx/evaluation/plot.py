@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from recycle_onnx.evaluation.report import described
+from recycle_onnx.evaluation.acceptance import described
 
 FULL, ALTERNATE, CHANCE = "#4878a8", "#e1974c", "#808080"
 WIDTH, PALE = 0.36, 0.35

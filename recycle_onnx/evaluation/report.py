@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.evaluation.acceptance import NAMES
+from recycle_onnx.evaluation.acceptance import described
 from recycle_onnx.files import write_bytes
 
 Findings = Mapping[str, Any]
@@ -47,12 +47,6 @@ def _perplexity(found: Mapping[str, Any]) -> Table:
             ("both name the same best token", f"{found['acceptance']:.1%}"),
         ]
     return Table(f"Given text: {found['documents']} documents, {found['tokens']} tokens", rows)
-
-
-def described(found: Mapping[str, Any]) -> str:
-    """What an acceptance was counted in, in words."""
-    how = f"sampled at {found['temperature']:g}" if found["temperature"] else "greedy"
-    return f"{NAMES[found['text']]}, {how}"
 
 
 def _acceptance(kinds: Sequence[Mapping[str, Any]]) -> Table:

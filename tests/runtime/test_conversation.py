@@ -211,7 +211,7 @@ def test_saved_killed_and_loaded_it_goes_on_as_if_nothing_had_been(sample_bundle
     assert first == [int(token) for token in out.stdout.split()]
     loaded = model.load_conversation(path)
     assert loaded.messages == never_stopped.messages
-    for one, other in zip(never_stopped.decoder.full.cache.rows(), loaded.decoder.full.cache.rows(), strict=True):
+    for one, other in zip(never_stopped.decoder.full.rows(), loaded.decoder.full.rows(), strict=True):
         np.testing.assert_array_equal(one, other)
     answers = [chat.send(TURNS[1], strategy="alternate", max_new_tokens=40) for chat in (never_stopped, loaded)]
     assert ids(answers[0]) == ids(answers[1])

@@ -98,8 +98,7 @@ def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
         go_on.wait(10)
 
     chat = model.conversation()
-    answer = chat.send(LONG, max_new_tokens=4)
-    answer.progress = hold
+    answer = chat.send(LONG, max_new_tokens=4, progress=hold)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, answer)
         assert inside.wait(10)

@@ -67,9 +67,9 @@ def test_a_cropped_cache_goes_on_as_if_nothing_had_been_read(sample_model: Recyc
     decoder = sample_model.decoder("full")
     decoder.prefill(ids)
     expected = decoder.full_step([5, 6, 7], keep=3).copy()
-    decoder.full.crop(len(ids))
+    decoder.keep(len(ids))
     decoder.full_step([9, 9, 9, 9, 9], keep=1)
-    decoder.full.crop(len(ids))
+    decoder.keep(len(ids))
     np.testing.assert_array_equal(decoder.full_step([5, 6, 7], keep=3), expected)
 
 

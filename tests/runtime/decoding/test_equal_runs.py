@@ -65,7 +65,7 @@ def read(model: RecycleModel, ids: list[int], size: int) -> list[NDArray[Any]]:
     full = model.decoder("full").full
     pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
     logits = [full.step(piece, keep=len(piece)).copy() for piece in pieces]
-    return [np.concatenate(logits), *(rows.copy() for rows in full.cache.rows())]
+    return [np.concatenate(logits), *(rows.copy() for rows in full.rows())]
 
 
 @x86

@@ -16,9 +16,13 @@ from hypothesis import strategies as st
 import recycle_onnx
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.runtime.decoding.chooser import ProcessedChooser, built_in
 from recycle_onnx.runtime.decoding.decoder import Decoder
-from recycle_onnx.runtime.decoding.processors import CountPenalty, Ids, ProcessedChooser, built_in
+from recycle_onnx.runtime.decoding.processors import CountPenalty, Ids
+from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.sampling import Sampling
+from recycle_onnx.runtime.decoding.strategies import Plan
+from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
 from tests.helpers import tiny
 from tests.helpers.controls import Wheel, WheelFollower, moody, obeys_the_wheel, settings
@@ -130,14 +134,13 @@ def test_a_row_processed_with_another_prefix_would_be_seen(
     differing = 0
     config = sample_model.generation_config.updated(max_new_tokens=40, **controls)
     for prompt in story_prompts(200)[::20]:
-        generation = sample_model.stream(prompt, config, strategy="verify", chain=3)
-        ids = generation.prompt
+        ids, decoder = sample_model.encode(prompt), sample_model.decoder("verify")
         processors = [*built_in(config, len(ids), ()), *config.processors]
-        generation.sampling = stale = Stale(Sampling(), processors, ids, 40, 2048)
-        stale.decoder = generation.decoder
-        for _ in generation:
-            pass
-        differing += generation.result.tokens != sample_model.generate(prompt, config, strategy="full").tokens
+        stale = Stale(Sampling(), processors, ids, 40, 2048)
+        stale.decoder = decoder
+        run = Run(decoder, Plan.make("verify", 3, 0.0), ids, stale, 40)
+        tokens = [token.id for token in Generation(run, sample_model.tokenizer, "no", stop_ids=sample_model.stop_ids)]
+        differing += tokens != sample_model.generate(prompt, config, strategy="full").tokens
     assert differing > 2
 
 

@@ -116,9 +116,7 @@ def drawn(decoder: Decoder, samplings: Iterator[Sampling]) -> tuple[NDArray[np.i
     counts = np.zeros((VOCABULARY, VOCABULARY), np.int64)
     recycled = 0
     for sampling in samplings:
-        decoder.full.crop(0)
-        assert decoder.recycler is not None
-        decoder.recycler.crop(0)
+        decoder.keep(0)
         choices = list(strategies.run(VERIFY, decoder, PROMPT, sampling, 3, strategies.Counts()))
         counts[choices[1].id, choices[2].id] += 1
         recycled += choices[1].recycled

@@ -68,7 +68,7 @@ def test_states_go_from_half_to_half_without_the_host(
     """And the negative: what lies on the device is what the module reads."""
     generation = device_model.stream(PROMPT, strategy="alternate", max_new_tokens=24)
     tokens = [next(generation).id for _ in range(6)]
-    states = generation.decoder.full._states
+    states = generation.decoder.full.states
     buffer = states._buffers[2]
     read: list[None] = []
     monkeypatch.setattr(buffer, "read", lambda: read.append(None))
@@ -78,9 +78,9 @@ def test_states_go_from_half_to_half_without_the_host(
     again = device_model.stream(PROMPT, strategy="alternate", max_new_tokens=24)
     for _ in range(6):
         next(again)
-    kept = again.decoder.full._states._buffers[2]
+    kept = again.decoder.full.states._buffers[2]
     zeros = StandIn("", 0, 0).zeros((1, 2, kept.read().shape[2]), "float32")
-    monkeypatch.setattr(again.decoder.full._states, "on_device", lambda rows: zeros)
+    monkeypatch.setattr(again.decoder.full.states, "on_device", lambda rows: zeros)
     assert [*again.tokens, *(token.id for token in again)] != tokens
 
 

@@ -199,7 +199,7 @@ def test_states_that_are_handed_over_decide_the_text(tiny_bundle: Path) -> None:
     expected = model.generate(PROMPT, strategy="alternate", max_new_tokens=12).tokens
     generation = model.stream(PROMPT, strategy="alternate", max_new_tokens=12)
     next(generation)
-    states = generation.decoder.full._states
+    states = generation.decoder.full.states
     array = states._array
     states.on_host = lambda: np.zeros_like(array)  # type: ignore[method-assign]
     assert generation.tokens + [token.id for token in generation] != expected
