@@ -8,8 +8,7 @@ from io import BytesIO
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from recycle_onnx.evaluation.acceptance import Acceptance
-from recycle_onnx.evaluation.report import described
+from recycle_onnx.evaluation.acceptance import Acceptance, described
 from recycle_onnx.evaluation.tasks import TaskAccuracy
 
 FULL, ALTERNATE, CHANCE = "#4878a8", "#e1974c", "#808080"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.evaluation.acceptance import NAMES, Acceptance
+from recycle_onnx.evaluation.acceptance import Acceptance, described
 from recycle_onnx.evaluation.agreement import Agreement
 from recycle_onnx.evaluation.estimate import Estimate
 from recycle_onnx.evaluation.perplexity import Perplexity
@@ -67,12 +67,6 @@ def _perplexity(measured: Perplexity) -> Table:
             ("both name the same best token", f"{measured.acceptance:.1%}"),
         ]
     return Table(f"Given text: {measured.documents} documents, {measured.tokens} tokens", rows)
-
-
-def described(measured: Acceptance) -> str:
-    """Say in words what an acceptance was counted in."""
-    how = f"sampled at {measured.temperature:g}" if measured.temperature else "greedy"
-    return f"{NAMES[measured.text]}, {how}"
 
 
 def _acceptance(kinds: Sequence[Acceptance]) -> Table:

@@ -18,8 +18,8 @@ from recycle_onnx.batch import Request, Worker, answers, parse_request
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.settings import SETTINGS
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, run
 
 TOKENS = 6
 PROMPTS: list[dict[str, Any]] = [

@@ -17,7 +17,7 @@ import recycle_onnx
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.trial import is_small_and_plain
-from tests import endless_loop
+from tests.helpers import endless_loop
 from tests.serve.conftest import NAME, Running, serving, wait_until
 from tests.serve.test_refusals import CHAT, post
 
