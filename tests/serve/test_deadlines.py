@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -123,8 +123,7 @@ def breaks() -> Iterator[Any]:
 
 
 def test_whatever_ends_a_worker_is_told(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    opener: Callable[[], Any] = breaks
-    monkeypatch.setattr(server.uvicorn.service.engine, "opener", lambda order: opener)
+    monkeypatch.setattr(server.uvicorn.service.workers, "generate", lambda order: breaks())
     status, answer = post(server, "/v1/completions", b'{"prompt": "the cat"}')
     assert status == 500
     assert answer["error"]["code"] == "internal_error"
