@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from recycle_onnx.checkpoint.base import Shapes
+from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256
 from recycle_onnx.untrusted import check_regular, copy_file, is_plain_name
@@ -44,6 +45,14 @@ class Tensors(Protocol):
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         """One tensor, or some of its rows."""
+        ...
+
+    def integer_type(self, name: str) -> str | None:
+        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        ...
+
+    def integers(self, name: str, rows: slice = ALL) -> Integers:
+        """One tensor that has an `integer_type`, or some of its rows, as the file has it."""
         ...
 
 
@@ -77,6 +86,14 @@ class Weights(ABC):
     def where(self) -> Path:
         """What messages name: the file, or the folder of several."""
         return self.files[0] if len(self.files) == 1 else self.files[0].parent
+
+    def integer_type(self, name: str) -> str | None:
+        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        return None
+
+    def integers(self, name: str, rows: slice = ALL) -> Integers:
+        """One tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        raise ValueError(f"{name} is not stored as integers")
 
     def num_parameters(self) -> int:
         """Number of values in all tensors."""

@@ -101,10 +101,15 @@ def _halves_from_pairs(file: GgufFile, tensor: Tensor, heads: int, head_dim: int
     return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
+def raw_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[np.uint8]:
+    """Some rows of a tensor as the file has them, in transformers' order: [rows, bytes a row]."""
+    raw = _by_row(file, tensor)
+    return np.ascontiguousarray(raw[rows] if tensor.rows is None else raw[tensor.rows[rows]])
+
+
 def read_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[Any]:
     """Some rows of a tensor as [rows, values a row], in the type it is kept in (bfloat16 as ml_dtypes' type)."""
-    raw, kind = _by_row(file, tensor), tensor.tensor.type
-    bytes_ = np.ascontiguousarray(raw[rows] if tensor.rows is None else raw[tensor.rows[rows]])
+    bytes_, kind = raw_rows(file, tensor, rows), tensor.tensor.type
     return bytes_.view(KEPT[kind]) if tensor.kept else decode(bytes_, kind) - np.float32(tensor.offset)
 
 

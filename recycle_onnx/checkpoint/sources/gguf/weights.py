@@ -5,11 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
+from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.checkpoint.sources.gguf.base import GgufBase
-from recycle_onnx.checkpoint.sources.gguf.tensors import read_rows, write_safetensors
-from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.checkpoint.sources.gguf.integers import LAYOUTS, read_integers
+from recycle_onnx.checkpoint.sources.gguf.tensors import raw_rows, read_rows, write_safetensors
+from recycle_onnx.checkpoint.weights import ALL, Weights
+from recycle_onnx.errors import InputError
 
 
 class GgufWeights(Weights):
@@ -40,6 +44,24 @@ class GgufWeights(Weights):
     def stored_type(self, name: str | None = None) -> str:
         """The type that a tensor (the first one) is read in: F32, F16 or BF16."""
         return self._tensors[name or next(iter(self._tensors))].type
+
+    def integer_type(self, name: str) -> str | None:
+        """The tensor's type in the file, where that is integers with scales and minima."""
+        kind = self._tensors[name].tensor.type
+        return kind if kind in LAYOUTS else None
+
+    def integers(self, name: str, rows: slice = ALL) -> Integers:
+        """The tensor's blocks, or some of its rows'.
+
+        Raises:
+            InputError: a scale or minimum is not finite.
+        """
+        tensor = self._tensors[name]
+        read = read_integers(raw_rows(self._file, tensor, rows), tensor.tensor.type)
+        assert read is not None
+        if not all(np.isfinite(part).all() for part in (read.scales, read.minima) if part is not None):
+            raise InputError(f"{self.where}: {name} holds values that are not finite; the weights are damaged")
+        return read
 
     def copy_to(self, folder: Path) -> None:
         """Write `model.safetensors` into `folder`, dequantized a few rows at a time."""
