@@ -20,7 +20,8 @@ SPARE_CONNECTIONS = 100
 class Limits:
     """Times are in seconds. `caches` are texts that are kept in memory for the next request to go on from.
 
-    A JSON schema of `schema_bytes` (as many characters as OpenAI's API allows) may take `schema_seconds` to compile.
+    A JSON schema of `schema_bytes` (as many characters as OpenAI's API allows) may take `schema_seconds` of
+    processor time to compile.
     """
 
     slots: int = 2
