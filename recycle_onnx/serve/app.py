@@ -116,7 +116,7 @@ class Service:
 
     async def _answer(self, request: Request, asked: schema.Request, order: Order, dialect: Dialect) -> Response:
         """Generate, whole or as a stream; a client that goes away takes its generation with it."""
-        job = await _unless_gone(request, self.workers.start(self.engine.opener(order)))
+        job = await _unless_gone(request, self.workers.start(self.engine.opener(order), bool(asked.stream)))
         try:
             if not asked.stream:
                 tokens = await _unless_gone(request, _all(job))
@@ -196,7 +196,9 @@ async def _gone(request: Request) -> None:
 
 
 async def _all(job: Job) -> list[Token]:
-    return [step.token async for step in job]
+    async for _ in job:  # it has no steps
+        pass
+    return job.tokens
 
 
 def _json(answer: BaseModel) -> Response:
