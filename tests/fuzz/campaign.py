@@ -87,7 +87,8 @@ class Worker:
         code = process.wait()
         told = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         detail = f"{told}: {self._said()}"
-        return {"outcome": "crash", "detail": detail, "seconds": 0.0, "memory": 0, "paths": []}
+        seconds = min(SECONDS, time.monotonic() - started)  # for what a dead process has used nobody can ask
+        return {"outcome": "crash", "detail": detail, "seconds": seconds, "memory": 0, "paths": []}
 
     def end(self) -> None:
         """End the process."""
@@ -113,6 +114,9 @@ class Worker:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, cwd=ROOT, env=environment
             )
+        assert self._process.stdout is not None
+        if not self._process.stdout.readline():
+            raise AssertionError(f"a worker does not start: {self._said()}")
         return self._process
 
     def _said(self) -> str:

@@ -340,7 +340,7 @@ def _other_array(dice: Random, array):  # type: ignore[no-untyped-def]
     return dice.choice(changes)()
 
 
-KINDS: dict[str, Callable[[Path], Kind]] = {
+KINDS: dict[str, Callable[[Path], Kind | Requests]] = {
     "manifest": Manifests,
     "bundle": Bundles,
     "checkpoint": Checkpoints,

@@ -17,8 +17,13 @@ from random import Random
 from typing import Any
 
 from recycle_onnx.errors import RecycleError
+from tests.fuzz.harms import HARMFUL, Harm
 from tests.fuzz.kinds import KINDS, Kind
+from tests.fuzz.requests import Requests
 from tests.fuzz.watch import Watch
+
+READY = "ready"
+"""The first line: from here on the time is a mutant's."""
 
 
 def main(folder: str, without: Sequence[str] = ()) -> None:
@@ -32,18 +37,19 @@ def main(folder: str, without: Sequence[str] = ()) -> None:
     place = Path(folder) / "place"
     place.mkdir(parents=True, exist_ok=True)
     (place.parent / "victim").write_text("not to be touched")
-    ready: dict[str, Kind] = {}
+    ready: dict[str, Kind | Harm | Requests] = {}
     watch = Watch(place)
+    print(READY, file=answers, flush=True)
     for line in sys.stdin:
         name, seed, number = line.split()
         if name not in ready:
             (place / name).mkdir(exist_ok=True)
-            ready[name] = KINDS[name](place / name)
+            ready[name] = Harm(HARMFUL[name][1]) if name in HARMFUL else KINDS[name](place / name)
         dice = Random(f"{name} {seed} {number}")
         print(json.dumps(attempt(ready[name], dice, watch)), file=answers, flush=True)
 
 
-def attempt(kind: Kind, dice: Random, watch: Watch) -> dict[str, Any]:
+def attempt(kind: Kind | Harm | Requests, dice: Random, watch: Watch) -> dict[str, Any]:
     """What came of one mutant."""
     kind.prepare(dice)
     outcome, detail = "accepted", ""
