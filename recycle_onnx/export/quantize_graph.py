@@ -187,7 +187,7 @@ def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
     if name not in graph.initializers:
         tensor = ir.tensor(array, name=name)
         kind = ir.TensorType(tensor.dtype)
-        graph.register_initializer(ir.Value(name=name, shape=tensor.shape, type=kind, const_value=tensor))
+        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
     return graph.initializers[name]
 
 

@@ -10,11 +10,11 @@ from safetensors.numpy import load_file
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.checkpoint.sources import folder_of
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 pytest.importorskip("gguf")
-from tests.gguf_writer import write_gguf
+from tests.helpers.gguf_writer import write_gguf
 
 CONFIG = tiny.tiny_config(intermediate_size=64, num_heads=4, num_kv_heads=2)
 
