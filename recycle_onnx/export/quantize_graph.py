@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
@@ -51,10 +52,16 @@ class GraphQuantizer(Rewriter):
 
     doing = "quantizing"
 
-    def __init__(self, how: Quantization, report: Report, made: Made = MappingProxyType({})) -> None:
-        """`made` are the matrices that are quantized already, by name."""
+    def __init__(
+        self,
+        how: Quantization,
+        report: Report,
+        made: Made = MappingProxyType({}),
+        vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    ) -> None:
+        """`made` are the matrices that are quantized already, by name, and `vectors` other values of vectors."""
         super().__init__(report)
-        self.how, self.made = how, made
+        self.how, self.made, self.vectors = how, made, vectors
         self._quantized: dict[LazyWeight, list[Stored]] = {}
 
     @abstractmethod
@@ -102,6 +109,12 @@ class GraphQuantizer(Rewriter):
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
         """Scales and weights that are not quantized have the type of the activations."""
         return rounded(name, piece) if self.how.float_type == "float16" else piece
+
+    def _store(self, weight: LazyWeight, writer: ExternalDataWriter) -> ir.ExternalTensor:
+        name = str(weight.name)
+        if name in self.vectors and weight not in self._stored:
+            self._stored[weight] = writer.write(name, [self.convert(name, self.vectors[name])])
+        return super()._store(weight, writer)
 
     def _products(self, x: ir.Value, stored: Sequence[Stored], graph: ir.Graph) -> Sequence[ir.Node]:
         """The product with each part of a matrix, side by side."""

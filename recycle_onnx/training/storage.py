@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.card import model_card
 from recycle_onnx.checkpoint.folder import base_reference
@@ -21,7 +21,7 @@ from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.weights import Tensors, Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
-from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.model import FullModel, RecycleGPT
 from recycle_onnx.training.precision import widened
 from recycle_onnx.untrusted import copy_tree
 
@@ -44,6 +44,14 @@ def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) 
     fill(model.full, checkpoint.base_weights, checkpoint.base.tensor_shapes().keys())
     fill(model.recycler, checkpoint.recycler_weights, checkpoint.recycler.tensor_shapes(checkpoint.base).keys())
     return model
+
+
+def load_base(base: BaseConfig, weights: Tensors, dtype: torch.dtype) -> FullModel:
+    """A base by itself, with `weights` by their neutral names, held in `dtype`."""
+    with _default_dtype(dtype):
+        model = FullModel(base)
+    fill(model, weights, base.tensor_shapes().keys())
+    return model.requires_grad_(False)
 
 
 def fill(module: torch.nn.Module, weights: Tensors, names: Iterable[str]) -> None:
