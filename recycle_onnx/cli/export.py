@@ -74,7 +74,7 @@ def export(
     method: str,
     bits_per_weight: float | None,
     calibration_text: Path | None,
-    tune: bool | None,
+    tune: bool,
     activations: str,
     draft_vocab: int | None,
     draft_text: Path | None,

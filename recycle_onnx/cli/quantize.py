@@ -70,7 +70,7 @@ def quantize(
     method: str,
     bits_per_weight: float | None,
     calibration_text: Path | None,
-    tune: bool | None,
+    tune: bool,
     keep: str | None,
     activations: str,
     text: Path | None,
@@ -84,8 +84,8 @@ def quantize(
     """Write the float32 bundle BUNDLE with weights of few bits as OUT.
 
     int4 is calibrated: the model reads text of several kinds, a layer at a time, and matrices that lose most get 8
-    bits. Then its scales are tuned, which needs torch. All of that takes minutes; after Ctrl-C the same command goes on
-    where it was. --method mse takes seconds.
+    bits. That takes minutes; after Ctrl-C the same command goes on where it was. --method mse takes seconds. With
+    --tune the scales are then trained; codes and zero points stay.
 
     --keep takes names separated by commas: embed_tokens, lm_head, draft_head, projection, qkv_proj, o_proj,
     gate_proj, up_proj, down_proj.
