@@ -52,8 +52,8 @@ $(DEMO_FILES)/smollm2/recycle.json: $(BASE) $(wildcard $(SMOLLM2)/*.json $(SMOLL
 $(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stories/recycler/*) $(PACKAGE) | $(DEMO_VENV)/ready
 	$(DEMO)/recycle-onnx export samples/stories $(@D) --force
 
-test: .venv/ready  ## the suite without torch
-	$(DEV)/python -m pytest -m "not reference and not peers"
+test: .venv/ready  ## the suite without torch, and its ten slowest tests
+	$(DEV)/python -m pytest -m "not reference and not peers" --durations=10
 
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference
@@ -81,10 +81,9 @@ format: .venv/ready
 docs: .venv-docs/ready  ## the site, in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict
 
-dist: .venv/ready  ## what is published: sdist and wheel, and the runtime's wheel, in build/dist
+dist: .venv/ready  ## what is published: sdist and wheel, in build/dist
 	rm -rf build/dist
 	$(DEV)/python -m hatchling build -d build/dist
-	cd packaging/runtime && $(CURDIR)/$(DEV)/python -m hatchling build -t wheel -d $(CURDIR)/build/dist
 
 $(DEMO_VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(DEMO_VENV)

@@ -37,10 +37,10 @@ class PrefixCaches:
 
     def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:
         with self._lock:
-            same = [common_prefix(one.full.tokens, prompt) for one in self._idle]
+            same = [common_prefix(one.tokens.full, prompt) for one in self._idle]
             fitting = [
                 index
                 for index, one in enumerate(self._idle)
-                if (one.recycler is not None) == with_module and same[index] >= WORTH * len(one.full.tokens)
+                if (one.recycler is not None) == with_module and same[index] >= WORTH * len(one.tokens.full)
             ]
             return self._idle.pop(max(fitting, key=lambda index: same[index])) if fitting else None

@@ -10,7 +10,7 @@ import pytest
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export, quantize_bundle
 from recycle_onnx.files import read_json, write_json
-from tests.cli.command import assert_refused, names, run
+from tests.helpers.command import assert_refused, names, run
 
 
 def test_every_verb_takes_a_standard_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import recycle_onnx
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.trial import is_small_and_plain
-from tests import endless_loop
+from tests.helpers import endless_loop
 from tests.serve.conftest import NAME, Running, serving, wait_until
 from tests.serve.test_refusals import CHAT, post
 
@@ -123,8 +123,7 @@ def breaks() -> Iterator[Any]:
 
 
 def test_whatever_ends_a_worker_is_told(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    opener: Callable[[], Any] = breaks
-    monkeypatch.setattr(server.uvicorn.service.engine, "opener", lambda order: opener)
+    monkeypatch.setattr(server.uvicorn.service.workers, "generate", lambda order: breaks())
     status, answer = post(server, "/v1/completions", b'{"prompt": "the cat"}')
     assert status == 500
     assert answer["error"]["code"] == "internal_error"
