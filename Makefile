@@ -53,8 +53,8 @@ $(DEMO_FILES)/smollm2/recycle.json: $(BASE) $(wildcard $(SMOLLM2)/*.json $(SMOLL
 $(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stories/recycler/*) $(PACKAGE) | $(DEMO_VENV)/ready
 	$(DEMO)/recycle-onnx export samples/stories $(@D) --force
 
-test: .venv/ready  ## the suite without torch
-	$(DEV)/python -m pytest -m "not reference and not peers"
+test: .venv/ready  ## the suite without torch, and its ten slowest tests
+	$(DEV)/python -m pytest -m "not reference and not peers" --durations=10
 
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference

@@ -16,8 +16,8 @@ from onnx import TensorProto, helper
 from recycle_onnx.bundle import describe_files
 from recycle_onnx.doctor import assignment
 from recycle_onnx.files import read_json, write_json
-from tests.cli.command import assert_refused, run
 from tests.doctor.conftest import _quick
+from tests.helpers.command import assert_refused, run
 
 __all__ = ["_quick"]
 pytestmark = pytest.mark.usefixtures("_quick")

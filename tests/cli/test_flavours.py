@@ -10,8 +10,8 @@ import pytest
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export, quantize_bundle
 from recycle_onnx.files import read_json, write_json
-from tests.cli.command import assert_refused, names, run
-from tests.skips import needs_standard
+from tests.helpers.command import assert_refused, names, run
+from tests.helpers.skips import needs_standard
 
 
 @needs_standard

@@ -13,7 +13,7 @@ from recycle_onnx.doctor import assignment, providers
 from recycle_onnx.doctor.assignment import Assignment
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.ort.sessions import session_options
-from tests.skips import needs_standard
+from tests.helpers.skips import needs_standard
 
 
 @pytest.fixture

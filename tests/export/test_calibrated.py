@@ -23,7 +23,7 @@ from recycle_onnx.export.calibrated.gptq import quantize_by_moments
 from recycle_onnx.export.calibrated.segments import cut
 from recycle_onnx.export.fidelity import Fidelity, check_quality, warning
 from recycle_onnx.export.lazy import load_lazily
-from tests.cli.command import assert_refused, names, run
+from tests.helpers.command import assert_refused, names, run
 
 CALIBRATED = Quantization(method="calibrated")
 

@@ -24,11 +24,11 @@ from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bu
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
-from tests import tiny
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
+from tests.helpers.x86 import x86
 from tests.reference.families import CASES, GROUPED, SIZES, reference, write, write_with_module
 from tests.reference.models import torch_model
-from tests.x86 import x86
 
 TOLERANCE = 1e-4
 LENGTH = 40
