@@ -164,7 +164,7 @@ class Session:
 
     def _load(self, path: str) -> None:
         overflow = self.conversation.overflow  # what was asked for on the command line
-        self.conversation = self.conversation.model.load_conversation(_file(path, "/load"))
+        self.conversation = self.conversation.load(self.conversation.model, _file(path, "/load"))
         self.conversation.overflow = overflow
         self._system = [message for message in self.conversation.messages if message["role"] == "system"]
         self._last = None
