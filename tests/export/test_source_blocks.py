@@ -13,14 +13,14 @@ from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.export import Quantization, export
 from recycle_onnx.export.block_quantizer import unpack
 from recycle_onnx.export.source_blocks import Kept, meant, parts_of, with_source
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 gguf = pytest.importorskip("gguf")
 from recycle_onnx.checkpoint.sources import folder_of  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.integers import LAYOUTS, read_integers  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile  # noqa: E402
-from tests.gguf_writer import write_gguf  # noqa: E402
+from tests.helpers.gguf_writer import write_gguf  # noqa: E402
 
 CONFIG = tiny.tiny_config(hidden_size=64, intermediate_size=96, num_heads=4, num_kv_heads=2, head_dim=16)
 DOWN, TABLE = "blk.1.ffn_down.weight", "token_embd.weight"
