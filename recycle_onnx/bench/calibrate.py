@@ -43,7 +43,7 @@ def calibrate(
     for index in range(ROUNDS):
         report(index, total, "timing steps")
         timer.round()
-    acceptance = {}
+    acceptance: dict[str, list[float]] = {}
     for count, source in enumerate(sources):
         tallies = []
         for text in texts:

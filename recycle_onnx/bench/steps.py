@@ -25,7 +25,9 @@ class StepTimer:
         token = prompt[-1]
         self._cycles: list[dict[str, Callable[[], object]]] = []
         for count in range(1, MOST_TOKENS + 1):
-            cycle = {f"full_{count}": partial(decoder.full_step, [token] * count, keep=count)}
+            cycle: dict[str, Callable[[], object]] = {
+                f"full_{count}": partial(decoder.full_step, [token] * count, keep=count)
+            }
             if decoder.recycler is not None and count <= 2:
                 cycle[f"recycle_{count}"] = partial(decoder.recycle_step, [token] * count)
             self._cycles.append(cycle)

@@ -15,15 +15,15 @@ Ended = Literal["budget", "plateau", "interrupted"]
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16"]
 LONGEST_CHAIN = 8
-COUNT = Number(least=1, whole=True)
-BUDGET = Number(least=0, above=True, whole=True, optional=True)
-POSITIVE = Number(least=0, above=True)
-WEIGHT = Number(least=0, infinite=True)
 PEAKS: dict[Optimizer, float] = {"adamw": 1e-3, "muon": 3e-2}
 """Peak learning rates for a hidden size of 256; they fall with the root of the size, as the weights themselves do.
 
 Muon's was measured: SmolLM2-135M's module (576) learnt fastest at 2e-2, of 1e-2, 2e-2 and 5e-2.
 """
+COUNT = Number(least=1, whole=True)
+BUDGET = Number(least=0, above=True, whole=True, optional=True)
+POSITIVE = Number(least=0, above=True)
+WEIGHT = Number(least=0, infinite=True)
 OWN_TOKENS = 1_000_000
 """What a base writes where no text is at hand: on two cores half an hour for 135 million parameters."""
 
@@ -98,7 +98,7 @@ class TrainingOptions:
         return self.optimizer or ("adamw" if self.joint else "muon")
 
     def peak(self, hidden_size: int) -> float:
-        """The highest learning rate: the one that was asked for, or the optimizer's for this hidden size."""
+        """Return the highest learning rate: the one asked for, or the optimizer's for this hidden size."""
         return self.learning_rate or PEAKS[self.chosen_optimizer] * math.sqrt(256 / hidden_size)
 
     def windows_of_budget(self) -> int | None:

@@ -57,7 +57,8 @@ class StepStates:
 
     def last(self) -> States:
         """Give the latest step's last row [state_size], on the host."""
-        return self.on_host()[self._rows - 1]
+        row: States = self.on_host()[self._rows - 1]
+        return row
 
     def on_device(self, rows: int) -> Buffer | None:
         """The latest step's states where they are on a device, and so many."""
