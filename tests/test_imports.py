@@ -10,7 +10,10 @@ from pathlib import Path
 
 import grimp
 
-HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export")
+HEAVY = (
+    "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export",
+    "click", "rich", "jinja2", "recycle_onnx.cli",
+)  # fmt: skip
 
 
 def test_running_a_bundle_imports_no_exporter_and_no_torch(sample_bundle: Path) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import Any, Literal
+from typing import Literal
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.config import GREEDY
@@ -119,10 +119,10 @@ class Acceptance:
     tokens_per_full_run: float
 
 
-def described(found: Mapping[str, Any]) -> str:
-    """Say in words what an acceptance, as plain values, was counted in."""
-    how = f"sampled at {found['temperature']:g}" if found["temperature"] else "greedy"
-    return f"{NAMES[found['text']]}, {how}"
+def described(measured: Acceptance) -> str:
+    """Say in words what an acceptance was counted in."""
+    how = f"sampled at {measured.temperature:g}" if measured.temperature else "greedy"
+    return f"{NAMES[measured.text]}, {how}"
 
 
 def acceptance(

@@ -36,11 +36,6 @@ class ConversationModel(Protocol):
     tokenizer: Tokenizer
     generation_config: GenerationConfig
 
-    @property
-    def strategies(self) -> tuple[str, ...]:
-        """Strategies that it can run."""
-        ...
-
     def decoder(self, strategy: str) -> Decoder:
         """Make caches for one text."""
         ...

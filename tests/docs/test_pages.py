@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.cli.app import VERBS
+from recycle_onnx.runtime.config import GenerationConfig
 
 ROOT = Path(__file__).parents[2]
 FORGE = "https://github.com/recycle-onnx/recycle-onnx/"
@@ -84,6 +86,13 @@ def test_the_readme_has_the_commands_of_a_clone() -> None:
 def test_every_command_is_listed() -> None:
     listed = re.findall(r"^\| `([a-z]+) ", read("docs/commands.md"), re.MULTILINE)
     assert set(listed) == set(VERBS)
+
+
+def test_the_table_of_settings_is_made_from_their_declarations() -> None:
+    render = runpy.run_path(str(ROOT / "docs" / "make_settings.py"))["render"]
+    assert read("docs/generation.md") == render(read("docs/generation.md")), "run docs/make_settings.py"
+    for name in GenerationConfig.__dataclass_fields__:
+        assert re.search(rf"^\| `{name}` \|", read("docs/generation.md"), re.MULTILINE), name
 
 
 def test_every_extra_is_listed() -> None:

@@ -9,39 +9,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.decoding.auto import LONGEST, AutoProposer
+from recycle_onnx.runtime.decoding.auto import AutoProposer
 from recycle_onnx.runtime.decoding.calibration import Calibration
 from recycle_onnx.runtime.decoding.decoder import Decoder, Watch, nobody
 from recycle_onnx.runtime.decoding.half import STEP_ROWS, Floats
 from recycle_onnx.runtime.decoding.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
-from recycle_onnx.runtime.ranges import check
+from recycle_onnx.runtime.settings import check_plan
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
 NEEDING_MODULE = ("alternate", "verify")
 """Those that cannot do without the module; `auto` can."""
 LONGEST_CHAIN = STEP_ROWS - 1
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
-
-
-def check_plan(strategy: str | None, chain: object, min_confidence: object) -> None:
-    """Let settings pass that go together; of a `strategy` that is not chosen yet (None) all that one of them knows.
-
-    Raises:
-        InputError: of another kind, out of range, or for another strategy.
-    """
-    if strategy is not None and strategy not in NAMES:
-        raise InputError(f"strategy {strategy!r} is not known; expected one of: {', '.join(NAMES)}")
-    if chain is not None:
-        if strategy is not None and strategy not in DEFAULT_CHAIN:
-            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {', '.join(DEFAULT_CHAIN)}")
-        longest = LONGEST if strategy == "auto" else LONGEST_CHAIN
-        fits = f"1 to {longest}" if strategy is None else f"1 to {longest} for strategy {strategy!r}"
-        check("chain", chain, lambda n: 1 <= n <= longest, fits, whole=True)
-    check("min_confidence", min_confidence, lambda x: 0 <= x < 1, "0 (always propose) or more, and less than 1")
-    if min_confidence and strategy not in (None, "auto", "verify"):
-        raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The two ways to ask and be answered: messages, and text to continue."""
+"""The two forms of answers, as messages and as continued text: a generation whole, or in chunks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from recycle_onnx.runtime.generation import Token
 from recycle_onnx.serve import answers
-from recycle_onnx.serve.token_text import TokenText
+from recycle_onnx.serve.token_decoder import TokenDecoder
 from recycle_onnx.serve.worker import Step
 
 LOWEST_LOGPROB = -9999.0
@@ -37,7 +37,7 @@ class Label:
         }
 
 
-class Dialect(Protocol):
+class AnswerFormat(Protocol):
     """Writes a generation down, whole or in chunks."""
 
     def opening(self) -> list[answers.Answer]:
@@ -57,11 +57,11 @@ class Dialect(Protocol):
 
 
 @dataclass
-class Chat:
+class ChatFormat:
     """An answer to messages."""
 
     label: Label
-    names: TokenText
+    decoder: TokenDecoder
     logprobs: bool
 
     def opening(self) -> list[answers.Answer]:
@@ -106,15 +106,15 @@ class Chat:
         return [answers.TokenText(**self._token(id_, logprob)) for id_, logprob in token.top_logprobs or ()]
 
     def _token(self, id_: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": self.names.text(id_), "logprob": finite(logprob), "bytes": self.names.bytes(id_)}
+        return {"token": self.decoder.text(id_), "logprob": finite(logprob), "bytes": self.decoder.bytes(id_)}
 
 
 @dataclass
-class Text:
+class TextFormat:
     """A text that goes on."""
 
     label: Label
-    names: TokenText
+    decoder: TokenDecoder
     logprobs: bool
     _written: int = 0
 
@@ -153,7 +153,7 @@ class Text:
             offsets.append(self._written)
             self._written += len(token.text)
         return answers.TextLogprobs(
-            tokens=[self.names.text(token.id) for token in tokens],
+            tokens=[self.decoder.text(token.id) for token in tokens],
             token_logprobs=[finite(token.logprob) for token in tokens],
             top_logprobs=[self._by_text(token) for token in tokens],
             text_offset=offsets,
@@ -163,7 +163,7 @@ class Text:
         """The likeliest tokens; where several have the same text, such as parts of characters, the best of them."""
         best: dict[str, float] = {}
         for id_, logprob in token.top_logprobs or ():
-            best.setdefault(self.names.text(id_), finite(logprob))
+            best.setdefault(self.decoder.text(id_), finite(logprob))
         return best
 
 

@@ -7,8 +7,8 @@ from tokenizers import Tokenizer
 INCOMPLETE = "\ufffd"
 
 
-class TokenText:
-    """Text of token ids as they stand inside a text."""
+class TokenDecoder:
+    """The text of single token ids, as they stand inside a text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
