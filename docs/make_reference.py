@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 import textwrap
+from ast import literal_eval
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeGuard
 
 import griffe
-from griffe import Class, DocstringSectionKind, Function, ParameterKind
+from griffe import Class, DocstringSectionKind, ExprCall, Function, ParameterKind
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "reference.md"
@@ -52,6 +54,8 @@ CHAPTERS = {
 """The objects of each chapter, by their path in the package."""
 RECEIVED = ("RecycleModel", "Generation", "Module")
 """Classes whose objects an application is given: how they are made is ours."""
+SETTING = "setting"
+"""What declares a field with its default, kind and help: recycle_onnx/declaration.py."""
 MARKS = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
 
 
@@ -79,6 +83,7 @@ def _object(thing: Class | Function, home: str) -> Iterator[str]:
     elif thing.name not in RECEIVED and not thing.name.endswith("Error"):
         yield _signature(thing.members.get("__init__", thing), thing.name)
     yield from _text(thing)
+    yield from _settings(thing)
     if thing.is_function:
         return
     if fields := [field for field in thing.attributes.values() if _shown(field.name) and field.docstring]:
@@ -89,6 +94,18 @@ def _object(thing: Class | Function, home: str) -> Iterator[str]:
             yield f"#### `{thing.name}.{method.name}`\n"
             yield _signature(method)
             yield from _text(method)
+
+
+def _settings(thing: Class | Function) -> Iterator[str]:
+    """The settings that a class declares, each with its help."""
+    declared = {one.name: one.default for one in thing.parameters if _is_setting(one.default)}
+    yield from (_item(f"**{name}**", literal_eval(str(call.arguments[2]))) for name, call in declared.items())
+    if declared:
+        yield ""
+
+
+def _is_setting(default: object) -> TypeGuard[ExprCall]:
+    return isinstance(default, ExprCall) and str(default.function) == SETTING
 
 
 def _shown(name: str) -> bool:
@@ -103,7 +120,8 @@ def _signature(thing: Class | Function, name: str | None = None) -> str:
         if parameter.kind is ParameterKind.keyword_only and not starred:
             given.append("*")
         starred = starred or parameter.kind in (ParameterKind.keyword_only, ParameterKind.var_positional)
-        default = "" if parameter.default is None or parameter.kind in MARKS else f" = {parameter.default}"
+        value = parameter.default.arguments[0] if _is_setting(parameter.default) else parameter.default
+        default = "" if value is None or parameter.kind in MARKS else f" = {value}"
         given.append(f"{MARKS.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}{default}")
     result = "" if name or thing.is_class else f" -> {thing.returns}"
     line = f"{name or thing.name}({', '.join(given)}){result}"

@@ -1,4 +1,7 @@
-"""Many prompts from JSON lines: read and checked, answered by several workers, written in their order."""
+"""Many prompts from JSON lines: read and checked, answered by several workers, written in their order.
+
+A line can only fail itself: what is wrong with it becomes its answer, and all others are answered.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +11,23 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from contextlib import suppress
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from recycle_onnx.errors import InputError, RecycleError, TextError
+from recycle_onnx.kinds import Biases
 from recycle_onnx.runtime.chat_template import check_message
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.settings import SETTINGS
 from recycle_onnx.runtime.structured import Constraint, Grammar, JsonSchema, Regex
 from recycle_onnx.untrusted import parse_json
 
 Id = str | int
-SETTINGS = tuple(f.name for f in fields(GenerationConfig) if f.name not in ("processors", "constraint"))
 CONSTRAINTS: dict[str, Callable[[Any], Constraint]] = {"json_schema": JsonSchema, "regex": Regex, "grammar": Grammar}
 FIELDS = ("prompt", "messages", "id", *SETTINGS, *CONSTRAINTS)
 AHEAD = 4
@@ -31,11 +36,15 @@ AHEAD = 4
 
 @dataclass(frozen=True)
 class Request:
-    """One line: a prompt, or messages of which the last is the user's; and settings of its own."""
+    """One line: a prompt, or messages of which the last is the user's; and settings of its own.
+
+    `error` says why a line cannot be answered; it then has neither prompt nor settings.
+    """
 
     id: Id
     prompt: str | list[dict[str, Any]]
     settings: dict[str, Any]
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,20 +84,17 @@ class Worker:
         self.model, self.config = model, config or model.generation_config
 
     def check(self, requests: Sequence[Request]) -> None:
-        """Refuse settings that make no sense, and messages where jinja2 is missing, before anything starts.
+        """Refuse what is no fault of a single line, before anything starts.
 
         Raises:
-            InputError: the line names the request's id.
+            InputError: the worker's own settings do not suit the model.
+            ModuleNotFoundError: there are messages and no jinja2, or constraints and no llguidance.
         """
-        checked = set()
-        for request in requests:
-            key = repr(sorted(request.settings.items()))
-            if key not in checked:
-                try:
-                    self.model.stream([0], self._config(request))
-                except InputError as error:
-                    raise InputError(f"request {request.id!r}: {error}" if request.settings else str(error)) from error
-            checked.add(key)
+        self.model.stream([0], self.config)
+        constrained = next((request for request in requests if "constraint" in request.settings), None)
+        if constrained:
+            with suppress(InputError):
+                self.model.stream([0], self._config(constrained))
         if any(not isinstance(request.prompt, str) for request in requests):
             self.model.conversation()
 
@@ -99,6 +105,8 @@ class Worker:
             RecycleError: it is not the prompt that is wrong, so that another try may succeed.
             OSError, MemoryError: likewise.
         """
+        if request.error is not None:
+            return Answer(request.id, None, request.error)
         try:
             generation = self._start(request)
             for _ in generation:
@@ -123,39 +131,48 @@ class Worker:
 
 
 def read_requests(path: Path) -> list[Request]:
-    """All requests of a file, in order. A request without an `id` has its line's number.
+    """Read all requests of a file, in order. One without an `id` has its line's number.
 
     Raises:
-        InputError: missing, not UTF-8, no requests, or a line that is none (or has the id of another); it is named.
+        InputError: the file cannot be read, or has no line that can be answered; that names the first line's fault.
     """
     try:
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
     requests: list[Request] = []
-    known: dict[Id, int] = {}
+    line_of: dict[Id, int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
-        try:
-            request = parse_request(line, number)
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
-        if request.id in known:
-            raise InputError(f"{path}, line {number}: id {request.id!r} is that of line {known[request.id]} too")
-        known[request.id] = number
+        request = parse_request(line, number)
+        first = line_of.setdefault(request.id, number)
+        if first != number and request.error is None:
+            request = Request(request.id, "", {}, f"id {request.id!r} is that of line {first} too")
         requests.append(request)
     if not requests:
         raise InputError(f'{path}: no requests; expected lines like {{"prompt": "Once upon a time"}}')
+    if all(request.error is not None for request in requests):
+        raise InputError(f"{path}: no line can be answered; the first one: {requests[0].error}")
     return requests
 
 
 def parse_request(line: bytes | str, number: int) -> Request:
-    """A line of JSON: `prompt` or `messages`, perhaps an `id`, and settings by the names of `GenerationConfig`.
+    """Read a line of JSON: `prompt` or `messages`, perhaps an `id`, and settings by the names of `GenerationConfig`.
 
-    Raises:
-        InputError: it is anything else.
+    What is wrong with the line is in the request's `error`.
     """
+    identity: Id = number
+    try:
+        fields = _parse_object(line)
+        identity = _identity(fields, number)
+        _check_names(fields)
+        return Request(identity, _prompt(fields), _settings(fields))
+    except InputError as error:
+        return Request(identity, "", {}, str(error))
+
+
+def _parse_object(line: bytes | str) -> dict[str, Any]:
     try:
         raw = json.loads(line)
         json.dumps(raw, ensure_ascii=False).encode()  # JSON may escape halves of characters
@@ -163,6 +180,17 @@ def parse_request(line: bytes | str, number: int) -> Request:
         raise InputError(f"not JSON ({error})") from error
     if not isinstance(raw, dict):
         raise InputError(f"expected a JSON object, found {type(raw).__name__}")
+    return raw
+
+
+def _identity(raw: dict[str, Any], number: int) -> Id:
+    identity = raw.get("id", number)
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
+        raise InputError(f"id is {identity!r}; expected a string or a whole number")
+    return identity
+
+
+def _check_names(raw: dict[str, Any]) -> None:
     for name in raw:
         if name not in FIELDS:
             near = get_close_matches(name, FIELDS, n=1)
@@ -170,10 +198,6 @@ def parse_request(line: bytes | str, number: int) -> Request:
             raise InputError(f"field {name!r} is not known; {hint}")
     if ("prompt" in raw) == ("messages" in raw):
         raise InputError("expected either a prompt or messages")
-    identity = raw.get("id", number)
-    if not isinstance(identity, str | int) or isinstance(identity, bool):
-        raise InputError(f"id is {identity!r}; expected a string or a whole number")
-    return Request(identity, _prompt(raw), _settings(raw))
 
 
 def _prompt(raw: dict[str, Any]) -> str | list[dict[str, Any]]:
@@ -198,8 +222,9 @@ def _settings(raw: dict[str, Any]) -> dict[str, Any]:
     try:
         for name in asked:
             settings["constraint"] = CONSTRAINTS[name](raw[name])
-        if "logit_bias" in settings:  # JSON has no objects with numbers for names
-            settings["logit_bias"] = {int(token): bias for token, bias in settings["logit_bias"].items()}
+        for name in settings.keys() & SETTINGS.keys():
+            if isinstance(kind := SETTINGS[name].kind, Biases):
+                settings[name] = kind.from_json(name, settings[name])
         GenerationConfig(**settings)
     except InputError:
         raise

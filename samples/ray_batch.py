@@ -28,7 +28,7 @@ class RayWorker:
 
 if __name__ == "__main__":
     bundle, prompts, output = sys.argv[1:4]
-    read_requests(Path(prompts))  # what makes no sense is refused before anything starts
+    read_requests(Path(prompts))  # a file that is no such file is refused before anything starts
     lines = enumerate(Path(prompts).read_text(encoding="utf-8").split("\n"), start=1)
     requests = [{"line": line, "number": number} for number, line in lines if line.strip()]
     rows = ray.data.from_items(requests, override_num_blocks=2 * WORKERS)

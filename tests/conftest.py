@@ -11,7 +11,10 @@ import pytest
 import recycle_onnx
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
+from recycle_onnx.runtime.ort.providers import why_too_old
+from tests.helpers import tiny
+from tests.helpers.cpu_time import CpuTime
+from tests.helpers.full_texts import FullTexts
 
 SAMPLE = Path(__file__).parents[1] / "samples" / "stories"
 
@@ -23,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--half-precision", choices=("fp16", "int8", "int4"), help="Activations and caches in float16, for GPUs."
     )
     group.addoption("--recycler-provider", help="The module's, and no other combination.")
+    parser.addoption("--cpu-time", type=int, metavar="N", help="Tell CPU seconds: of all tests, and of the N largest.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--cpu-time") is not None:
+        config.pluginmanager.register(CpuTime(config.getoption("--cpu-time")))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -54,6 +63,8 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def standard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample with operators of ONNX only."""
+    if reason := why_too_old("standard"):
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("standard") / "bundle"
     export(SAMPLE, folder, flavour="standard")
     return folder
@@ -62,3 +73,8 @@ def standard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sample_model(sample_bundle: Path) -> RecycleModel:
     return recycle_onnx.load(sample_bundle)
+
+
+@pytest.fixture(scope="session")
+def full_texts(sample_model: RecycleModel) -> FullTexts:
+    return FullTexts(sample_model)

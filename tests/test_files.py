@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.files import new_folder
-from tests.cli.command import names
+from tests.helpers.command import names
 
 # looks from a process of its own: in a thread it would see only the moments when this one lets it run
 WATCH = """

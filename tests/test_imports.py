@@ -5,9 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-HEAVY = ("torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export")
+import grimp
+
+HEAVY = (
+    "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export",
+    "click", "rich", "jinja2", "recycle_onnx.cli",
+)  # fmt: skip
 
 
 def test_running_a_bundle_imports_no_exporter_and_no_torch(sample_bundle: Path) -> None:
@@ -51,3 +57,11 @@ def test_telemetry_is_off_before_onnxruntime_is_imported() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert out.stdout.strip() == "1"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    """Imports for types alone, and those within a function, count too: what they mean is the same."""
+    graph = grimp.build_graph("recycle_onnx", cache_dir=None, exclude_type_checking_imports=False)
+    imports = {module: graph.find_modules_directly_imported_by(module) for module in graph.modules}
+    assert "recycle_onnx.runtime.generation" in imports["recycle_onnx.runtime.conversation"]
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle

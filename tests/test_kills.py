@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ import pytest
 import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import Checkpoint
-from tests.cli.command import names
+from tests.helpers import kills
+from tests.helpers.command import names
 
 MOMENTS = int(os.environ.get("RECYCLE_ONNX_KILLS", "0"))
 FEW = {"export": 6, "quantize": 6, "batch": 6, "save": 6, "prepack": 6, "calibrate": 3, "train": 2}
@@ -38,11 +38,8 @@ class Place:
 
     folder: Path
 
-    def run(self, last: float, *arguments: object) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tests.kills", self.folder, last, *arguments]
-        environment = {**os.environ, "RECYCLE_ONNX_CACHE": str(self.folder / "cache")}
-        root = Path(__file__).parents[1]
-        return subprocess.run(list(map(str, command)), cwd=root, env=environment, capture_output=True, text=True)
+    def run(self, last: float, *arguments: object) -> kills.Ended:
+        return kills.run(self.folder, last, *arguments)
 
     def hidden(self) -> list[Path]:
         return [path for path in self.folder.rglob(".*") if path.name.startswith(".")]
@@ -50,12 +47,13 @@ class Place:
 
 @pytest.fixture
 def place(tmp_path: Path, tiny_checkpoint: Path, tiny_bundle: Path) -> Place:
-    shutil.copytree(tiny_checkpoint, tmp_path / "model")
-    shutil.copytree(tiny_bundle, tmp_path / "bundle")
+    folder = tmp_path / "place"
+    shutil.copytree(tiny_checkpoint, folder / "model")
+    shutil.copytree(tiny_bundle, folder / "bundle")
     lines = [json.dumps({"prompt": f"the cat {number}"}) for number in range(LINES)]
-    (tmp_path / "prompts.jsonl").write_text("\n".join(lines))
-    (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 40)
-    return Place(tmp_path)
+    (folder / "prompts.jsonl").write_text("\n".join(lines))
+    (folder / "text.txt").write_text("the cat sat on the mat and the dog sat on the log\n" * 40)
+    return Place(folder)
 
 
 def check_bundle(path: Path) -> None:
@@ -117,18 +115,18 @@ def test_a_kill_at_any_moment_leaves_the_old_or_the_new(verb: str, place: Place)
     template, target, check = VERBS[verb]
     command = [str(word).format(place.folder) for word in template]
     undisturbed = place.run(0, *command)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    looks, seconds = int(undisturbed.stdout.split()[-2]), float(undisturbed.stdout.split()[-1])
+    assert undisturbed.returncode == 0, undisturbed.output
+    looks, seconds = int(undisturbed.output.split()[-2]), float(undisturbed.output.split()[-1])
     expected = names(place.folder)
     begin_again(verb, place.folder)
     for moment in moments(MOMENTS or FEW[verb], looks, seconds):
         killed = place.run(moment, *command)
-        assert killed.returncode in (-signal.SIGKILL, -signal.SIGALRM, 0), killed.stderr
+        assert killed.returncode in (-signal.SIGKILL, -signal.SIGALRM, 0), killed.output
         check(place.folder / target)
         if killed.returncode == 0:
             begin_again(verb, place.folder)
     again = place.run(0, *command)
-    assert again.returncode == 0, again.stderr
+    assert again.returncode == 0, again.output
     check(place.folder / target)
     assert names(place.folder) == expected
     assert place.hidden() == []

@@ -17,9 +17,9 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.script import Script
 from recycle_onnx.stop_ids import known_ends, stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
-from tests import tiny
-from tests.cli.command import run
-from tests.gguf_writer import write_gguf
+from tests.helpers import tiny
+from tests.helpers.command import run
+from tests.helpers.gguf_writer import write_gguf
 
 TURN, OTHER, REPOSITORY = "<turn-is-over>", "<stop>", "<reponame>"
 TEMPLATE = (

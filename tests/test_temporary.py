@@ -15,8 +15,8 @@ import pytest
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_bytes
 from recycle_onnx.temporary import sweep, temporary_file, temporary_folder
-from tests import tiny
-from tests.cli.command import names
+from tests.helpers import tiny
+from tests.helpers.command import names
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has locks of its own, and no umask")
 MAKE = """

@@ -11,7 +11,7 @@ import recycle_onnx
 from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.export import export
 from recycle_onnx.tokenizer import load_tokenizer
-from tests import tiny
+from tests.helpers import tiny
 
 LONG = "the cat sat on the mat, the dog ran to the pen"
 

@@ -14,8 +14,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import copy_tree, printable
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 pytestmark = [pytest.mark.skipif(os.name == "nt", reason="Windows has no such files"), pytest.mark.timeout(120)]
 

@@ -9,7 +9,7 @@ import sys
 from worker import serve
 
 import recycle_onnx
-from recycle_onnx.bench.forced import ForcedProposer, Script
+from recycle_onnx.bench.forced import forced
 from recycle_onnx.evaluation.alternating import verdict
 from recycle_onnx.evaluation.scoring import score as both_halves
 
@@ -18,14 +18,11 @@ model = recycle_onnx.load(sys.argv[1], threads=int(sys.argv[2]))
 
 def generate(prompt, new_tokens, strategy, stop=(), chain=0, rate=0.0, seed=0):
     settings = {"strategy": strategy, "max_new_tokens": new_tokens, "stop_ids": tuple(stop), "temperature": 0.0}
-    generation = model.stream(prompt, **settings)
     if chain:
-        generation.sampling = script = Script()
-        generation.proposer = ForcedProposer(generation.decoder, script, chain, rate, seed)
-    for _ in generation:
-        pass
-    stats = generation.result.stats
-    return {"tokens": generation.result.tokens, "tokens_per_second": stats.tokens_per_second}
+        result = forced(model, model.prompt_ids(prompt), chain, rate, new_tokens, seed)
+    else:
+        result = model.generate(prompt, **settings)
+    return {"tokens": result.tokens, "tokens_per_second": result.stats.tokens_per_second}
 
 
 def score(ids):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
-from recycle_onnx.evaluation.acceptance import Watched, rates
+from recycle_onnx.evaluation.acceptance import continued, rates
 from recycle_onnx.evaluation.openings import own_text, own_texts
-from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.calibration import Calibration
-from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.model import RecycleModel
 
 ROUNDS = 20
@@ -38,31 +37,18 @@ def calibrate(
     if not 2 <= context <= room:
         raise InputError(f"context is {context}; expected 2 to {room}")
     texts = list(prompts) or own_texts(model)
-    sources = ("module", "lookup") if model.module_trained else ("lookup",)
+    sources: tuple[Literal["module", "lookup"], ...] = ("module", "lookup") if model.module_trained else ("lookup",)
     total = ROUNDS + len(texts) * len(sources)
     timer = StepTimer(model, own_text(model, context))
     for index in range(ROUNDS):
         report(index, total, "timing steps")
         timer.round()
-    acceptance = {}
+    acceptance: dict[str, list[float]] = {}
     for count, source in enumerate(sources):
-        runs = [_watch(model, text, source, new_tokens, report, ROUNDS + count * len(texts), total) for text in texts]
-        acceptance[source] = runs
+        tallies = []
+        for text in texts:
+            report(ROUNDS + count * len(texts), total, f"counting what the {source} gets right")
+            tallies.append(continued(model, text, source, chain=LONGEST, new_tokens=new_tokens).tally)
+        acceptance[source] = rates(tallies)
     report(total, total, "done")
-    return Calibration.of_this_machine(timer.medians(), {name: rates(runs) for name, runs in acceptance.items()})
-
-
-def _watch(
-    model: RecycleModel, text: list[int], source: str, new_tokens: int, report: Report, done: int, total: int
-) -> Watched:
-    report(done, total, f"counting what the {source} gets right")
-    generation = model.stream(
-        text, GREEDY, strategy="verify" if source == "module" else "lookup", max_new_tokens=new_tokens
-    )
-    inner: Proposer = LookupProposer(text, generation.sampling, LONGEST)
-    if source == "module":
-        inner = ModuleProposer(generation.decoder, generation.sampling, LONGEST, 0.0)
-    generation.proposer = watched = Watched(inner, LONGEST)
-    for _ in generation:
-        pass
-    return watched
+    return Calibration.of_this_machine(timer.medians(), acceptance)

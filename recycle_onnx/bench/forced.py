@@ -7,7 +7,11 @@ from numpy.typing import NDArray
 
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
+from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.sampling import Sampling
+from recycle_onnx.runtime.decoding.strategies import Plan
+from recycle_onnx.runtime.generation import Generation, Result
+from recycle_onnx.runtime.model import RecycleModel
 
 
 class Script(Sampling):
@@ -34,3 +38,14 @@ class ForcedProposer:
         proposals = self.module.propose(kept, position, room)
         right = self._generator.random(len(proposals)) < self.rate
         return [token if hit else 0 for token, hit in zip(proposals, right, strict=True)]
+
+
+def forced(model: RecycleModel, prompt: list[int], chain: int, rate: float, new_tokens: int, seed: int) -> Result:
+    """Generate the script's text with `verify` and chains so often right; token ids become text as they always do."""
+    decoder, script = model.decoder("verify"), Script()
+    proposer = ForcedProposer(decoder, script, chain, rate, seed)
+    run = Run(decoder, Plan.make("verify", chain, 0.0), prompt, script, new_tokens, proposer=proposer)
+    generation = Generation(run, model.tokenizer, "no")
+    for _ in generation:
+        pass
+    return generation.result

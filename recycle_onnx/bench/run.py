@@ -12,12 +12,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from recycle_onnx.bench import machine, steps
-from recycle_onnx.bench.forced import ForcedProposer, Script
+from recycle_onnx.bench.forced import forced
 from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.openings import own_text
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.generation import Generation, Result
+from recycle_onnx.runtime.generation import Result
 from recycle_onnx.runtime.model import RecycleModel, load
 
 RESAMPLES = 2000
@@ -127,18 +127,9 @@ def _usual(model: RecycleModel, options: Options) -> tuple[str, ...]:
 
 def _generate(model: RecycleModel, prompt: list[int], name: str, options: Options, seed: int) -> Result:
     chain = options.chain if name == "verify" else None
-    generation = model.stream(prompt, GREEDY, strategy=name, chain=chain, max_new_tokens=options.new_tokens)
     if name == "verify" and options.forced_acceptance is not None:
-        _force(generation, options, seed)
-    for _ in generation:
-        pass
-    return generation.result
-
-
-def _force(generation: Generation, options: Options, seed: int) -> None:
-    assert options.forced_acceptance is not None
-    generation.sampling = script = Script()
-    generation.proposer = ForcedProposer(generation.decoder, script, options.chain, options.forced_acceptance, seed)
+        return forced(model, prompt, options.chain, options.forced_acceptance, options.new_tokens, seed)
+    return model.generate(prompt, GREEDY, strategy=name, chain=chain, max_new_tokens=options.new_tokens)
 
 
 def _summary(
@@ -150,7 +141,7 @@ def _summary(
     rate = statistics.median(rates) if rates else None
     tokens_per_run = statistics.median((s.new_tokens - 1) / max(1, s.full_runs - 1) for s in stats)
     ratios = [own / full for own, full in zip(speeds[name], speeds["full"], strict=True)]
-    forced = options.forced_acceptance
+    rate_forced = options.forced_acceptance
     return Measurement(
         strategy=name,
         threads=threads,
@@ -169,7 +160,7 @@ def _summary(
         weights_gb_per_s=weights / (1e-3 * step["full_1"]) / 1e9,
         peak_rss_bytes=machine.peak_rss_bytes(),
         load_s=load_s,
-        label=f"acceptance forced to {forced}" if forced is not None and name == "verify" else None,
+        label=f"acceptance forced to {rate_forced}" if rate_forced is not None and name == "verify" else None,
         providers=model.providers,
     )
 

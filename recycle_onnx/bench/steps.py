@@ -23,26 +23,28 @@ class StepTimer:
         self._decoder = decoder = model.decoder("auto")
         decoder.prefill(prompt)
         token = prompt[-1]
-        self._kinds: dict[str, Callable[[], object]] = {}
+        self._cycles: list[dict[str, Callable[[], object]]] = []
         for count in range(1, MOST_TOKENS + 1):
-            self._kinds[f"full_{count}"] = partial(decoder.full_step, [token] * count, keep=count)
+            cycle: dict[str, Callable[[], object]] = {
+                f"full_{count}": partial(decoder.full_step, [token] * count, keep=count)
+            }
             if decoder.recycler is not None and count <= 2:
-                self._kinds[f"recycle_{count}"] = partial(decoder.recycle_step, [token] * count)
+                cycle[f"recycle_{count}"] = partial(decoder.recycle_step, [token] * count)
+            self._cycles.append(cycle)
         if decoder.recycler is not None:
             decoder.start_recycling(token)
-        self.samples: dict[str, list[float]] = {kind: [] for kind in self._kinds}
+        self.samples: dict[str, list[float]] = {}
         self.round()
-        self.samples = {kind: [] for kind in self._kinds}
+        self.samples = {}
 
     def round(self) -> None:
         """Run every kind of step once."""
-        for kind, step in self._kinds.items():
-            started = time.perf_counter()
-            step()
-            self.samples[kind].append(1e3 * (time.perf_counter() - started))
-            self._decoder.full.crop(self._length)
-            if self._decoder.recycler is not None:
-                self._decoder.recycler.crop(self._length)
+        for cycle in self._cycles:
+            for kind, step in cycle.items():
+                started = time.perf_counter()
+                step()
+                self.samples.setdefault(kind, []).append(1e3 * (time.perf_counter() - started))
+            self._decoder.keep(self._length)
 
     def medians(self) -> dict[str, float]:
         """Median milliseconds by kind."""

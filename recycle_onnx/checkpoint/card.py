@@ -23,7 +23,7 @@ USE = """\
 The base is not in here. Bring your own copy, in whatever precision: a Hugging Face folder, a GGUF
 file or a hub id.
 
-    pip install 'recycle-onnx[export]'
+    pip install 'recycle-onnx[export,gguf,hub]'
     recycle-onnx attach BASE CHECKPOINT --module FOLDER
     recycle-onnx export CHECKPOINT BUNDLE --precision int8
     recycle-onnx generate BUNDLE "Once upon a time"

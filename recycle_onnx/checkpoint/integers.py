@@ -25,7 +25,7 @@ class Integers(NamedTuple):
     @property
     def block_size(self) -> int:
         """Values that share a scale."""
-        return self.codes.shape[1] // self.scales.shape[1]
+        return int(self.codes.shape[1] // self.scales.shape[1])
 
     def values(self) -> NDArray[np.float32]:
         """The matrix, as whoever reads the file computes with it."""

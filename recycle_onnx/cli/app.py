@@ -16,17 +16,20 @@ import click
 from recycle_onnx import __version__
 from recycle_onnx.cli.report import echo, show_warnings, writable_anyhow
 from recycle_onnx.errors import RecycleError
+from recycle_onnx.extras import extra_of, install_command, is_installed
 
 VERBS = (
     "attach", "create", "train", "publish", "export", "quantize", "mtp", "inspect", "generate", "chat", "batch",
     "serve", "bench", "calibrate", "eval", "doctor",
 )  # fmt: skip
 INTERRUPTED = 130
-EXTRAS = {
-    "torch": "train", "accelerate": "train", "lm_eval": "eval", "matplotlib": "plot", "gguf": "gguf",
-    "starlette": "serve", "uvicorn": "serve", "pydantic": "serve", "prometheus_client": "serve",
+INDENTATION = 6
+"""Columns that click leaves empty before a verb's name and around its description."""
+EXTRA_OF_VERB = {
+    "attach": "export", "create": "export", "train": "train", "publish": "export", "export": "export",
+    "quantize": "export", "mtp": "export", "chat": "chat", "serve": "serve",
 }  # fmt: skip
-"""Which of our extras installs a package; the others are in `export`."""
+"""The extra that a verb needs; `chat` needs it where the model has a chat template, which most have."""
 
 
 class Verbs(click.Group):
@@ -42,6 +45,21 @@ class Verbs(click.Group):
         command = getattr(importlib.import_module(f"recycle_onnx.cli.{name}"), attribute)
         assert isinstance(command, click.Command)
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs; those whose extra is not installed say so."""
+        width = formatter.width - max(map(len, VERBS)) - INDENTATION
+        missing = {extra for extra in EXTRA_OF_VERB.values() if not is_installed(extra)}
+        rows = []
+        for verb in VERBS:
+            help_ = self.get_command(ctx, verb).get_short_help_str(width)
+            extra = EXTRA_OF_VERB.get(verb)
+            rows.append((verb, f"{help_} [extra {extra!r} is not installed]" if extra in missing else help_))
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+        if missing:
+            formatter.write_paragraph()
+            formatter.write_text(f"To install an extra: {install_command('NAME')}")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # --debug may stand behind the verb too, where people add it
@@ -72,7 +90,7 @@ class Verbs(click.Group):
         except Exception as error:
             if ctx.params["debug"]:
                 raise
-            _end(_describe(error), getattr(error, "exit_code", 1))
+            _end(_describe(error, ctx.invoked_subcommand), getattr(error, "exit_code", 1))
 
 
 @contextmanager
@@ -89,10 +107,13 @@ def _termination_as_interruption() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, verb: str | None) -> str:
     if isinstance(error, ModuleNotFoundError):
-        extra = EXTRAS.get(str(error.name).partition(".")[0], "export")
-        return f"needs {error.name}, which is not installed; try: pip install 'recycle-onnx[{extra}]'"
+        package = str(error.name).partition(".")[0]
+        extra = extra_of(package, EXTRA_OF_VERB.get(verb or ""))
+        # without an extra it is a part of the plain install, or of a package that we depend on
+        command = install_command(extra) if extra else "pip install --force-reinstall recycle-onnx"
+        return f"needs {package}, which is not installed; try: {command}"
     if isinstance(error, MemoryError):
         return f"not enough memory ({error})" if str(error) else "not enough memory"
     if isinstance(error, RecycleError | OSError | ImportError):

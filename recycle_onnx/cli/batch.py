@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Replace OUTPUT.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Prompts at a time; they share the model.")
 @options.controls(DEFAULT_NEW_TOKENS)
-@click.option("--logprobs", type=int, help="Write tokens and log-probabilities too, and of so many likeliest tokens.")
+@options.logprobs("Written into each answer, with its tokens.")
 @options.loading
 @click.option("--json", "json_", is_flag=True, help="Print the summary as one JSON object.")
 def batch(
@@ -44,8 +44,9 @@ def batch(
     """Answer many PROMPTS, a file of JSON lines, with the model in BUNDLE.
 
     A line is {"prompt": …} or {"messages": […]}, perhaps with an "id" (otherwise its line's number) and settings of
-    its own, by the names of the options ("max_new_tokens"). Lines that make no sense are refused before anything
-    starts; a prompt that the model cannot take, being too long, gets an "error" in its line, and the exit code is 1.
+    its own, by the names of the options ("max_new_tokens"). A line that cannot be answered gets an "error" in place
+    of a text: it makes no sense, has a setting out of range, or a prompt that is too long. All other lines are
+    answered, and the exit code is then 1. A file without any line that makes sense is refused.
     With several --workers each session has one thread unless --threads says otherwise.
     """
     from recycle_onnx.batch import Finished, Worker, answers, finished, read_requests

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig
     from recycle_onnx.runtime.conversation import Conversation
     from recycle_onnx.runtime.generation import Result
+    from recycle_onnx.runtime.model import RecycleModel
 
 DEFAULT_NEW_TOKENS = 512
 COMMANDS = {
@@ -65,7 +66,7 @@ def chat(bundle: Path, system: str | None, tint: bool, overflow: str, **settings
     lines = Lines.standard()
     console = Console(highlight=False, force_terminal=None if lines.interactive else False)
     options.note_module(model, config)
-    session = Session(conversation, config, View(console, tint))
+    session = Session(model, conversation, config, View(console, tint))
     if lines.interactive:
         echo(f"{bundle}, turns as in template {conversation.template.name!r}; /help lists the commands", err=True)
     _loop(session, lines)
@@ -90,8 +91,8 @@ def _loop(session: Session, lines: Lines) -> None:
 class Session:
     """A conversation, and what the commands change."""
 
-    def __init__(self, conversation: Conversation, config: GenerationConfig, view: View) -> None:
-        self.conversation, self.config, self.view = conversation, config, view
+    def __init__(self, model: RecycleModel, conversation: Conversation, config: GenerationConfig, view: View) -> None:
+        self.model, self.conversation, self.config, self.view = model, conversation, config, view
         self.ended = False
         self._last: Result | None = None
         self._system = [message for message in conversation.messages if message["role"] == "system"]
@@ -133,7 +134,7 @@ class Session:
         self._last = None
 
     def _strategy(self, name: str) -> None:
-        model = self.conversation.model
+        model = self.model
         if name and name not in model.strategies:
             raise InputError(f"strategy {name!r} is not known; expected one of: {', '.join(model.strategies)}")
         if name:
@@ -149,7 +150,7 @@ class Session:
     def _stats(self, _: str) -> None:
         if self._last is None:
             raise InputError("no answer yet; send a message first")
-        stats, context = self._last.stats, self.conversation.model.bundle.manifest.context_length
+        stats, context = self._last.stats, self.model.bundle.manifest.context_length
         used = stats.prompt_tokens + stats.new_tokens
         for line in summary(self._last):
             echo(line, err=True)
@@ -164,7 +165,7 @@ class Session:
 
     def _load(self, path: str) -> None:
         overflow = self.conversation.overflow  # what was asked for on the command line
-        self.conversation = self.conversation.model.load_conversation(_file(path, "/load"))
+        self.conversation = self.model.load_conversation(_file(path, "/load"))
         self.conversation.overflow = overflow
         self._system = [message for message in self.conversation.messages if message["role"] == "system"]
         self._last = None

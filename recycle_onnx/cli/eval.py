@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
+    from recycle_onnx.evaluation.acceptance import Acceptance
     from recycle_onnx.evaluation.report import Findings
     from recycle_onnx.evaluation.task_rows import Row
     from recycle_onnx.runtime.model import RecycleModel
@@ -96,13 +97,13 @@ def eval_(
         ]
         if "verify" not in model.strategies and about_modules:
             raise InputError(f"{path}: has no recyclable module; --{about_modules[0]} is about one")
-        found = _measure(model, asked)
+        findings = _measure(model, asked)
     if target:
-        write_report(target, path.resolve().name, found)
+        write_report(target, path.resolve().name, findings)
     if json_:
-        click.echo(as_json(found))
+        click.echo(as_json(findings.to_json()))
         return
-    for table in tables(found).values():
+    for table in tables(findings).values():
         shown = Table(*table.columns, title=table.title, show_header=bool(table.columns), title_justify="left")
         for row in table.rows:
             shown.add_row(*row)
@@ -163,44 +164,49 @@ def _model(path: Path, threads: int | None, places: dict[str, Any]) -> Iterator[
 
 
 def _measure(model: RecycleModel, asked: Asked) -> Findings:
-    from recycle_onnx.evaluation.acceptance import acceptance, acceptance_in_answers, acceptance_on_text
     from recycle_onnx.evaluation.agreement import agreement
     from recycle_onnx.evaluation.perplexity import perplexity
+    from recycle_onnx.evaluation.report import Findings
     from recycle_onnx.evaluation.tasks import tasks
 
-    found: dict[str, Any] = {}
+    scored, continued = asked.texts.get("perplexity"), asked.texts.get("agreement")
     with progress("evaluating") as update:
-        if documents := asked.texts.get("perplexity"):
-            found["perplexity"] = asdict(perplexity(model, documents, update))
-        if documents := asked.texts.get("acceptance"):
-            found["acceptance"] = [
-                asdict(
-                    count(
-                        model,
-                        documents,
-                        chain=asked.chain,
-                        new_tokens=asked.new_tokens,
-                        temperature=temperature,
-                        report=update,
-                    )
-                )
-                for count in (acceptance, acceptance_on_text)
-                for temperature in sorted({0.0, asked.temperature})
-            ]
-        if asked.prompts:
-            ids = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked.prompts]
-            found["answers"] = [
-                asdict(
-                    acceptance_in_answers(
-                        model, ids, chain=chain, new_tokens=asked.new_tokens, temperature=temperature, report=update
-                    )
-                )
-                for temperature in sorted({0.0, asked.temperature})
-                for chain in sorted({1, asked.chain})
-            ]
-        if documents := asked.texts.get("agreement"):
-            found["agreement"] = asdict(agreement(model, documents, new_tokens=asked.new_tokens, report=update))
-        if asked.tasks:
-            results = tasks(model, asked.tasks, limit=asked.limit, report=update)
-            found["tasks"] = [asdict(result) for result in results]
-    return found
+        return Findings(
+            perplexity=perplexity(model, scored, update) if scored else None,
+            acceptance=_acceptance(model, asked, update) if asked.texts.get("acceptance") else [],
+            answers=_answers(model, asked, update) if asked.prompts else [],
+            agreement=agreement(model, continued, new_tokens=asked.new_tokens, report=update) if continued else None,
+            tasks=tasks(model, asked.tasks, limit=asked.limit, report=update) if asked.tasks else [],
+        )
+
+
+def _acceptance(model: RecycleModel, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
+    """In the model's own text and in the given one, greedy and sampled."""
+    from recycle_onnx.evaluation.acceptance import acceptance, acceptance_on_text
+
+    return [
+        count(
+            model,
+            asked.texts["acceptance"],
+            chain=asked.chain,
+            new_tokens=asked.new_tokens,
+            temperature=temperature,
+            report=report,
+        )
+        for count in (acceptance, acceptance_on_text)
+        for temperature in sorted({0.0, asked.temperature})
+    ]
+
+
+def _answers(model: RecycleModel, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
+    """In answers, greedy and sampled, one token at a time and in chains."""
+    from recycle_onnx.evaluation.acceptance import acceptance_in_answers
+
+    ids = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked.prompts]
+    return [
+        acceptance_in_answers(
+            model, ids, chain=chain, new_tokens=asked.new_tokens, temperature=temperature, report=report
+        )
+        for temperature in sorted({0.0, asked.temperature})
+        for chain in sorted({1, asked.chain})
+    ]

@@ -31,7 +31,7 @@ LOSSLESS = {
 @click.argument("bundle", type=Path)
 @click.argument("prompt")
 @options.controls(DEFAULT_NEW_TOKENS)
-@click.option("--logprobs", type=int, help="With --json: log-probabilities, and of so many likeliest tokens.")
+@options.logprobs("Shown with --json.")
 @options.loading
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object instead of streaming.")
 def generate(bundle: Path, prompt: str, json_: bool, **settings: Any) -> None:

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from recycle_onnx.cli.declared import Command, option_of
 from recycle_onnx.cli.untrained import note_if_untrained
+from recycle_onnx.declaration import Setting
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, read_text
+from recycle_onnx.kinds import Number
+from recycle_onnx.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig
     from recycle_onnx.runtime.model import RecycleModel
     from recycle_onnx.runtime.structured import Constraint
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 PLACING = (
     click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, openvino, webgpu, …, or auto."),
@@ -37,31 +40,15 @@ LOADING = (
     click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them."),
 )
 
-CONTROLS = (
-    click.option("--strategy", help="auto, full, alternate, verify or lookup.  [default: the bundle's, which is auto]"),
-    click.option("--chain", type=int, help="Most tokens to propose a cycle.  [default: 1 for verify, otherwise 4]"),
-    click.option("--min-confidence", type=float, help="Propose no token less likely to the module.  [default: 0]"),
-    click.option("--min-new-tokens", type=int, help="No token that ends the text comes before so many."),
-    click.option("--temperature", type=float, help="0 is greedy."),
-    click.option("--top-k", type=int, help="Sample among so many tokens; 0 for all."),
-    click.option("--top-p", type=float, help="Sample within this probability; 1 for all."),
-    click.option("--min-p", type=float, help="Sample among tokens so likely, relative to the likeliest; 0 for all."),
-    click.option(
-        "--repetition-penalty", type=float, help="Divides the logits of tokens in prompt and text; 1 for none."
-    ),
-    click.option("--presence-penalty", type=float, help="Taken off the logits of tokens in the text; 0 for none."),
-    click.option("--frequency-penalty", type=float, help="The same for every time they came; 0 for none."),
-    click.option("--no-repeat-ngram-size", type=int, help="No so many tokens stand together twice; 0 for no limit."),
-    click.option("--logit-bias", multiple=True, metavar="ID=BIAS", help="Added to a token's logit; may be repeated."),
-    click.option("--seed", type=int, help="The same seed gives the same text.  [default: 0]"),
-    click.option("--stop", multiple=True, help="Text that ends the answer; may be repeated."),
-    click.option(
-        "--stop-ids", multiple=True, type=int, metavar="ID", help="Token that ends it, not the bundle's; repeat."
-    ),
+CONSTRAINTS = (
     click.option("--json-schema", type=Path, metavar="FILE", help="The text is JSON that this schema describes."),
     click.option("--regex", metavar="PATTERN", help="The text is one that this matches from beginning to end."),
     click.option("--grammar", type=Path, metavar="FILE", help="The text is one of this grammar, in Lark or GBNF."),
 )
+SHORT = {"max_new_tokens": ("-n",)}
+"""Short names of options."""
+ASKED_FOR = ("logprobs",)
+"""Settings that only some verbs have an option for, as only some show what they bring."""
 
 
 def placing(command: Command) -> Command:
@@ -75,11 +62,26 @@ def loading(command: Command) -> Command:
 
 
 def controls(default_new_tokens: int) -> Callable[[Command], Command]:
-    """Add the settings of `GenerationConfig`, for `config` to gather."""
-    most = click.option(
-        "--max-new-tokens", "-n", type=int, help=f"[default: the bundle's, otherwise {default_new_tokens}]"
+    """Add an option for each setting of a generation that a command line can hold, for `config` to gather."""
+    unset = {"max_new_tokens": f"the bundle's, otherwise {default_new_tokens}"}
+    settings = tuple(
+        option_of(name, about, unset=unset.get(name) or _unset(about), short=SHORT.get(name, ()))
+        for name, about in SETTINGS.items()
+        if name not in ASKED_FOR
     )
-    return lambda command: _with(command, (most, *CONTROLS))
+    return lambda command: _with(command, (*settings, *CONSTRAINTS))
+
+
+def logprobs(note: str) -> Callable[[Command], Command]:
+    """Add `--logprobs`; `note` says where they are shown."""
+    about = SETTINGS["logprobs"]
+    return option_of("logprobs", replace(about, help=f"{about.help} {note}"), unset=_unset(about))
+
+
+def _unset(about: Setting) -> str:
+    """What holds without an option: nothing of a bundle's file is known here, where it may say."""
+    own = about.unset or (f"{about.default:g}" if isinstance(about.kind, Number) else "")
+    return f"the bundle's, otherwise {own}" if about.in_file else own
 
 
 def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -> Command:
@@ -140,34 +142,34 @@ def pairs(option: str, texts: tuple[str, ...], example: str = "device_id=0") -> 
 
 
 def config(model: RecycleModel, settings: dict[str, Any], default_new_tokens: int) -> GenerationConfig:
-    """The bundle's settings, with what was given on the command line in their place.
+    """Make the bundle's settings, with those from the command line in their place.
 
     Raises:
         InputError: a setting out of range.
     """
-    given: Any = {name: value for name, value in settings.items() if value is not None and value != ()}
-    if "logit_bias" in given:
-        given["logit_bias"] = dict(map(_bias, given["logit_bias"]))
-    if constraint := _constraint(given):
-        given["constraint"] = constraint
+    chosen: Any = {name: value for name, value in settings.items() if value is not None and value != ()}
+    if "logit_bias" in chosen:
+        chosen["logit_bias"] = dict(map(_bias, chosen["logit_bias"]))
+    if constraint := _constraint(chosen):
+        chosen["constraint"] = constraint
     if model.generation_config.max_new_tokens is None:
-        given.setdefault("max_new_tokens", default_new_tokens)
-    return model.generation_config.updated(**given)
+        chosen.setdefault("max_new_tokens", default_new_tokens)
+    return model.generation_config.updated(**chosen)
 
 
-def _constraint(given: dict[str, Any]) -> Constraint | None:
-    """Take the one that was given out of the settings."""
+def _constraint(chosen: dict[str, Any]) -> Constraint | None:
+    """Take the constraint out of the settings, where there is one."""
     from recycle_onnx.runtime.structured import Grammar, JsonSchema, Regex
 
-    found = {name: given.pop(name) for name in ("json_schema", "regex", "grammar") if name in given}
-    if len(found) > 1:
-        options = " and ".join(f"--{name.replace('_', '-')}" for name in found)
+    constraints = {name: chosen.pop(name) for name in ("json_schema", "regex", "grammar") if name in chosen}
+    if len(constraints) > 1:
+        options = " and ".join(f"--{name.replace('_', '-')}" for name in constraints)
         raise InputError(f"{options} were given; expected one of them, as a text follows one constraint")
-    if "json_schema" in found:
-        return JsonSchema(read_json(found["json_schema"]))
-    if "grammar" in found:
-        return Grammar(read_text(found["grammar"]))
-    return Regex(found["regex"]) if found else None
+    if "json_schema" in constraints:
+        return JsonSchema(read_json(constraints["json_schema"]))
+    if "grammar" in constraints:
+        return Grammar(read_text(constraints["grammar"]))
+    return Regex(constraints["regex"]) if constraints else None
 
 
 def _bias(text: str) -> tuple[int, float]:

@@ -6,14 +6,24 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from recycle_onnx.cli.declared import Command, option_of
 from recycle_onnx.cli.report import as_json, echo, is_main_process, progress
+from recycle_onnx.declaration import declared
+from recycle_onnx.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from recycle_onnx.training.options import Optimizer, Precision, Progress, TrainingOptions, TrainingResult
+    from recycle_onnx.training.options import Progress, TrainingResult
+
+
+def _training(command: Command) -> Command:
+    """Add an option for each of `TrainingOptions`."""
+    for name, about in reversed(declared(TrainingOptions).items()):
+        command = option_of(name, about, unset=about.unset, default=about.default)(command)
+    return command
 
 
 @click.command()
@@ -22,56 +32,8 @@ if TYPE_CHECKING:
     "--data", "-d", type=Path, multiple=True,
     help="UTF-8 text or .jsonl, .gz too; repeatable.  [default: text that the base writes]",
 )  # fmt: skip
-@click.option("--field", default="text", show_default=True, help="Where the text is in JSON lines.")
 @click.option("--held-out", type=Path, multiple=True, help="Text to measure on.  [default: the end of the data]")
-@click.option(
-    "--regenerate", is_flag=True,
-    help="Train on text that the base writes from the documents' beginnings, or as answers to chats (`messages`).",
-)  # fmt: skip
-@click.option(
-    "--own-tokens", type=int,
-    help="Let the base write so many tokens from nothing.  [default: 1,000,000 without --data, else none]",
-)  # fmt: skip
-@click.option("--temperature", default=0.7, show_default=True, help="Of the text that the base writes.")
-@click.option(
-    "--freeze-base/--joint", default=True, show_default=True, help="Train the module alone, or the base with it."
-)
-@click.option("--depth", default=3, show_default=True, help="Longest chain of recycled tokens to train.")
-@click.option("--steps", type=int, help="Budget: optimiser steps.")
-@click.option("--tokens", type=int, help="Budget: tokens of text.")
-@click.option("--minutes", type=float, help="Budget: wall time.  [default: until acceptance stops rising, 15 at most]")
-@click.option("--batch-size", default=16, show_default=True, help="Windows of text a step, over all processes.")
-@click.option(
-    "--gradient-accumulation", default=1, show_default=True, help="Parts of a batch, one after the other: less memory."
-)
-@click.option("--sequence-length", default=256, show_default=True, help="Tokens a window.")
-@click.option("--lr", type=float, help="Peak learning rate.  [default: 1e-3 * sqrt(256 / hidden size)]")
-@click.option("--weight-decay", default=0.01, show_default=True)
-@click.option("--clip", default=1.0, show_default=True, help="Largest norm of the gradient.")
-@click.option(
-    "--precision", type=click.Choice(["fp32", "bf16"]),
-    help="Of the matrix products; bf16 also holds a frozen base in it.  "
-    "[default: bf16 where the device multiplies it and the base is frozen]",
-)  # fmt: skip
-@click.option(
-    "--optimizer", type=click.Choice(["adamw", "muon"]), default="adamw", show_default=True,
-    help="For the module's matrices.",
-)  # fmt: skip
-@click.option(
-    "--overlap", default=0.0, show_default=True, help="Weight of a loss on what a sampled proposal is refused."
-)
-@click.option(
-    "--draft-vocab", type=int,
-    help="Let the module know so many tokens only: the most frequent ones of the training text.  "
-    "[default: as the checkpoint has it]",
-)  # fmt: skip
-@click.option(
-    "--cache-gb", default=20.0, show_default=True,
-    help="Disk for what a frozen base says of the text, so that it reads it once; 0 for none.",
-)  # fmt: skip
-@click.option("--recycle-weight", default=1.0, show_default=True, help="Weight of the recycle loss in joint training.")
-@click.option("--seed", default=0, show_default=True, help="Seed of the order of the text.")
-@click.option("--save-minutes", default=5.0, show_default=True, help="Save this often while training.")
+@_training
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted or killed.")
 @click.option("--estimate", is_flag=True, help="Say what it would take in time, memory and disk, and end.")
 @click.option("--plot", type=Path, help="Also draw the curves, for instance into curves.png; needs matplotlib.")
@@ -79,34 +41,12 @@ if TYPE_CHECKING:
 def train(
     checkpoint: Path,
     data: tuple[Path, ...],
-    field: str,
     held_out: tuple[Path, ...],
-    regenerate: bool,
-    own_tokens: int | None,
-    temperature: float,
-    freeze_base: bool,
-    depth: int,
-    steps: int | None,
-    tokens: int | None,
-    minutes: float | None,
-    batch_size: int,
-    gradient_accumulation: int,
-    sequence_length: int,
-    lr: float | None,
-    weight_decay: float,
-    clip: float,
-    precision: Precision | None,
-    optimizer: Optimizer,
-    overlap: float,
-    draft_vocab: int | None,
-    cache_gb: float,
-    recycle_weight: float,
-    seed: int,
-    save_minutes: float,
     resume: bool,
     estimate: bool,
     plot: Path | None,
     json_: bool,
+    **settings: Any,
 ) -> None:
     """Train the recyclable module of CHECKPOINT on text, in place.
 
@@ -117,33 +57,7 @@ def train(
     was learnt; --resume goes on from there. Every step is a line in CHECKPOINT/training.jsonl. On several devices:
     `accelerate launch -m recycle_onnx train …`.
     """
-    from recycle_onnx.training.options import TrainingOptions
-
-    options = TrainingOptions(
-        joint=not freeze_base,
-        depth=depth,
-        steps=steps,
-        tokens=tokens,
-        minutes=minutes,
-        batch_size=batch_size,
-        sequence_length=sequence_length,
-        learning_rate=lr,
-        weight_decay=weight_decay,
-        recycle_weight=recycle_weight,
-        seed=seed,
-        save_minutes=save_minutes,
-        gradient_accumulation=gradient_accumulation,
-        clip=clip,
-        precision=precision,
-        field=field,
-        regenerate=regenerate,
-        own_tokens=own_tokens,
-        optimizer=optimizer,
-        overlap=overlap,
-        draft_vocab=draft_vocab,
-        cache_gb=cache_gb,
-        temperature=temperature,
-    )
+    options = TrainingOptions(**settings)
     texts = (list(data), options, list(held_out))
     if estimate:
         _estimate(checkpoint, *texts, json_)
@@ -157,7 +71,7 @@ def train(
     if is_main_process():
         if plot:
             write_curves(checkpoint, plot)
-        _say(checkpoint, result, "the base's own text" if regenerate or not data else "given text", json_)
+        _say(checkpoint, result, "the base's own text" if options.regenerate or not data else "given text", json_)
     if result.ended == "interrupted":
         sys.exit(130)
 

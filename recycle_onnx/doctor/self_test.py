@@ -101,10 +101,10 @@ def findings(found: SelfTest) -> Iterator[Finding]:
 def _step_ms(model: RecycleModel, ids: list[int]) -> dict[str, float]:
     decoder = model.decoder("verify" if "verify" in model.strategies else "full")
     decoder.prefill(ids)
-    steps: dict[str, Callable[[], object]] = {"full": partial(decoder.full.step, ids[-1:], 1)}
+    steps: dict[str, Callable[[], object]] = {"full": partial(decoder.full_step, ids[-1:], 1)}
     if decoder.recycler is not None:
         decoder.start_recycling(ids[-1])
-        steps["recycle"] = partial(decoder.recycler.step, ids[-1:], 1)
+        steps["recycle"] = partial(decoder.chain_step, ids[-1])
     return {name: _median_ms(step) for name, step in steps.items()}
 
 

@@ -89,18 +89,16 @@ def _entry(options: ort.SessionOptions, key: str) -> str:
 
 
 def _steps(decoder: Decoder, token: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A full step and a recycle step that leave the text as long as it was."""
-    full_half, module_half = decoder.full, decoder.recycler
-    assert module_half is not None
-    length, module_length = full_half.length, module_half.length
+    """A full step and one of the module, as in a chain, that leave the text as long as it was."""
+    length = decoder.full.length
 
     def full() -> None:
-        full_half.step([token], 1)
-        full_half.crop(length)
+        decoder.full_step([token], 1)
+        decoder.keep(length)
 
     def module() -> None:
-        module_half.step([token], 1)
-        module_half.crop(module_length)
+        decoder.chain_step(token)
+        decoder.forget_guesses()
 
     return full, module
 

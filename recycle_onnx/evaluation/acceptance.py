@@ -8,8 +8,10 @@ from itertools import accumulate
 from operator import mul
 from typing import Literal
 
+from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.decoding.proposals import ModuleProposer, Proposer
+from recycle_onnx.runtime.decoding import strategies
+from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
 
@@ -49,6 +51,45 @@ class Watched(Tally):
         return proposals
 
 
+@dataclass(frozen=True)
+class Continued:
+    """What a source of proposals got right in a text, and how many tokens the text took how many full runs."""
+
+    tally: Tally
+    new_tokens: int
+    full_runs: int
+
+
+def continued(
+    model: RecycleModel,
+    prompt: Sequence[int],
+    source: Literal["module", "lookup"],
+    *,
+    chain: int,
+    new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+) -> Continued:
+    """Continue a prompt, to the text's end or for `new_tokens`, with chains that the source proposes.
+
+    Raises:
+        InputError: a prompt that leaves no room, no module, or a number out of range.
+    """
+    if source == "module" and "verify" not in model.strategies:
+        raise InputError(f"{model.bundle.folder} has no recyclable module; expected one, whose proposals are counted")
+    ids = model.prompt_ids(prompt)
+    sampling = GREEDY.updated(max_new_tokens=new_tokens, temperature=temperature, seed=seed).sampling
+    decoder = model.decoder("verify" if source == "module" else "lookup")
+    by_module = source == "module"
+    inner = ModuleProposer(decoder, sampling, chain, 0.0) if by_module else LookupProposer(ids, sampling, chain)
+    watched, limit, tokens = Watched(inner, chain), model.bundle.manifest.context_length - len(ids), 0
+    for choice in strategies.verify(decoder, ids, sampling, min(new_tokens, limit), strategies.Counts(), watched):
+        tokens += 1
+        if choice.id in model.stop_ids:
+            break
+    return Continued(watched, tokens, decoder.work.full_runs)
+
+
 def rates(runs: Sequence[Tally]) -> list[float]:
     """By place, given that those before were right, as far as anything was tried there."""
     found: list[float] = []
@@ -76,6 +117,12 @@ class Acceptance:
     proposals: int
     by_place: list[float]
     tokens_per_full_run: float
+
+
+def described(measured: Acceptance) -> str:
+    """Say in words what an acceptance was counted in."""
+    how = f"sampled at {measured.temperature:g}" if measured.temperature else "greedy"
+    return f"{NAMES[measured.text]}, {how}"
 
 
 def acceptance(
@@ -114,22 +161,16 @@ def _continue(
     temperature: float,
     report: Report,
 ) -> Acceptance:
-    runs, tokens, full_runs = [], 0, 0
+    texts = []
     for index, prompt in enumerate(prompts):
         report(index, len(prompts), f"acceptance in its {NAMES[text]}, temperature {temperature:g}, chain {chain}")
-        generation = model.stream(
-            prompt, GREEDY, strategy="verify", max_new_tokens=new_tokens, temperature=temperature, seed=index
+        texts.append(
+            continued(model, prompt, "module", chain=chain, new_tokens=new_tokens, temperature=temperature, seed=index)
         )
-        inner = ModuleProposer(generation.decoder, generation.sampling, chain, 0.0)
-        generation.proposer = watched = Watched(inner, chain)
-        for _ in generation:
-            pass
-        runs.append(watched)
-        tokens += generation.result.stats.new_tokens - 1
-        full_runs += generation.result.stats.full_runs - 1
     report(len(prompts), len(prompts), "acceptance")
-    measured = tokens / full_runs if full_runs else 0.0
-    return Acceptance(text, temperature, chain, _first(runs), rates(runs), measured)
+    tallies, full_runs = [one.tally for one in texts], sum(one.full_runs - 1 for one in texts)
+    measured = sum(one.new_tokens - 1 for one in texts) / full_runs if full_runs else 0.0
+    return Acceptance(text, temperature, chain, _first(tallies), rates(tallies), measured)
 
 
 def acceptance_on_text(

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.evaluation.acceptance import NAMES
+from recycle_onnx.evaluation.acceptance import Acceptance, described
+from recycle_onnx.evaluation.agreement import Agreement
+from recycle_onnx.evaluation.estimate import Estimate
+from recycle_onnx.evaluation.perplexity import Perplexity
+from recycle_onnx.evaluation.tasks import TaskAccuracy
 from recycle_onnx.files import write_bytes
 
-Findings = Mapping[str, Any]
-"""What was asked for: `perplexity`, `acceptance`, `answers`, `agreement`, `tasks`: values of their dataclasses."""
 PLOTTED = ("acceptance", "tasks")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was measured; what nobody asked for is None or empty. Acceptance is by kind of text and temperature."""
+
+    perplexity: Perplexity | None = None
+    acceptance: Sequence[Acceptance] = ()
+    answers: Sequence[Acceptance] = ()
+    agreement: Agreement | None = None
+    tasks: Sequence[TaskAccuracy] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values of what was asked for, by kind."""
+        return {kind: value for kind, value in asdict(self).items() if value}
 
 
 @dataclass(frozen=True)
@@ -26,38 +43,35 @@ class Table:
     note: str = ""
 
 
-def tables(found: Findings) -> dict[str, Table]:
-    """A table for every kind of measurement in `found`."""
-    makers: dict[str, Callable[[Any], Table]] = {
-        "perplexity": _perplexity, "acceptance": _acceptance, "answers": _answers, "agreement": _agreement,
-        "tasks": _tasks,
-    }  # fmt: skip
-    return {kind: make(found[kind]) for kind, make in makers.items() if found.get(kind)}
+def tables(findings: Findings) -> dict[str, Table]:
+    """Return a table for every kind of measurement, by its name."""
+    made = {
+        "perplexity": findings.perplexity and _perplexity(findings.perplexity),
+        "acceptance": findings.acceptance and _acceptance(findings.acceptance),
+        "answers": findings.answers and _answers(findings.answers),
+        "agreement": findings.agreement and _agreement(findings.agreement),
+        "tasks": findings.tasks and _tasks(findings.tasks),
+    }
+    return {kind: table for kind, table in made.items() if isinstance(table, Table)}
 
 
-def _perplexity(found: Mapping[str, Any]) -> Table:
+def _perplexity(measured: Perplexity) -> Table:
     rows = [
-        ("full model, perplexity a token", f"{found['perplexity']:.4f}"),
-        ("full model, bits a byte", f"{found['bits_per_byte']:.4f}"),
+        ("full model, perplexity a token", f"{measured.perplexity:.4f}"),
+        ("full model, bits a byte", f"{measured.bits_per_byte:.4f}"),
     ]
-    if found["module_perplexity"] is not None:
+    if measured.module_perplexity is not None:
         rows += [
-            ("module, perplexity of the token after next", f"{found['module_perplexity']:.4f}"),
-            ("tokens that the module can name", f"{found['module_coverage']:.1%}"),
-            ("both name the same best token", f"{found['acceptance']:.1%}"),
+            ("module, perplexity of the token after next", f"{measured.module_perplexity:.4f}"),
+            ("tokens that the module can name", f"{measured.module_coverage:.1%}"),
+            ("both name the same best token", f"{measured.acceptance:.1%}"),
         ]
-    return Table(f"Given text: {found['documents']} documents, {found['tokens']} tokens", rows)
+    return Table(f"Given text: {measured.documents} documents, {measured.tokens} tokens", rows)
 
 
-def described(found: Mapping[str, Any]) -> str:
-    """What an acceptance was counted in, in words."""
-    how = f"sampled at {found['temperature']:g}" if found["temperature"] else "greedy"
-    return f"{NAMES[found['text']]}, {how}"
-
-
-def _acceptance(kinds: Sequence[Mapping[str, Any]]) -> Table:
+def _acceptance(kinds: Sequence[Acceptance]) -> Table:
     return Table(
-        f"Accepted by place in a chain of {kinds[0]['chain']}, those before being right",
+        f"Accepted by place in a chain of {kinds[0].chain}, those before being right",
         _by_place(kinds, described),
         ("in", "proposals", *_places(kinds), "tokens a full run"),
         "Own text is the model's, going on from the documents' openings. "
@@ -65,46 +79,46 @@ def _acceptance(kinds: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
-def _answers(kinds: Sequence[Mapping[str, Any]]) -> Table:
+def _answers(kinds: Sequence[Acceptance]) -> Table:
     return Table(
         "Accepted in answers to prompts by place in a chain, those before being right",
-        _by_place(kinds, lambda found: f"{described(found)}, chain {found['chain']}"),
+        _by_place(kinds, lambda measured: f"{described(measured)}, chain {measured.chain}"),
         ("in", "proposals", *_places(kinds), "tokens a full run"),
     )
 
 
-def _places(kinds: Sequence[Mapping[str, Any]]) -> list[str]:
-    return [f"place {place + 1}" for place in range(max(len(found["by_place"]) for found in kinds))]
+def _places(kinds: Sequence[Acceptance]) -> list[str]:
+    return [f"place {place + 1}" for place in range(max(len(measured.by_place) for measured in kinds))]
 
 
-def _by_place(kinds: Sequence[Mapping[str, Any]], name: Callable[[Mapping[str, Any]], str]) -> list[tuple[str, ...]]:
+def _by_place(kinds: Sequence[Acceptance], name: Callable[[Acceptance], str]) -> list[tuple[str, ...]]:
     width = len(_places(kinds))
     return [
         (
-            name(found),
-            str(found["proposals"]),
-            *[f"{rate:.1%}" for rate in found["by_place"]],
-            *[""] * (width - len(found["by_place"])),
-            f"{found['tokens_per_full_run']:.2f}",
+            name(measured),
+            str(measured.proposals),
+            *[f"{rate:.1%}" for rate in measured.by_place],
+            *[""] * (width - len(measured.by_place)),
+            f"{measured.tokens_per_full_run:.2f}",
         )
-        for found in kinds
+        for measured in kinds
     ]
 
 
-def _agreement(found: Mapping[str, Any]) -> Table:
-    low, high = found["nats_lost_interval"]
+def _agreement(measured: Agreement) -> Table:
+    low, high = measured.nats_lost_interval
     return Table(
-        f"alternate against full: {found['texts']} greedy texts of {found['new_tokens']} tokens",
+        f"alternate against full: {measured.texts} greedy texts of {measured.new_tokens} tokens",
         [
-            ("texts that are identical", f"{found['identical']:.1%}"),
-            ("identical tokens at the beginning, median", f"{found['tokens_until_difference']:g}"),
-            ("nats a token lost under the base", f"{found['nats_lost']:.3f} ({low:.3f} to {high:.3f})"),
+            ("texts that are identical", f"{measured.identical:.1%}"),
+            ("identical tokens at the beginning, median", f"{measured.tokens_until_difference:g}"),
+            ("nats a token lost under the base", f"{measured.nats_lost:.3f} ({low:.3f} to {high:.3f})"),
         ],
     )
 
 
-def _tasks(results: Sequence[Mapping[str, Any]]) -> Table:
-    module = results[0]["alternate"] is not None
+def _tasks(results: Sequence[TaskAccuracy]) -> Table:
+    module = results[0].alternate is not None
     alternate = ("full first", "module first", "alternate", "difference") if module else ("",)
     columns = ("task", "rows", "chance", "full model", *alternate)
     note = "With 95 % intervals."
@@ -113,28 +127,30 @@ def _tasks(results: Sequence[Mapping[str, Any]]) -> Table:
             " Alternate is the mean of both orders, by who says the first token; "
             "its difference from the full model is paired, row by row."
         )
-    unnamed = max(found["unnamed"] or 0.0 for found in results)
+    unnamed = max(result.unnamed or 0.0 for result in results)
     if unnamed > 0:
         note += (
             f" The draft vocabulary lacks up to {unnamed:.1%} of a task's tokens where the module's turn came: they "
             "count as the least likely token that it can name."
         )
-    return Table("Zero-shot tasks: accuracy in %", [_task(found, module) for found in results], columns, note)
+    return Table("Zero-shot tasks: accuracy in %", [_task(result) for result in results], columns, note)
 
 
-def _task(found: Mapping[str, Any], module: bool) -> tuple[str, ...]:
-    name, verdict = f"{found['task']} {found['metric']}", "" if found["informative"] else "not informative"
-    cells = [name, str(found["rows"]), f"{100 * found['chance']:.1f}", _percent(found["full"])]
-    if not module:
+def _task(result: TaskAccuracy) -> tuple[str, ...]:
+    verdict = "" if result.informative else "not informative"
+    cells = (
+        f"{result.task} {result.metric}", str(result.rows), f"{100 * result.chance:.1f}", _percent(result.full),
+    )  # fmt: skip
+    orders = result.full_first, result.module_first
+    if result.alternate is None or result.difference is None:
         return (*cells, verdict)
-    cells += [f"{100 * found[order][0]:.1f}" for order in ("full_first", "module_first")]
-    return (*cells, _percent(found["alternate"]), verdict or _percent(found["difference"], "+"))
+    firsts = (f"{100 * order.mean:.1f}" for order in orders if order is not None)
+    return (*cells, *firsts, _percent(result.alternate), verdict or _percent(result.difference, "+"))
 
 
-def _percent(value: Sequence[float], sign: str = "") -> str:
+def _percent(value: Estimate, sign: str = "") -> str:
     """A mean and half the width of its interval."""
-    mean, low, high = (100 * part for part in value)
-    return f"{mean:{sign}.1f} ± {(high - low) / 2:.1f}"
+    return f"{100 * value.mean:{sign}.1f} ± {100 * (value.high - value.low) / 2:.1f}"
 
 
 @dataclass(frozen=True)
@@ -163,7 +179,7 @@ class Target:
         return cls(path, f"{path.stem}-") if is_file else cls(path / "report.md", "")
 
 
-def write_report(target: Target, name: str, found: Findings) -> None:
+def write_report(target: Target, name: str, findings: Findings) -> None:
     """Write tables as Markdown, and acceptance and tasks as PNG beside it.
 
     Raises:
@@ -172,21 +188,23 @@ def write_report(target: Target, name: str, found: Findings) -> None:
     text = f"# Evaluation of {name}\n"
     try:
         target.path.parent.mkdir(exist_ok=True)
-        for kind, table in tables(found).items():
+        for kind, table in tables(findings).items():
             text += _markdown(table)
             if kind in PLOTTED:
-                text += f"\n![{table.title}]({_plot(target, kind, found[kind])})\n"
+                text += f"\n![{table.title}]({_plot(target, kind, findings)})\n"
         write_bytes(target.path, text.encode())
     except OSError as error:
         raise RecycleError(f"{target.path.parent}: cannot write the report ({error.strerror or error})") from error
 
 
-def _plot(target: Target, kind: str, results: Sequence[Mapping[str, Any]]) -> str:
+def _plot(target: Target, kind: str, findings: Findings) -> str:
     """Draw it, and tell the name of the picture."""
-    from recycle_onnx.evaluation.plot import picture_of
+    from recycle_onnx.evaluation.plot import picture_of_acceptance, picture_of_tasks
 
     name = f"{target.prefix}{kind}.png"
-    write_bytes(target.path.parent / name, picture_of(kind, results))
+    is_tasks = kind == "tasks"
+    picture = picture_of_tasks(findings.tasks) if is_tasks else picture_of_acceptance(findings.acceptance)
+    write_bytes(target.path.parent / name, picture)
     return name
 
 

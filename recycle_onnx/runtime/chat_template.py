@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.extras import install_command
 from recycle_onnx.files import read_json, read_text
 from recycle_onnx.untrusted import check_regular
 
@@ -135,6 +136,6 @@ def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Seque
     try:
         from recycle_onnx.runtime.templates.jinja import compiled
     except ImportError as error:
-        raise InputError(f"{where} needs jinja2: pip install 'recycle-onnx[chat]'") from error
+        raise InputError(f"{where} needs jinja2: {install_command('chat')}") from error
     render = compiled(text, where)
     return lambda messages: render({"add_generation_prompt": True, **context, "messages": [dict(m) for m in messages]})

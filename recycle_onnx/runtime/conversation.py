@@ -3,29 +3,54 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import Any, Literal, Protocol, Unpack, cast
 
+from tokenizers import Tokenizer
+
+from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate, Message, check_message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
+from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.snapshot_check import check_snapshot
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.untrusted import parse_json
 
-if TYPE_CHECKING:
-    from recycle_onnx.runtime.model import RecycleModel
-
 Overflow = Literal["error", "drop_oldest"]
 OVERFLOWS: tuple[Overflow, ...] = ("error", "drop_oldest")
 ADVICE = "rewind, start another conversation, or let overflow='drop_oldest' forget the oldest turns"
 FORMAT = "recycle-onnx conversation 1"
+
+
+class ConversationModel(Protocol):
+    """What a conversation needs of a `RecycleModel`, which makes conversations and so cannot be imported here."""
+
+    bundle: Bundle
+    tokenizer: Tokenizer
+    generation_config: GenerationConfig
+
+    def decoder(self, strategy: str) -> Decoder:
+        """Make caches for one text."""
+        ...
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress = silent,
+        decoder: Decoder | None = None,
+        **overrides: Unpack[Overrides],
+    ) -> Generation:
+        """Continue a prompt, token by token."""
+        ...
 
 
 class Conversation:
@@ -37,7 +62,7 @@ class Conversation:
 
     def __init__(
         self,
-        model: RecycleModel,
+        model: ConversationModel,
         system: str | None = None,
         *,
         messages: Iterable[Message] = (),
@@ -149,7 +174,7 @@ class Conversation:
             tensor_file.write(Path(path), self.decoder.snapshot(), about)
 
     @classmethod
-    def load(cls, model: RecycleModel, path: str | PathLike[str]) -> Conversation:
+    def load(cls, model: ConversationModel, path: str | PathLike[str]) -> Conversation:
         """Go on with a conversation that `save` wrote, as if it had never stopped.
 
         Raises:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
-from weakref import proxy
 
 from tokenizers import Tokenizer
 
 from recycle_onnx.contract import Kind
-from recycle_onnx.errors import OvertakenError
-from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime.decoding import strategies
-from recycle_onnx.runtime.decoding.decoder import Decoder, Work
+from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.exclusive import BusyError
 from recycle_onnx.runtime.decoding.logprobs import logprobs
-from recycle_onnx.runtime.decoding.proposals import Proposer
-from recycle_onnx.runtime.decoding.sampling import Chooser
+from recycle_onnx.runtime.decoding.run import Run
+from recycle_onnx.runtime.decoding.strategies import Choice, Counts
 from recycle_onnx.runtime.ort.native import at_work
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
@@ -94,11 +89,6 @@ class Result:
         return asdict(self)
 
 
-class _Cancelled(Exception):  # noqa: N818 -- no error
-    """Ends the reading of a prompt."""
-
-
-@dataclass
 class Generation:
     """An iterator over new tokens, for `for` and for `async for`; once it is exhausted, `result` holds the whole.
 
@@ -106,31 +96,38 @@ class Generation:
     threads, and to cancel the task is to cancel the generation.
     """
 
-    decoder: Decoder
-    tokenizer: Tokenizer
-    prompt: list[int]
-    plan: strategies.Plan
-    lossless: Lossless
-    sampling: Chooser
-    limit: int
-    stop_ids: frozenset[int]
-    stop_strings: tuple[str, ...]
-    logprobs: int | None = None
-    tokens: list[Token] = field(default_factory=list)
-    finish_reason: FinishReason = "length"
-    proposer: Proposer | None = None
-    """Who proposes instead of the strategy's own proposer; to be set before the first token."""
-    progress: Progress = silent
-    """Told of every chunk of the prompt: tokens read, of how many."""
+    def __init__(
+        self,
+        run: Run,
+        tokenizer: Tokenizer,
+        lossless: Lossless,
+        *,
+        stop_ids: frozenset[int] = frozenset(),
+        stop_strings: tuple[str, ...] = (),
+        logprobs: int | None = None,
+    ) -> None:
+        """Make text of what `run` chooses, up to a token or string that ends it; `RecycleModel.stream` does so."""
+        self.lossless, self.stop_ids, self.logprobs = lossless, stop_ids, logprobs
+        self.tokens: list[Token] = []
+        self.finish_reason: FinishReason = "length"
+        self._run = run
+        self._text, self._stops = TextStream(tokenizer, run.prompt), StopStrings(stop_strings)
+        self._over = False
 
-    def __post_init__(self) -> None:
-        self._started = time.perf_counter()
-        self._first = self._last = self._started
-        self._counts, self._work = strategies.Counts(), Work()
-        self._text: Work | None = None  # the caches are this generation's as long as their work is this one
-        self._cancelled = False
-        # A generator that held its generation, and the caches with it, would be a cycle: freed some time later.
-        self._tokens = Generation._generate(proxy(self))
+    @property
+    def decoder(self) -> Decoder:
+        """The caches that it works with."""
+        return self._run.decoder
+
+    @property
+    def prompt(self) -> list[int]:
+        """Token ids of the text that it continues."""
+        return self._run.prompt
+
+    @property
+    def counts(self) -> Counts:
+        """Recycled tokens that were proposed and accepted so far."""
+        return self._run.counts
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -138,10 +135,15 @@ class Generation:
     def __next__(self) -> Token:
         try:
             with self.decoder.exclusive.use(), at_work():
-                return next(self._tokens)
-        except (StopIteration, BusyError):
+                return self._next()
+        except StopIteration:
+            if self._run.cancelled:  # by another thread, which may not have come to say so yet
+                self._end_early("cancelled")
+            raise
+        except BusyError:
             raise
         except BaseException as error:  # nothing goes on after it
+            self._over = True
             self._end_early("error" if isinstance(error, Exception) else "cancelled")
             raise
 
@@ -165,79 +167,37 @@ class Generation:
 
     def cancel(self) -> None:
         """End after the step in progress, with finish reason `cancelled`; from any thread, at any time."""
-        self._cancelled = True
+        self._run.cancel()
         self._end_early("cancelled")
 
     def _end_early(self, reason: FinishReason) -> None:
         """Say why there will be no more tokens, unless the text was over."""
-        if self.finish_reason == "length" and len(self.tokens) < self.limit:
+        if self.finish_reason == "length" and len(self.tokens) < self._run.limit:
             self.finish_reason = reason
 
-    def _choices(self) -> Iterator[strategies.Choice]:
-        """What the strategy chooses, until somebody cancels."""
-        choices = strategies.run(
-            self.plan, self.decoder, self.prompt, self.sampling, self.limit, self._counts, self.proposer
-        )
-        try:
-            while not self._cancelled:
-                choice = self._step(choices)
-                self._work = self._text = self.decoder.work
-                if choice is None:
-                    return
-                if not self._cancelled:
-                    yield choice
-        except _Cancelled:
-            pass
-        self._end_early("cancelled")
+    def _next(self) -> Token:
+        if self._over:
+            raise StopIteration
+        choice = next(self._run)
+        last = len(self.tokens) + 1 == self._run.limit
+        at_stop_id = choice.id in self.stop_ids
+        text = "" if at_stop_id else self._stops.push(self._text.push(choice.id))
+        self._over = at_stop_id or self._stops.found
+        if self._over or last:
+            self.finish_reason = "stop" if self._over else "length"
+        if at_stop_id or (last and not self._stops.found):
+            text += self._stops.push(self._text.flush())
+            text += self._stops.flush()
+        token = self._token(choice, text)
+        self.tokens.append(token)
+        return token
 
-    def _step(self, choices: Iterator[strategies.Choice]) -> strategies.Choice | None:
-        if self._text is not None and self._text is not self.decoder.work:
-            raise OvertakenError(
-                "the caches of this generation have read another text since; it cannot go on: "
-                "give each generation its own decoder, or end one before the next one begins"
-            )
-        self.decoder.watch = self._watch
-        try:
-            return next(choices, None)
-        finally:
-            self.decoder.watch = None
-
-    def _watch(self, read: int, total: int) -> None:
-        if self._cancelled:
-            raise _Cancelled
-        self.progress(read, total, "reading the prompt")
-
-    def _generate(self) -> Iterator[Token]:
-        text, stops = TextStream(self.tokenizer, self.prompt), StopStrings(self.stop_strings)
-        for choice in Generation._choices(self):  # whatever `self` is: a proxy
-            self._last = time.perf_counter()
-            if not self.tokens:
-                self._first = self._last
-            at_stop_id = choice.id in self.stop_ids
-            new = "" if at_stop_id else stops.push(text.push(choice.id))
-            ends = at_stop_id or stops.found
-            if ends or len(self.tokens) + 1 == self.limit:
-                self.finish_reason = "stop" if ends else "length"
-            if at_stop_id or (len(self.tokens) + 1 == self.limit and not stops.found):
-                new += stops.push(text.flush())
-                new += stops.flush()
-            token = self._token(choice, new)
-            self.tokens.append(token)
-            yield token
-            if ends:
-                return
-
-    def _token(self, choice: strategies.Choice, text: str) -> Token:
+    def _token(self, choice: Choice, text: str) -> Token:
         if self.logprobs is None:
             return Token(choice.id, text, choice.recycled)
         chosen, top = logprobs(choice.logits, choice.id, self.logprobs, choice.vocabulary)
-        by_module = choice.recycled and self.plan.strategy == "alternate"
+        by_module = choice.recycled and self._run.plan.strategy == "alternate"
         return Token(choice.id, text, choice.recycled, chosen, top, "recycler" if by_module else "full")
-
-    @property
-    def counts(self) -> strategies.Counts:
-        """Recycled tokens that were proposed and accepted so far."""
-        return self._counts
 
     @property
     def result(self) -> Result:
@@ -246,20 +206,20 @@ class Generation:
             text="".join(token.text for token in self.tokens),
             tokens=[token.id for token in self.tokens],
             recycled=[token.recycled for token in self.tokens],
-            strategy=self.plan.strategy,
+            strategy=self._run.plan.strategy,
             lossless=self.lossless,
             finish_reason=self.finish_reason,
             stats=self._stats(),
-            decisions=self._counts.decisions() if self._counts.decisions else None,
+            decisions=self._run.decisions,
             logprobs=None if self.logprobs is None else [_logprobs_json(token) for token in self.tokens],
         )
 
     def _stats(self) -> Stats:
-        work, counts = self._work, self._counts
-        decode = max(0.0, self._last - self._started - work.prefill_seconds)
+        run, work, counts = self._run, self._run.work, self._run.counts
+        decode = max(0.0, run.last - run.started - work.prefill_seconds)
         later = len(self.tokens) - 1
         return Stats(
-            prompt_tokens=len(self.prompt),
+            prompt_tokens=len(run.prompt),
             reused_tokens=work.reused,
             new_tokens=len(self.tokens),
             full_runs=work.full_runs,
@@ -267,10 +227,10 @@ class Generation:
             proposed=counts.proposed,
             accepted=counts.accepted,
             acceptance_rate=counts.accepted / counts.proposed
-            if self.plan.strategy != "alternate" and counts.proposed
+            if run.plan.strategy != "alternate" and counts.proposed
             else None,
             tokens_per_second=later / decode if later > 0 and decode > 0 else 0.0,
-            time_to_first_token_s=self._first - self._started,
+            time_to_first_token_s=run.first - run.started,
             prefill_s=work.prefill_seconds,
             decode_s=decode,
         )

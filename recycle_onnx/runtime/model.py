@@ -18,9 +18,10 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
-from recycle_onnx.runtime.decoding.processors import make_chooser
+from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.strategies import NAMES, NEEDING_MODULE, Plan
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.ort.loaded import LoadedHalves
@@ -64,8 +65,6 @@ class RecycleModel:
         self.prefill_chunk = CHUNK
         self.calibration = Calibration.find(bundle, self.providers, threads)
         self._equal_runs = EqualRuns(bundle, self.provider, threads)
-        draft = manifest.draft_vocabulary
-        self._draft_ids = None if draft is None else np.array(draft, np.int64)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
         recycler, kinds = manifest.graphs.get("recycler"), manifest.kinds
         progress(0, len(kinds), "loading the full model")
@@ -73,7 +72,9 @@ class RecycleModel:
         progress(1, len(kinds), "loading the module" if recycler else "loaded")
         module = opener(bundle, "recycler", places[1], threads) if recycler else None
         progress(len(kinds), len(kinds), "loaded")
-        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler))
+        draft = manifest.draft_vocabulary
+        draft_ids = None if draft is None else np.array(draft, np.int64)
+        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids)
 
     def __enter__(self) -> Self:
         return self
@@ -187,9 +188,7 @@ class RecycleModel:
         return self._decoder(module=strategy in ("auto", *NEEDING_MODULE))
 
     def _decoder(self, *, module: bool) -> Decoder:
-        made = self._halves.decoder(self.bundle.manifest.context_length, self.prefill_chunk, module=module)
-        made.draft_ids = self._draft_ids
-        return made
+        return self._halves.decoder(self.bundle.manifest.context_length, self.prefill_chunk, module=module)
 
     def conversation(self, system: str | None = None, **options: Any) -> Conversation:
         """Begin a conversation; the options are those of `Conversation`."""
@@ -213,28 +212,23 @@ class RecycleModel:
         self._halves.check_process()
         strategy = self._strategy(config.strategy)
         plan = Plan.make(strategy, config.chain, config.min_confidence, self.calibration, self.module_trained)
-        ids = self._prompt_ids(prompt)
-        context = self.bundle.manifest.context_length
-        room = context - len(ids)
-        if room < 1:
-            raise InputError(f"the prompt has {count(ids, context)}; the context of {context} leaves no room for more")
+        ids = self.prompt_ids(prompt)
+        room = self.bundle.manifest.context_length - len(ids)
         vocab_size = self._halves.specs[0].vocab_size
         config.check_vocabulary(vocab_size)
         limit = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
         stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
         constraint = None if config.constraint is None else self._constraints.prepare(config.constraint, stop_ids)
+        caches = self._checked(decoder, plan) if decoder else self._decoder(module=plan.needs_module)
+        lossless = self._lossless(plan.strategy)
+        chooser = make_chooser(config, ids, limit, vocab_size, stop_ids, constraint)
         return Generation(
-            decoder=self._checked(decoder, plan) if decoder else self._decoder(module=plan.needs_module),
-            tokenizer=self.tokenizer,
-            prompt=ids,
-            plan=plan,
-            lossless=self._lossless(plan.strategy),
-            sampling=make_chooser(config, ids, limit, vocab_size, stop_ids, constraint),
-            limit=limit,
+            Run(caches, plan, ids, chooser, limit, progress=progress),
+            self.tokenizer,
+            lossless,
             stop_ids=stop_ids,
             stop_strings=tuple(config.stop),
             logprobs=config.logprobs,
-            progress=progress,
         )
 
     def _checked(self, decoder: Decoder, plan: Plan) -> Decoder:
@@ -257,7 +251,12 @@ class RecycleModel:
             )
         raise InputError(f"strategy {name!r} is not known; expected one of: {', '.join(self.strategies)}")
 
-    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+    def prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        """Give the token ids of a prompt that can be continued, a text or token ids.
+
+        Raises:
+            InputError: empty, ids outside the vocabulary, or longer than the context less the one token to come.
+        """
         context = self.bundle.manifest.context_length
         ids = encode(self.tokenizer, prompt, context=context) if isinstance(prompt, str) else _as_ids(prompt)
         if len(prompt) == 0:
@@ -267,6 +266,8 @@ class RecycleModel:
             raise InputError("the prompt has no tokens; expected some text to continue")
         if bad := [token for token in ids if not 0 <= token < vocab_size]:
             raise InputError(f"token id {bad[0]} is outside the vocabulary of {vocab_size}")
+        if len(ids) >= context:
+            raise InputError(f"the prompt has {count(ids, context)}; the context of {context} leaves no room for more")
         return ids
 
     def _lossless(self, strategy: str) -> Lossless:

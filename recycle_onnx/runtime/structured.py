@@ -19,6 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError, TextError
+from recycle_onnx.extras import install_command
 from recycle_onnx.runtime.decoding.processors import FORBIDDEN, Floats, Ids
 from recycle_onnx.runtime.ort.native import at_work
 
@@ -221,7 +222,7 @@ def _library() -> ModuleType:
         return import_module("llguidance")
     except ModuleNotFoundError as error:
         raise InputError(
-            "structured output needs llguidance, which is not installed; try: pip install 'recycle-onnx[structured]'"
+            f"structured output needs llguidance, which is not installed; try: {install_command('structured')}"
         ) from error
 
 

@@ -20,15 +20,18 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from recycle_onnx import __version__
 from recycle_onnx.errors import RecycleError
+from recycle_onnx.runtime.chat_template import PLAIN
 from recycle_onnx.runtime.generation import Token
-from recycle_onnx.serve import answers, openapi, schema
+from recycle_onnx.serve import answers, openapi, orders, schema
 from recycle_onnx.serve.access import guarded
-from recycle_onnx.serve.dialects import Chat, Dialect, Label, Text
-from recycle_onnx.serve.engine import Engine, Order
+from recycle_onnx.serve.answer_formats import AnswerFormat, ChatFormat, Label, TextFormat
+from recycle_onnx.serve.engine import Engine
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.metrics import Counted, Metrics
+from recycle_onnx.serve.orders import Order
 from recycle_onnx.serve.page import page
+from recycle_onnx.serve.token_decoder import TokenDecoder
 from recycle_onnx.serve.worker import Job, Step, Workers
 
 logger = logging.getLogger(__name__)
@@ -44,8 +47,10 @@ class Service:
 
     def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
         self.engine, self.name, self.limits = engine, name, limits
-        self.workers = Workers(limits, lambda result: self.metrics.count(result))
-        self.metrics = Metrics(self.workers)
+        self.metrics = Metrics()
+        self.workers = Workers(engine.generate, limits, self.metrics)
+        self.decoder = TokenDecoder(engine.model.tokenizer)
+        self.fingerprint = f"recycle-onnx-{engine.model.bundle.digest[:12]}"
         self.started = int(time.time())
         self._parsing = asyncio.Lock()
         self._document = openapi.document(__version__, with_token)
@@ -85,18 +90,30 @@ class Service:
 
     async def chat(self, request: Request) -> Response:
         asked = await self._read(request, schema.ChatRequest)
-        order = self.engine.chat_order(asked)
-        label = Label(self.name, self.engine.fingerprint, "chatcmpl")
-        return await self._answer(request, asked, order, Chat(label, self.engine.names, bool(asked.logprobs)))
+        order = self.engine.order(orders.turns_of(asked), orders.chat_settings(asked, self.limits.schema_bytes))
+        form = ChatFormat(self._label("chatcmpl"), self.decoder, bool(asked.logprobs))
+        return await self._answer(request, asked, order, form)
 
     async def completion(self, request: Request) -> Response:
         asked = await self._read(request, schema.CompletionRequest)
-        order = self.engine.text_order(asked)
-        label = Label(self.name, self.engine.fingerprint, "cmpl")
-        return await self._answer(request, asked, order, Text(label, self.engine.names, asked.logprobs is not None))
+        order = self.engine.order(orders.text_of(asked), orders.text_settings(asked))
+        form = TextFormat(self._label("cmpl"), self.decoder, asked.logprobs is not None)
+        return await self._answer(request, asked, order, form)
+
+    def _label(self, prefix: str) -> Label:
+        return Label(self.name, self.fingerprint, prefix)
 
     def _card(self) -> answers.ModelCard:
-        return answers.ModelCard(id=self.name, created=self.started, recycle=self.engine.describe())
+        manifest = self.engine.model.bundle.manifest
+        can = answers.ModelRecycle(
+            strategies=list(manifest.strategies),
+            default_strategy=manifest.default_strategy,
+            chat=self.engine.template.name != PLAIN,
+            context_length=manifest.context_length,
+            precision=manifest.precision,
+            parameters=manifest.base.get("parameters"),
+        )
+        return answers.ModelCard(id=self.name, created=self.started, recycle=can)
 
     def _check_name(self, name: str | None) -> None:
         if name is not None and name != self.name:
@@ -114,48 +131,48 @@ class Service:
         self._check_name(asked.model)
         return asked
 
-    async def _answer(self, request: Request, asked: schema.Request, order: Order, dialect: Dialect) -> Response:
+    async def _answer(
+        self, request: Request, asked: schema.GenerationRequest, order: Order, form: AnswerFormat
+    ) -> Response:
         """Generate, whole or as a stream; a client that goes away takes its generation with it."""
-        job = await _unless_gone(request, self.workers.start(self.engine.opener(order)))
+        job = await _unless_gone(request, self.workers.start(order, bool(asked.stream)))
         try:
             if not asked.stream:
                 tokens = await _unless_gone(request, _all(job))
-                write = partial(self._whole, job, order, dialect, tokens)
+                write = partial(self._whole, job, form, tokens)
                 return await asyncio.to_thread(write) if len(tokens) > MANY_TOKENS else write()
             first = await _unless_gone(request, anext(job))
         except BaseException:
             job.cancel()
             raise
         with_usage = bool(asked.stream_options and asked.stream_options.include_usage)
-        return _EventStream(job, self._events(job, first, order, dialect, with_usage))
+        return _EventStream(job, self._events(job, first, form, with_usage))
 
-    def _whole(self, job: Job, order: Order, dialect: Dialect, tokens: list[Token]) -> Response:
-        return _json(dialect.whole(tokens, *self._outcome(job, order)))
+    def _whole(self, job: Job, form: AnswerFormat, tokens: list[Token]) -> Response:
+        return _json(form.whole(tokens, *self._outcome(job)))
 
-    async def _events(
-        self, job: Job, first: Step, order: Order, dialect: Dialect, with_usage: bool
-    ) -> AsyncIterator[str]:
+    async def _events(self, job: Job, first: Step, form: AnswerFormat, with_usage: bool) -> AsyncIterator[str]:
         """Server-sent events; an error in mid-stream is the last one."""
         try:
-            for chunk in dialect.opening():
+            for chunk in form.opening():
                 yield _event(chunk)
-            yield _event(dialect.chunk(first))
+            yield _event(form.chunk(first))
             async for step in job:
-                yield _event(dialect.chunk(step))
-            reason, usage = self._outcome(job, order)
-            yield _event(dialect.ending(reason))
+                yield _event(form.chunk(step))
+            reason, usage = self._outcome(job)
+            yield _event(form.ending(reason))
             if with_usage:
-                yield _event(dialect.usage(usage))
+                yield _event(form.usage(usage))
             yield "data: [DONE]\n\n"
         except Exception as error:
             yield f"data: {json.dumps(_told(error).body())}\n\n"
 
-    def _outcome(self, job: Job, order: Order) -> tuple[answers.FinishReason, answers.Usage]:
+    def _outcome(self, job: Job) -> tuple[answers.FinishReason, answers.Usage]:
         result = job.result
         assert result is not None
         assert result.finish_reason != "cancelled"
         assert result.finish_reason != "error"
-        return result.finish_reason, answers.Usage.of(result, order.config.seed)
+        return result.finish_reason, answers.Usage.of(result, job.order.config.seed)
 
 
 class _EventStream(StreamingResponse):
@@ -196,7 +213,9 @@ async def _gone(request: Request) -> None:
 
 
 async def _all(job: Job) -> list[Token]:
-    return [step.token async for step in job]
+    async for _ in job:  # it has no steps
+        pass
+    return job.tokens
 
 
 def _json(answer: BaseModel) -> Response:

@@ -1,117 +1,60 @@
-"""From a request to a generation: settings, the prompt's tokens, and a cache that knows its beginning."""
+"""From an order to a generation: settings, the prompt's tokens, and a cache that knows its beginning."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate
-from recycle_onnx.runtime.config import GenerationConfig, Overrides
+from recycle_onnx.runtime.chat_template import ChatTemplate
+from recycle_onnx.runtime.config import Overrides
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.text import count, encode
-from recycle_onnx.serve import answers, formats, schema
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.orders import Order, Prompt, Turns
 from recycle_onnx.serve.prefixes import PrefixCaches
-from recycle_onnx.serve.token_text import TokenText
 from recycle_onnx.serve.trial import Trials
-from recycle_onnx.serve.worker import Opener
-
-SHARED = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-    "strategy", "chain", "min_confidence",
-)  # fmt: skip
-"""Settings with one name in requests and in GenerationConfig."""
-LONGEST_COMPLETION = 16
-"""What OpenAI's API makes of a text where nothing is said."""
-LEAST = 1e-9
-"""A `top_p` that only the likeliest token reaches, for what OpenAI's API calls 0."""
-
-
-@dataclass(frozen=True)
-class Order:
-    """How to generate, and the prompt's tokens, which are made in the worker's thread."""
-
-    config: GenerationConfig
-    prompt: Callable[[], list[int]]
 
 
 class Engine:
     """One model, and the caches of what it read."""
 
     def __init__(self, model: RecycleModel, limits: Limits) -> None:
-        self.model, self._limits = model, limits
-        self.names = TokenText(model.tokenizer)
+        self.model = model
         self.template = ChatTemplate.find(model.bundle.folder)
-        self.fingerprint = f"recycle-onnx-{model.bundle.digest[:12]}"
         self._caches = PrefixCaches(model, limits.caches)
         self._trials = Trials(model, limits.schema_seconds)
 
-    def describe(self) -> answers.ModelRecycle:
-        """What the bundle can do."""
-        manifest = self.model.bundle.manifest
-        return answers.ModelRecycle(
-            strategies=list(manifest.strategies),
-            default_strategy=manifest.default_strategy,
-            chat=self.template.name != PLAIN,
-            context_length=manifest.context_length,
-            precision=manifest.precision,
-            parameters=manifest.base.get("parameters"),
-        )
-
-    def text_order(self, asked: schema.CompletionRequest) -> Order:
-        """Of a text to continue.
+    def order(self, prompt: Prompt, settings: Overrides) -> Order:
+        """Check settings against the model and fill in the bundle's own, before a worker is needed.
 
         Raises:
             InputError: settings that contradict each other.
+            ApiError: a strategy that the model has not.
         """
-        config = self._config(asked, asked.max_tokens or LONGEST_COMPLETION, asked.top_logprobs)
-        return Order(config, lambda: self._text_ids(asked.prompt))
-
-    def chat_order(self, asked: schema.ChatRequest) -> Order:
-        """Of messages to answer.
-
-        Raises:
-            InputError: settings that contradict each other, or a schema that is none.
-            ApiError: the schema is too large.
-        """
-        limit = asked.max_completion_tokens or asked.max_tokens
-        config = self._config(asked, limit, asked.top_logprobs, stops=self.template.stops)
-        config = config.updated(constraint=formats.constraint(asked.response_format, self._limits.schema_bytes))
-        turns = [message.as_turn() for message in asked.messages]
-        return Order(config, lambda: self._encode(self.template.render(turns), self.template.special_tokens))
-
-    def opener(self, order: Order) -> Opener:
-        """What a worker calls in its thread."""
-        return lambda: self._open(order)
+        self._check_strategy(settings.get("strategy"))
+        stop = settings.get("stop", ())
+        stops = self.template.stops if isinstance(prompt, Turns) else ()
+        whole: Overrides = {"seed": secrets.randbits(31), **settings}
+        whole["stop"] = [*stops, *((stop,) if isinstance(stop, str) else stop)]
+        return Order(prompt, self.model.generation_config.updated(**whole))
 
     @contextmanager
-    def _open(self, order: Order) -> Iterator[Generation]:
+    def generate(self, order: Order) -> Iterator[Generation]:
+        """Start what was ordered, in a worker's thread; its cache is given back at the end.
+
+        Raises:
+            InputError: the prompt or the schema cannot be followed.
+            ApiError: the prompt is longer than the context.
+        """
         self._trials.check(order.config.constraint, order.config.stop_ids)
-        ids = order.prompt()
+        ids = self._ids(order.prompt)
         self._check_length(ids)
         strategy = order.config.strategy or self.model.bundle.manifest.default_strategy
         with self._caches.lend(ids, strategy) as decoder:
             yield self.model.stream(ids, order.config, decoder=decoder)
-
-    def _config(
-        self, asked: schema.Request, limit: int | None, logprobs: int | None, stops: tuple[str, ...] = ()
-    ) -> GenerationConfig:
-        self._check_strategy(asked.strategy)
-        given = {name: value for name in SHARED if (value := getattr(asked, name)) is not None}
-        settings: Overrides = {"seed": secrets.randbits(31), **given}  # type: ignore[typeddict-item]
-        settings["stop"] = [*stops, *([asked.stop] if isinstance(asked.stop, str) else asked.stop or [])]
-        settings["logprobs"] = logprobs
-        if asked.top_p == 0:
-            settings["top_p"] = LEAST
-        if limit is not None:
-            settings["max_new_tokens"] = limit
-        if asked.logit_bias:
-            settings["logit_bias"] = {int(token): bias for token, bias in asked.logit_bias.items()}
-        return self.model.generation_config.updated(**settings)
 
     def _check_strategy(self, strategy: str | None) -> None:
         known = self.model.strategies
@@ -119,12 +62,10 @@ class Engine:
             message = f"strategy {strategy!r} needs a recyclable module, which this model has not; it has: "
             raise ApiError(400, "unsupported_value", message + ", ".join(known), "strategy")
 
-    def _text_ids(self, prompt: str | list[int] | list[str]) -> list[int]:
-        if isinstance(prompt, str):
-            return self._encode(prompt, special_tokens=True)
-        if isinstance(prompt[0], str):
-            return self._encode(prompt[0], special_tokens=True)
-        return [int(token) for token in prompt]
+    def _ids(self, prompt: Prompt) -> list[int]:
+        if isinstance(prompt, Turns):
+            return self._encode(self.template.render(prompt.messages), self.template.special_tokens)
+        return self._encode(prompt, special_tokens=True) if isinstance(prompt, str) else prompt
 
     def _encode(self, text: str, special_tokens: bool) -> list[int]:
         context = self.model.bundle.manifest.context_length

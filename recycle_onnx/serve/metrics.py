@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recycle_onnx.runtime.generation import Result
-from recycle_onnx.serve.worker import Workers
 
 PREFIX = "recycle_onnx_"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
@@ -20,7 +20,7 @@ CLIENT_GONE = "499"
 class Metrics:
     """What the server counts. Nothing of it names a client or a text."""
 
-    def __init__(self, workers: Workers) -> None:
+    def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests by path and status.", "path", "status")
         self.tokens = self._counter("tokens", "Tokens: prompt, those of it in a cache, new, recycled.", "kind")
@@ -28,8 +28,10 @@ class Metrics:
         self.runs = self._counter("runs", "Runs of each half.", "half")
         self.seconds = self._histogram("request_seconds", "Time to the end of an answer.")
         self.first_token = self._histogram("first_token_seconds", "Time from a slot to the first token.")
-        self._gauge("slots_busy", "Generations that run.").set_function(lambda: workers.busy)
-        self._gauge("queue_waiting", "Requests that wait for a slot.").set_function(lambda: workers.waiting)
+
+    def show(self, name: str, text: str, value: Callable[[], int]) -> None:
+        """Show a number as it is whenever somebody looks."""
+        Gauge(PREFIX + name, text, registry=self._registry).set_function(value)
 
     def count(self, result: Result) -> None:
         """Add what a generation took, whether it was finished or broken off."""
@@ -51,9 +53,6 @@ class Metrics:
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         return Counter(PREFIX + name, text, labels, registry=self._registry)
-
-    def _gauge(self, name: str, text: str) -> Gauge:
-        return Gauge(PREFIX + name, text, registry=self._registry)
 
     def _histogram(self, name: str, text: str) -> Histogram:
         return Histogram(PREFIX + name, text, registry=self._registry, buckets=SECONDS)

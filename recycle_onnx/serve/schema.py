@@ -1,25 +1,27 @@
 """What a client may send: OpenAI's fields as far as they are served, and ours beside them.
 
 Unknown fields are refused by name rather than ignored. A field that says nothing (null, "", [] or {}) is the same as
-none, whether it is known or not, unless it is a required one.
+none, whether it is known or not, unless it is a required one. Settings of a generation that are served are fields as
+`runtime.settings` declares them.
 """
 
 from __future__ import annotations
 
 from functools import cache
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 from pydantic_core import ErrorDetails, from_json
 
+from recycle_onnx.kinds import Biases, Kind, Name, Number, Strings
+from recycle_onnx.runtime.config import Overrides
+from recycle_onnx.runtime.settings import MOST_LOGPROBS, SETTINGS
 from recycle_onnx.serve.errors import ApiError
 
 Stop = Annotated[str, Field(min_length=1)]
 Prompt = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
-Bias = Annotated[float, Field(ge=-100, le=100)]
-Penalty = Annotated[float, Field(ge=-2, le=2)]
-Strategy = Literal["auto", "full", "alternate", "verify", "lookup"]
+TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Many = Field(min_length=1, fail_fast=True)
 """Of a list: one error is told, so only one is looked for; a body of megabytes holds millions."""
 Few = Field(min_length=1, max_length=4096, fail_fast=True)
@@ -29,6 +31,12 @@ NOTHING: tuple[object, ...] = (None, "", [], {})
 """What clients send for a field that they do not use."""
 MOST_MISTAKES = 100
 """That are looked at one by one."""
+SERVED = {name: about for name, about in SETTINGS.items() if about.served}
+"""Settings that are fields of requests under their own name."""
+NOTES = {"seed": "Random if left out.", "top_p": "0: the likeliest token alone."}
+"""What the server makes of single settings, beyond what they are everywhere."""
+LEAST_TOP_P = 1e-9
+"""One that only the likeliest token reaches, for what OpenAI's API calls 0."""
 
 
 class Part(BaseModel):
@@ -53,6 +61,38 @@ class Part(BaseModel):
         return frozenset(field.alias or name for name, field in cls.model_fields.items() if field.is_required())
 
 
+def _type_of(kind: Kind | None) -> Any:
+    """What pydantic takes for a value of a setting."""
+    if isinstance(kind, Number):
+        least, most = kind.least, kind.most
+        bounds = {"gt" if kind.above else "ge": least, "lt" if kind.below else "le": most}
+        used: dict[str, Any] = {name: bound for name, bound in bounds.items() if bound is not None}
+        return Annotated[int if kind.whole else float, Field(**used)]
+    if isinstance(kind, Name):
+        return Literal[kind.names]
+    if isinstance(kind, Biases):
+        return Annotated[dict[TokenName, _type_of(kind.number)], Field(max_length=MOST_BIASES)]  # type: ignore[misc]
+    if isinstance(kind, Strings):
+        return Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)]
+    raise TypeError(f"a setting of the kind {kind} cannot be served")
+
+
+if TYPE_CHECKING:  # a class that is made while the program runs is nothing to derive from
+    ServedSettings = Part
+else:
+    ServedSettings = create_model(
+        "ServedSettings",
+        __base__=Part,
+        **{
+            name: (
+                _type_of(about.served) | None,
+                Field(None, description=f"{about.help} {NOTES.get(name, '')}".strip()),
+            )
+            for name, about in SERVED.items()
+        },
+    )
+
+
 class StreamOptions(Part):
     """What comes along with a stream."""
 
@@ -60,30 +100,24 @@ class StreamOptions(Part):
     include_obfuscation: Literal[False] | None = None
 
 
-class Request(Part):
-    """What both kinds of completion share. The fields from `strategy` on are not OpenAI's."""
+class GenerationRequest(ServedSettings):
+    """What both kinds of completion share: what is said of the answer, and settings."""
 
     model: str | None = Field(None, description="What /v1/models lists; may be left out.")
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="0: the likeliest token alone.")
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    logit_bias: (
-        Annotated[dict[Annotated[str, Field(pattern="^[0-9]{1,9}$")], Bias], Field(max_length=MOST_BIASES)] | None
-    ) = None
-    seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = Field(None, description="Random if left out.")
-    stop: Stop | Annotated[list[Stop], Field(max_length=MOST_STOPS)] | None = None
     user: str | None = Field(None, description="Ignored.")
 
-    strategy: Strategy | None = None
-    chain: Annotated[int, Field(ge=1, le=15)] | None = None
-    min_confidence: Annotated[float, Field(ge=0, lt=1)] | None = None
-    top_k: Annotated[int, Field(ge=0)] | None = None
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
+    def settings(self) -> Overrides:
+        """Return the settings that were said, as the runtime takes them."""
+        said = {name: value for name in SERVED if (value := getattr(self, name)) is not None}
+        if said.get("top_p") == 0:
+            said["top_p"] = LEAST_TOP_P
+        for name in said:
+            if isinstance(kind := SERVED[name].kind, Biases):
+                said[name] = kind.from_json(name, said[name])
+        return cast(Overrides, said)
 
     def check(self) -> None:
         """Refuse fields that make no sense together.
@@ -95,7 +129,7 @@ class Request(Part):
             raise ApiError(400, "invalid_value", "stream_options is for streams: set stream too", "stream_options")
 
 
-class CompletionRequest(Request):
+class CompletionRequest(GenerationRequest):
     """Text, or token ids, to continue."""
 
     prompt: Prompt | Annotated[list[TokenId], Many] | Annotated[list[Prompt], Many]
@@ -110,7 +144,7 @@ class CompletionRequest(Request):
         return self.logprobs
 
     def check(self) -> None:
-        """See Request.check."""
+        """See GenerationRequest.check."""
         super().check()
         if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) and len(self.prompt) > 1:
             message = f"prompt has {len(self.prompt)} texts; one request continues one: send several requests"
@@ -168,7 +202,7 @@ class JsonOf(Part):
 ResponseFormat = PlainText | JsonObject | JsonOf
 
 
-class ChatRequest(Request):
+class ChatRequest(GenerationRequest):
     """Messages to answer."""
 
     messages: Annotated[list[Message], Few]
@@ -177,7 +211,7 @@ class ChatRequest(Request):
         None, description="To the end of the context if left out."
     )
     logprobs: bool | None = None
-    top_logprobs_: Annotated[int, Field(ge=0, le=20)] | None = Field(None, alias="top_logprobs")
+    top_logprobs_: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = Field(None, alias="top_logprobs")
     response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
     store: Literal[False] | None = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -193,13 +227,13 @@ class ChatRequest(Request):
         return self.top_logprobs_ or 0 if self.logprobs else None
 
     def check(self) -> None:
-        """See Request.check."""
+        """See GenerationRequest.check."""
         super().check()
         if self.top_logprobs_ and not self.logprobs:
             raise ApiError(400, "invalid_value", "top_logprobs is for logprobs: set that too", "top_logprobs")
 
 
-AnyRequest = TypeVar("AnyRequest", bound=Request)
+AnyRequest = TypeVar("AnyRequest", bound=GenerationRequest)
 
 
 def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:

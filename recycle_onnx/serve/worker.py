@@ -17,9 +17,11 @@ from recycle_onnx.runtime.generation import Generation, Result, Token
 from recycle_onnx.runtime.ort.native import Interrupt
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.metrics import Metrics
+from recycle_onnx.serve.orders import Order
 
-Opener = Callable[[], AbstractContextManager[Generation]]
-"""Starts a generation, in the worker's thread; what it takes is given back at the end."""
+Generate = Callable[[Order], AbstractContextManager[Generation]]
+"""Starts what was ordered, in the worker's thread; what it takes is given back at the end."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,18 @@ Event = Step | Result | Exception
 
 
 class Job:
-    """One generation as an async iterator over its steps; `result` is there once it is exhausted."""
+    """One generation as an async iterator over its steps; `result` and `tokens` are there once it is exhausted.
 
-    def __init__(self, opener: Opener, seconds: float) -> None:
+    One that is not `stepwise` has no steps, and does not wake the event loop until its end.
+    """
+
+    def __init__(self, order: Order, seconds: float, stepwise: bool = True) -> None:
+        self.order = order
         self.result: Result | None = None
         self.made: Result | None = None
         """What was generated when the thread became free, even if nobody wanted it any more."""
-        self._opener, self._seconds = opener, seconds
+        self.tokens: list[Token] = []
+        self._seconds, self._stepwise = seconds, stepwise
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.call_later(seconds, self._expire)  # whether or not anybody waits for it then
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -68,11 +75,11 @@ class Job:
         """Its thread is free again."""
         self._deadline.cancel()
 
-    def run(self) -> None:
-        """Generate, in a worker's thread."""
+    def run(self, generate: Generate) -> None:
+        """Make what was ordered, in a worker's thread."""
         try:
             with self._interrupt.of_this_thread():
-                self._generate()
+                self._run(generate)
         except Exception as error:
             self._tell(error)
         except BaseException as error:  # a panic in a library of Rust is one, and the client waits for an answer
@@ -81,15 +88,17 @@ class Job:
             if self._generation is not None:
                 self.made = self._generation.result
 
-    def _generate(self) -> None:
+    def _run(self, generate: Generate) -> None:
         if self._cancelled:
             return
-        with self._opener() as generation:
+        with generate(self.order) as generation:
             self._generation = generation
             if self._cancelled:
                 return
             for token in generation:
-                self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+                if self._stepwise:
+                    self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+            self.tokens = generation.tokens
             self._tell(generation.result)
 
     def _tell(self, event: Event) -> None:
@@ -112,9 +121,11 @@ class Job:
 class Workers:
     """As many threads as there are slots, and a queue in front of them."""
 
-    def __init__(self, limits: Limits, count: Callable[[Result], None] = lambda result: None) -> None:
-        """`count` is told what each generation has made when its slot is free again."""
-        self.limits, self.count = limits, count
+    def __init__(self, generate: Generate, limits: Limits, metrics: Metrics) -> None:
+        """`metrics` are told what each generation has made when its slot is free again, and how many there are."""
+        self.generate, self.limits, self.metrics = generate, limits, metrics
+        metrics.show("slots_busy", "Generations that run.", lambda: self.busy)
+        metrics.show("queue_waiting", "Requests that wait for a slot.", lambda: self.waiting)
         self.waiting = 0
         self._free = asyncio.Semaphore(limits.slots)
         self._threads = ThreadPoolExecutor(limits.slots, thread_name_prefix="recycle-onnx-serve")
@@ -126,17 +137,17 @@ class Workers:
         """Slots in use."""
         return len(self._running)
 
-    async def start(self, opener: Opener) -> Job:
-        """Wait for a slot and start a generation in it.
+    async def start(self, order: Order, stepwise: bool = True) -> Job:
+        """Wait for a slot and start what was ordered in it, to be followed step by step or awaited as a whole.
 
         Raises:
             ApiError: 429 where the queue is full, 503 where the wait was too long or the server ends.
         """
         await self._take_slot()
-        job = Job(opener, self.limits.generation_seconds)
+        job = Job(order, self.limits.generation_seconds, stepwise)
         self._running.add(job)
         loop = asyncio.get_running_loop()
-        loop.run_in_executor(self._threads, job.run).add_done_callback(lambda _: self._release(job))
+        loop.run_in_executor(self._threads, job.run, self.generate).add_done_callback(lambda _: self._release(job))
         return job
 
     async def _take_slot(self) -> None:
@@ -160,7 +171,7 @@ class Workers:
         self._running.discard(job)
         self._free.release()
         if job.made is not None:
-            self.count(job.made)
+            self.metrics.count(job.made)
 
     def close(self) -> None:
         """Take no more, and end what runs."""

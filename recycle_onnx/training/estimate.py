@@ -36,8 +36,6 @@ TIMED_TOKENS = 8
 """Of each of the texts that the base writes for an estimate."""
 TIMED_STEPS = 2
 """Real steps; the last one counts, the first one also sets things up."""
-MOMENTS = 2
-"""Numbers that AdamW keeps for each that it trains, besides the gradient."""
 LOSS_COPIES = 4
 """Of the logits of one place of a chain in float32, while its loss and its gradient are computed."""
 LOG_LINE = 300
@@ -231,8 +229,8 @@ def _memory(setup: Setup, stepper: Stepper) -> Memory:
     one, both = (stepper.kept([0] * count) for count in (1, 2))
     activations = one + (windows - 1) * max(both - one, 0)
     logits = _logits(setup, windows * options.sequence_length)
-    total = model + (1 + MOMENTS) * trained + activations + logits
-    return Memory(model, trained, MOMENTS * trained, activations, logits, total, None)
+    total = model + trained + stepper.moments + activations + logits
+    return Memory(model, trained, stepper.moments, activations, logits, total, None)
 
 
 def _logits(setup: Setup, rows: int) -> int:

@@ -6,56 +6,100 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from recycle_onnx.declaration import declared, setting
 from recycle_onnx.errors import InputError
+from recycle_onnx.kinds import Choice, Flag, Number, Text
 from recycle_onnx.training.budget import Budget
 
 Ended = Literal["budget", "plateau", "interrupted"]
 Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16"]
 LONGEST_CHAIN = 8
+PEAKS: dict[Optimizer, float] = {"adamw": 1e-3, "muon": 3e-2}
+"""Peak learning rates for a hidden size of 256; they fall with the root of the size, as the weights themselves do.
+
+Muon's was measured: SmolLM2-135M's module (576) learnt fastest at 2e-2, of 1e-2, 2e-2 and 5e-2.
+"""
+COUNT = Number(least=1, whole=True)
+BUDGET = Number(least=0, above=True, whole=True, optional=True)
+POSITIVE = Number(least=0, above=True)
+WEIGHT = Number(least=0, infinite=True)
 OWN_TOKENS = 1_000_000
 """What a base writes where no text is at hand: on two cores half an hour for 135 million parameters."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train, at most one of `steps`, `tokens` and `minutes` (see `Budget`).
+    """How to train. At most one of `steps`, `tokens` and `minutes` is the budget (see `Budget`).
 
-    `depth` is the longest chain that is trained, `field` names the text in JSON lines. With `regenerate` the base
-    writes the text itself, at `temperature`, from the beginnings of the documents; `own_tokens` is how much it
-    writes at least, `OWN_TOKENS` where there are no documents. `learning_rate` None means
-    1e-3 · sqrt(256 / hidden size). `batch_size` counts the windows of a step over all processes; each process takes
-    its share in `gradient_accumulation` parts, one after the other. With `precision` bf16 matrices are multiplied
-    in bfloat16, and a frozen base is held in it; what is trained stays in float32. None takes bf16 for a frozen base
-    where the device multiplies it, and fp32 otherwise. What a frozen base says of the text is kept on disk, in a cache
-    of `cache_gb` gigabytes at the most. `overlap` weighs a loss on what a sampled proposal is refused (`head_loss`).
-    With `draft_vocab` the module knows so many tokens only, the most frequent ones of the training text.
-    `optimizer` muon is for matrices; what has one axis is AdamW's in any case.
+    Each process takes its share of a batch. A base that is held in bfloat16 is a frozen one: what is trained stays in
+    float32. The options of `recycle-onnx train` are made from these fields.
     """
 
-    joint: bool = False
-    depth: int = 3
-    steps: int | None = None
-    tokens: int | None = None
-    minutes: float | None = None
-    batch_size: int = 16
-    sequence_length: int = 256
-    learning_rate: float | None = None
-    weight_decay: float = 0.01
-    recycle_weight: float = 1.0
-    seed: int = 0
-    save_minutes: float = 5.0
-    field: str = "text"
-    regenerate: bool = False
-    own_tokens: int | None = None
-    temperature: float = 0.7
-    gradient_accumulation: int = 1
-    clip: float = 1.0
-    precision: Precision | None = None
-    cache_gb: float = 20.0
-    overlap: float = 0.0
-    draft_vocab: int | None = None
-    optimizer: Optimizer = "adamw"
+    field: str = setting("text", Text(), "Where the text is in JSON lines.")
+    regenerate: bool = setting(
+        False, Flag(),
+        "Train on text that the base writes from the documents' beginnings, or as answers to chats (`messages`).",
+    )  # fmt: skip
+    own_tokens: int | None = setting(
+        None, Number(whole=True, optional=True), "Let the base write so many tokens from nothing.",
+        unset=f"{OWN_TOKENS:,} without --data, else none",
+    )  # fmt: skip
+    temperature: float = setting(0.7, POSITIVE, "Of the text that the base writes.")
+    joint: bool = setting(
+        False, Flag(), "Train the base with the module, or the module alone.",
+        unset="the module alone", option="--joint/--freeze-base",
+    )  # fmt: skip
+    depth: int = setting(
+        3, Number(least=1, most=LONGEST_CHAIN, whole=True), "Longest chain of recycled tokens to train."
+    )
+    steps: int | None = setting(None, BUDGET, "Budget: optimiser steps.")
+    tokens: int | None = setting(None, BUDGET, "Budget: tokens of text.")
+    minutes: float | None = setting(
+        None, Number(least=0, above=True, optional=True), "Budget: wall time.",
+        unset="until acceptance stops rising, 15 at most",
+    )  # fmt: skip
+    batch_size: int = setting(16, COUNT, "Windows of text in a step, over all processes.")
+    gradient_accumulation: int = setting(1, COUNT, "Parts of a batch, one after the other: less memory.")
+    sequence_length: int = setting(256, Number(least=8, whole=True), "Tokens in a window.")
+    learning_rate: float | None = setting(
+        None, Number(least=0, most=1, above=True, below=True, optional=True), "Peak learning rate.",
+        unset="3e-2 for muon, 1e-3 for adamw, times sqrt(256 / hidden size)", option="--lr",
+    )  # fmt: skip
+    weight_decay: float = setting(0.01, WEIGHT, "Decay of the module's matrices.")
+    clip: float = setting(1.0, POSITIVE, "Largest norm of the gradient.")
+    precision: Precision | None = setting(
+        None, Choice(get_args(Precision), optional=True),
+        "Of the matrix products; bf16 also holds a frozen base in it.",
+        unset="bf16 where the device multiplies it and the base is frozen",
+    )  # fmt: skip
+    optimizer: Optimizer | None = setting(
+        None, Choice(get_args(Optimizer), optional=True),
+        "For the matrices that are trained; what has one axis is AdamW's in any case.",
+        unset="muon; adamw with --joint, which also trains tables of embeddings",
+    )  # fmt: skip
+    overlap: float = setting(0.0, WEIGHT, "Weight of a loss on what a sampled proposal is refused.")
+    draft_vocab: int | None = setting(
+        None, Number(whole=True, optional=True),
+        "Let the module know so many tokens only: the most frequent ones of the training text.",
+        unset="as the checkpoint has it",
+    )  # fmt: skip
+    cache_gb: float = setting(
+        20.0, Number(least=0, infinite=True, notes={0: "no cache"}),
+        "Disk for what a frozen base says of the text, so that it reads it once; 0 for none.",
+    )  # fmt: skip
+    recycle_weight: float = setting(1.0, WEIGHT, "Weight of the recycle loss in joint training.")
+    seed: int = setting(0, Number(whole=True), "Seed of the order of the text.")
+    save_minutes: float = setting(5.0, WEIGHT, "Save this often while training.")
+
+    @property
+    def chosen_optimizer(self) -> Optimizer:
+        """The optimizer that was asked for, or the one that suits what is trained."""
+        return self.optimizer or ("adamw" if self.joint else "muon")
+
+    def peak(self, hidden_size: int) -> float:
+        """Return the highest learning rate: the one asked for, or the optimizer's for this hidden size."""
+        return self.learning_rate or PEAKS[self.chosen_optimizer] * math.sqrt(256 / hidden_size)
 
     def windows_of_budget(self) -> int | None:
         """Windows that the budget reads in all; None where it is one of time, or open."""
@@ -70,28 +114,9 @@ class TrainingOptions:
             InputError: names the option.
         """
         Budget(self.steps, self.tokens, self.minutes)
-        if self.batch_size < 1:
-            raise InputError(f"--batch-size is {self.batch_size}; expected at least 1")
-        if self.gradient_accumulation < 1:
-            raise InputError(f"--gradient-accumulation is {self.gradient_accumulation}; expected at least 1")
-        if self.clip <= 0:
-            raise InputError(f"--clip is {self.clip}; expected more than 0")
-        if self.precision is not None and self.precision not in get_args(Precision):
-            raise InputError(f"--precision is {self.precision!r}; expected one of: {', '.join(get_args(Precision))}")
-        if not 1 <= self.depth <= LONGEST_CHAIN:
-            raise InputError(f"--depth is {self.depth}; expected 1 to {LONGEST_CHAIN}")
-        if self.sequence_length < 8:
-            raise InputError(f"--sequence-length is {self.sequence_length}; expected at least 8")
-        if self.learning_rate is not None and not 0 < self.learning_rate < 1:
-            raise InputError(f"--lr is {self.learning_rate}; expected a number between 0 and 1")
-        if self.temperature <= 0:
-            raise InputError(f"--temperature is {self.temperature}; expected more than 0")
-        if self.cache_gb < 0:
-            raise InputError(f"--cache-gb is {self.cache_gb}; expected 0 (no cache) or more")
-        if self.optimizer not in get_args(Optimizer):
-            raise InputError(f"--optimizer is {self.optimizer!r}; expected one of: {', '.join(get_args(Optimizer))}")
-        if self.overlap < 0:
-            raise InputError(f"--overlap is {self.overlap}; expected 0 or more")
+        for name, about in declared(type(self)).items():
+            option = about.option.partition("/")[0] or f"--{name}"
+            about.kind.own(option, getattr(self, name))
         if self.own_tokens is not None and self.own_tokens < self.sequence_length:
             raise InputError(f"--own-tokens is {self.own_tokens}; expected at least {self.sequence_length}, a window")
         if self.joint and (self.regenerate or self.own_tokens):

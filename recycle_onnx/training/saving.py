@@ -88,7 +88,8 @@ class Saver:
         options = {name: getattr(self._setup.options, name) for name in OPTIONS_OF_A_RUN}
         module = {name: value for name, value in self._config.to_json().items() if name not in CHANGED_BY_TRAINING}
         conventions = {f"the module's {name}": value for name, value in module.items()}
-        return {**options, **conventions, "learning_rate": self._stepper.peak, "data": self._setup.text}
+        optimizer, text = self._setup.options.chosen_optimizer, self._setup.text
+        return {**options, **conventions, "optimizer": optimizer, "learning_rate": self._stepper.peak, "data": text}
 
     @contextmanager
     def _unrounded(self) -> Iterator[None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any
 
@@ -27,7 +26,7 @@ class Stepper:
         self._parallel = setup.processes.prepare(self._objective)
         self.trained = {name: p for name, p in setup.model.named_parameters() if p.requires_grad}
         self.optimizer = _optimizer(list(self.trained.values()), options)
-        self.peak = options.learning_rate or 1e-3 * math.sqrt(256 / setup.checkpoint.base.hidden_size)
+        self.peak = options.peak(setup.checkpoint.base.hidden_size)
 
     def step(self, number: int, windows: list[int], rate: float) -> Losses:
         """Learn from the training windows with these numbers, the same in every process; give their mean losses.
@@ -59,6 +58,12 @@ class Stepper:
                 (self._objective.total(losses) / len(parts)).backward()  # type: ignore[no-untyped-call]
             rows.append(losses.row())
         return Losses.from_row(self._processes.mean(torch.stack(rows).mean(0)))
+
+    @property
+    def moments(self) -> int:
+        """Bytes that the optimizer keeps between steps: AdamW two numbers for each that is trained, Muon one."""
+        muon = self._options.chosen_optimizer == "muon"
+        return sum(p.nbytes * (1 if muon and p.dim() > 1 else 2) for p in self.trained.values())
 
     def kept(self, windows: list[int]) -> int:
         """Bytes that the training windows with these numbers keep for their gradient, weights apart."""
@@ -93,7 +98,7 @@ def _optimizer(trained: list[nn.Parameter], options: TrainingOptions) -> torch.o
     """AdamW, or Muon for matrices (arXiv 2502.16982) and AdamW for the rest; norms are not decayed."""
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
     others = [parameter for parameter in trained if parameter.dim() == 1]
-    if options.optimizer == "muon":
+    if options.chosen_optimizer == "muon":
         return Together(
             torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),

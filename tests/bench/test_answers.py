@@ -11,9 +11,9 @@ from recycle_onnx.bench.answers import AnswerOptions, bench_answers
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.prompts import read_prompts
-from tests import tiny
-from tests.cli.command import assert_refused, run
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, run
+from tests.helpers.prompts import story_prompts
 
 
 @pytest.fixture

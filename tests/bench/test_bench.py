@@ -19,8 +19,8 @@ from recycle_onnx.bench.steps import predicted_speedup
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.errors import InputError
-from tests import tiny
-from tests.cli.command import assert_refused, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, run
 
 STEPS = {"full_1": 30.0, "full_2": 31.5, "full_3": 41.0, "full_4": 49.0, "full_5": 58.0}
 WITH_MODULE = {**STEPS, "recycle_1": 3.0, "recycle_2": 3.3}

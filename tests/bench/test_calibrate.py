@@ -13,7 +13,7 @@ from recycle_onnx.evaluation.acceptance import Watched
 from recycle_onnx.runtime.decoding.auto import first_choice
 from recycle_onnx.runtime.decoding.calibration import Calibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
-from tests.cli.command import assert_refused, run
+from tests.helpers.command import assert_refused, run
 
 PROMPT = "One day, a shy robot by the river"
 STEPS = {"full_1": 30.0, "full_2": 31.5, "full_3": 41.0, "full_4": 49.0, "full_5": 58.0}

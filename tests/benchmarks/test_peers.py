@@ -13,7 +13,7 @@ import pytest
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.runtime.model import RecycleModel
 from tests.benchmarks.conftest import BENCHMARKS
-from tests.prompts import LONG_STORY
+from tests.helpers.prompts import LONG_STORY
 
 
 @pytest.fixture

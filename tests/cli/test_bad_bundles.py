@@ -15,7 +15,7 @@ import recycle_onnx
 from recycle_onnx.bundle import describe_files
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.files import read_json, write_json
-from tests.cli.command import assert_refused, names, run
+from tests.helpers.command import assert_refused, names, run
 
 BINDING = ("model.onnx", "model.onnx.data", "recycler.onnx", "recycler.onnx.data", "tokenizer.json")
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MODULE, MODULE_CONFIG = f"recycler/{WEIGHTS}", f"recycler/{CONFIG}"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.export import export
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 PIQA = {"query": "Question: the cat?\n", "choices": ["sat", "ran"], "gold": 0}
 

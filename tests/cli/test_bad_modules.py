@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 
 from recycle_onnx.checkpoint import publish
 from recycle_onnx.files import read_json, write_json
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
 from tests.cli.test_bad_checkpoints import change_tensor, edit, not_a_number, put, remove, truncate
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 Damage = Callable[[Path], None]

@@ -11,8 +11,8 @@ import pytest
 
 from recycle_onnx.export import export
 from recycle_onnx.files import sha256
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 LONG = "the cat sat on the mat " * 20
 REQUESTS: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {

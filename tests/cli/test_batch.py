@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 import recycle_onnx
-from recycle_onnx.batch import Request, Worker, answers
+from recycle_onnx.batch import Request, Worker, answers, parse_request
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, run
+from recycle_onnx.runtime.settings import SETTINGS
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, run
 
 TOKENS = 6
 PROMPTS: list[dict[str, Any]] = [
@@ -161,13 +162,42 @@ BAD_LINES: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_LINES)
-def test_a_line_that_makes_no_sense_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
+def test_lines_that_make_no_sense_fail_alone(bundle: Path, tmp_path: Path) -> None:
+    lines: list[Any] = [{"prompt": "the cat"}, "", *(line for line, _ in BAD_LINES.values()), {"prompt": "the dog"}]
+    output = tmp_path / "out.jsonl"
+    result = run("batch", bundle, write(tmp_path / "prompts.jsonl", lines), "-o", output, "-n", 2)
+    assert result.exit_code == 1
+    assert f"Error: {len(BAD_LINES)} of {len(BAD_LINES) + 2} lines failed" in result.stderr
+    first, *failed, last = map(json.loads, output.read_text().splitlines())
+    assert first["new_tokens"] == last["new_tokens"] == 2
+    for number, (name, record) in enumerate(zip(BAD_LINES, failed, strict=True), start=3):
+        line, words = BAD_LINES[name]
+        has_id = isinstance(line, dict) and isinstance(line.get("id"), int)
+        assert record.keys() == {"id", "error"}
+        assert record["id"] == (line["id"] if has_id else number)
+        for word in words:
+            assert word in record["error"]
+
+
+@pytest.mark.parametrize("name", BAD_LINES.keys() - {"the id of another"})
+def test_a_file_in_which_no_line_makes_sense_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
     line, words = BAD_LINES[name]
-    prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}, "", line])
+    prompts = write(tmp_path / "prompts.jsonl", ["", line])
     refused = run("batch", tmp_path / "no bundle", prompts, "-o", tmp_path / "out.jsonl")
-    assert_refused(refused, 2, "prompts.jsonl, line 3", *words)
+    assert_refused(refused, 2, "prompts.jsonl", "no line can be answered", *words)
     assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in SETTINGS for value in ({}, "x", 1e400)])
+def test_a_line_with_any_bad_setting_is_a_request_with_an_error(name: str, value: Any) -> None:
+    line = json.dumps({"id": "bad", "prompt": "the cat", name: value})
+    request = parse_request(line, 1)
+    if (name, value) in (("logit_bias", {}), ("stop", {}), ("stop", "x"), ("stop_ids", {})):
+        assert request.error is None  # nothing, or a single string
+    else:
+        assert request.id == "bad"
+        assert request.error is not None
+        assert name.replace("_", "-") in request.error or name in request.error
 
 
 def test_a_line_may_have_a_constraint(sample_bundle: Path, tmp_path: Path) -> None:
@@ -186,11 +216,28 @@ def test_a_line_may_have_a_constraint(sample_bundle: Path, tmp_path: Path) -> No
     assert grammar == "cat"
 
 
-def test_a_setting_that_the_model_does_not_know_is_refused_too(bundle: Path, tmp_path: Path) -> None:
-    for settings, words in (({"stop_ids": [999]}, "999"), ({"logit_bias": {"999": 1}}, "999")):
-        prompts = write(tmp_path / "prompts.jsonl", [{"prompt": "the cat"}, {"prompt": "the", "id": "x", **settings}])
-        assert_refused(run("batch", bundle, prompts, "-o", tmp_path / "out.jsonl"), 2, "request 'x'", words)
-        assert not (tmp_path / "out.jsonl").exists()
+def test_settings_that_only_the_model_can_refuse_fail_their_line_too(bundle: Path, tmp_path: Path) -> None:
+    lines: list[Any] = [
+        {"prompt": "the cat"},
+        {"prompt": "the", "id": "x", "stop_ids": [999]},
+        {"prompt": "the", "id": "y", "logit_bias": {"999": 1}},
+        {"prompt": "the", "id": "z", "min_new_tokens": 5},
+    ]
+    result = run("batch", bundle, write(tmp_path / "p.jsonl", lines), "-o", tmp_path / "o", "-n", 2, "--workers", 2)
+    assert result.exit_code == 1
+    first, *failed = map(json.loads, (tmp_path / "o").read_text().splitlines())
+    assert first["new_tokens"] == 2
+    assert [record["id"] for record in failed] == ["x", "y", "z"]
+    for record, word in zip(failed, ("999", "999", "min-new-tokens is 5"), strict=True):
+        assert word in record["error"]
+
+
+def test_options_that_make_no_sense_are_refused_before_anything_starts(
+    bundle: Path, prompts: Path, tmp_path: Path
+) -> None:
+    refused = run("batch", bundle, prompts, "-o", tmp_path / "o", "--stop-ids", 999)
+    assert_refused(refused, 2, "stop-ids has token id 999")
+    assert not (tmp_path / "o").exists()
 
 
 def test_a_prompt_that_the_model_cannot_take_has_its_error_in_its_line(bundle: Path, tmp_path: Path) -> None:

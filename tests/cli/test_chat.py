@@ -24,8 +24,8 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.untrusted import printable
-from tests import tiny
-from tests.cli.command import assert_refused, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, run
 
 TOKENS = 8
 GREEN = "\x1b[1;32m"

@@ -12,8 +12,8 @@ import pytest
 
 from recycle_onnx.export import export
 from recycle_onnx.files import sha256
-from tests import tiny
-from tests.cli.command import assert_one_error, names
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, names
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories"
 

@@ -11,8 +11,8 @@ from recycle_onnx.checkpoint import DraftVocabulary, attach
 from recycle_onnx.contract import LOGITS
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
 
 
 def test_it_writes_a_main_model_and_a_head_over_the_same_weights(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import recycle_onnx
-from tests.cli.command import assert_one_error, assert_refused, names, run
+from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 
 def test_quantize_says_what_it_costs(tiny_bundle: Path, tmp_path: Path) -> None:

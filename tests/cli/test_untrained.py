@@ -12,8 +12,8 @@ import recycle_onnx
 from recycle_onnx.bundle import MANIFEST, Manifest
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.cli.command import run
+from tests.helpers import tiny
+from tests.helpers.command import run
 
 NOTE = "note: the module is untrained"
 

@@ -10,7 +10,7 @@ import recycle_onnx
 from recycle_onnx.export import HalfPrecision, Quantization, export
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.ort.providers import known, why_missing
-from tests import tiny
+from tests.helpers import tiny
 
 HALF_PRECISION = {
     "fp16": HalfPrecision(),

@@ -13,7 +13,7 @@ from recycle_onnx.files import write_json
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.storage import load_model
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers.prompts import LONG_STORY, story_prompts
 from tests.reference import plain
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories"

@@ -77,7 +77,7 @@ def test_no_cache_is_copied_to_the_host_while_tokens_come(
 def test_states_stay_on_a_device_that_both_halves_share(small_model: RecycleModel) -> None:
     full, module = halves(ran(small_model, "alternate"))
     written = full.writes["hidden_states"]
-    assert (full._states.on_device(2) is not None) == (not written.is_host and written == module.reads["hidden_states"])
+    assert (full.states.on_device(2) is not None) == (not written.is_host and written == module.reads["hidden_states"])
 
 
 def test_caches_grow_with_what_they_hold(
@@ -101,7 +101,7 @@ def test_a_saved_conversation_goes_on_elsewhere(
         list(chat.send("the cat", max_new_tokens=5))
         chat.save(tmp_path / f"{number}.chat")
         loaded = second.load_conversation(tmp_path / f"{number}.chat")
-        for own, other in zip(chat.decoder.full.cache.rows(), loaded.decoder.full.cache.rows(), strict=True):
+        for own, other in zip(chat.decoder.full.rows(), loaded.decoder.full.rows(), strict=True):
             np.testing.assert_array_equal(own, other)
         expected = [token.id for token in chat.send("and a hen", max_new_tokens=6)]
         answer = loaded.send("and a hen", max_new_tokens=6)

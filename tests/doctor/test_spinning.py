@@ -54,7 +54,7 @@ def test_turns_leave_the_text_as_it_was(tiny_bundle: Path) -> None:
         decoder.prefill([5, 6, 7])
         decoder.start_recycling(8)
         assert decoder.recycler is not None
-        before = decoder.full.tokens, decoder.recycler.tokens
+        before = list(decoder.full.tokens), list(decoder.recycler.tokens)
         assert spinning.turns_against_alone(decoder, 8) > 0
         assert (decoder.full.tokens, decoder.recycler.tokens) == before
 

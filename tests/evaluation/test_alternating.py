@@ -10,7 +10,7 @@ import pytest
 from recycle_onnx.evaluation.alternating import Decoding, verdict
 from recycle_onnx.evaluation.scoring import Predictions, Score, score
 from recycle_onnx.runtime.model import RecycleModel
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers.prompts import LONG_STORY, story_prompts
 
 FULL, MODULE = [1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 40.0, 80.0]
 TOKENS = [7, 7, 7, 7]

@@ -21,9 +21,9 @@ from recycle_onnx.export import DraftVocabulary, export
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests.cli.command import assert_refused, run
 from tests.conftest import SAMPLE
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers.command import assert_refused, run
+from tests.helpers.prompts import LONG_STORY, story_prompts
 
 
 class Letters:

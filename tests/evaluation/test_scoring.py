@@ -13,7 +13,7 @@ from recycle_onnx.evaluation.scoring import Predictions, Scorer, score
 from recycle_onnx.export import DraftVocabulary, export
 from recycle_onnx.runtime.model import RecycleModel
 from tests.conftest import SAMPLE
-from tests.prompts import LONG_STORY
+from tests.helpers.prompts import LONG_STORY
 
 
 def assert_same(found: Predictions | None, expected: Predictions | None) -> None:

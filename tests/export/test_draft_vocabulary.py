@@ -18,10 +18,11 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export import DraftVocabulary, Quantization, export
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.cli.command import assert_refused, names, run
 from tests.conftest import SAMPLE
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, names, run
+from tests.helpers.full_texts import FullTexts
+from tests.helpers.prompts import LONG_STORY, story_prompts
 
 SIZE = 512
 
@@ -67,20 +68,16 @@ def test_the_head_has_the_rows_of_the_full_models(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("chain", [1, 3])
-def test_verify_gives_the_text_of_full(model: RecycleModel, sample_model: RecycleModel, chain: int) -> None:
+def test_verify_gives_the_text_of_full(
+    model: RecycleModel, sample_model: RecycleModel, full_texts: FullTexts, chain: int
+) -> None:
     accepted = [0, 0]
     for index, prompt in enumerate(story_prompts(200)[::10]):
-        options = {
-            "strategy": "verify",
-            "max_new_tokens": 40,
-            "chain": chain,
-            "seed": index,
-            "temperature": (0.0, 0.9)[index % 2],
-        }
-        expected = sample_model.generate(prompt, **{**options, "strategy": "full", "chain": None})
+        options = {"max_new_tokens": 40, "seed": index, "temperature": (0.0, 0.9)[index % 2]}
+        expected = full_texts.tokens(prompt, **options)
         for place, candidate in enumerate((model, sample_model)):
-            result = candidate.generate(prompt, **options)
-            assert result.tokens == expected.tokens
+            result = candidate.generate(prompt, strategy="verify", chain=chain, **options)
+            assert result.tokens == expected
             accepted[place] += result.stats.accepted
     assert 0.6 * accepted[1] < accepted[0] <= accepted[1]
 

@@ -14,7 +14,7 @@ from recycle_onnx.checkpoint import attach
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.export.external_data import ALIGNMENT, ExternalDataWriter
-from tests import tiny
+from tests.helpers import tiny
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories"
 

@@ -17,7 +17,7 @@ from recycle_onnx.export import export
 from recycle_onnx.export.flavours import FLAVOURS
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.ort.sessions import open_session
-from tests import tiny
+from tests.helpers import tiny
 from tests.vectors import MODELS, VECTORS, write_model
 
 ATTENTION = {"ort": "GroupQueryAttention", "standard": "Attention"}

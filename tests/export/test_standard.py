@@ -22,8 +22,8 @@ from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bu
 from recycle_onnx.export.flavours import Precision
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
-from tests import tiny
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
 
 TOLERANCE = 1e-4
 KINDS = ("full", "recycler")

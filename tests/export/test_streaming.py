@@ -15,8 +15,8 @@ from recycle_onnx.export.block_quantizer import quantize
 from recycle_onnx.export.flavours import ORT, Precision
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.provenance import write_source
-from tests import tiny
-from tests.cli.command import names, run
+from tests.helpers import tiny
+from tests.helpers.command import names, run
 
 PRECISIONS = [
     Quantization(4),

@@ -14,8 +14,8 @@ import recycle_onnx
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import Quantization, export, quantize_bundle
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import LONG_STORY, story_prompts
 
 pytestmark = pytest.mark.peers
 

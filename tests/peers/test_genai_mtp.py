@@ -16,9 +16,9 @@ from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import Quantization, export, quantize_bundle
 from recycle_onnx.export.genai_mtp import write_mtp
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
 from tests.conftest import SAMPLE
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
 
 pytestmark = pytest.mark.peers
 

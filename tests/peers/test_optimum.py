@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.bundle import Bundle
-from tests import tiny
+from tests.helpers import tiny
 
 pytestmark = pytest.mark.peers
 

@@ -13,7 +13,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.export import Quantization, export, quantize_bundle
 from recycle_onnx.runtime.model import RecycleModel
-from tests.prompts import story_prompts
+from tests.helpers.prompts import story_prompts
 from tests.reference.families import CASES, write
 from tests.reference.models import SAMPLE, shared_folder
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from recycle_onnx.checkpoint import attach
-from tests import tiny
+from tests.helpers import tiny
 
 SIZES = {
     "vocab_size": 300,

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.files import sha256
-from tests import tiny
-from tests.cli.command import assert_one_error, assert_refused, names, run
 from tests.cli.test_interruptions import start
+from tests.helpers import tiny
+from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 SMALL = ("--batch-size", 4, "--sequence-length", 32, "--steps", 3)

@@ -11,8 +11,8 @@ from transformers import AutoTokenizer
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.chat_template import ChatTemplate
 from recycle_onnx.tokenizer import load_tokenizer
-from tests import tiny
-from tests.templates import TEMPLATES
+from tests.helpers import tiny
+from tests.helpers.templates import TEMPLATES
 
 CHATS = {
     "one turn": [{"role": "user", "content": "the cat sat"}],

@@ -28,7 +28,7 @@ from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
-from tests import tiny
+from tests.helpers import tiny
 from tests.reference import plain
 from tests.reference.models import torch_model
 

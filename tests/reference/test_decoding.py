@@ -16,7 +16,7 @@ from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
-from tests.prompts import story_prompts
+from tests.helpers.prompts import story_prompts
 from tests.reference import plain
 from tests.reference.models import SAMPLE, shared_folder, torch_model
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from recycle_onnx.training.estimate import estimate
-from recycle_onnx.training.options import TrainingOptions
+from recycle_onnx.training.options import Progress, TrainingOptions
 from recycle_onnx.training.setup import set_up
 from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.trainer import train
-from tests import tiny
-from tests.cli.command import names, run
+from tests.helpers import tiny
+from tests.helpers.command import names, run
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 OPTIONS = TrainingOptions(steps=30, batch_size=8, sequence_length=32)
@@ -60,8 +60,9 @@ def test_steps_tokens_and_disk_are_those_of_the_training(checkpoint: Path, text:
 
 
 def test_the_state_to_resume_from_has_the_size_that_was_said(checkpoint: Path, text: Path) -> None:
-    def interrupt(now: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(now: Progress) -> None:
+        if now.step == 3:  # the first measurement is over, so there is a best step to keep
+            raise KeyboardInterrupt
 
     found = estimate(checkpoint, [text], OPTIONS)
     train(checkpoint, [text], OPTIONS, report=interrupt)

@@ -15,7 +15,7 @@ from recycle_onnx.evaluation.alternating import Decoding, verdict
 from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.export import export
-from tests.prompts import LONG_STORY, story_prompts
+from tests.helpers.prompts import LONG_STORY, story_prompts
 from tests.reference.models import SAMPLE, shared_folder, torch_model
 
 DOCUMENTS = [LONG_STORY[:600], *story_prompts(5)]

@@ -14,12 +14,12 @@ import transformers
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
-from tests import tiny
+from tests.helpers import tiny
 from tests.reference.models import SAMPLE, shared_folder
 
 gguf = pytest.importorskip("gguf")
 from recycle_onnx.checkpoint.sources.gguf import convert  # noqa: E402
-from tests.gguf_writer import write_gguf  # noqa: E402
+from tests.helpers.gguf_writer import write_gguf  # noqa: E402
 
 SIZES: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 300,

@@ -18,7 +18,7 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.training.caches import new_cache
-from tests import tiny
+from tests.helpers import tiny
 from tests.reference.models import SAMPLE, shared_folder, torch_model
 
 TOLERANCE = 1e-4

@@ -18,8 +18,8 @@ from recycle_onnx.evaluation.alternating import Decoding
 from recycle_onnx.evaluation.task_rows import read_task
 from recycle_onnx.export import export
 from recycle_onnx.runtime.generation import Result
-from tests.cli.command import assert_one_error, run
-from tests.prompts import LONG_STORY
+from tests.helpers.command import assert_one_error, run
+from tests.helpers.prompts import LONG_STORY
 from tests.reference.models import SAMPLE, shared_folder
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval (the extra `eval`)")

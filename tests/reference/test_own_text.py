@@ -23,8 +23,8 @@ from recycle_onnx.training.target_cache import CachedTargets, TargetFiles
 from recycle_onnx.training.targets import base_targets
 from recycle_onnx.training.trainer import train
 from recycle_onnx.training.writer import write_windows
-from tests import tiny
-from tests.cli.command import run
+from tests.helpers import tiny
+from tests.helpers.command import run
 from tests.reference import plain
 
 TEMPLATE = (

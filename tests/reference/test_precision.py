@@ -21,7 +21,7 @@ from recycle_onnx.training.stepper import Stepper
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.targets import base_targets
 from recycle_onnx.training.trainer import train
-from tests import tiny
+from tests.helpers import tiny
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 OPTIONS = TrainingOptions(steps=30, batch_size=4, sequence_length=32, learning_rate=5e-3, precision="bf16")

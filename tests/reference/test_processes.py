@@ -17,7 +17,7 @@ from recycle_onnx.training.log import read_log
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.resume import STATE
 from recycle_onnx.training.trainer import train
-from tests import tiny
+from tests.helpers import tiny
 from tests.reference.launched import launch, own_processes
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "

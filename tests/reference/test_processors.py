@@ -16,7 +16,7 @@ from recycle_onnx.runtime.decoding.logprobs import log_softmax
 from recycle_onnx.runtime.decoding.processors import MinNewTokens, NoRepeatNGram, Processor, RepetitionPenalty
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
-from tests.prompts import story_prompts
+from tests.helpers.prompts import story_prompts
 from tests.reference.models import SAMPLE
 
 VOCABULARY = 24

@@ -19,7 +19,7 @@ from recycle_onnx.training.options import Progress, TrainingOptions
 from recycle_onnx.training.target_cache import CachedTargets, bytes_a_token
 from recycle_onnx.training.targets import Targets, base_targets
 from recycle_onnx.training.trainer import train
-from tests import tiny
+from tests.helpers import tiny
 
 SIZE = 10**8
 OPTIONS = TrainingOptions(steps=20, batch_size=4, sequence_length=32, learning_rate=5e-3)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from tests.test_tied_tables import Tensors, head_alone, logits, twice, two, write
+from tests.checkpoint.test_tied_tables import Tensors, head_alone, logits, twice, two, write
 
 
 @pytest.mark.parametrize("change", [head_alone, twice, two])

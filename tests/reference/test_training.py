@@ -29,11 +29,12 @@ from recycle_onnx.training.log import read_log
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.objective import Losses, _chain
 from recycle_onnx.training.options import Progress, TrainingOptions
-from recycle_onnx.training.stepper import Stepper
+from recycle_onnx.training.setup import set_up
+from recycle_onnx.training.stepper import Stepper, Together
 from recycle_onnx.training.storage import load_model
 from recycle_onnx.training.trainer import train
-from tests import tiny
-from tests.cli.command import run
+from tests.helpers import tiny
+from tests.helpers.command import run
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 KILLS = int(os.environ.get("RECYCLE_ONNX_KILLS", 3))
@@ -370,3 +371,11 @@ def test_the_curves_are_drawn_when_a_training_ends(checkpoint: Path, text: Path,
     assert plot.read_bytes().startswith(b"\x89PNG")
     rates = [line["learning_rate"] for line in read_log(checkpoint)]
     assert max(rates) > rates[0] > 0
+
+
+def test_a_module_alone_is_trained_by_muon_and_a_whole_model_by_adamw(checkpoint: Path, text: Path) -> None:
+    for joint, kind in ((False, torch.optim.Muon), (True, torch.optim.AdamW)):
+        with set_up(checkpoint, [text], [], replace(OPTIONS, joint=joint), print) as setup:
+            optimizer = Stepper(setup).optimizer
+            parts = optimizer.parts if isinstance(optimizer, Together) else (optimizer,)
+            assert isinstance(parts[0], kind)

@@ -11,7 +11,7 @@ import pytest
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
 from recycle_onnx.runtime.chat_template import ChatTemplate, plain
-from tests.templates import CHATML, GEMMA
+from tests.helpers.templates import CHATML, GEMMA
 
 CHAT = [{"role": "user", "content": "a cat"}]
 

@@ -17,7 +17,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.model import RecycleModel
-from tests.cli.command import assert_refused, run
+from tests.helpers.command import assert_refused, run
 
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"max_new_tokens": 0}, "max-new-tokens is 0; expected at least 1"),

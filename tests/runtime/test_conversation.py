@@ -22,8 +22,8 @@ from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoding.decoder import common_prefix
 from recycle_onnx.runtime.generation import Generation
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import story_prompts
+from tests.helpers import tiny
+from tests.helpers.prompts import story_prompts
 
 STORIES = Path(__file__).parents[3] / "shared" / "models" / "stories260K"
 STRATEGIES = ("auto", "full", "alternate", "verify", "lookup")
@@ -211,7 +211,7 @@ def test_saved_killed_and_loaded_it_goes_on_as_if_nothing_had_been(sample_bundle
     assert first == [int(token) for token in out.stdout.split()]
     loaded = model.load_conversation(path)
     assert loaded.messages == never_stopped.messages
-    for one, other in zip(never_stopped.decoder.full.cache.rows(), loaded.decoder.full.cache.rows(), strict=True):
+    for one, other in zip(never_stopped.decoder.full.rows(), loaded.decoder.full.rows(), strict=True):
         np.testing.assert_array_equal(one, other)
     answers = [chat.send(TURNS[1], strategy="alternate", max_new_tokens=40) for chat in (never_stopped, loaded)]
     assert ids(answers[0]) == ids(answers[1])

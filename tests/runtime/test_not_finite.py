@@ -14,8 +14,8 @@ from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.export import HalfPrecision, Quantization, export
 from recycle_onnx.runtime.decoding.both_halves import some_text
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.cli.command import assert_refused, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, run
 
 COLUMN = 3
 TOKEN = 65

@@ -20,8 +20,8 @@ from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.processors import Floats, Ids
 from recycle_onnx.runtime.model import RecycleModel
-from tests import tiny
-from tests.prompts import LONG_STORY
+from tests.helpers import tiny
+from tests.helpers.prompts import LONG_STORY
 
 PROMPT = "the cat sat on"
 LONG = "the dog ran to the pen and sat on the mat. " * 60
@@ -98,8 +98,7 @@ def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
         go_on.wait(10)
 
     chat = model.conversation()
-    answer = chat.send(LONG, max_new_tokens=4)
-    answer.progress = hold
+    answer = chat.send(LONG, max_new_tokens=4, progress=hold)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, answer)
         assert inside.wait(10)

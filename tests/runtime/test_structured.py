@@ -18,7 +18,7 @@ from recycle_onnx.errors import InputError, RecycleError, TextError
 from recycle_onnx.export import DraftVocabulary, export
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.structured import Constraint, Constraints, Grammar, JsonSchema, Matching, Regex
-from tests import tiny
+from tests.helpers import tiny
 
 pytest.importorskip("llguidance")
 jsonschema = pytest.importorskip("jsonschema")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.runtime.model import RecycleModel
-from tests.cli.command import run
+from tests.helpers.command import run
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 PROMPT = "One day, a little fox"

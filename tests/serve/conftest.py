@@ -20,7 +20,7 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address, Server, Uvicorn
-from tests import tiny
+from tests.helpers import tiny
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"

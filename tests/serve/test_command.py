@@ -16,7 +16,7 @@ from urllib.request import urlopen
 import pytest
 
 from recycle_onnx.runtime.model import RecycleModel
-from tests.cli.command import assert_one_error, assert_refused, run
+from tests.helpers.command import assert_one_error, assert_refused, run
 from tests.serve.conftest import wait_until
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 from contextlib import nullcontext
 
+from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.metrics import Metrics
+from recycle_onnx.serve.orders import Order
 from recycle_onnx.serve.worker import Workers
 
 
@@ -23,9 +26,9 @@ def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleMode
                 turns += 1
                 await asyncio.sleep(0)
 
-        workers = Workers(Limits())
         made = endless_model.stream("the cat", max_new_tokens=tokens)
-        job = await workers.start(lambda: nullcontext(made))
+        workers = Workers(lambda order: nullcontext(made), Limits(), Metrics())
+        job = await workers.start(Order("the cat", GenerationConfig()))
         while workers.busy:
             await asyncio.sleep(0.01)
         other = asyncio.ensure_future(somebody_else())
@@ -34,3 +37,14 @@ def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleMode
         return turns
 
     assert asyncio.run(count_turns()) >= tokens
+
+
+def test_who_waits_for_a_whole_answer_is_woken_at_its_end(endless_model: RecycleModel) -> None:
+    async def ask() -> tuple[int, int]:
+        workers = Workers(Limits())
+        job = await workers.start(
+            lambda: nullcontext(endless_model.stream("the cat", max_new_tokens=20)), stepwise=False
+        )
+        return len([step async for step in job]), len(job.tokens)
+
+    assert asyncio.run(ask()) == (0, 20)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
-from tests.cli.command import assert_refused, run
+from tests.helpers import tiny
+from tests.helpers.command import assert_refused, run
 
 STEP = {"spent": 0.1, "next_token": 2.0, "tokens_per_second": 9.0, "learning_rate": 1e-3}
 

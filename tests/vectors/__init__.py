@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests import tiny
+from tests.helpers import tiny
 
 VECTORS = Path(__file__).parent
 MODELS: dict[str, dict[str, Any]] = {

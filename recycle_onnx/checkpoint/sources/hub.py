@@ -10,6 +10,7 @@ from typing import Any
 
 from recycle_onnx.checkpoint.weights import ADAPTER, refuse_adapter
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.extras import install_command
 from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import copy_file
 
@@ -70,7 +71,7 @@ class HubModel:
             from huggingface_hub import errors, snapshot_download
         except ModuleNotFoundError as error:
             raise InputError(
-                f"{self.id}: no such folder or file; to read it as a hub id: pip install 'recycle-onnx[hub]'"
+                f"{self.id}: no such folder or file; to read it as a hub id: {install_command('hub')}"
             ) from error
         try:
             return Path(snapshot_download(self.id, revision=self.revision, allow_patterns=patterns))

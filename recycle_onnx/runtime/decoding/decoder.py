@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.runtime.decoding.exclusive import Exclusive
 from recycle_onnx.runtime.decoding.half import Floats, Half, States
+from recycle_onnx.runtime.decoding.read_tokens import ReadTokens
 from recycle_onnx.runtime.decoding.waiting_states import WaitingStates
 
 CHUNK = 256
@@ -22,6 +23,13 @@ AHEAD = 1024
 """New tokens that room is made for before they come."""
 WINDOW = 64
 """Most tokens that the module may fall behind while a strategy uses it."""
+
+Watch = Callable[[int, int], None]
+"""Told after each chunk of a prompt how many tokens are read, and of how many; what it raises ends the reading."""
+
+
+def nobody(read: int, total: int) -> None:
+    """Watch nothing."""
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:
@@ -45,10 +53,10 @@ class Work:
 
 
 class Decoder:
-    """What both halves have read of one text.
+    """Both halves on one text: `tokens` says what they have read of it.
 
-    The module lags: its row p needs the full model's hidden state at p and token p+1, so it has read one token less
-    than there are, or more where nobody asked it. Hidden states wait until it has read them.
+    The module lags: hidden states that it has not read wait for it. They are those of the positions from its
+    `true_rows` on: first the `states` that were put aside, then what the latest full step left.
     """
 
     def __init__(
@@ -61,33 +69,32 @@ class Decoder:
     ) -> None:
         """`draft_ids` are the token ids of the module's logits where it has a vocabulary of its own."""
         self.draft_ids = draft_ids
-        self.full = Half(sessions[0], specs[0], context_length)
+        self.tokens = ReadTokens()
+        self.full = Half(sessions[0], specs[0], context_length, tokens=self.tokens.full)
         self.recycler: Half | None = None
         if sessions[1] is not None and specs[1] is not None:
-            self.recycler = Half(sessions[1], specs[1], context_length, source=self.full)
+            self.recycler = Half(sessions[1], specs[1], context_length, self.full.states, self.tokens.module)
         self.chunk = chunk
-        self.watch: Callable[[int, int], None] | None = None
         self.work = Work()
         self.exclusive = Exclusive()
         self.states = WaitingStates(specs[0].state_size, specs[0].float_type)
         self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
-        self._last_row = 0
-        self._true_rows = 0  # the module's rows beyond stand on guesses
-        self._step_start: int | None = None  # position of the first row of `full.hidden`, until the module read it
+        self._watch: Watch = nobody  # of the text that is being read
 
     @property
     def waiting(self) -> int:
         """Rows that the module has to read before those of the last full step."""
         return len(self.states)
 
-    def prefill(self, prompt: list[int], limit: int = 0) -> Floats:
+    def prefill(self, prompt: list[int], limit: int = 0, watch: Watch = nobody) -> Floats:
         """Read the prompt in chunks, but for what it has in common with the text before; give logits [1, V].
 
         The logits are those after the last token. The hidden states are kept until the module reads them with
         `start_recycling`. At most `limit` tokens will follow: room for them is made now, since to make it later is to
-        copy the caches. After each chunk `watch` is told how many tokens are read, and of how many.
+        copy the caches. `watch` is told of each chunk, of the module's too.
         """
         started = time.perf_counter()
+        self._watch = watch
         work = self.work = Work(reused=self._go_back(prompt), full_runs=1)
         for half in (self.full, self.recycler):
             if half is not None:
@@ -95,8 +102,7 @@ class Decoder:
         for start in range(work.reused, len(prompt), self.chunk):
             piece = prompt[start : start + self.chunk]
             logits = self._read(piece)
-            if self.watch is not None:
-                self.watch(start + len(piece), len(prompt))
+            watch(start + len(piece), len(prompt))
         self.work.prefill_seconds += time.perf_counter() - started
         return logits
 
@@ -110,10 +116,7 @@ class Decoder:
     def full_step(self, tokens: list[int], keep: int) -> Floats:
         """Let the full model read `tokens`; give the logits [keep, V] of the last `keep`."""
         self._put_aside()
-        start = self.full.length
         logits = self.full.step(tokens, keep)
-        if self.recycler is not None:
-            self._step_start = start
         self.work.full_runs += 1
         return logits
 
@@ -126,7 +129,6 @@ class Decoder:
         if self.waiting:
             return self._catch_up(kept[-1])
         assert self.recycler is not None
-        self._last_row = len(kept) - 1
         logits = self.recycler.step(kept, keep=1)
         self._module_has_read()
         return logits
@@ -139,13 +141,21 @@ class Decoder:
     def chain_step(self, token: int) -> Floats:
         """Let the module read a token of its own with the state it had before; give logits [1, V] for the next.
 
-        The row it writes stands on a guess: crop the module before the next `recycle_step`.
+        The row it writes stands on a guess: `forget_guesses` before the next `recycle_step`.
         """
         assert self.recycler is not None
-        self._own_state[0] = self.recycler.hidden[self._last_row]
-        self._last_row = 0
+        self._own_state[0] = self.recycler.states.last()
         self.work.recycle_runs += 1
         return self.recycler.step([token], keep=1, hidden_in=self._own_state)
+
+    def keep(self, count: int) -> None:
+        """Forget all that was read but the first `count` tokens, and what the module has made of them."""
+        self.states.cut(count - self.tokens.true_rows)
+        self.tokens.keep(count)
+
+    def forget_guesses(self) -> None:
+        """Forget what the module has read of its own guesses."""
+        self.tokens.forget_guesses()
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
         """All that was read, as named arrays that alias the caches; `restore` takes it.
@@ -154,25 +164,25 @@ class Decoder:
         [m, state_size], those that the module has not read.
         """
         self._put_aside()
-        found = _read_by("full", self.full)
+        arrays = _read_by("full", self.full)
         if self.recycler is not None:
-            self.recycler.crop(self._true_rows)
-            self.states.keep(self._true_rows, self.full.length)
-            found |= _read_by("recycler", self.recycler)
-        return {**found, "states": self.states.rows()}
+            self.tokens.forget_guesses()
+            self.states.cut(self.full.length - self.tokens.true_rows)
+            arrays |= _read_by("recycler", self.recycler)
+        return {**arrays, "states": self.states.rows()}
 
     def restore(self, snapshot: dict[str, NDArray[Any]]) -> None:
         """Take over what a decoder of the same model had read."""
         self.work = Work()
-        self._step_start = None
         for kind, half in (("full", self.full), ("recycler", self.recycler)):
             if half is not None:
                 past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]
                 half.restore(snapshot[f"{kind}.tokens"].tolist(), past)
         self.states.clear()
         if self.recycler is not None:
-            self._true_rows = self.recycler.length
-            self.states.room(self._true_rows, len(snapshot["states"]))[:] = snapshot["states"]
+            self.tokens.module_is_true()
+            self.states.room(len(snapshot["states"]))[:] = snapshot["states"]
+            self.keep(self.tokens.true_rows + len(self.states))  # what else was read, the module could not go on from
 
     def close(self) -> None:
         """Let go of sessions and caches; only the counts are left."""
@@ -187,49 +197,49 @@ class Decoder:
         The last token is always read, for its logits. So is whatever the module has not read and no state waits for.
         """
         self._put_aside()
-        same = min(common_prefix(self.full.tokens, prompt), len(prompt) - 1)
+        tokens = self.tokens
+        same = min(common_prefix(tokens.full, prompt), len(prompt) - 1)
         if self.recycler is not None:
-            rows = min(self._true_rows, common_prefix(self.recycler.tokens, prompt[1:]), same)
-            self.recycler.crop(rows)
-            self._true_rows = rows
-            same = self.states.keep(rows, same)
-        self.full.crop(same)
+            rows = min(tokens.true_rows, common_prefix(tokens.module, prompt[1:]), same)
+            if rows < tokens.true_rows or same - rows > len(self.states):
+                same = rows
+        self.keep(same)
+        self.tokens.forget_guesses()
         return same
 
     def _read(self, piece: list[int]) -> Floats:
         if self.recycler is None:
-            return self.full.read(piece, None, np.empty((len(piece), self.full.spec.state_size), self.states.dtype))
-        return self.full.read(piece, None, self.states.room(self.full.length, len(piece)))
+            spec = self.full.spec
+            return self.full.read(piece, None, np.empty((len(piece), spec.state_size), spec.float_type))
+        return self.full.read(piece, None, self.states.room(len(piece)))
 
     def _put_aside(self) -> None:
         """Keep the last full step's hidden states that the module has not read: the next step overwrites them."""
-        if self._step_start is not None:
-            rows = max(0, self.full.length - self._step_start)
-            self.states.room(self._step_start, rows)[:] = self.full.hidden[:rows]
-            self._step_start = None
+        rows = self.full.length - self.tokens.true_rows - len(self.states)
+        if self.recycler is not None and rows > 0:
+            self.states.room(rows)[:] = self.full.hidden[:rows]
 
     def _catch_up(self, last: int) -> Floats:
         """Let the module read all that the full model has read, and the `last` token, which it has not."""
         assert self.recycler is not None
         self._put_aside()
-        tokens, hidden = [*self.full.tokens[self.states.first + 1 :], last], self.states.rows()
+        tokens, hidden = [*self.tokens.full[self.tokens.true_rows + 1 :], last], self.states.rows()
         states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), hidden.dtype)
         for start in range(0, len(tokens), self.chunk):
             piece = tokens[start : start + self.chunk]
             logits = self.recycler.read(piece, hidden[start : start + len(piece)], states[: len(piece)])
-            if self.watch is not None and start + len(piece) < len(tokens):
-                self.watch(len(tokens), len(tokens))  # to be interrupted here; what was read counts only at the end
-        self.recycler.hidden[0], self._last_row = states[len(piece) - 1], 0
+            if start + len(piece) < len(tokens):
+                self._watch(len(tokens), len(tokens))  # to be interrupted here; what was read counts only at the end
+        self.recycler.states.put(states[len(piece) - 1])
         self._module_has_read()
         return logits
 
     def _module_has_read(self) -> None:
-        assert self.recycler is not None
         self.states.clear()
-        self._step_start, self._true_rows = None, self.recycler.length
+        self.tokens.module_is_true()
         self.work.recycle_runs += 1
 
 
 def _read_by(kind: str, half: Half) -> dict[str, NDArray[Any]]:
-    past = zip(half.spec.past_names(), half.cache.rows(), strict=True)
+    past = zip(half.spec.past_names(), half.rows(), strict=True)
     return {f"{kind}.tokens": np.array(half.tokens, np.int64), **{f"{kind}.{name}": rows for name, rows in past}}

@@ -105,4 +105,4 @@ def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
     """Logits [n, V] of the n tokens that the runs read, and their keys and values [n, K, D] in every layer."""
     start = full.length
     logits = np.concatenate([full.step(ids, keep=len(ids)).copy() for ids in runs])
-    return [logits, *(rows[:, start:].swapaxes(0, 1).copy() for rows in full.cache.rows())]
+    return [logits, *(rows[:, start:].swapaxes(0, 1).copy() for rows in full.rows())]

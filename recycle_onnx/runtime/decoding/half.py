@@ -13,7 +13,7 @@ from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_K
 from recycle_onnx.errors import InputError, NotFiniteError
 from recycle_onnx.runtime.decoding.kv_cache import KVCache
 from recycle_onnx.runtime.decoding.step_states import STEP_ROWS, States, StepStates
-from recycle_onnx.runtime.ort.memory import HOST, Buffer, HostBuffer, Memory, input_memory, output_memory
+from recycle_onnx.runtime.ort.memory import HOST, Buffer, HostBuffer, input_memory, output_memory
 from recycle_onnx.runtime.ort.native import run
 from recycle_onnx.runtime.ort.providers import folds_defaults
 
@@ -81,30 +81,40 @@ class _Call:
 class Half:
     """Runs the full model or the recyclable module, and remembers what it has read."""
 
-    def __init__(self, session: ort.InferenceSession, spec: GraphSpec, limit: int, source: Half | None = None) -> None:
-        """`limit` is the most tokens it can read; a module's input is by default what `source` made.
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        spec: GraphSpec,
+        limit: int,
+        source: StepStates | None = None,
+        tokens: list[int] | None = None,
+    ) -> None:
+        """`limit` is the most tokens it can read; a module's input is by default the latest of `source`.
 
-        `tokens` are those it has read, a cache row each; `seconds` is what the latest `step` took; `runs` and
-        `rows_read` count all runs, and the tokens they read. `reads` and `writes` say where the session has its inputs
+        `tokens` are those it has read, a cache row each: whoever gives the list shortens it to make it forget rows.
+        `states` are the latest `step`'s, `seconds` is what that took; `runs` and `rows_read` count all runs, and the
+        tokens they read. `reads` and `writes` say where the session has its inputs
         and outputs; with `always_all` it gives logits for every row.
         """
         self.session, self.spec = session, spec
         self.reads, self.writes = input_memory(session), output_memory(session)
         self.always_all = folds_defaults(session)
         self.cache = KVCache(spec, limit, self.reads)
-        self.tokens: list[int] = []
+        self.tokens: list[int] = [] if tokens is None else tokens
         self.runs = self.rows_read = 0
         self.seconds = 0.0
         self._source = source
         self._calls: dict[tuple[int, int, int], _Call] = {}
-        self._states = StepStates(spec.state_size, spec.float_type)
+        outputs = spec.state_outputs()
+        made_in = self.writes[outputs[0]] if len(outputs) == 1 else HOST  # several are laid side by side on the host
+        self.states = StepStates(spec.state_size, spec.float_type, made_in)
         if source is not None:
-            source._states.share(source._shared_memory(self))
+            source.share(self.reads[spec.state_input])
 
     @property
     def hidden(self) -> States:
         """The latest `step`'s hidden states [rows, state_size], its tokens' first; room for `STEP_ROWS`."""
-        return self._states.on_host()
+        return self.states.on_host()
 
     @property
     def length(self) -> int:
@@ -113,19 +123,22 @@ class Half:
 
     def reserve(self, rows: int) -> None:
         """Make room for `rows` tokens in all; memory is taken as they come."""
-        if self.cache.reserve(min(rows, self.cache.limit)):
+        if self.cache.reserve(min(rows, self.cache.limit), self.length):
             self._calls.clear()
 
     def crop(self, length: int) -> None:
         """Forget everything after the first `length` tokens, without copying."""
         del self.tokens[length:]
-        self.cache.set_length(len(self.tokens))
+
+    def rows(self) -> list[NDArray[Any]]:
+        """Give keys and values [K, n, D] of the tokens read, in the contract's order; on the host, aliases."""
+        return self.cache.rows(self.length)
 
     def step(self, ids: list[int], keep: int, hidden_in: States | None = None) -> Floats:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
 
         The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of `hidden_in`,
-        by default of the source's `hidden`. All of them, and the logits, are overwritten by the next call.
+        by default the latest of the source. All of them, and the logits, are overwritten by the next call.
         """
         rows = len(ids)
         self._make_room(rows)
@@ -133,12 +146,12 @@ class Half:
         key = (rows, keep, id(given))
         call = self._calls.get(key)
         if call is None:
-            made = _Call(self, _prefix(given, rows), self._states.buffer(rows), rows, keep)
+            made = _Call(self, _prefix(given, rows), self.states.buffer(rows), rows, keep)
             call = self._calls[key] = made
         started = time.perf_counter()
         logits = self._run(call, ids)
         self.seconds = time.perf_counter() - started
-        self._states.written(rows)
+        self.states.written(rows)
         return logits
 
     def read(self, ids: list[int], hidden_in: States | None, hidden_out: States, keep: int = 1) -> Floats:
@@ -155,7 +168,7 @@ class Half:
         self.crop(0)
         self.reserve(len(tokens))
         self.cache.restore(past)
-        self.tokens = list(tokens)
+        self.tokens[:] = tokens
 
     def close(self) -> None:
         """Let go of session and buffers; only the counts are left."""
@@ -165,15 +178,7 @@ class Half:
 
     def _given(self, rows: int) -> States | Buffer | None:
         """What the source made, on the device where both can have it there."""
-        if self._source is None:
-            return None
-        return self._source._states.on_device(rows) or self._source.hidden
-
-    def _shared_memory(self, module: Half) -> Memory:
-        """Where this half's states can lie for the module to read them; on the host unless both have one device."""
-        outputs = self.spec.state_outputs()
-        written, read = self.writes[outputs[0]], module.reads[module.spec.state_input]
-        return written if len(outputs) == 1 and written == read else HOST
+        return None if self._source is None else self._source.on_device(rows) or self._source.on_host()
 
     def _make_room(self, rows: int) -> None:
         length = self.length + rows
@@ -183,13 +188,11 @@ class Half:
 
     def _run(self, call: _Call, ids: list[int]) -> Floats:
         """Whatever interrupts the run, `tokens` are those whose rows are there, and are sound."""
-        self.cache.set_length(self.length + len(ids))
-        try:
-            logits = call.run(self.session, ids)
-            self._check_finite(logits, self.length + len(ids))
-            self.tokens += ids
-        finally:
-            self.cache.set_length(self.length)
+        length = self.length + len(ids)
+        self.cache.show(length)
+        logits = call.run(self.session, ids)
+        self._check_finite(logits, length)
+        self.tokens += ids
         self.runs += 1
         self.rows_read += len(ids)
         return logits

@@ -20,15 +20,16 @@ SPARE = 1
 class KVCache:
     """Buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how much is valid.
 
-    Rolling back is shortening: rows beyond `length` are overwritten by the next run. The mask is on the host always;
-    the buffers are where the session wants them, and are copied only to grow, to be saved and to be restored.
+    How many rows are valid is its owner's business: to roll back is to say a smaller number, and what lies beyond is
+    overwritten by the next run. The mask is on the host always; the buffers are where the session wants them, and are
+    copied only to grow, to be saved and to be restored.
     """
 
     def __init__(self, spec: GraphSpec, limit: int, places: Mapping[str, Memory] | None = None) -> None:
         """`limit` is the most rows; `places` say where each past input is to lie, on the host where they do not."""
         self.limit = limit
         self.capacity = min(FIRST_CAPACITY, limit)
-        self.length = 0
+        self._shown = 0  # ones in the mask
         self._spec = spec
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
         self._places = [(places or {}).get(past, HOST) for past, _ in self._names]
@@ -56,33 +57,33 @@ class KVCache:
         """Bind the mask alone: a session that wants it on a device copies it when it is bound."""
         binding.bind_ortvalue_input(ATTENTION_MASK, self._mask_value)
 
-    def reserve(self, rows: int) -> bool:
-        """Make room for `rows` tokens, doubling the buffers; tell whether they are new ones."""
+    def reserve(self, rows: int, used: int) -> bool:
+        """Make room for `rows` tokens, doubling the buffers, and keep the first `used`; tell whether they are new."""
         if rows <= self.capacity:
             return False
         while self.capacity < rows:
             self.capacity = min(2 * self.capacity, self.limit)
-        self.buffers = [self._grown(buffer, place) for buffer, place in zip(self.buffers, self._places, strict=True)]
+        placed = zip(self.buffers, self._places, strict=True)
+        self.buffers = [self._grown(buffer, place, used) for buffer, place in placed]
         self._make_mask()
         return True
 
-    def set_length(self, length: int) -> None:
-        """Say how many rows are valid, counting those that the next run writes."""
-        if length > self.length:
-            self.mask[0, self.length : length] = 1
+    def show(self, rows: int) -> None:
+        """Make the mask show the first `rows`, counting those that the next run writes."""
+        if rows > self._shown:
+            self.mask[0, self._shown : rows] = 1
         else:
-            self.mask[0, length : self.length] = 0
-        self.length = length
+            self.mask[0, rows : self._shown] = 0
+        self._shown = rows
 
-    def rows(self) -> list[NDArray[Any]]:
-        """Keys and values [K, length, D] of the valid rows, in the contract's order; on the host they are aliases."""
-        return [array[0, :, : self.length] for array in self.arrays]
+    def rows(self, count: int) -> list[NDArray[Any]]:
+        """Give keys and values [K, count, D] of the first rows, in the contract's order; on the host, aliases."""
+        return [array[0, :, :count] for array in self.arrays]
 
     def restore(self, past: list[NDArray[Any]]) -> None:
         """Copy keys and values that `rows` gave into buffers that have room for them."""
         for buffer, rows in zip(self.buffers, past, strict=True):
             buffer.write_rows(rows[None])
-        self.set_length(past[0].shape[1])
 
     def close(self) -> None:
         """Let go of the buffers."""
@@ -93,12 +94,11 @@ class KVCache:
         shape = (1, self._spec.num_kv_heads, rows, self._spec.head_dim)
         return place.zeros(shape, self._spec.float_type)
 
-    def _grown(self, buffer: Buffer, place: Memory) -> Buffer:
+    def _grown(self, buffer: Buffer, place: Memory, used: int) -> Buffer:
         larger = self._buffer(place)
-        larger.write_rows(buffer.read()[:, :, : self.length])
+        larger.write_rows(buffer.read()[:, :, :used])
         return larger
 
     def _make_mask(self) -> None:
-        self.mask = np.zeros((1, self.capacity), np.int64)
-        self.mask[0, : self.length] = 1
+        self.mask, self._shown = np.zeros((1, self.capacity), np.int64), 0
         self._mask_value = ort.OrtValue.ortvalue_from_numpy(self.mask)  # an alias, that `mask` keeps alive

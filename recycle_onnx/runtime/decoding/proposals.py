@@ -40,9 +40,6 @@ class ModuleProposer:
         """Read the kept tokens with their true hidden states, then the module's own guesses with its own."""
         draft = self.decoder.recycle_step(kept) if self.cycles else self.decoder.start_recycling(kept[-1])
         self.cycles += 1
-        module = self.decoder.recycler
-        assert module is not None
-        true_rows = module.length
         proposals: list[int] = []
         for index in range(min(self.chain, room)):
             if index:
@@ -51,7 +48,7 @@ class ModuleProposer:
             if token is None:
                 break
             proposals.append(token)
-        module.crop(true_rows)
+        self.decoder.forget_guesses()
         return proposals
 
     def _choose(self, logits: Floats, position: int) -> int | None:

@@ -7,14 +7,14 @@ Gumbel noise (the Gumbel-max trick), where the noise is a hash of (seed, positio
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.errors import TextError
-from recycle_onnx.runtime.ranges import check
+from recycle_onnx.runtime.settings import check
 
 MASK = (1 << 64) - 1
 GOLDEN = 0x9E3779B97F4A7C15
@@ -82,11 +82,8 @@ class Sampling:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        check("temperature", self.temperature, lambda x: x >= 0, "0 (greedy) or more")
-        check("top_k", self.top_k, lambda n: n >= 0, "0 (all tokens) or more", whole=True)
-        check("top_p", self.top_p, lambda x: 0 < x <= 1, "more than 0 and at most 1")
-        check("min_p", self.min_p, lambda x: 0 <= x <= 1, "0 (all tokens) to 1")
-        check("seed", self.seed, lambda _: True, "a whole number", whole=True)
+        for field in fields(self):
+            check(field.name, getattr(self, field.name))
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
         """The token id for `position` (tokens before it), from logits [V].

@@ -23,17 +23,19 @@ class StepStates:
     graph reads it as it is, if it wants all its rows; otherwise, and for whoever calls `on_host`, the rows are copied.
     """
 
-    def __init__(self, width: int, dtype: FloatType) -> None:
+    def __init__(self, width: int, dtype: FloatType, made_in: Memory = HOST) -> None:
+        """`made_in` is where the graph that makes them can leave them."""
         self._array: States = np.zeros((STEP_ROWS, width), dtype)
         self._dtype: FloatType = dtype
+        self._made_in = made_in
         self._memory: Memory = HOST
         self._buffers: dict[int, Buffer] = {}
         self._rows = 0
         self._copied = True
 
     def share(self, memory: Memory) -> None:
-        """Have later steps leave their states in this memory."""
-        self._memory = memory
+        """Have later steps leave their states where the next graph reads them, if they are made there; else here."""
+        self._memory = memory if memory == self._made_in else HOST
 
     def buffer(self, rows: int) -> Buffer:
         """Where a step of so many rows is to write, [1, rows, state_size]."""
@@ -46,6 +48,17 @@ class StepStates:
     def written(self, rows: int) -> None:
         """Say that a step has filled its buffer."""
         self._rows, self._copied = rows, self._memory.is_host
+
+    def put(self, row: States) -> None:
+        """Take a row [state_size] that a longer reading ended with for the latest step's only one."""
+        self._array[0] = row
+        self.written(1)
+        self._copied = True
+
+    def last(self) -> States:
+        """Give the latest step's last row [state_size], on the host."""
+        row: States = self.on_host()[self._rows - 1]
+        return row
 
     def on_device(self, rows: int) -> Buffer | None:
         """The latest step's states where they are on a device, and so many."""

@@ -2,46 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.decoding.auto import LONGEST, AutoProposer
+from recycle_onnx.runtime.decoding.auto import AutoProposer
 from recycle_onnx.runtime.decoding.calibration import Calibration
-from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.decoder import Decoder, Watch, nobody
 from recycle_onnx.runtime.decoding.half import STEP_ROWS, Floats
 from recycle_onnx.runtime.decoding.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
-from recycle_onnx.runtime.ranges import check
+from recycle_onnx.runtime.settings import check_plan
 
 NAMES = ("auto", "full", "alternate", "verify", "lookup")
 NEEDING_MODULE = ("alternate", "verify")
 """Those that cannot do without the module; `auto` can."""
 LONGEST_CHAIN = STEP_ROWS - 1
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
-
-
-def check_plan(strategy: str | None, chain: object, min_confidence: object) -> None:
-    """Let settings pass that go together; of a `strategy` that is not chosen yet (None) all that one of them knows.
-
-    Raises:
-        InputError: of another kind, out of range, or for another strategy.
-    """
-    if strategy is not None and strategy not in NAMES:
-        raise InputError(f"strategy {strategy!r} is not known; expected one of: {', '.join(NAMES)}")
-    if chain is not None:
-        if strategy is not None and strategy not in DEFAULT_CHAIN:
-            raise InputError(f"strategy {strategy!r} has no chain; --chain is for {', '.join(DEFAULT_CHAIN)}")
-        longest = LONGEST if strategy == "auto" else LONGEST_CHAIN
-        fits = f"1 to {longest}" if strategy is None else f"1 to {longest} for strategy {strategy!r}"
-        check("chain", chain, lambda n: 1 <= n <= longest, fits, whole=True)
-    check("min_confidence", min_confidence, lambda x: 0 <= x < 1, "0 (always propose) or more, and less than 1")
-    if min_confidence and strategy not in (None, "auto", "verify"):
-        raise InputError(f"strategy {strategy!r} knows no confidence; --min-confidence is for auto and verify")
 
 
 @dataclass(frozen=True)
@@ -94,16 +74,15 @@ class Choice(NamedTuple):
 
 @dataclass
 class Counts:
-    """Recycled tokens that were proposed, and those of them that stayed; what `auto` decided, where it did."""
+    """Recycled tokens that were proposed, and those of them that stayed."""
 
     proposed: int = 0
     accepted: int = 0
-    decisions: Callable[[], dict[str, Any]] | None = None
 
 
-def full(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int) -> Iterator[Choice]:
+def full(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, watch: Watch = nobody) -> Iterator[Choice]:
     """One full step a token: what the other strategies are compared with."""
-    logits = decoder.prefill(prompt, limit)
+    logits = decoder.prefill(prompt, limit, watch)
     position = len(prompt)
     for _ in range(limit - 1):
         token = sampling.choose(logits[-1], position)
@@ -113,12 +92,14 @@ def full(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int) -> 
     yield Choice(sampling.choose(logits[-1], position), False, logits[-1])
 
 
-def alternate(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts) -> Iterator[Choice]:
+def alternate(
+    decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts, watch: Watch = nobody
+) -> Iterator[Choice]:
     """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding).
 
     The module misses its turn where it knows no token that processors allow.
     """
-    logits = decoder.prefill(prompt, limit)
+    logits = decoder.prefill(prompt, limit, watch)
     position, end = len(prompt), len(prompt) + limit
     pending: list[int] = []
     while True:
@@ -140,13 +121,19 @@ def alternate(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int
 
 
 def verify(
-    decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts, proposer: Proposer
+    decoder: Decoder,
+    prompt: list[int],
+    sampling: Chooser,
+    limit: int,
+    counts: Counts,
+    proposer: Proposer,
+    watch: Watch = nobody,
 ) -> Iterator[Choice]:
     """A proposed token stays where it equals the full model's own choice: the same text as `full`.
 
     One full step reads the last token and the proposals; its row i says what follows pending[i].
     """
-    logits = decoder.prefill(prompt, limit)
+    logits = decoder.prefill(prompt, limit, watch)
     position, end = len(prompt), len(prompt) + limit
     proposals: list[int] = []
     while True:
@@ -162,8 +149,8 @@ def verify(
             if not accepted:
                 break
             yield Choice(token, True, row)
-        # 2. What the full model read beyond them is cropped, and the free token streamed before anything else runs.
-        decoder.full.crop(position - 1)
+        # 2. What the full model read beyond them is forgotten, and the free token streamed before anything else runs.
+        decoder.keep(position - 1)
         yield Choice(token, False, row)
         if position == end:
             return
@@ -183,23 +170,24 @@ def run(
     limit: int,
     counts: Counts,
     proposer: Proposer | None = None,
+    watch: Watch = nobody,
 ) -> Iterator[Choice]:
     """Yield `limit` tokens after `prompt` as they become final; the consumer may stop at any of them.
 
-    `proposer` takes the place of the strategy's own.
+    `proposer` takes the place of the strategy's own; `watch` is told how far the prompt is read.
     """
-    if plan.strategy == "full":
-        return full(decoder, prompt, sampling, limit)
     if plan.strategy == "alternate":
-        return alternate(decoder, prompt, sampling, limit, counts)
+        return alternate(decoder, prompt, sampling, limit, counts, watch)
     proposer = proposer or make_proposer(plan, decoder, prompt, sampling)
-    if isinstance(proposer, AutoProposer):
-        counts.decisions = proposer.report
-    return verify(decoder, prompt, sampling, limit, counts, proposer)
+    if proposer is None:
+        return full(decoder, prompt, sampling, limit, watch)
+    return verify(decoder, prompt, sampling, limit, counts, proposer, watch)
 
 
-def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Chooser) -> Proposer:
-    """Who proposes under `verify`, `lookup` and `auto`."""
+def make_proposer(plan: Plan, decoder: Decoder, prompt: list[int], sampling: Chooser) -> Proposer | None:
+    """Make who proposes under `verify`, `lookup` and `auto`; None under the others."""
+    if plan.strategy not in DEFAULT_CHAIN:
+        return None
     if plan.strategy == "auto":
         module = ModuleProposer(decoder, sampling, 1, plan.min_confidence)
         asked = module if decoder.recycler and plan.needs_module else None

@@ -6,7 +6,9 @@ import os
 import threading
 from weakref import WeakSet
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError, RecycleError
@@ -21,8 +23,9 @@ Specs = tuple[GraphSpec, GraphSpec | None]
 class LoadedHalves:
     """Sessions serve any number of threads at once: what a run writes belongs to its caches."""
 
-    def __init__(self, sessions: Sessions, specs: Specs) -> None:
-        self.specs = specs
+    def __init__(self, sessions: Sessions, specs: Specs, draft_ids: NDArray[np.int64] | None = None) -> None:
+        """`draft_ids` are the token ids of the module's logits where it has a vocabulary of its own."""
+        self.specs, self._draft_ids = specs, draft_ids
         self._sessions: Sessions | None = sessions
         self._decoders: WeakSet[Decoder] = WeakSet()
         self._lock = threading.Lock()
@@ -40,7 +43,8 @@ class LoadedHalves:
         with self._lock:
             full, recycler = self._loaded()
             sessions = (full, recycler if module else None)
-            made = Decoder(sessions, (self.specs[0], self.specs[1] if module else None), context_length, chunk)
+            specs = (self.specs[0], self.specs[1] if module else None)
+            made = Decoder(sessions, specs, context_length, chunk, self._draft_ids)
             self._decoders.add(made)
             return made
 

@@ -46,7 +46,7 @@ class Renamed:
     @property
     def bytes(self) -> int:
         """Its size in safetensors."""
-        return prod(self.tensor.shape) * ITEM_SIZES[self.type]
+        return int(prod(self.tensor.shape) * ITEM_SIZES[self.type])
 
 
 def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renamed]:

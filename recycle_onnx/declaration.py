@@ -1,0 +1,54 @@
+"""Settings that are declared once, as fields of a dataclass: checks, options and tables follow from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from recycle_onnx.kinds import Kind
+
+Value = TypeVar("Value")
+METADATA = "setting"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is declared of a setting beside its name and type.
+
+    `help` is one text for every reader. `origin` names whose setting it is. `unset` says what the default means, where
+    that is not a value. `in_file` settings may stand in generation_config.json. `served` is what the server takes of
+    it, None for nothing. `option` is what the command line calls it, where that is not its name.
+    """
+
+    default: Any
+    kind: Kind
+    help: str
+    origin: str = ""
+    unset: str = ""
+    in_file: bool = False
+    served: Kind | None = None
+    option: str = ""
+
+
+def setting(
+    default: Value,
+    kind: Kind,
+    help: str,  # noqa: A002 # as click calls it
+    *,
+    origin: str = "",
+    unset: str = "",
+    in_file: bool = False,
+    served: Kind | bool = False,
+    option: str = "",
+) -> Value:
+    """Declare a field of a dataclass as a setting; it is `served` as its kind, as another one, or not at all."""
+    wire = (kind if served else None) if isinstance(served, bool) else served
+    about = Setting(default, kind, help, origin, unset, in_file, wire, option)
+    if type(default).__hash__ is None:  # which dataclasses refuse as a default, though ours cannot be changed
+        return field(default_factory=lambda: default, metadata={METADATA: about})
+    return field(default=default, metadata={METADATA: about})
+
+
+def declared(kind: type) -> dict[str, Setting]:
+    """Return the settings that a dataclass declares, by name, in order."""
+    return {f.name: f.metadata[METADATA] for f in fields(kind) if METADATA in f.metadata}

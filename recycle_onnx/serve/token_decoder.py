@@ -1,0 +1,30 @@
+"""The text of single tokens, for lists of log-probabilities."""
+
+from __future__ import annotations
+
+from tokenizers import Tokenizer
+
+INCOMPLETE = "\ufffd"
+
+
+class TokenDecoder:
+    """The text of single token ids, as they stand inside a text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        # Decoders may treat the first token of a text differently (they drop its space): so none stands first.
+        encoded = tokenizer.encode("a", add_special_tokens=False).ids
+        self._anchor: list[int] = encoded[-1:]
+        self._before = len(self._decode(self._anchor))
+
+    def text(self, token: int) -> str:
+        """Its text; bytes that form no character are U+FFFD."""
+        return self._decode([*self._anchor, token])[self._before :]
+
+    def bytes(self, token: int) -> list[int] | None:
+        """The same in UTF-8, or None where the token is a part of a character."""
+        text = self.text(token)
+        return None if INCOMPLETE in text else list(text.encode())
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
