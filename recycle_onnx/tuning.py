@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.checkpoint.base import BaseConfig
-from recycle_onnx.checkpoint.weights import Tensors
+from recycle_onnx.checkpoint.weights import FloatTensors
 
 Floats = NDArray[np.float32]
 Report = Callable[[str, int, int], None]
@@ -34,7 +34,7 @@ class FloatModel(NamedTuple):
     """
 
     base: BaseConfig
-    weights: Tensors
+    weights: FloatTensors
     digest: str
     folder: Path
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.families.family import Family, Stored
+from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.checkpoint.weights import ALL, Weights
 
 Array = NDArray[Any]
@@ -90,6 +91,16 @@ class BaseWeights:
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
         """One neutral tensor, or some of its rows, as float32; stored float32 values are not rounded."""
         return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
+
+    def integer_type(self, name: str) -> str | None:
+        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        source, how = self._places[name]
+        alone = len(how.parts) == 1 and not (how.transposed or how.by_head)
+        return self.weights.integer_type(source) if alone else None
+
+    def integers(self, name: str, rows: slice = ALL) -> Integers:
+        """One neutral tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        return self.weights.integers(self._places[name][0], rows)
 
     def pack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Neutral tensors as the files keep them, by the files' names."""

@@ -12,7 +12,8 @@ from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.families import read_config
 from recycle_onnx.checkpoint.identity import BaseReference
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
-from recycle_onnx.checkpoint.weights import Weights, refuse_adapter
+from recycle_onnx.checkpoint.sources.referred import find_weights
+from recycle_onnx.checkpoint.weights import Safetensors, Weights, refuse_adapter
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256, users_folders
 
@@ -56,12 +57,12 @@ class Checkpoint:
         base_folder = _find_base(folder, recycler)
         recycler = None if base_only else recycler
         base, family = read_config(base_folder / "config.json")
-        base_weights = BaseWeights(base, family, Weights.find(base_folder))
+        base_weights = BaseWeights(base, family, find_weights(base_folder))
         base = base_weights.base
         recycler_weights, draft_ids = None, None
         if recycler:
             recycler.check_base(base, str(folder / "recycler" / "config.json"))
-            recycler_weights = Weights([folder / "recycler" / "model.safetensors"])
+            recycler_weights = Safetensors([folder / "recycler" / "model.safetensors"])
             recycler_weights.check(recycler.tensor_shapes(base))
             _check_base(recycler.base, base_folder, base_weights)
             if recycler.draft_vocabulary:
@@ -69,8 +70,8 @@ class Checkpoint:
         yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
 
     def folders(self) -> list[Path]:
-        """What a command that reads this checkpoint must not delete: its folders, and where the user is at home."""
-        return [self.folder, self.folder / "recycler", self.base_folder, *users_folders()]
+        """What a command that reads this checkpoint must not delete: it, its weights, and where the user is at home."""
+        return [self.folder, self.folder / "recycler", self.base_folder, *self.base_weights.files, *users_folders()]
 
 
 def base_reference(base_folder: Path, weights: Weights | BaseWeights, *, path: Path | None = None) -> BaseReference:

@@ -12,7 +12,7 @@ from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.identity import BaseReference, check_same_base
 from recycle_onnx.checkpoint.recycler import FORMAT, RecyclerConfig
 from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
-from recycle_onnx.checkpoint.weights import Weights
+from recycle_onnx.checkpoint.weights import Safetensors, Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 
@@ -83,7 +83,7 @@ class Module:
 
     def weights(self) -> Weights:
         """Its tensors, not yet compared with the config."""
-        return Weights([self.folder / WEIGHTS])
+        return Safetensors([self.folder / WEIGHTS])
 
     def check(self, base: BaseConfig, found: BaseReference, name: str) -> RecyclerConfig:
         """Refuse another base than the module's, and weights that are damaged; give the config beside this base.

@@ -1,8 +1,9 @@
-"""Safetensors files, read one tensor at a time, or some of its rows."""
+"""Files of weights, read one tensor at a time, or some of its rows; safetensors files are one kind of them."""
 
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -15,9 +16,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
 from recycle_onnx.checkpoint.base import Shapes
+from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256
-from recycle_onnx.untrusted import check_regular, is_plain_name
+from recycle_onnx.untrusted import check_regular, copy_file, is_plain_name
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
 INDEX = "model.safetensors.index.json"
@@ -34,16 +36,107 @@ PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
 ALL = slice(None)
 
 
-class Tensors(Protocol):
-    """Where weights come from, by name."""
+class FloatTensors(Protocol):
+    """Where weights come from, by name, as numbers."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
+        """Give the shape of the tensor `name`."""
         ...
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-        """One tensor, or some of its rows."""
+        """Read a tensor, or some of its rows."""
         ...
+
+
+class Tensors(FloatTensors, Protocol):
+    """Where weights come from, by name, as numbers and as the small integers that a file may hold."""
+
+    def integer_type(self, name: str) -> str | None:
+        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        ...
+
+    def integers(self, name: str, rows: slice = ALL) -> Integers:
+        """One tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        ...
+
+
+class Weights(ABC):
+    """The tensors of files, by the names that transformers gives them."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = files
+
+    @abstractmethod
+    def names(self) -> set[str]:
+        """Names of all tensors."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor."""
+
+    @abstractmethod
+    def stored_type(self, name: str | None = None) -> str:
+        """The type that a tensor (the first one) is read in, in safetensors' words: F32, F16 or BF16."""
+
+    @abstractmethod
+    def copy_to(self, folder: Path) -> None:
+        """Write the weights into `folder` as safetensors; an index that lists them is copied by the caller."""
+
+    @abstractmethod
+    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+        """One tensor, or some of its rows, whether finite or not."""
+
+    @property
+    def where(self) -> Path:
+        """What messages name: the file, or the folder of several."""
+        return self.files[0] if len(self.files) == 1 else self.files[0].parent
+
+    def integer_type(self, name: str) -> str | None:
+        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        return None
+
+    def integers(self, name: str, rows: slice = ALL) -> Integers:
+        """One tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        raise ValueError(f"{name} is not stored as integers")
+
+    def num_parameters(self) -> int:
+        """Number of values in all tensors."""
+        return sum(int(np.prod(self.shape(name))) for name in self.names())
+
+    def check(self, expected: Shapes) -> None:
+        """Compare names, shapes and types with what the config implies.
+
+        Raises:
+            InputError: names the first tensor that is missing, or has another shape or type.
+        """
+        check_shapes(self.where, {name: self.shape(name) for name in self.names()}, expected)
+        for name in expected:
+            if (kind := self.stored_type(name)) not in FLOAT_TYPES:
+                raise InputError(f"{self.where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
+
+    def stored(self, name: str, rows: slice = ALL) -> NDArray[Any]:
+        """One tensor, or some of its rows, in the type it is stored in (bfloat16 as ml_dtypes' type).
+
+        Raises:
+            InputError: a value is not finite.
+        """
+        array = self._read(name, rows)
+        if not np.isfinite(array).all():
+            raise InputError(f"{self.where}: {name} holds values that are not finite; the weights are damaged")
+        return array
+
+    def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
+        """One tensor, or some of its rows, as float32; stored float32 values are not rounded."""
+        return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
+
+    def digest(self) -> str:
+        """SHA-256 over the files' own SHA-256, in the order of their names."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Hashed once: a training asks for it several times, and hundreds of megabytes take a second."""
+        return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
 
 
 class _Stored(NamedTuple):
@@ -54,7 +147,7 @@ class _Stored(NamedTuple):
     kind: str
 
 
-class Weights:
+class Safetensors(Weights):
     """The tensors of one safetensors file, or of the shards that an index lists.
 
     A file is mapped while something is read from it and no longer: mapped pages count as this process's memory.
@@ -66,7 +159,7 @@ class Weights:
         Raises:
             InputError: a file is missing, truncated or not safetensors.
         """
-        self.files = files
+        super().__init__(files)
         self._tensors: dict[str, _Stored] = {}
         for path in files:
             with _open(path) as file:
@@ -75,7 +168,7 @@ class Weights:
                     self._tensors[name] = _Stored(path, tuple(tensor.get_shape()), str(tensor.get_dtype()))
 
     @classmethod
-    def find(cls, folder: Path) -> Weights:
+    def find(cls, folder: Path) -> Safetensors:
         """Open `model.safetensors`, or the shards of `model.safetensors.index.json`, in `folder`."""
         index = folder / INDEX
         _refuse_pickle(folder)
@@ -88,55 +181,23 @@ class Weights:
         """Names of all tensors."""
         return set(self._tensors)
 
-    def num_parameters(self) -> int:
-        """Number of values in all tensors."""
-        return sum(int(np.prod(tensor.shape)) for tensor in self._tensors.values())
-
     def shape(self, name: str) -> tuple[int, ...]:
         """Of one tensor."""
         return self._tensors[name].shape
 
-    def check(self, expected: Shapes) -> None:
-        """Compare names, shapes and types with what the config implies.
-
-        Raises:
-            InputError: names the first tensor that is missing, or has another shape or type.
-        """
-        where = self.files[0] if len(self.files) == 1 else self.files[0].parent
-        check_shapes(where, {name: tensor.shape for name, tensor in self._tensors.items()}, expected)
-        for name in expected:
-            if (kind := self.stored_type(name)) not in FLOAT_TYPES:
-                raise InputError(f"{where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
-
-    def stored(self, name: str, rows: slice = ALL) -> NDArray[Any]:
-        """One tensor, or some of its rows, in the type it is stored in (bfloat16 as ml_dtypes' type).
-
-        Raises:
-            InputError: a value is not finite.
-        """
-        path = self._tensors[name].path
-        with _open(path) as file:
-            array: NDArray[Any] = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
-        if not np.isfinite(array).all():
-            raise InputError(f"{path}: {name} holds values that are not finite; the weights are damaged")
-        return array
-
-    def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-        """One tensor, or some of its rows, as float32; stored float32 values are not rounded."""
-        return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
-
     def stored_type(self, name: str | None = None) -> str:
-        """The type of a tensor (the first one), in safetensors' words: F32, F16 or BF16."""
+        """The type of a tensor (the first one): F32, F16 or BF16."""
         return self._tensors[name or next(iter(self._tensors))].kind
 
-    def digest(self) -> str:
-        """SHA-256 over the files' own SHA-256, in the order of their names."""
-        return self._digest
+    def copy_to(self, folder: Path) -> None:
+        """Copy the files into `folder`."""
+        for path in self.files:
+            copy_file(path, folder / path.name)
 
-    @cached_property
-    def _digest(self) -> str:
-        """Hashed once: a training asks for it several times, and hundreds of megabytes take a second."""
-        return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
+    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+        with _open(self._tensors[name].path) as file:
+            array: NDArray[Any] = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
+        return array
 
 
 def check_shapes(where: Path, found: Shapes, expected: Shapes) -> None:

@@ -63,7 +63,11 @@ OTHER_WEIGHTS = (
 @click.option("--qk-norm", is_flag=True, help="Normalise queries and keys in the module's layers.")
 @click.option("--draft-vocab", type=int, help="Let the module know so many frequent tokens only; needs --draft-text.")
 @click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
-@click.option("--reference", is_flag=True, help="Do not copy the base: refer to it by path and digest.")
+@click.option(
+    "--reference",
+    is_flag=True,
+    help="Do not copy the base, or a GGUF file's weights: refer to them by path and digest.",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of what is random.")
 @source_options
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")

@@ -32,7 +32,11 @@ from recycle_onnx.errors import InputError
     show_default=True,
     help="Of the weights; `recycle-onnx quantize` has more options.",
 )
-@click.option("--method", default="", help="Of int4: calibrated, mse or rtn.  [default: calibrated, above 2.5 GB mse]")
+@click.option(
+    "--method", default="",
+    help="Of int4: source, calibrated, mse or rtn; of int8: source.  [default: source, a GGUF file's own blocks, where "
+    "most take no more bits; else calibrated, above 2.5 GB mse]",
+)  # fmt: skip
 @click.option(
     "--bits-per-weight", type=float, help="Of calibrated int4: budget for the layers' matrices.  [default: 5.5]"
 )
@@ -111,10 +115,12 @@ def export(
         )
     if compare is not None and quantization is None:
         raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
-    if precision != "int4" and (method or bits_per_weight is not None or calibration_text):
+    of_int4 = method and (method, precision) != ("source", "int8")
+    if precision != "int4" and (of_int4 or bits_per_weight is not None or calibration_text):
         raise InputError("--method, --bits-per-weight and --calibration go with --precision int4")
     tuner = tuner_of(tune, calibrated=isinstance(quantization, Quantization) and quantization.method == CALIBRATED)
     calibration = calibration_of(calibration_text, bits_per_weight, tuner, by_default=not method)
+    prefer_source = not method and bits_per_weight is None and calibration_text is None
     draft = DraftVocabulary.given(draft_vocab, draft_text)
     with (
         stages() as report,
@@ -129,6 +135,7 @@ def export(
             flavour=flavour,
             quantization=quantization,
             draft_vocabulary=draft,
+            prefer_source=prefer_source,
             calibration=calibration,
             text=text,
             compare=compare,

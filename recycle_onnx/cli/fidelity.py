@@ -15,7 +15,7 @@ def fidelity_line(precision: str, quantization: Mapping[str, Any]) -> str:
     within = "verify is exact here" if equal else f"verify is within {cost.get('epsilon', 0):.2g} of full"
     if "perplexity" not in cost:
         return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
-    parts = [_perplexity(cost)]
+    parts = [_perplexity(cost, (quantization.get("source") or {}).get("file"))]
     if "divergence" in cost:
         parts.append(f"divergence {cost['divergence']:.4f}")
     parts.append(f"same best token {cost['top1_agreement']:.1%}")
@@ -25,7 +25,9 @@ def fidelity_line(precision: str, quantization: Mapping[str, Any]) -> str:
 
 
 def method_line(quantization: Mapping[str, Any]) -> str | None:
-    """How a calibrated bundle was made, in one line; None for another."""
+    """How a bundle was made that is calibrated or keeps a file's blocks, in one line; None for another."""
+    if source := quantization.get("source"):
+        return _source_line(source)
     calibration = quantization.get("calibration")
     if not calibration:
         return None
@@ -51,9 +53,20 @@ def fidelity_table(precision: str, cost: Mapping[str, Any]) -> Table:
     return table
 
 
-def _perplexity(cost: Mapping[str, Any]) -> str:
+def _source_line(source: Mapping[str, Any]) -> str:
+    """What is stored as the file has it, and what is computed."""
+    kept = [f"{kind} ({count / 1e6:.1f} M weights) bit by bit" for kind, count in source["exact"].items()]
+    near = [f"{kind} ({count / 1e6:.1f} M weights)" for kind, count in source["near"].items()]
+    if near:
+        kept.append(f"{' and '.join(near)} within {source['deviation']:.2%} of their values")
+    return f"stored from {source['file']}: {', '.join(kept)}; products are computed with activations in 8 bits"
+
+
+def _perplexity(cost: Mapping[str, Any], file: str | None) -> str:
+    """Both perplexities; `file` is what float32 was, where that was a quantized file already."""
     change = cost["perplexity"] / cost["perplexity_fp32"] - 1
-    return f"perplexity {cost['perplexity_fp32']:.3f} to {cost['perplexity']:.3f} ({change:+.2%})"
+    before, after = f"{cost['perplexity_fp32']:.3f}", f"{cost['perplexity']:.3f} ({change:+.2%})"
+    return f"perplexity of {file} {before}, here {after}" if file else f"perplexity {before} to {after}"
 
 
 def _has_acceptance(cost: Mapping[str, Any]) -> bool:

@@ -25,6 +25,8 @@ of 32 and 28.1 in blocks of 64.
 METHODS = ("mse", "rtn")
 CALIBRATED = "calibrated"
 """By what the model reads (`calibrated/`); matrices that it does not see, the module's, take `mse`."""
+SOURCE = "source"
+"""The blocks of a GGUF file as they are (`source_blocks.py`); matrices that have none take `mse`, in 8 bits `rtn`."""
 ACTIVATIONS: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
 PARTS = (
     "embed_tokens",
@@ -52,8 +54,8 @@ class Quantization:
     where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:
     `rtn` rounds to nearest; `mse` searches the range of each block for the least squared error; by default `mse` for
     4 bits and `rtn` for 8, where the search gains next to nothing; `calibrated` (4 bits only) rounds by what the model
-    reads, and gives some matrices 8 bits. `activations` in `fp16`, with scales, hidden states,
-    caches and all weights that are not quantized, are for GPUs.
+    reads, and gives some matrices 8 bits; `source` keeps the blocks of a GGUF file. `activations` in `fp16`, with
+    scales, hidden states, caches and all weights that are not quantized, are for GPUs.
     """
 
     bits: int = 4
@@ -73,7 +75,7 @@ class Quantization:
         for name, choices in (
             ("bits", BITS),
             ("block_size", BLOCK_SIZES),
-            ("method", (*METHODS, CALIBRATED)),
+            ("method", (*METHODS, CALIBRATED, SOURCE)),
             ("activations", tuple(ACTIVATIONS)),
         ):
             if getattr(self, name) not in choices:
@@ -122,7 +124,8 @@ class Blocks(NamedTuple):
 
 def quantize(matrix: NDArray[np.float32], how: Quantization) -> Blocks:
     """Quantize `matrix` [N, K], some rows at a time; every block stands for itself."""
-    quantize_rows = _round_to_nearest if how.method == "rtn" else _least_squares
+    nearest = how.method == "rtn" or (how.method == SOURCE and how.bits == 8)
+    quantize_rows = _round_to_nearest if nearest else _least_squares
     return join([quantize_rows(matrix[rows], how) for rows in row_ranges(*matrix.shape)], how)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,24 @@ from recycle_onnx.checkpoint import BaseConfig, Checkpoint, DraftVocabulary
 from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.block_quantizer import CALIBRATED
+from recycle_onnx.export.block_quantizer import CALIBRATED, SOURCE, Quantization
 from recycle_onnx.export.calibrated.calibrate import Calibrated, Calibration
 from recycle_onnx.export.fidelity import Rounding, check_quality, measure
 from recycle_onnx.export.flavours import Flavour, Precision, flavour_named
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
 from recycle_onnx.export.lazy import weights_of
+from recycle_onnx.export.quantize_graph import GraphQuantizer
 from recycle_onnx.export.quantizer import as_quantized, calibrate_for, check_text, method_of, settled, with_cost
 from recycle_onnx.export.recycler import build_recycler, recycler_spec
 from recycle_onnx.export.report import Report, silent
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
+from recycle_onnx.export.source_blocks import with_source
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.runtime.config import read_defaults
+from recycle_onnx.runtime.ort.providers import why_too_old
 from recycle_onnx.runtime.ort.sessions import check_threads
 from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
@@ -58,6 +61,7 @@ def export(
     flavour: str = "ort",
     quantization: Precision | None = None,
     draft_vocabulary: DraftVocabulary | None = None,
+    prefer_source: bool = False,
     calibration: Calibration | None = None,
     text: Path | None = None,
     compare: bool | None = None,
@@ -71,7 +75,8 @@ def export(
 
     The flavour `ort` has ONNX Runtime's own operators where they are faster, `standard` those of ONNX only. A
     `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
-    straight into the bundle, some rows at a time. To `compare` that with float32 on `text` (see `quantize_bundle`), a
+    straight into the bundle, some rows at a time; with `prefer_source` by the method `source` where most of the base is
+    a GGUF file's integers of no more bits. To `compare` that with float32 on `text` (see `quantize_bundle`), a
     float32 bundle is made beside it, and deleted; by default where `text` is given, or the weights take no more than
     `SMALL` bytes in float32. The method `calibrated` (see `Calibration`) needs that bundle too, and so is compared.
     Without `epsilon`, and no comparison, nothing is measured of a quantized bundle, which is for one that will soon be
@@ -86,6 +91,8 @@ def export(
     check_text(text)
     check_threads(threads)
     chosen = flavour_named(flavour)
+    if reason := why_too_old(flavour):  # what is written is checked by running it
+        raise InputError(reason)
     quantization = quantization and chosen.suited(quantization)
     calibration = calibration or Calibration()
     with (
@@ -97,6 +104,8 @@ def export(
         draft = _choose(draft_vocabulary, source)
         size, plain, float32 = _float32_bytes(source), None, None
         if quantization is not None:
+            if isinstance(quantization, Quantization):
+                quantization = with_source(quantization, source.base_weights, preferred=prefer_source)
             quantization = settled(quantization, calibration, size, report)
             calibrates = method_of(quantization) == CALIBRATED
             if compare is None:
@@ -108,12 +117,15 @@ def export(
         calibrated = Calibrated({}, None)
         if quantization is not None and float32 is not None:
             calibrated = calibrate_for(float32, quantization, calibration, threads, report)
-        write = chosen.rewriter(quantization, report, calibrated.made, calibrated.vectors)
-        specs = _write_graphs(source, folder, draft, chosen, write)
+        rewriter = chosen.rewriter(quantization, report, calibrated.made, calibrated.vectors)
+        specs = _write_graphs(source, folder, draft, chosen, rewriter)
         manifest = _manifest(source, specs, folder, draft, chosen)
         manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
         if quantization is not None:
             manifest = as_quantized(manifest, quantization, calibrated)
+            if method_of(quantization) == SOURCE and isinstance(rewriter, GraphQuantizer):
+                kept = rewriter.kept.summary(source.base_weights.files[0].name)
+                manifest = replace(manifest, quantization={**(manifest.quantization or {}), "source": kept})
         manifest.write(folder / MANIFEST)
         done, cost = Bundle(folder, manifest), None
         checked = _check(source, done, eos, report) if plain is None else plain.self_check

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.checkpoint.weights import Tensors
 
 VALUES_AT_ONCE = 1 << 22
@@ -22,7 +23,8 @@ class LazyWeight(ir.LazyTensor):
     """An initializer that is not read yet. Graphs that share one have the same object.
 
     `read` gives its rows in order, some at a time. `transposed`: a graph reads it as [K, N], and it comes as the rows
-    of [N, K], one an output, as checkpoints have it.
+    of [N, K], one an output, as checkpoints have it. `integers` gives those rows as the file's small integers, where
+    it has such.
     """
 
     def __init__(
@@ -33,9 +35,11 @@ class LazyWeight(ir.LazyTensor):
         *,
         dtype: ir.DataType = ir.DataType.FLOAT,
         transposed: bool = False,
+        integers: Callable[[], Iterator[Integers]] | None = None,
     ) -> None:
         super().__init__(lambda: ir.tensor(_whole(self.pieces())), dtype, ir.Shape(shape), name=name)
         self._read, self._transposed = read, transposed
+        self.integers = integers
 
     def pieces(self, *, transposed: bool = False) -> Pieces:
         """The rows of the initializer, or of its transpose, in order; one piece where it does not come that way."""
@@ -53,7 +57,8 @@ def of_array(name: str, array: NDArray[Any]) -> LazyWeight:
 
 def of_table(name: str, weights: Tensors) -> LazyWeight:
     """A table [N, K] of a checkpoint, as it is."""
-    return LazyWeight(name, weights.shape(name), lambda: _rows(weights, name))
+    integers = _integers(weights, [name])
+    return LazyWeight(name, weights.shape(name), lambda: _rows(weights, name), integers=integers)
 
 
 def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float) -> LazyWeight:
@@ -64,22 +69,38 @@ def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float)
         for piece in (piece for part in names for piece in _rows(weights, part)):
             yield piece if scale == 1 else piece * np.float32(scale)
 
-    return LazyWeight(name, (shapes[0][1], sum(shape[0] for shape in shapes)), read, transposed=True)
+    shape = (shapes[0][1], sum(part[0] for part in shapes))
+    integers = _integers(weights, names) if scale == 1 else None
+    return LazyWeight(name, shape, read, transposed=True, integers=integers)
 
 
 def of_some_rows(name: str, table: LazyWeight, rows: Sequence[int]) -> LazyWeight:
     """The `rows` of a table, ascending."""
     wanted = np.asarray(rows)
 
+    def chosen(start: int, count: int) -> NDArray[np.intp]:
+        """Which of `count` rows from `start` on are wanted."""
+        first, last = np.searchsorted(wanted, (start, start + count))
+        places: NDArray[np.intp] = wanted[first:last] - start
+        return places
+
     def read() -> Pieces:
         start = 0
         for piece in table.pieces():
-            first, last = np.searchsorted(wanted, (start, start + len(piece)))
-            if first < last:
-                yield piece[wanted[first:last] - start]
+            if len(places := chosen(start, len(piece))):
+                yield piece[places]
             start += len(piece)
 
-    return LazyWeight(name, (len(wanted), table.shape.numpy()[1]), read)
+    def integers() -> Iterator[Integers]:
+        assert table.integers is not None
+        start = 0
+        for piece in table.integers():
+            if len(places := chosen(start, len(piece.codes))):
+                yield piece.at(places)
+            start += len(piece.codes)
+
+    shape = (len(wanted), table.shape.numpy()[1])
+    return LazyWeight(name, shape, read, integers=None if table.integers is None else integers)
 
 
 def weights_of(model: ir.Model) -> dict[str, LazyWeight]:
@@ -120,6 +141,13 @@ def row_ranges(count: int, width: int) -> Iterator[slice]:
 
 def _rows(weights: Tensors, name: str) -> Pieces:
     return (weights.float32(name, rows) for rows in row_ranges(*weights.shape(name)))
+
+
+def _integers(weights: Tensors, names: Sequence[str]) -> Callable[[], Iterator[Integers]] | None:
+    """How to read matrices as the file's integers; None where it has one of them in floats."""
+    if any(weights.integer_type(name) is None for name in names):
+        return None
+    return lambda: (weights.integers(name, rows) for name in names for rows in row_ranges(*weights.shape(name)))
 
 
 def _whole(pieces: Iterable[NDArray[Any]]) -> NDArray[Any]:

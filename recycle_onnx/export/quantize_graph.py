@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
+from recycle_onnx.export.block_quantizer import SOURCE, Blocks, Quantization, join, quantize
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.half_precision import rounded, to_half_precision
 from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
+from recycle_onnx.export.source_blocks import Kept, Part, parts_of
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 """Of these, MatMul has its weight as [K, N], the others as [N, K]."""
@@ -29,7 +30,10 @@ Made = Mapping[str, Sequence[tuple[Blocks, Quantization]]]
 
 @dataclass(frozen=True)
 class Stored:
-    """A quantized matrix [N, K] in a data file, as a flavour lays it out, and how it was made."""
+    """A quantized matrix [N, K] in a data file, as a flavour lays it out, and how it was made.
+
+    Where `width` is more than the weight's own K, the columns behind multiply the sums of x over its blocks.
+    """
 
     how: Quantization
     rows: int
@@ -51,6 +55,8 @@ class GraphQuantizer(Rewriter):
     """
 
     doing = "quantizing"
+    eight_bits: ClassVar[tuple[str, ...]] = ()
+    """Parts that cannot have fewer."""
 
     def __init__(
         self,
@@ -61,15 +67,16 @@ class GraphQuantizer(Rewriter):
     ) -> None:
         """`made` are the matrices that are quantized already, by name, and `vectors` other values of vectors."""
         super().__init__(report)
-        self.how, self.made, self.vectors = how, made, vectors
+        self.how, self.made, self.vectors, self.kept = how, made, vectors, Kept()
         self._quantized: dict[LazyWeight, list[Stored]] = {}
+        self._with_sums: dict[ir.Value, ir.Value] = {}
 
     @abstractmethod
     def round_alike(self, graph: ir.Graph) -> None:
         """Let runs on one token of `graph` round as runs on several do, on a CPU."""
 
     @abstractmethod
-    def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
+    def lay_out(self, name: str, part: Part, writer: ExternalDataWriter) -> Stored:
         """Write the blocks of one matrix."""
 
     @abstractmethod
@@ -89,12 +96,13 @@ class GraphQuantizer(Rewriter):
         for node in list(graph):
             if node.op_type in PRODUCTS:
                 x, weight = node.inputs[:2]
-                stored = self._quantize(weight, writer, transposed=node.op_type == "MatMul")
+                stored = self._quantize(weight, writer, transposed=node.op_type == "MatMul", table=False)
                 if x is not None and stored:
-                    _replace(graph, node, self._products(x, stored, graph))
+                    width = _width(weight, transposed=node.op_type == "MatMul")
+                    _replace(graph, node, self._products(x, stored, width, graph))
             elif node.op_type == "Gather":
                 table, ids = node.inputs
-                stored = self._quantize(table, writer, transposed=False)
+                stored = self._quantize(table, writer, transposed=False, table=True)
                 if ids is not None and stored:
                     _replace(graph, node, self.gather(ids, stored[0], graph))
         for value in list(graph.initializers.values()):
@@ -116,15 +124,37 @@ class GraphQuantizer(Rewriter):
             self._stored[weight] = writer.write(name, [self.convert(name, self.vectors[name])])
         return super()._store(weight, writer)
 
-    def _products(self, x: ir.Value, stored: Sequence[Stored], graph: ir.Graph) -> Sequence[ir.Node]:
-        """The product with each part of a matrix, side by side."""
-        products = [self.product(x, part, graph) for part in stored]
-        if len(products) == 1:
-            return products[0]
-        joined = ir.node("Concat", [nodes[-1].outputs[0] for nodes in products], {"axis": -1})
-        return [*(node for nodes in products for node in nodes), joined]
+    def _products(self, x: ir.Value, stored: Sequence[Stored], width: int, graph: ir.Graph) -> Sequence[ir.Node]:
+        """The product with each part of a matrix of `width` columns, side by side."""
+        nodes: list[ir.Node] = []
+        products: list[ir.Value] = []
+        for part in stored:
+            read = x if part.width == width else self._and_sums(x, width, part.how.block_size, graph, nodes)
+            nodes += self.product(read, part, graph)
+            products.append(nodes[-1].outputs[0])
+        if len(products) > 1:
+            nodes.append(ir.node("Concat", products, {"axis": -1}))
+        return nodes
 
-    def _quantize(self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool) -> list[Stored]:
+    def _and_sums(self, x: ir.Value, width: int, size: int, graph: ir.Graph, nodes: list[ir.Node]) -> ir.Value:
+        """X [B, S, K] with the sums of its blocks behind it; made once for all products that read it.
+
+        (Summed by ReduceSum: it adds up one row as it does several, which a product with ones need not.)
+        """
+        if x not in self._with_sums:
+            shape, axis = (
+                _constant(graph, f"{name}.{size}", np.array(value))
+                for name, value in (("blocks", [0, 0, width // size, size]), ("last_axis", [-1]))
+            )
+            by_block = ir.node("Reshape", [x, shape])
+            sums = ir.node("ReduceSum", [by_block.outputs[0], axis], {"keepdims": 0})
+            nodes += [by_block, sums, ir.node("Concat", [x, sums.outputs[0]], {"axis": -1})]
+            self._with_sums[x] = nodes[-1].outputs[0]
+        return self._with_sums[x]
+
+    def _quantize(
+        self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool, table: bool
+    ) -> list[Stored]:
         """Store a weight as a quantized [N, K], or find it; nothing where it stays as it is. `transposed`: [K, N].
 
         (Several parts where not all rows have as many bits.)
@@ -132,17 +162,45 @@ class GraphQuantizer(Rewriter):
         weight = value.const_value if value is not None else None
         if not isinstance(weight, LazyWeight) or weight.dtype != ir.DataType.FLOAT or len(weight.shape) != 2:
             return []
-        name, shape = str(weight.name), weight.shape.numpy()
-        how = self.how.for_matrix(name, shape[0 if transposed else 1])
+        name, width = str(weight.name), _width(value, transposed=transposed)
+        how = self.how.for_matrix(name, width)
         if how is None:
             return []
         if weight not in self._quantized:
-            if name not in self.made:
-                pieces = [quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)]
-            parts = self.made[name] if name in self.made else [(join(pieces, how), how)]
+            parts = self._parts(weight, how, width, transposed=transposed, table=table)
             names = [name] if len(parts) == 1 else [f"{name}.part{number}" for number in range(len(parts))]
-            self._quantized[weight] = [self.lay_out(own, *part, writer) for own, part in zip(names, parts, strict=True)]
+            self._quantized[weight] = [self.lay_out(own, part, writer) for own, part in zip(names, parts, strict=True)]
         return self._quantized[weight]
+
+    def _parts(
+        self, weight: LazyWeight, how: Quantization, width: int, *, transposed: bool, table: bool
+    ) -> Sequence[Part]:
+        """The blocks of a weight: made before, as its file has them, or by rounding."""
+        name = str(weight.name)
+        if name in self.made:
+            return [Part(*made, width) for made in self.made[name]]
+        if self.how.method == SOURCE and weight.integers is not None:
+            fewest = 8 if any(part in name for part in self.eight_bits) else self.how.bits
+            return parts_of(weight.integers(), replace(self.how, bits=fewest), table=table, kept=self.kept)
+        pieces = [quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)]
+        return [Part(join(pieces, how), how, width)]
+
+
+def _width(value: ir.Value | None, *, transposed: bool) -> int:
+    """K of a weight [N, K], or `transposed` [K, N]."""
+    assert value is not None
+    assert value.const_value is not None
+    shape = value.const_value.shape.numpy()
+    return shape[0 if transposed else 1]
+
+
+def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
+    name = f"constant.sums.{name}.{'_'.join(map(str, array))}"
+    if name not in graph.initializers:
+        tensor = ir.tensor(array, name=name)
+        kind = ir.TensorType(tensor.dtype)
+        graph.register_initializer(ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor))
+    return graph.initializers[name]
 
 
 def same_bytes(

@@ -8,7 +8,7 @@ from pathlib import Path
 from recycle_onnx import __version__
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.block_quantizer import CALIBRATED, Quantization
+from recycle_onnx.export.block_quantizer import CALIBRATED, SOURCE, Quantization
 from recycle_onnx.export.calibrated.calibrate import BITS_PER_WEIGHT, Calibrated, Calibration, calibrate
 from recycle_onnx.export.fidelity import Rounding, check_quality, measure
 from recycle_onnx.export.flavours import Precision, flavour_named
@@ -49,6 +49,8 @@ def quantize_bundle(
     how = flavour.suited(how or Quantization())
     if source.manifest.precision != "fp32":
         raise InputError(f"{bundle}: is {source.manifest.precision} already; expected a float32 bundle to quantize")
+    if method_of(how) == SOURCE:
+        raise InputError("--method source goes with `export` of a GGUF file; a bundle has its blocks no more")
     check_text(text)
     check_threads(threads)
     calibration = calibration or Calibration()

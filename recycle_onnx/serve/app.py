@@ -135,7 +135,7 @@ class Service:
         self, request: Request, asked: schema.GenerationRequest, order: Order, form: AnswerFormat
     ) -> Response:
         """Generate, whole or as a stream; a client that goes away takes its generation with it."""
-        job = await _unless_gone(request, self.workers.start(order))
+        job = await _unless_gone(request, self.workers.start(order, bool(asked.stream)))
         try:
             if not asked.stream:
                 tokens = await _unless_gone(request, _all(job))
@@ -213,7 +213,9 @@ async def _gone(request: Request) -> None:
 
 
 async def _all(job: Job) -> list[Token]:
-    return [step.token async for step in job]
+    async for _ in job:  # it has no steps
+        pass
+    return job.tokens
 
 
 def _json(answer: BaseModel) -> Response:

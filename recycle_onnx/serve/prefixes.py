@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from recycle_onnx.runtime.decoding.decoder import Decoder, common_prefix
+from recycle_onnx.runtime.decoding.strategies import NEEDING_MODULE
 from recycle_onnx.runtime.model import RecycleModel
 
 WORTH = 0.5
@@ -29,8 +30,8 @@ class PrefixCaches:
 
         After an error it is not: nobody knows what it has read.
         """
-        fresh = self.model.decoder(strategy)
-        decoder = self._take(prompt, with_module=fresh.recycler is not None) or fresh
+        with_module = strategy in ("auto", *NEEDING_MODULE) and "recycler" in self.model.bundle.manifest.graphs
+        decoder = self._take(prompt, with_module) or self.model.decoder(strategy)
         yield decoder
         with self._lock:
             self._idle = [*self._idle, decoder][max(0, len(self._idle) + 1 - self.most) :]

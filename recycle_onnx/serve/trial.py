@@ -3,11 +3,15 @@
 llguidance compiles most schemas in milliseconds, some of a hundred kilobytes in a minute, and some of one kilobyte
 never, such as an `allOf` of thirty patterns. It cannot be interrupted, so a thread that it occupies is lost. A schema
 that was compiled in time once is compiled again here; small plain ones need no trial.
+
+What counts is the processor time of compiling: on a busy machine an honest schema waits for its turn, and is not
+refused for it.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -32,6 +36,10 @@ PLAIN = frozenset(
 SMALL = 300
 """JSON values in a schema: of plain ones so small the slowest took 0.1 s."""
 POLL_SECONDS = 0.05
+CLOCK = getattr(signal, "SIGPROF", None)
+"""Ends a process that has used up its processor time; Windows has none, and wall time counts there."""
+PATIENCE = 60.0
+"""Seconds of wall time beyond it for a busy machine, and for starting the process."""
 MOST_MEMORY = 4 << 30
 """Bytes of addresses that a trial may take, beyond which it fails."""
 
@@ -55,7 +63,7 @@ class Trials:
 
     def _try(self, schema: str, stop_ids: tuple[int, ...]) -> None:
         vocab_size = self._model.bundle.manifest.graphs["full"].vocab_size
-        asked = json.dumps([str(self._model.bundle.folder), vocab_size, stop_ids, schema])
+        asked = json.dumps([str(self._model.bundle.folder), vocab_size, stop_ids, schema, self._seconds])
         command = [sys.executable, "-m", "recycle_onnx.serve.trial"]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -64,18 +72,24 @@ class Trials:
                 answer = self._wait(process, asked)
             finally:
                 process.kill()
+        if CLOCK is not None and process.returncode == -CLOCK:
+            raise self._too_slow()
         if answer != "fine":
             raise InputError(answer.strip() or "the JSON schema takes too much memory to compile; make it simpler")
 
     def _wait(self, process: subprocess.Popen[str], asked: str) -> str:
-        end, text = time.monotonic() + self._seconds, [asked]
+        patience = 0 if CLOCK is None else PATIENCE
+        end, text = time.monotonic() + self._seconds + patience, [asked]
         while True:
             if is_interrupted():
                 raise Interrupted("the trial of a schema was interrupted")
             if time.monotonic() > end:
-                raise InputError(f"the JSON schema takes more than {self._seconds:g} s to compile; make it simpler")
+                raise self._too_slow()
             with suppress(subprocess.TimeoutExpired):
                 return process.communicate(text.pop() if text else None, timeout=POLL_SECONDS)[0]
+
+    def _too_slow(self) -> InputError:
+        return InputError(f"the JSON schema takes more than {self._seconds:g} s to compile; make it simpler")
 
 
 def is_small_and_plain(schema: Any) -> bool:
@@ -107,14 +121,23 @@ def _is_plain(schema: Any) -> bool:
 def main() -> None:
     """Compile what standard input says, and write `fine`, or what is wrong with it."""
     _limit_memory()
-    folder, vocab_size, stop_ids, schema = json.load(sys.stdin)
+    folder, vocab_size, stop_ids, schema, seconds = json.load(sys.stdin)
     try:
-        constraints = Constraints(load_tokenizer(Path(folder)), vocab_size)
-        constraints.prepare(JsonSchema(json.loads(schema)), frozenset(stop_ids)).try_first_token()
+        constraints, stops = Constraints(load_tokenizer(Path(folder)), vocab_size), frozenset(stop_ids)
+        constraints.prepare(JsonSchema({}), stops)  # what every schema takes once: imports, and the tokens' texts
+        _limit_time(seconds)
+        constraints.prepare(JsonSchema(json.loads(schema)), stops).try_first_token()
     except InputError as error:
         print(error)
     else:
         print("fine", end="")
+
+
+def _limit_time(seconds: float) -> None:
+    """Have the system end this process after so much more processor time, whatever library uses it."""
+    if CLOCK is not None:
+        signal.signal(CLOCK, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def _limit_memory() -> None:

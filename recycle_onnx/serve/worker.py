@@ -37,14 +37,18 @@ Event = Step | Result | Exception
 
 
 class Job:
-    """One generation as an async iterator over its steps; `result` is there once it is exhausted."""
+    """One generation as an async iterator over its steps; `result` and `tokens` are there once it is exhausted.
 
-    def __init__(self, order: Order, seconds: float) -> None:
+    One that is not `stepwise` has no steps, and does not wake the event loop until its end.
+    """
+
+    def __init__(self, order: Order, seconds: float, stepwise: bool = True) -> None:
         self.order = order
         self.result: Result | None = None
         self.made: Result | None = None
         """What was generated when the thread became free, even if nobody wanted it any more."""
-        self._seconds = seconds
+        self.tokens: list[Token] = []
+        self._seconds, self._stepwise = seconds, stepwise
         self._loop = asyncio.get_running_loop()
         self._deadline = self._loop.call_later(seconds, self._expire)  # whether or not anybody waits for it then
         self._events: asyncio.Queue[Event] = asyncio.Queue()
@@ -92,7 +96,9 @@ class Job:
             if self._cancelled:
                 return
             for token in generation:
-                self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+                if self._stepwise:
+                    self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+            self.tokens = generation.tokens
             self._tell(generation.result)
 
     def _tell(self, event: Event) -> None:
@@ -131,14 +137,14 @@ class Workers:
         """Slots in use."""
         return len(self._running)
 
-    async def start(self, order: Order) -> Job:
-        """Wait for a slot and start what was ordered in it.
+    async def start(self, order: Order, stepwise: bool = True) -> Job:
+        """Wait for a slot and start what was ordered in it, to be followed step by step or awaited as a whole.
 
         Raises:
             ApiError: 429 where the queue is full, 503 where the wait was too long or the server ends.
         """
         await self._take_slot()
-        job = Job(order, self.limits.generation_seconds)
+        job = Job(order, self.limits.generation_seconds, stepwise)
         self._running.add(job)
         loop = asyncio.get_running_loop()
         loop.run_in_executor(self._threads, job.run, self.generate).add_done_callback(lambda _: self._release(job))

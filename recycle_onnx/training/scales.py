@@ -161,7 +161,9 @@ class _ScaledNorm(nn.Module):
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm.float()
-        self.change = nn.Parameter(torch.zeros_like(norm.weight))
+        weight = norm.weight
+        assert isinstance(weight, Tensor)
+        self.change = nn.Parameter(torch.zeros_like(weight))
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.norm(x.float()) * (1 + self.change)

@@ -18,7 +18,8 @@ from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.card import model_card
 from recycle_onnx.checkpoint.folder import base_reference
 from recycle_onnx.checkpoint.full_disk import disk_errors
-from recycle_onnx.checkpoint.weights import Tensors, Weights
+from recycle_onnx.checkpoint.sources.referred import REFERENCE
+from recycle_onnx.checkpoint.weights import INDEX, FloatTensors, Safetensors
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
 from recycle_onnx.training.model import FullModel, RecycleGPT
@@ -46,7 +47,7 @@ def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) 
     return model
 
 
-def load_base(base: BaseConfig, weights: Tensors, dtype: torch.dtype) -> FullModel:
+def load_base(base: BaseConfig, weights: FloatTensors, dtype: torch.dtype) -> FullModel:
     """A base by itself, with `weights` by their neutral names, held in `dtype`."""
     with _default_dtype(dtype):
         model = FullModel(base)
@@ -54,7 +55,7 @@ def load_base(base: BaseConfig, weights: Tensors, dtype: torch.dtype) -> FullMod
     return model.requires_grad_(False)
 
 
-def fill(module: torch.nn.Module, weights: Tensors, names: Iterable[str]) -> None:
+def fill(module: torch.nn.Module, weights: FloatTensors, names: Iterable[str]) -> None:
     """Copy the tensors `names` into the parameters of the same names."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():
@@ -88,12 +89,12 @@ def save_both(
     dtypes: tuple[torch.dtype, torch.dtype],
 ) -> None:
     """Replace the checkpoint as a whole: base, module and its reference; other files are carried over."""
-    old = [path.name for path in checkpoint.base_weights.files] + ["model.safetensors.index.json", "recycler"]
+    old = [path.name for path in checkpoint.base_weights.files] + [INDEX, REFERENCE, "recycler"]
     with new_folder(checkpoint.folder, force=True) as temporary:
         copy_tree(checkpoint.folder, temporary, _ignore_at(checkpoint.folder, old))
         path = temporary / "model.safetensors"
         _write_base(path, model, checkpoint.base_weights, dtypes[0])
-        base = base_reference(temporary, Weights([path]))
+        base = base_reference(temporary, Safetensors([path]))
         (temporary / "recycler").mkdir()
         _write_recycler(temporary / "recycler", model, replace(config, base=base), ids, dtypes[1])
 
@@ -119,8 +120,11 @@ def _write_base(path: Path, model: RecycleGPT, weights: BaseWeights, dtype: torc
 
 
 def _others(weights: BaseWeights) -> dict[str, Tensor]:
+    others = weights.others()
+    if not others:  # of a GGUF file there are none
+        return {}
     handles: list[Any] = [safe_open(file, framework="pt") for file in weights.files]
-    return {name: handle.get_tensor(name) for handle in handles for name in weights.others() & set(handle.keys())}
+    return {name: handle.get_tensor(name) for handle in handles for name in others & set(handle.keys())}
 
 
 def _rounded(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -131,6 +131,16 @@ def test_a_body_that_is_no_request_is_refused(name: str, path: str, server: Runn
     assert_typed(answer, code)
 
 
+def test_a_body_of_half_a_million_texts_is_not_made_into_objects(server: Running) -> None:
+    body = json.dumps(
+        {"messages": [{"role": "user", "content": "a"}], "metadata": {str(n): "" for n in range(200_000)}}
+    )
+    status, answer = post(server, CHAT, body.encode())
+    assert (status, answer["error"]["code"]) == (413, "request_too_large")
+    quotes = json.dumps({"prompt": '"' * 200_000}).encode()
+    assert post(server, TEXT, quotes)[1]["error"]["code"] == "context_length_exceeded"
+
+
 @pytest.mark.parametrize(
     ("kind", "fields", "words"),
     [

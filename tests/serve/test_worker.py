@@ -37,3 +37,14 @@ def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleMode
         return turns
 
     assert asyncio.run(count_turns()) >= tokens
+
+
+def test_who_waits_for_a_whole_answer_is_woken_at_its_end(endless_model: RecycleModel) -> None:
+    async def ask() -> tuple[int, int]:
+        workers = Workers(Limits())
+        job = await workers.start(
+            lambda: nullcontext(endless_model.stream("the cat", max_new_tokens=20)), stepwise=False
+        )
+        return len([step async for step in job]), len(job.tokens)
+
+    assert asyncio.run(ask()) == (0, 20)

@@ -29,7 +29,7 @@ class Source(Protocol):
     def write(self, folder: Path, *, link: bool = False) -> None:
         """Fill the empty `folder` with the base, in Hugging Face layout, and with `source.json`.
 
-        With `link` the folder is only read for a while, and may consist of links.
+        With `link` the folder is only read for a while, and its weights may stay where they are.
         """
 
 
@@ -46,9 +46,16 @@ class GgufSource:
         return self.path.stem
 
     def write(self, folder: Path, *, link: bool = False) -> None:
+        self._convert(folder, folder if link else None)
+
+    def refer(self, folder: Path, place: Path) -> None:
+        """Fill the empty `folder`, which will lie at `place`, with all but the weights: they stay in the file."""
+        self._convert(folder, place)
+
+    def _convert(self, folder: Path, reference_at: Path | None) -> None:
         from recycle_onnx.checkpoint.sources.gguf import convert
 
-        convert(self.path, folder, note=self.note, progress=self.progress)
+        convert(self.path, folder, reference_at=reference_at, note=self.note, progress=self.progress)
 
 
 def find(named: str, revision: str | None, note: Note, progress: Progress) -> Path | Source:
@@ -94,7 +101,7 @@ def attached_to(
 
     A folder is given as it is, with `out`. Any other base is written into a temporary sibling of `out`, to be
     attached to in place; it becomes `out` when the block ends well. With `reference` a hub model stays in the hub's
-    cache. `keep` is what replacing `out` may not delete.
+    cache, and the weights of a GGUF file in the file. `keep` is what replacing `out` may not delete.
 
     Raises:
         InputError: no such file or model, not one that can be read, or `out` exists (unless `force`).
@@ -102,15 +109,16 @@ def attached_to(
     source = find(named, revision, note, progress)
     if isinstance(source, Path):
         yield source, out
-    elif not reference:
-        with new_folder(out, force=force, keep=[*_inputs(named), *keep]) as folder:
-            source.write(folder)
-            yield folder, folder
-    elif isinstance(source, HubModel):
+    elif isinstance(source, HubModel) and reference:
         yield source.snapshot(), out
         write_source(out, source.provenance())
     else:
-        raise InputError(f"--reference refers to a folder; {named} has to be converted: leave --reference out")
+        with new_folder(out, force=force, keep=[*_inputs(named), *keep]) as folder:
+            if reference and isinstance(source, GgufSource):
+                source.refer(folder, out)
+            else:
+                source.write(folder)
+            yield folder, folder
 
 
 @contextmanager
@@ -124,6 +132,8 @@ def folder_of(
     progress: Progress = lambda *_: None,
 ) -> Iterator[Path]:
     """Give a checkpoint's folder to read: the one that was named, or a temporary one beside the bundle-to-be `beside`.
+
+    (A temporary one holds no weights: it refers to the GGUF file, or links to the hub's cache.)
 
     Raises:
         InputError: no such file or model, not one that can be read, or `beside` exists (unless `force`).

@@ -29,19 +29,18 @@ Precision = Quantization | HalfPrecision
 
 @dataclass(frozen=True)
 class Flavour:
-    """How graphs are built and quantized; `eight_bits` are parts that cannot have fewer."""
+    """How graphs are built and quantized."""
 
     name: str
     graph: type[DecoderGraph]
     quantizer: type[GraphQuantizer]
-    eight_bits: tuple[str, ...] = ()
 
     def suited(self, how: Precision) -> Precision:
         """The same precision, with eight bits where four cannot be."""
         if not isinstance(how, Quantization) or how.bits != 4:
             return how
         keep = how.keep or ()
-        return replace(how, keep=(*keep, *(part for part in self.eight_bits if part not in keep)))
+        return replace(how, keep=(*keep, *(part for part in self.quantizer.eight_bits if part not in keep)))
 
     def rewriter(
         self,
@@ -62,8 +61,7 @@ class Flavour:
 
 
 ORT = Flavour("ort", OrtGraph, OrtQuantizer)
-STANDARD = Flavour("standard", StandardGraph, StandardQuantizer, eight_bits=("embed_tokens",))
-"""(ONNX's Gather takes no 4-bit integers.)"""
+STANDARD = Flavour("standard", StandardGraph, StandardQuantizer)
 FLAVOURS = {flavour.name: flavour for flavour in (ORT, STANDARD)}
 
 

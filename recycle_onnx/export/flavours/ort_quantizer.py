@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
-from recycle_onnx.export.block_quantizer import Blocks, Quantization
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.flavours.second_row import add_to_group_query_attention
 from recycle_onnx.export.quantize_graph import GraphQuantizer, Stored, initializers, same_bytes
+from recycle_onnx.export.source_blocks import Part
 
 MICROSOFT = "com.microsoft"
 INT8_ACTIVATIONS = 4
@@ -23,14 +23,14 @@ class OrtQuantizer(GraphQuantizer):
         """A second row in attention, where there is one (MatMulNBits needs none up to blocks of 32, of 8 bits 64)."""
         add_to_group_query_attention(graph)
 
-    def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
+    def lay_out(self, name: str, part: Part, writer: ExternalDataWriter) -> Stored:
         """Write the blocks as they are."""
-        rows, count, _ = blocks.packed.shape
+        blocks, how = part.blocks, part.how
         zero_points = blocks.zero_points
         return Stored(
             how,
-            rows,
-            count * how.block_size,
+            len(blocks.packed),
+            part.columns,
             writer.write(f"{name}.q{how.bits}", [blocks.packed]),
             writer.write(f"{name}.scales", [self.convert(f"the scale of {name}", blocks.scales)]),
             None if zero_points is None else writer.write(f"{name}.zero_points", [zero_points]),

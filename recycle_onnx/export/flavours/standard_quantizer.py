@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from recycle_onnx.export.block_quantizer import Blocks, Quantization, pack, unpack
+from recycle_onnx.export.block_quantizer import Quantization, pack, unpack
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.flavours.second_row import add_to_attention
 from recycle_onnx.export.quantize_graph import GraphQuantizer, Stored, initializers, same_bytes
+from recycle_onnx.export.source_blocks import Part
 
 TYPES = {
     (4, False): ir.DataType.UINT4,
@@ -28,21 +29,24 @@ TYPES = {
 class StandardQuantizer(GraphQuantizer):
     """Matrices [K, N] of small integers, also where rows of [N, K] are gathered: tied ones are stored once."""
 
+    eight_bits = ("embed_tokens",)
+    """(ONNX's Gather takes no 4-bit integers.)"""
+
     def round_alike(self, graph: ir.Graph) -> None:
         """A second row in attention, where there is one."""
         add_to_attention(graph)
 
-    def lay_out(self, name: str, blocks: Blocks, how: Quantization, writer: ExternalDataWriter) -> Stored:
+    def lay_out(self, name: str, part: Part, writer: ExternalDataWriter) -> Stored:
         """Write the blocks' transpose: integers [K, N], scales and zero points [K / block size, N]."""
+        blocks, how, width = part.blocks, part.how, part.columns
         rows, count = blocks.scales.shape
-        width = count * how.block_size
-        values = unpack(blocks.packed, how.bits).reshape(rows, width)
+        values = unpack(blocks.packed, how.bits).reshape(rows, -1)[:, :width]
         if how.symmetric:
             values ^= np.uint8(1 << (how.bits - 1))  # from an offset to two's complement
         zeros = None if blocks.zero_points is None else unpack(blocks.zero_points, how.bits)[:, :count]
 
-        def write(part: str, integers: NDArray[np.uint8]) -> ir.ExternalTensor:
-            tensor = writer.write(f"{name}.{part}", [pack(integers.T.reshape(-1), how.bits)])
+        def write(kind: str, integers: NDArray[np.uint8]) -> ir.ExternalTensor:
+            tensor = writer.write(f"{name}.{kind}", [pack(integers.T.reshape(-1), how.bits)])
             return same_bytes(tensor, integers.T.shape, dtype=TYPES[how.bits, how.symmetric])
 
         return Stored(

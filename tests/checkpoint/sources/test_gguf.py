@@ -372,9 +372,3 @@ def test_the_file_is_never_replaced_by_what_is_made_of_it(base: Path, tmp_path: 
     for verb in ("attach", "export"):
         assert_refused(run(verb, path, tmp_path / "models", "--force"), 2, "holds", "model.gguf")
     assert names(tmp_path / "models") == ["model.gguf"]
-
-
-def test_a_converted_base_cannot_stay_elsewhere(base: Path, tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf", base)
-    assert_refused(run("attach", path, tmp_path / "out", "--reference"), 2, "--reference", "converted")
-    assert names(tmp_path) == ["model.gguf"]

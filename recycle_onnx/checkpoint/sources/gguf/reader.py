@@ -63,8 +63,7 @@ class GgufFile:
         self.path = path
         check_regular(path)
         try:
-            self._data = np.memmap(path, mode="r", dtype=np.uint8)
-            self.metadata, self.tensors = self._read()
+            self.metadata, self.tensors = self._read(np.memmap(path, mode="r", dtype=np.uint8))
         except TruncatedError as error:
             raise InputError(f"{path}: truncated ({error}); fetch it again") from error
         except ValueError as error:
@@ -74,8 +73,8 @@ class GgufFile:
         for kind in {tensor.type for tensor in self.tensors.values()}:
             self._refuse_undecodable(kind)
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        cursor = _Cursor(self._data.data, AFTER_MAGIC)
+    def _read(self, data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        cursor = _Cursor(data.data, AFTER_MAGIC)
         number = cursor.number("I")
         if number not in VERSIONS:
             what = "big-endian" if number & 0xFFFF == 0 else f"version {number}"
@@ -93,13 +92,15 @@ class GgufFile:
         table = [cursor.tensor() for _ in range(num_tensors)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-cursor.position // alignment) * alignment
-        tensors = {row[0]: self._place(start, alignment, *row) for row in table}
+        tensors = {row[0]: self._place(len(data), start, alignment, *row) for row in table}
         if len(tensors) != len(table):
             raise ValueError("a tensor's name is there twice")
         _check_apart(tensors.values())
         return metadata, tensors
 
-    def _place(self, start: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int) -> Tensor:
+    def _place(
+        self, size: int, start: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int
+    ) -> Tensor:
         try:
             type_ = GGMLQuantizationType(kind)
         except ValueError as error:
@@ -107,16 +108,16 @@ class GgufFile:
                 f"{self.path}: {name} is stored as ggml type {kind}, which gguf {version('gguf')} does not know; "
                 "upgrade gguf, or fetch another quantization such as Q8_0"
             ) from error
-        block, size = GGML_QUANT_SIZES[type_]
+        block, block_bytes = GGML_QUANT_SIZES[type_]
         if offset % alignment:
             raise ValueError(f"{name} lies at {offset}, which is no multiple of the alignment, {alignment}")
         if not shape or not all(shape) or shape[-1] % block:
             raise InputError(
                 f"{self.path}: {name} has shape {list(shape)}, which {type_.name} cannot have; fetch it again"
             )
-        count = prod(shape) // block * size
-        if start + offset + count > len(self._data):
-            missing = start + offset + count - len(self._data)
+        count = prod(shape) // block * block_bytes
+        if start + offset + count > size:
+            missing = start + offset + count - size
             raise TruncatedError(f"{name} ends {missing:,} bytes after the file's end")
         return Tensor(name, shape, type_.name, start + offset, count)
 
@@ -133,8 +134,11 @@ class GgufFile:
             ) from error
 
     def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
-        """A tensor's bytes as [rows, bytes a row]; blocks never reach over a row's end."""
-        values = self._data[tensor.offset : tensor.offset + tensor.bytes]
+        """A tensor's bytes as [rows, bytes a row]; blocks never reach over a row's end.
+
+        The file is mapped as long as the array lives: mapped pages count as this process's memory.
+        """
+        values = np.memmap(self.path, np.uint8, "r", tensor.offset, (tensor.bytes,))
         return values.reshape(prod(tensor.shape[:-1]), -1)
 
     def types(self) -> dict[str, int]:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +19,8 @@ from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 
 BYTES_AT_ONCE = 4 << 20
-ITEM_SIZES = {"F32": 4, "F16": 2, "BF16": 2}
+KEPT = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+ITEM_SIZES = {kind: dtype.itemsize for kind, dtype in KEPT.items()}
 """Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
 
 
@@ -44,14 +46,15 @@ class Renamed:
     @property
     def bytes(self) -> int:
         """Its size in safetensors."""
-        return prod(self.tensor.shape) * ITEM_SIZES[self.type]
+        return int(prod(self.tensor.shape) * ITEM_SIZES[self.type])
 
 
 def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renamed]:
     """Every tensor of the file under its new name.
 
     Raises:
-        InputError: one is missing, is not of this family, or has another shape than the config implies.
+        InputError: one is missing, is not of this family, has another shape than the config implies, or is a vector in
+            blocks.
     """
     expected = _names(family, config)
     for name in expected:
@@ -80,6 +83,8 @@ def _names(family: Family, config: dict[str, Any]) -> dict[str, str]:
 
 def _renamed(file: GgufFile, family: Family, config: dict[str, Any], tensor: Tensor, name: str) -> Renamed:
     rows = None
+    if len(tensor.shape) == 1 and tensor.type not in ITEM_SIZES:
+        raise InputError(f"{file.path}: {tensor.name} is a vector in {tensor.type}; expected F32, F16 or BF16")
     if family.rotated_pairs and ".attn_q." in tensor.name:
         rows = _halves_from_pairs(file, tensor, config["num_attention_heads"], config["head_dim"])
     elif family.rotated_pairs and ".attn_k." in tensor.name:
@@ -96,8 +101,23 @@ def _halves_from_pairs(file: GgufFile, tensor: Tensor, heads: int, head_dim: int
     return np.arange(heads * head_dim).reshape(heads, head_dim // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
+def raw_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[np.uint8]:
+    """Some rows of a tensor as the file has them, in transformers' order: [rows, bytes a row]."""
+    raw = _by_row(file, tensor)
+    return np.ascontiguousarray(raw[rows] if tensor.rows is None else raw[tensor.rows[rows]])
+
+
+def read_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[Any]:
+    """Some rows of a tensor as [rows, values a row], in the type it is kept in (bfloat16 as ml_dtypes' type)."""
+    bytes_, kind = raw_rows(file, tensor, rows), tensor.tensor.type
+    return bytes_.view(KEPT[kind]) if tensor.kept else decode(bytes_, kind) - np.float32(tensor.offset)
+
+
 def write_safetensors(
-    path: Path, file: GgufFile, tensors: list[Renamed], progress: Callable[[int, int, str], None]
+    path: Path,
+    file: GgufFile,
+    tensors: list[Renamed],
+    progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> None:
     """Write `tensors`; `progress` is told how many of them are done, of how many, and which comes."""
     ordered = sorted(tensors, key=lambda tensor: -ITEM_SIZES[tensor.type])  # keeps every tensor aligned
@@ -110,22 +130,21 @@ def write_safetensors(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as out:
         out.write(len(text).to_bytes(8, "little") + text)
-        for done, tensor in enumerate(ordered):
-            progress(done, len(ordered), tensor.name)
-            _write_values(out, file, tensor)
+        for written, tensor in enumerate(ordered):
+            progress(written, len(ordered), tensor.name)
+            for rows in _some_rows(file, tensor):
+                out.write(read_rows(file, tensor, rows).view(np.uint8).data)
         progress(len(ordered), len(ordered), "")
 
 
-def _write_values(out: BinaryIO, file: GgufFile, tensor: Renamed) -> None:
-    for rows in _pieces(file.raw(tensor.tensor), tensor):
-        values = rows if tensor.kept else decode(rows, tensor.tensor.type) - np.float32(tensor.offset)
-        out.write(np.ascontiguousarray(values).data)
+def _by_row(file: GgufFile, tensor: Renamed) -> NDArray[np.uint8]:
+    """The file's bytes as [rows, bytes a row]; of a vector each value is a row."""
+    raw, shape = file.raw(tensor.tensor), tensor.tensor.shape
+    return raw if len(shape) > 1 else raw.reshape(shape[0], -1)
 
 
-def _pieces(raw: NDArray[np.uint8], tensor: Renamed) -> Iterator[NDArray[np.uint8]]:
-    """The bytes in transformers' order, so many rows at a time that memory stays bounded."""
-    if len(tensor.tensor.shape) == 1 and tensor.rows is not None:
-        raw = raw.reshape(len(tensor.rows), -1)  # a bias: its values are its rows
-    step = max(1, BYTES_AT_ONCE * len(raw) // (4 * prod(tensor.tensor.shape)))
-    for start in range(0, len(raw), step):
-        yield raw[start : start + step] if tensor.rows is None else raw[tensor.rows[start : start + step]]
+def _some_rows(file: GgufFile, tensor: Renamed) -> Iterator[slice]:
+    """All rows in order, so many at a time that memory stays bounded."""
+    count = len(_by_row(file, tensor))
+    step = max(1, BYTES_AT_ONCE * count // (4 * prod(tensor.tensor.shape)))
+    return (slice(start, start + step) for start in range(0, count, step))

@@ -1,0 +1,199 @@
+"""The blocks of a quantized file as the kernels' blocks: bit by bit where they can be, and as near as can be elsewhere.
+
+What is symmetric around an integer is exact. What has a minimum m a block, as Q4_1 and the k-quants have, is scale s ·
+code + m, and -m / s is no integer, which is all that the kernels take at full speed:
+
+- in 4 bits the zero point is rounded, and what that leaves, a value a block, becomes more columns of the same matrix.
+  They multiply the sums of x over the blocks (`x`'s sum times a constant is what the constant adds to the product);
+- in 8 bits there is a finer grid: codes are multiples of an integer, chosen so that -m / s is nearly an integer too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recycle_onnx.checkpoint.base_weights import BaseWeights
+from recycle_onnx.checkpoint.integers import Integers
+from recycle_onnx.errors import InputError
+from recycle_onnx.export.block_quantizer import SOURCE, Blocks, Quantization, dequantize, join, pack, quantize, unpack
+
+Floats = NDArray[np.float32]
+
+MATRICES = "_proj.weight"
+"""How the names of a decoder layer's matrices end."""
+NEAR = 0.01
+"""Root mean square, relative to the values', that 4 bits with sums may miss: Q4_1 itself misses the model it was made
+of by some 8 %. Minima far from 0, for which 4 bits are too few, go to 8."""
+
+
+class Part(NamedTuple):
+    """Rows of a matrix that are stored together; `columns` are the matrix's own, or more with those of the sums."""
+
+    blocks: Blocks
+    how: Quantization
+    columns: int
+
+
+@dataclass
+class Kept:
+    """How many weights were stored bit by bit and how many nearly so, by the file's types; and by how much those miss.
+
+    `error` and `energy` are sums of squares: of what the second kind misses, and of their values.
+    """
+
+    exact: dict[str, int] = field(default_factory=dict)
+    near: dict[str, int] = field(default_factory=dict)
+    error: float = 0.0
+    energy: float = 0.0
+
+    def summary(self, file: str) -> dict[str, Any]:
+        """For a manifest; `deviation` is the root mean square of the misses, relative to the values'."""
+        deviation = (self.error / self.energy) ** 0.5 if self.energy else 0.0
+        return {"file": file, "exact": self.exact, "near": self.near, "deviation": round(deviation, 6)}
+
+
+def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> Quantization:
+    """The method `source` where it is `preferred` and suits the weights; `how` itself elsewhere.
+
+    Raises:
+        InputError: `how` asks for it, and no matrix of a layer has integers.
+    """
+    if how.method == SOURCE and not _share(weights, 8):
+        raise InputError(
+            f"{weights.files[0]}: has no blocks such as a GGUF file's Q4_0, Q4_1, Q4_K or Q8_0, which "
+            "--method source keeps; leave --method out"
+        )
+    return replace(how, method=SOURCE) if preferred and _share(weights, how.bits) > 0.5 else how
+
+
+def _share(weights: BaseWeights, bits: int) -> float:
+    """Part of the layers' weights that a file has in integers of no more than `bits`."""
+    sizes = {True: 0, False: 0}
+    for name, shape in weights.shapes.items():
+        if name.endswith(MATRICES):
+            fits = weights.integer_type(name) is not None
+            if fits and bits < 8:
+                fits = weights.integers(name, slice(0, 1)).levels <= 1 << bits
+            sizes[fits] += int(np.prod(shape))
+    return sizes[True] / sum(sizes.values())
+
+
+def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[Part]:
+    """The matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
+
+    A `table`, whose rows are looked up, has no columns for sums.
+    """
+    stored = _stored(pieces, how, table, kept)
+    parts = []
+    for (own, columns), run in groupby(stored, lambda part: (part.how, part.columns)):
+        parts.append(Part(join([part.blocks for part in run], own), own, columns))
+    return parts
+
+
+def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[Part]:
+    for piece in pieces:
+        bits = 4 if piece.levels <= 16 and how.bits == 4 else 8
+        if piece.minima is None:
+            kept.exact[piece.kind] = kept.exact.get(piece.kind, 0) + piece.codes.size
+            yield Part(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
+        else:
+            yield _near(piece, how, sums=bits == 4 and not table, kept=kept)
+
+
+def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Part:
+    """Blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
+    values, columns = piece.values(), piece.codes.shape[1]
+    energy = _squares(values)
+    if sums:
+        part = _with_sums(piece, _as_stored(piece, 4, how))
+        error = _squares(meant(part, columns) - values)
+    if not sums or error > NEAR**2 * energy:
+        part = Part(_finer(piece), _as_stored(piece, 8, how), columns)
+        error = _squares(meant(part, columns) - values)
+    kept.near[piece.kind] = kept.near.get(piece.kind, 0) + piece.codes.size
+    kept.error += error
+    kept.energy += energy
+    return part
+
+
+def _as_stored(piece: Integers, bits: int, how: Quantization) -> Quantization:
+    symmetric = piece.minima is None
+    return Quantization(bits, piece.block_size, symmetric, SOURCE, keep=(), activations=how.activations)
+
+
+def _squares(values: Floats) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
+
+
+def meant(part: Part, columns: int) -> Floats:
+    """The matrix [N, columns] that a part stands for, its sums' columns spread over their blocks."""
+    whole = dequantize(part.blocks, part.how)
+    own, sums = whole[:, :columns], whole[:, columns : part.columns]
+    if not sums.shape[1]:
+        return own
+    return own + np.repeat(sums, part.how.block_size, axis=1)
+
+
+def _symmetric(piece: Integers, bits: int) -> Blocks:
+    """Codes around the middle of `bits`; scales as they are."""
+    shift = np.uint8((1 << (bits - 1)) - piece.zero)
+    return Blocks(_packed(piece.codes + shift, piece.block_size, bits), piece.scales, None)
+
+
+def _with_sums(piece: Integers, how: Quantization) -> Part:
+    """4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
+    scales, minima, codes = _without_flat(piece)
+    zeros = np.clip(np.rint(-minima / scales), 0, 15)
+    left = (minima + zeros * scales).astype(np.float32)
+    padded = np.pad(left, [(0, 0), (0, -left.shape[1] % how.block_size)])
+    sums = quantize(padded, Quantization(4, how.block_size, method="mse", keep=()))
+    assert sums.zero_points is not None
+    own_zeros = unpack(sums.zero_points, 4)[:, : sums.scales.shape[1]]
+    all_zeros = np.concatenate([zeros.astype(np.uint8), own_zeros], axis=1)
+    own = _packed(codes, how.block_size, 4)
+    blocks = Blocks(
+        np.concatenate([own, sums.packed], axis=1),
+        np.concatenate([scales, sums.scales], axis=1),
+        pack(all_zeros, 4),
+    )
+    return Part(blocks, how, codes.shape[1] + left.shape[1])
+
+
+def _finer(piece: Integers) -> Blocks:
+    """8 bits: (code + minimum / scale) · k is rounded, for the whole k whose rounded minimum / scale · k misses least.
+
+    Where a minimum is so far from 0 that no whole k fits, k is a fraction, and codes are rounded too.
+    """
+    scales, minima, codes = _without_flat(piece)
+    offset, top = minima / scales, piece.levels - 1
+    best = np.full(scales.shape, np.inf, np.float32)
+    factor = 255 / np.maximum(np.abs(offset), np.abs(offset + top))
+    for k in range(1, 255 // top + 1):
+        whole = np.rint(offset * k)
+        fits = (whole >= -255) & (whole + k * top <= 255)
+        miss = np.where(fits, np.abs(offset * k - whole) / k, np.inf)
+        factor, best = np.where(miss < best, k, factor), np.minimum(miss, best)
+    zeros = np.clip(np.rint(-offset * factor), 0, 255)
+    rows, count = scales.shape
+    moved = np.rint((codes.reshape(rows, count, -1) + offset[..., None]) * factor[..., None]) + zeros[..., None]
+    finer = np.clip(moved, 0, 255).astype(np.uint8).reshape(rows, -1)
+    return Blocks(_packed(finer, piece.block_size, 8), (scales / factor).astype(np.float32), zeros.astype(np.uint8))
+
+
+def _without_flat(piece: Integers) -> tuple[Floats, Floats, NDArray[np.uint8]]:
+    """Scales that are not 0, minima and codes: a block without a scale is its minimum throughout."""
+    assert piece.minima is not None
+    flat = piece.scales == 0
+    scales = np.where(flat, np.maximum(np.abs(piece.minima), np.float32(1e-30)), piece.scales)
+    codes = np.where(np.repeat(flat, piece.block_size, axis=1), np.uint8(0), piece.codes)
+    return scales, piece.minima, codes
+
+
+def _packed(codes: NDArray[np.uint8], block_size: int, bits: int) -> NDArray[np.uint8]:
+    return pack(codes.reshape(len(codes), -1, block_size), bits)

@@ -1,0 +1,1 @@
+"""Mutated files and requests by the thousand: `python -m tests.fuzz --help`."""

@@ -1,0 +1,53 @@
+"""The campaign in short, and that it would see what it looks for. `python -m tests.fuzz` is the long one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import campaign as campaigns
+from tests.fuzz.campaign import HARMS, campaign, read_report, report
+from tests.fuzz.harms import HARMFUL
+from tests.fuzz.kinds import KINDS
+
+SECONDS = 20.0
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),
+    pytest.mark.timeout(300),
+]
+
+
+def test_mutants_do_no_harm() -> None:
+    tallies = campaign(list(KINDS), sys.maxsize, seconds=SECONDS)
+    told = report(tallies, 0)
+    assert told["harms"] == dict.fromkeys(HARMS, 0), [tally.findings for tally in tallies.values()]
+    assert told["tried"] > 0
+
+
+def test_the_campaign_sees_each_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaigns, "SECONDS", 0.5)
+    tallies = campaign(list(HARMFUL), len(HARMFUL))
+    for name, (harm, _) in HARMFUL.items():
+        assert tallies[name].harms[harm] == 1, (name, tallies[name])
+
+
+def test_the_campaign_sees_a_check_that_is_missing() -> None:
+    tally = campaign(["manifest"], 60, without=["recycle_onnx.bundle:check_manifest"])["manifest"]
+    assert tally.harms["foreign"] > 0
+
+
+def test_a_campaign_goes_on_from_its_report(tmp_path: Path) -> None:
+    path = tmp_path / "fuzz.json"
+    path.write_text(json.dumps(report(campaign(["template"], 5), 0)))
+    went_on = campaign(["template"], 12, known=read_report(path, 0))
+    straight = campaign(["template"], 12)
+    assert went_on["template"].tried == 12
+    assert (went_on["template"].accepted, went_on["template"].refused) == (
+        straight["template"].accepted,
+        straight["template"].refused,
+    )
+    assert read_report(path, 1) == {}
