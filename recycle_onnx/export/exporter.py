@@ -117,7 +117,7 @@ def export(
         calibrated = Calibrated({}, None)
         if quantization is not None and float32 is not None:
             calibrated = calibrate_for(float32, quantization, calibration, threads, report)
-        rewriter = chosen.rewriter(quantization, report, calibrated.made)
+        rewriter = chosen.rewriter(quantization, report, calibrated.made, calibrated.vectors)
         specs = _write_graphs(source, folder, draft, chosen, rewriter)
         manifest = _manifest(source, specs, folder, draft, chosen)
         manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
