@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]
-"""Called with what is done, what there is in all, and a few words on what is being done."""
+"""Called with how much is finished, how much there is in all, and a few words on what comes now."""
 
 
 def silent(done: int, total: int, what: str) -> None:
-    """Nobody listens."""
+    """Tell nobody."""

@@ -12,7 +12,7 @@ import grimp
 
 HEAVY = (
     "torch", "onnx", "onnxscript", "onnx_ir", "transformers", "safetensors", "llguidance", "recycle_onnx.export",
-    "click", "rich", "jinja2", "recycle_onnx.cli",
+    "click", "rich", "psutil", "jinja2", "recycle_onnx.cli",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from recycle_onnx.bench import machine
 from recycle_onnx.bench.run import advice, median_interval
 from recycle_onnx.errors import InputError
+from recycle_onnx.progress import Progress
 from recycle_onnx.prompts import Prompt
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Lossless, Result
@@ -19,8 +20,6 @@ from recycle_onnx.runtime.model import RecycleModel, load
 SHORTEST = 8
 """Tokens of an answer that is long enough to time: the first steps of each kind also allocate."""
 USUAL = ("full", "auto", "verify", "alternate", "lookup")
-
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class AnswerMeasurement:
 
 
 def bench_answers(
-    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Report = lambda *_: None
+    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = lambda *_: None
 ) -> list[AnswerMeasurement]:
     """Let every strategy answer every prompt, to the answer's end or for `new_tokens`.
 
@@ -89,7 +88,7 @@ def _usual(model: RecycleModel) -> tuple[str, ...]:
 
 
 def _answer(
-    model: RecycleModel, prompts: Sequence[Prompt], names: Sequence[str], options: AnswerOptions, report: Report
+    model: RecycleModel, prompts: Sequence[Prompt], names: Sequence[str], options: AnswerOptions, report: Progress
 ) -> list[dict[str, Result]]:
     """Results by strategy for each prompt and round; the order turns around from one to the next."""
     texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in prompts] * options.repeat

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.acceptance import continued, rates
 from recycle_onnx.evaluation.openings import own_text, own_texts
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.calibration import Calibration
 from recycle_onnx.runtime.model import RecycleModel
 
 ROUNDS = 20
-
-Report = Callable[[int, int, str], None]
 
 
 def calibrate(
@@ -24,7 +23,7 @@ def calibrate(
     *,
     context: int = 128,
     new_tokens: int = 64,
-    report: Report = lambda *_: None,
+    report: Progress = lambda *_: None,
 ) -> Calibration:
     """Time steps after `context` tokens, and count acceptance in `new_tokens` after each prompt, chosen greedily.
 

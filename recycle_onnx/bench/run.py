@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,13 +16,12 @@ from recycle_onnx.bench.forced import forced
 from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.openings import own_text
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Result
 from recycle_onnx.runtime.model import RecycleModel, load
 
 RESAMPLES = 2000
-
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Measurement:
     providers: str = "cpu"
 
 
-def bench(bundle: Path, options: Options, report: Report = lambda *_: None) -> list[Measurement]:
+def bench(bundle: Path, options: Options, report: Progress = lambda *_: None) -> list[Measurement]:
     """Measure `bundle`.
 
     Raises:
@@ -94,7 +93,7 @@ def _check(options: Options) -> None:
 
 
 def _measure(
-    model: RecycleModel, context: int, threads: int | None, load_s: float, options: Options, report: Report
+    model: RecycleModel, context: int, threads: int | None, load_s: float, options: Options, report: Progress
 ) -> list[Measurement]:
     room = model.bundle.manifest.context_length - steps.MOST_TOKENS
     if context + options.new_tokens > room:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
 from typing import Literal
 
 from recycle_onnx.errors import InputError
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoding import strategies
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.model import RecycleModel
 
-Report = Callable[[int, int, str], None]
 OPENING = 16
 """Tokens of a document that the model is given to go on from."""
 NAMES = {"own": "own text", "given": "given text", "answers": "answers"}
@@ -132,7 +132,7 @@ def acceptance(
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
-    report: Report = lambda *_: None,
+    report: Progress = lambda *_: None,
 ) -> Acceptance:
     """Continue the openings of `documents` and count."""
     openings = [model.encode(document)[:OPENING] for document in documents]
@@ -146,7 +146,7 @@ def acceptance_in_answers(
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
-    report: Report = lambda *_: None,
+    report: Progress = lambda *_: None,
 ) -> Acceptance:
     """Answer the prompts, token ids each, to the end or for `new_tokens`, and count."""
     return _continue(model, prompts, "answers", chain, new_tokens, temperature, report)
@@ -159,7 +159,7 @@ def _continue(
     chain: int,
     new_tokens: int,
     temperature: float,
-    report: Report,
+    report: Progress,
 ) -> Acceptance:
     texts = []
     for index, prompt in enumerate(prompts):
@@ -180,7 +180,7 @@ def acceptance_on_text(
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
-    report: Report = lambda *_: None,
+    report: Progress = lambda *_: None,
 ) -> Acceptance:
     """Read the documents instead: at every token after the opening the module proposes what follows.
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from recycle_onnx.evaluation.acceptance import OPENING
 from recycle_onnx.evaluation.estimate import estimate
 from recycle_onnx.evaluation.scoring import score
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
-
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Agreement:
 
 
 def agreement(
-    model: RecycleModel, documents: Sequence[str], *, new_tokens: int = 64, report: Report = lambda *_: None
+    model: RecycleModel, documents: Sequence[str], *, new_tokens: int = 64, report: Progress = lambda *_: None
 ) -> Agreement:
     """Continue the openings of `documents` both ways."""
     same, lost = [], []

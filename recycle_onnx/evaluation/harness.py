@@ -6,7 +6,7 @@ Its tasks, prompts and metrics; our halves.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.alternating import DECODINGS, Decoding, Verdict, verdict
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.task_rows import TASKS, Row
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.tokenizer import special_token
 
-Report = Callable[[int, int, str], None]
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 NEW_TOKENS = 256
 """Most tokens of a generation where a task does not say; the harness's own default."""
@@ -41,7 +41,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: RecycleModel, decoding: Decoding = "full", report: Report = lambda *_: None, note: str = ""
+        self, model: RecycleModel, decoding: Decoding = "full", report: Progress = lambda *_: None, note: str = ""
     ) -> None:
         super().__init__()
         self.model, self.decoding = model, decoding

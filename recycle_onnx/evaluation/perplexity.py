@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.texts import pieces
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.model import RecycleModel
-
-Report = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Perplexity:
     acceptance: float | None
 
 
-def perplexity(model: RecycleModel, documents: Sequence[str], report: Report = lambda *_: None) -> Perplexity:
+def perplexity(model: RecycleModel, documents: Sequence[str], report: Progress = lambda *_: None) -> Perplexity:
     """Score `documents` (tokens after the first of each; the first too where the tokenizer puts one before it)."""
     nats, module, accepted, size = [], [], [], 0
     scorer = Scorer(model)

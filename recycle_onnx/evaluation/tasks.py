@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
@@ -11,9 +11,9 @@ from typing import Any
 from recycle_onnx.evaluation.alternating import DECODINGS, Decoding
 from recycle_onnx.evaluation.estimate import Estimate, estimate, paired
 from recycle_onnx.evaluation.task_rows import Row
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.model import RecycleModel
 
-Report = Callable[[int, int, str], None]
 Sample = Mapping[str, Any]
 METRICS = ("acc", "acc_norm")
 STANDARD_ERRORS = 3
@@ -47,7 +47,7 @@ def tasks(
     rows: Mapping[str, list[Row] | None],
     *,
     limit: int | None = None,
-    report: Report = lambda *_: None,
+    report: Progress = lambda *_: None,
 ) -> list[TaskAccuracy]:
     """Evaluate the tasks that `rows` names, on those rows; where it has None, on data that the harness fetches.
 

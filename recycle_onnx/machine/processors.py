@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from math import floor
-from pathlib import Path
 
 from recycle_onnx.machine.cgroup import Limits
-
-TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True)
@@ -36,32 +31,11 @@ class Processors:
 
 def find(limits: Limits) -> Processors:
     """Ask the platform."""
-    return Processors(_physical(), os.cpu_count() or 1, allowed(), limits.processors)
+    import psutil  # here: to load a bundle and generate needs none of it
+
+    return Processors(psutil.cpu_count(logical=False), os.cpu_count() or 1, allowed(), limits.processors)
 
 
 def allowed() -> int:
     """Logical processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _physical() -> int | None:
-    if sys.platform == "darwin":
-        return _number_of(["/usr/sbin/sysctl", "-n", "hw.physicalcpu"])
-    if sys.platform == "win32":
-        command = "(Get-CimInstance Win32_Processor | Measure-Object NumberOfCores -Sum).Sum"
-        return _number_of(["powershell", "-NoProfile", "-Command", command])
-    files = [path / "topology" for path in TOPOLOGY.glob("cpu[0-9]*")]
-    cores = {tuple(_read(path / name) for name in ("physical_package_id", "core_id")) for path in files}
-    return len(cores - {(None, None)}) or None
-
-
-def _read(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8").strip() if path.exists() else None
-
-
-def _number_of(command: list[str]) -> int | None:
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return None
-    return int(found) if found.isdigit() else None

@@ -11,10 +11,10 @@ from typing import Protocol
 from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, temporary_sibling, users_folders
+from recycle_onnx.progress import Progress
 from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import open_regular
 
-Progress = Callable[[int, int, str], None]
 Note = Callable[[str], None]
 MAGIC = b"GGUF"
 
