@@ -23,13 +23,13 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate
 from recycle_onnx.runtime.decoding.calibration import calibration_file
-from tests import tiny
-from tests.bombs import BOMBS, ORDINARY
 from tests.fuzz.gguf_text import read_gguf, written
 from tests.fuzz.mutations import TEXTS, mutated, mutated_bytes, mutated_json, mutated_text
 from tests.fuzz.requests import Requests
-from tests.gguf_writer import write_gguf
-from tests.templates import CHATML, LLAMA3
+from tests.helpers import tiny
+from tests.helpers.bombs import BOMBS, ORDINARY
+from tests.helpers.gguf_writer import write_gguf
+from tests.helpers.templates import CHATML, LLAMA3
 
 PROMPT, FEW = "the cat", 3
 TEMPLATES = (CHATML, LLAMA3, *(text for text, _ in ORDINARY))

@@ -16,8 +16,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address, Server, Uvicorn
-from tests import tiny
 from tests.fuzz.mutations import mutated, mutated_bytes
+from tests.helpers import tiny
 
 PATHS = ("/v1/chat/completions", "/v1/completions")
 SHARED: dict[str, Any] = {
