@@ -15,6 +15,7 @@ PEERS = .venv-peers/$(BIN)
 OPENVINO = .venv-openvino/$(BIN)
 RAY = .venv-ray/$(BIN)
 DOCS = .venv-docs/$(BIN)
+LOWEST = .venv-lowest/$(BIN)
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 
@@ -27,7 +28,7 @@ QUESTIONS = "Explain to a child why the sky is blue." "Why do cats purr?"
 PROMPT = "Once upon a time, a little fox"
 TORCH ?= torch>=2.13
 
-.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray lint format docs dist clean
+.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray test-lowest lint format docs dist clean
 
 demo: $(DEMO_VENV)/ready  ## SmolLM2-135M alone and with its module; without an index to fetch it from, the stories sample
 	@if $(DEMO)/python samples/fetch_base.py $(BASE); \
@@ -67,6 +68,9 @@ test-openvino: .venv-openvino/ready  ## the conformance suite on OpenVINO: both 
 
 test-ray: .venv-ray/ready  ## the sample program for a cluster, on a local Ray of two workers
 	$(RAY)/python -m pytest tests/samples -k ray
+
+test-lowest: .venv-lowest/ready  ## what runs bundles, on the oldest versions that pyproject.toml allows
+	$(LOWEST)/python -m pytest tests/runtime tests/cli tests/doctor tests/evaluation tests/serve tests/conformance
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
@@ -116,6 +120,11 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 	$(PEERS)/python $(PIP_INSTALL) -r tests/peers/requirements.txt
 	touch $@
 
+.venv-lowest/ready: pyproject.toml tests/lowest.txt
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python $(PIP_INSTALL) -e ".[dev]" -c tests/lowest.txt
+	touch $@
+
 .venv-openvino/ready: tests/conformance/requirements-openvino.txt
 	$(PYTHON) -m venv .venv-openvino
 	$(OPENVINO)/python $(PIP_INSTALL) -r $<
@@ -135,5 +144,5 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 
 clean:
 	rm -rf .venv $(DEMO_VENV) .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx \
-		.venv-docs build
+		.venv-docs .venv-lowest build
 	rm -rf $(DEMO_FILES)

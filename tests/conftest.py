@@ -11,6 +11,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.export import export
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.ort.providers import why_too_old
 from tests.helpers import tiny
 from tests.helpers.cpu_time import CpuTime
 from tests.helpers.full_texts import FullTexts
@@ -62,6 +63,8 @@ def sample_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def standard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample with operators of ONNX only."""
+    if reason := why_too_old("standard"):
+        pytest.skip(reason)
     folder = tmp_path_factory.mktemp("standard") / "bundle"
     export(SAMPLE, folder, flavour="standard")
     return folder

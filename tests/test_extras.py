@@ -126,3 +126,16 @@ def test_a_plain_install_runs_bundles(arguments: tuple[object, ...], sample_bund
     outcome = run_without(OF_EXTRAS, *(sample_bundle if word == "BUNDLE" else word for word in arguments))
     assert outcome.returncode == 0, outcome.stderr
     assert outcome.stdout
+
+
+def test_the_oldest_versions_that_are_tested_are_the_floors() -> None:
+    tested = dict(line.split("==") for line in (ROOT / "tests/lowest.txt").read_text().splitlines() if "==" in line)
+    wanted = [
+        *project()["dependencies"],
+        *(line for lines in project()["optional-dependencies"].values() for line in lines),
+    ]
+    floors = dict(match.groups() for line in wanted if (match := re.match(r"([\w-]+)>=([\d.]+)", line)))
+    plain = {re.match(r"[\w-]+", line)[0] for line in project()["dependencies"]}  # type: ignore[index]
+    assert plain <= set(tested)
+    for name, version in tested.items():
+        assert version == floors[name] or version == f"{floors[name]}.0", name

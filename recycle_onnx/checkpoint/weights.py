@@ -36,16 +36,20 @@ PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
 ALL = slice(None)
 
 
-class Tensors(Protocol):
-    """Where weights come from, by name."""
+class FloatTensors(Protocol):
+    """Where weights come from, by name, as numbers."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
+        """Give the shape of the tensor `name`."""
         ...
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-        """One tensor, or some of its rows."""
+        """Read a tensor, or some of its rows."""
         ...
+
+
+class Tensors(FloatTensors, Protocol):
+    """Where weights come from, by name, as numbers and as the small integers that a file may hold."""
 
     def integer_type(self, name: str) -> str | None:
         """What the file calls the small integers that it has the tensor in; None where it has floats."""

@@ -10,6 +10,7 @@ from recycle_onnx.cli.fidelity import fidelity_line, method_line
 from recycle_onnx.cli.quantize import calibration_of, default_method
 from recycle_onnx.cli.report import as_json, echo, stages
 from recycle_onnx.cli.sources import FromSource, note, source_options
+from recycle_onnx.cli.tuning import tune_option, tuner_of
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
 
@@ -43,6 +44,7 @@ from recycle_onnx.errors import InputError
     "--calibration", "calibration_text", type=Path, metavar="FILE",
     help="Of calibrated int4: text, or JSON lines with text or prompts.  [default: a mixture, and the model's own]",
 )  # fmt: skip
+@tune_option
 @click.option(
     "--activations",
     type=click.Choice(["fp32", "fp16"]),
@@ -76,6 +78,7 @@ def export(
     method: str,
     bits_per_weight: float | None,
     calibration_text: Path | None,
+    tune: bool,
     activations: str,
     draft_vocab: int | None,
     draft_text: Path | None,
@@ -96,6 +99,7 @@ def export(
     from recycle_onnx.checkpoint.sources import folder_of
     from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization
     from recycle_onnx.export import export as run
+    from recycle_onnx.export.block_quantizer import CALIBRATED
     from recycle_onnx.export.fidelity import warning
 
     quantization: Quantization | HalfPrecision | None = None
@@ -114,7 +118,8 @@ def export(
     of_int4 = method and (method, precision) != ("source", "int8")
     if precision != "int4" and (of_int4 or bits_per_weight is not None or calibration_text):
         raise InputError("--method, --bits-per-weight and --calibration go with --precision int4")
-    calibration = calibration_of(calibration_text, bits_per_weight, by_default=not method)
+    tuner = tuner_of(tune, calibrated=isinstance(quantization, Quantization) and quantization.method == CALIBRATED)
+    calibration = calibration_of(calibration_text, bits_per_weight, tuner, by_default=not method)
     prefer_source = not method and bits_per_weight is None and calibration_text is None
     draft = DraftVocabulary.given(draft_vocab, draft_text)
     with (

@@ -31,10 +31,12 @@ def method_line(quantization: Mapping[str, Any]) -> str | None:
     calibration = quantization.get("calibration")
     if not calibration:
         return None
+    told = calibration.get("tuning")
+    tuned = f"; scales tuned on {told['tokens']:,} tokens" if told else ""
     return (
         f"calibrated on {calibration['tokens']:,} tokens ({calibration['text']}): "
         f"{calibration['bits_per_weight']:.2f} bits a weight in the layers, "
-        f"8 bits for {len(calibration['eight_bits'])} of {calibration['matrices']} matrices"
+        f"8 bits for {len(calibration['eight_bits'])} of {calibration['matrices']} matrices{tuned}"
     )
 
 

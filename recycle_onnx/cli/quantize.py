@@ -10,9 +10,11 @@ from rich.console import Console
 
 from recycle_onnx.cli.fidelity import fidelity_line, fidelity_table, method_line
 from recycle_onnx.cli.report import as_json, echo, stages
+from recycle_onnx.cli.tuning import tune_option, tuner_of
 
 if TYPE_CHECKING:
     from recycle_onnx.export import Calibration
+    from recycle_onnx.tuning import Tuner
 
 
 @click.command()
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Calibrated: text, or JSON lines with text or prompts.  [default: a mixture, and what the model writes]",
 )
+@tune_option
 @click.option(
     "--keep",
     help="Parts with 8 bits instead of 4, or float32 instead of 8.  [default: projection, and of 4 bits embed_tokens "
@@ -67,6 +70,7 @@ def quantize(
     method: str,
     bits_per_weight: float | None,
     calibration_text: Path | None,
+    tune: bool,
     keep: str | None,
     activations: str,
     text: Path | None,
@@ -80,17 +84,20 @@ def quantize(
     """Write the float32 bundle BUNDLE with weights of few bits as OUT.
 
     int4 is calibrated: the model reads text of several kinds, a layer at a time, and matrices that lose most get 8
-    bits. That takes minutes; after Ctrl-C the same command goes on where it was. --method mse takes seconds.
+    bits. That takes minutes; after Ctrl-C the same command goes on where it was. --method mse takes seconds. With
+    --tune the scales are then trained; codes and zero points stay.
 
     --keep takes names separated by commas: embed_tokens, lm_head, draft_head, projection, qkv_proj, o_proj,
     gate_proj, up_proj, down_proj.
     """
     from recycle_onnx.export import Quantization, quantize_bundle
+    from recycle_onnx.export.block_quantizer import CALIBRATED
     from recycle_onnx.export.fidelity import warning
 
     parts = None if keep is None else tuple(part.strip() for part in keep.split(",") if part.strip())
-    calibration = calibration_of(calibration_text, bits_per_weight, by_default=not method)
     how = Quantization(bits, block_size or 0, symmetric, method or default_method(bits), parts, activations)
+    tuner = tuner_of(tune, calibrated=how.method == CALIBRATED)
+    calibration = calibration_of(calibration_text, bits_per_weight, tuner, by_default=not method)
     with stages() as report:
         manifest, fidelity = quantize_bundle(
             bundle, out, how, calibration=calibration, text=text, compare=compare, force=force,
@@ -119,10 +126,14 @@ def default_method(bits: int) -> str:
     return CALIBRATED if bits == 4 else ""
 
 
-def calibration_of(text: Path | None, bits_per_weight: float | None, *, by_default: bool) -> Calibration:
+def calibration_of(
+    text: Path | None, bits_per_weight: float | None, tuner: Tuner | None, *, by_default: bool
+) -> Calibration:
     """What to calibrate with; `by_default` only models for which that takes minutes."""
     from recycle_onnx.export import Calibration
     from recycle_onnx.export.calibrated.calibrate import BITS_PER_WEIGHT, LARGEST
 
     budget = BITS_PER_WEIGHT if bits_per_weight is None else bits_per_weight
-    return Calibration(text, budget, LARGEST if by_default and text is None and bits_per_weight is None else None)
+    return Calibration(
+        text, budget, LARGEST if by_default and text is None and bits_per_weight is None else None, tuner
+    )

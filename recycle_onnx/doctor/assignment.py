@@ -9,6 +9,8 @@ import onnxruntime as ort
 
 RECORD = ("session.record_ep_graph_assignment_info", "1")
 """The setting that a session needs before it can tell."""
+IS_TOLD = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
+"""Whether this ONNX Runtime can tell; 1.23 cannot."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Assignment:
         return sum(sum(operators.values()) for operators in self.nodes.values())
 
 
-def of_session(session: ort.InferenceSession) -> Assignment:
-    """Ask a session that was made with `RECORD`."""
+def of_session(session: ort.InferenceSession) -> Assignment | None:
+    """Ask a session that was made with `RECORD`; None where this ONNX Runtime is too old to tell."""
+    if not IS_TOLD:
+        return None
     counts: dict[str, Counter[str]] = {}
     for part in session.get_provider_graph_assignment_info():
         names = (f"{node.domain}.{node.op_type}".lstrip(".") for node in part.get_nodes())

@@ -98,7 +98,8 @@ def _run(bundle: Bundle, how: How, machine: Machine, report: BundleReport, progr
         expected = _expected(bundle, how, report)
         progress(1, 3, f"loading them for {report.provider}")
         with RecycleModel(bundle, place, how.threads, opener, recycler_provider=recycler_place) as model:
-            report.assignments = {kind: assignment.of_session(session) for kind, session in opener.sessions.items()}
+            asked = {kind: assignment.of_session(session) for kind, session in opener.sessions.items()}
+            report.assignments = {kind: answer for kind, answer in asked.items() if answer is not None}
             names = {"full": report.provider, "recycler": report.recycler_provider}
             report.findings += providers.elsewhere(report.assignments, names)
             report.spinning = _spinning(model, opener.sessions, machine)

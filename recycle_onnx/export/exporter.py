@@ -30,6 +30,7 @@ from recycle_onnx.export.source_blocks import with_source
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.runtime.config import read_defaults
+from recycle_onnx.runtime.ort.providers import why_too_old
 from recycle_onnx.runtime.ort.sessions import check_threads
 from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
@@ -90,6 +91,8 @@ def export(
     check_text(text)
     check_threads(threads)
     chosen = flavour_named(flavour)
+    if reason := why_too_old(flavour):  # what is written is checked by running it
+        raise InputError(reason)
     quantization = quantization and chosen.suited(quantization)
     calibration = calibration or Calibration()
     with (
@@ -114,7 +117,7 @@ def export(
         calibrated = Calibrated({}, None)
         if quantization is not None and float32 is not None:
             calibrated = calibrate_for(float32, quantization, calibration, threads, report)
-        rewriter = chosen.rewriter(quantization, report, calibrated.made)
+        rewriter = chosen.rewriter(quantization, report, calibrated.made, calibrated.vectors)
         specs = _write_graphs(source, folder, draft, chosen, rewriter)
         manifest = _manifest(source, specs, folder, draft, chosen)
         manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]

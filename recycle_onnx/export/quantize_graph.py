@@ -58,10 +58,16 @@ class GraphQuantizer(Rewriter):
     eight_bits: ClassVar[tuple[str, ...]] = ()
     """Parts that cannot have fewer."""
 
-    def __init__(self, how: Quantization, report: Report, made: Made = MappingProxyType({})) -> None:
-        """`made` are the matrices that are quantized already, by name."""
+    def __init__(
+        self,
+        how: Quantization,
+        report: Report,
+        made: Made = MappingProxyType({}),
+        vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    ) -> None:
+        """`made` are the matrices that are quantized already, by name, and `vectors` other values of vectors."""
         super().__init__(report)
-        self.how, self.made, self.kept = how, made, Kept()
+        self.how, self.made, self.vectors, self.kept = how, made, vectors, Kept()
         self._quantized: dict[LazyWeight, list[Stored]] = {}
         self._with_sums: dict[ir.Value, ir.Value] = {}
 
@@ -111,6 +117,12 @@ class GraphQuantizer(Rewriter):
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
         """Scales and weights that are not quantized have the type of the activations."""
         return rounded(name, piece) if self.how.float_type == "float16" else piece
+
+    def _store(self, weight: LazyWeight, writer: ExternalDataWriter) -> ir.ExternalTensor:
+        name = str(weight.name)
+        if name in self.vectors and weight not in self._stored:
+            self._stored[weight] = writer.write(name, [self.convert(name, self.vectors[name])])
+        return super()._store(weight, writer)
 
     def _products(self, x: ir.Value, stored: Sequence[Stored], width: int, graph: ir.Graph) -> Sequence[ir.Node]:
         """The product with each part of a matrix of `width` columns, side by side."""

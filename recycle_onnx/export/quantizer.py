@@ -57,7 +57,7 @@ def quantize_bundle(
     how = settled(how, calibration, 4 * int(source.manifest.base.get("parameters", 0)), report)
     with new_folder(out, force=force, keep=[bundle, *users_folders()]) as folder:
         calibrated = calibrate_for(source, how, calibration, threads, report)
-        _write_graphs(source, folder, flavour.rewriter(how, report, calibrated.made))
+        _write_graphs(source, folder, flavour.rewriter(how, report, calibrated.made, calibrated.vectors))
         for name in source.manifest.files:
             if (source.folder / name).exists() and not (folder / name).exists():
                 copy_file(source.folder / name, folder / name)

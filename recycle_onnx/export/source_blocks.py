@@ -27,6 +27,9 @@ Floats = NDArray[np.float32]
 
 MATRICES = "_proj.weight"
 """How the names of a decoder layer's matrices end."""
+NEAR = 0.01
+"""Root mean square, relative to the values', that 4 bits with sums may miss: Q4_1 itself misses the model it was made
+of by some 8 %. Minima far from 0, for which 4 bits are too few, go to 8."""
 
 
 class Part(NamedTuple):
@@ -95,19 +98,37 @@ def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept
 
 def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[Part]:
     for piece in pieces:
-        columns = piece.codes.shape[1]
-        bits = 4 if piece.levels <= 16 and how.bits == 4 and (piece.minima is None or not table) else 8
-        own = Quantization(bits, piece.block_size, piece.minima is None, SOURCE, keep=(), activations=how.activations)
+        bits = 4 if piece.levels <= 16 and how.bits == 4 else 8
         if piece.minima is None:
             kept.exact[piece.kind] = kept.exact.get(piece.kind, 0) + piece.codes.size
-            yield Part(_symmetric(piece, bits), own, columns)
-            continue
-        part = _with_sums(piece, own) if bits == 4 else Part(_finer(piece), own, columns)
-        values = piece.values()
-        kept.near[piece.kind] = kept.near.get(piece.kind, 0) + piece.codes.size
-        kept.error += float(np.square(meant(part, columns) - values, dtype=np.float64).sum())
-        kept.energy += float(np.square(values, dtype=np.float64).sum())
-        yield part
+            yield Part(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
+        else:
+            yield _near(piece, how, sums=bits == 4 and not table, kept=kept)
+
+
+def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Part:
+    """Blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
+    values, columns = piece.values(), piece.codes.shape[1]
+    energy = _squares(values)
+    if sums:
+        part = _with_sums(piece, _as_stored(piece, 4, how))
+        error = _squares(meant(part, columns) - values)
+    if not sums or error > NEAR**2 * energy:
+        part = Part(_finer(piece), _as_stored(piece, 8, how), columns)
+        error = _squares(meant(part, columns) - values)
+    kept.near[piece.kind] = kept.near.get(piece.kind, 0) + piece.codes.size
+    kept.error += error
+    kept.energy += energy
+    return part
+
+
+def _as_stored(piece: Integers, bits: int, how: Quantization) -> Quantization:
+    symmetric = piece.minima is None
+    return Quantization(bits, piece.block_size, symmetric, SOURCE, keep=(), activations=how.activations)
+
+
+def _squares(values: Floats) -> float:
+    return float(np.square(values, dtype=np.float64).sum())
 
 
 def meant(part: Part, columns: int) -> Floats:
@@ -145,25 +166,24 @@ def _with_sums(piece: Integers, how: Quantization) -> Part:
 
 
 def _finer(piece: Integers) -> Blocks:
-    """8 bits: code · k + shift - zero is nearly (code · scale + minimum) · k / scale, for the k that leaves least."""
+    """8 bits: (code + minimum / scale) · k is rounded, for the whole k whose rounded minimum / scale · k misses least.
+
+    Where a minimum is so far from 0 that no whole k fits, k is a fraction, and codes are rounded too.
+    """
     scales, minima, codes = _without_flat(piece)
-    offset = minima / scales
-    top = piece.levels - 1
+    offset, top = minima / scales, piece.levels - 1
     best = np.full(scales.shape, np.inf, np.float32)
-    factor, moved = np.ones_like(scales), np.zeros_like(scales)
+    factor = 255 / np.maximum(np.abs(offset), np.abs(offset + top))
     for k in range(1, 255 // top + 1):
         whole = np.rint(offset * k)
         fits = (whole >= -255) & (whole + k * top <= 255)
         miss = np.where(fits, np.abs(offset * k - whole) / k, np.inf)
-        better = miss < best
-        best = np.where(better, miss, best)
-        factor, moved = np.where(better, k, factor), np.where(better, whole, moved)
-    moved = np.where(np.isinf(best), np.clip(np.rint(offset), -255, 255 - top), moved)
-    shift, zeros = np.maximum(moved, 0), np.maximum(-moved, 0)
+        factor, best = np.where(miss < best, k, factor), np.minimum(miss, best)
+    zeros = np.clip(np.rint(-offset * factor), 0, 255)
     rows, count = scales.shape
-    finer = codes.reshape(rows, count, -1) * factor[..., None] + shift[..., None]
-    packed = _packed(finer.astype(np.uint8).reshape(rows, -1), piece.block_size, 8)
-    return Blocks(packed, (scales / factor).astype(np.float32), zeros.astype(np.uint8))
+    moved = np.rint((codes.reshape(rows, count, -1) + offset[..., None]) * factor[..., None]) + zeros[..., None]
+    finer = np.clip(moved, 0, 255).astype(np.uint8).reshape(rows, -1)
+    return Blocks(_packed(finer, piece.block_size, 8), (scales / factor).astype(np.float32), zeros.astype(np.uint8))
 
 
 def _without_flat(piece: Integers) -> tuple[Floats, Floats, NDArray[np.uint8]]:

@@ -74,8 +74,9 @@ class TrainingOptions:
         unset="bf16 where the device multiplies it and the base is frozen",
     )  # fmt: skip
     optimizer: Optimizer | None = setting(
-        None, Choice(get_args(Optimizer), optional=True), "For the matrices that are trained; the rest is AdamW's.",
-        unset="muon, or adamw with --joint, which also trains tables of embeddings",
+        None, Choice(get_args(Optimizer), optional=True),
+        "For the matrices that are trained; what has one axis is AdamW's in any case.",
+        unset="muon; adamw with --joint, which also trains tables of embeddings",
     )  # fmt: skip
     overlap: float = setting(0.0, WEIGHT, "Weight of a loss on what a sampled proposal is refused.")
     draft_vocab: int | None = setting(

@@ -13,16 +13,16 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from recycle_onnx.checkpoint import Checkpoint, RecyclerConfig
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.card import model_card
 from recycle_onnx.checkpoint.folder import base_reference
 from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.sources.referred import REFERENCE
-from recycle_onnx.checkpoint.weights import INDEX, Safetensors, Tensors
+from recycle_onnx.checkpoint.weights import INDEX, FloatTensors, Safetensors
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
-from recycle_onnx.training.model import RecycleGPT
+from recycle_onnx.training.model import FullModel, RecycleGPT
 from recycle_onnx.training.precision import widened
 from recycle_onnx.untrusted import copy_tree
 
@@ -47,7 +47,15 @@ def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) 
     return model
 
 
-def fill(module: torch.nn.Module, weights: Tensors, names: Iterable[str]) -> None:
+def load_base(base: BaseConfig, weights: FloatTensors, dtype: torch.dtype) -> FullModel:
+    """A base by itself, with `weights` by their neutral names, held in `dtype`."""
+    with _default_dtype(dtype):
+        model = FullModel(base)
+    fill(model, weights, base.tensor_shapes().keys())
+    return model.requires_grad_(False)
+
+
+def fill(module: torch.nn.Module, weights: FloatTensors, names: Iterable[str]) -> None:
     """Copy the tensors `names` into the parameters of the same names."""
     parameters = dict(module.named_parameters())
     with torch.no_grad():

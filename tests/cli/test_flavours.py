@@ -11,8 +11,10 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export import export, quantize_bundle
 from recycle_onnx.files import read_json, write_json
 from tests.helpers.command import assert_refused, names, run
+from tests.helpers.skips import needs_standard
 
 
+@needs_standard
 def test_every_verb_takes_a_standard_bundle(tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle, small = tmp_path / "bundle", tmp_path / "small"
     done = run("export", tiny_checkpoint, bundle, "--flavour", "standard")

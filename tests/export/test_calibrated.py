@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -196,6 +197,7 @@ def test_prompts_are_answered_by_the_model_to_calibrate_with(tiny_bundle: Path, 
         (b"the cat sat. " * 400, ("--method", "mse"), ("--calibration", "--method calibrated")),
         (b"the cat sat. " * 400, ("--bits", 8), ("--calibration", "--bits 4")),
         (b"the cat sat. " * 400, ("--threads", 0), ("threads is 0",)),
+        (b"the cat sat. " * 400, ("--method", "mse", "--tune"), ("--tune goes with calibrated int4",)),
     ],
 )
 def test_what_cannot_be_calibrated_with_is_refused(
@@ -231,3 +233,15 @@ def test_a_bundle_that_lost_much_is_warned_of_and_one_that_lost_more_is_refused(
     with pytest.raises(RecycleError, match=r"\+39%.*--method calibrated.*--force-quality"):
         check_quality("int4", cost_of(0.39), "rtn")
     check_quality("int4", replace(cost_of(0.39), perplexity=20.0), "rtn")
+
+
+@pytest.mark.parametrize("verb", ["quantize", "export"])
+def test_tuning_without_torch_is_refused_in_a_line(
+    verb: str, tiny_bundle: Path, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "recycle_onnx.training.scales", raising=False)
+    source = {"quantize": [tiny_bundle], "export": [tiny_checkpoint, "--precision", "int4"]}[verb]
+    result = run(verb, *source, tmp_path / "b", "--tune")
+    assert_refused(result, 2, "--tune needs torch", "recycle-onnx[train]")
+    assert not (tmp_path / "b").exists()

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from pathlib import Path
 
 from click.testing import CliRunner, Result
 
 from recycle_onnx.cli import main
 
+# what a command writes to standard error is kept apart from its output, always so since click 8.2
+_separate = "mix_stderr" in signature(CliRunner).parameters
+RUNNER = CliRunner(mix_stderr=False) if _separate else CliRunner()
 PROGRESS = ("writing ", "checking ", "tokenising ", "training ", "note: ")
 
 
 def run(*arguments: object, stdin: bytes | None = None) -> Result:
     """Run the command in this process."""
-    return CliRunner().invoke(main, [str(argument) for argument in arguments], input=stdin)
+    return RUNNER.invoke(main, [str(argument) for argument in arguments], input=stdin)
 
 
 def assert_refused(result: Result, code: int, *words: str) -> None:

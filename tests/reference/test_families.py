@@ -16,13 +16,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 import recycle_onnx
-from recycle_onnx.bundle import graph_file
+from recycle_onnx.bundle import Bundle, graph_file
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.checkpoint.families import FAMILIES, describe
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
+from recycle_onnx.export.calibrated.scales import GraphTensors
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.training.options import TrainingOptions
+from recycle_onnx.training.storage import load_base
 from recycle_onnx.training.trainer import train
 from tests.helpers import tiny
 from tests.helpers.prompts import story_prompts
@@ -281,3 +283,13 @@ def test_sharded_half_precision_files_are_read_as_they_are(name: str, dtype: tor
         wanted = model(torch.tensor([IDS])).logits[0].numpy()
         found = torch_model(tmp_path / "model").full(torch.tensor([IDS])).logits[0].numpy()
     assert difference(found, wanted) < TOLERANCE
+
+
+def test_the_tensors_of_a_graph_make_the_model_that_it_is(bundle: Path) -> None:
+    tensors = GraphTensors(Bundle.open(bundle))
+    with torch.no_grad():
+        logits = load_base(tensors.base, tensors, torch.float32)(torch.tensor([IDS])).logits[0]
+    half = recycle_onnx.load(bundle).decoder("full").full
+    states = np.empty((LENGTH, half.spec.state_size), np.float32)
+    expected = half.read(IDS, None, states, keep=LENGTH)
+    np.testing.assert_allclose(logits.numpy(), expected, atol=TOLERANCE * np.abs(expected).max())

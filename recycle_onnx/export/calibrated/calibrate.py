@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
 from recycle_onnx.export.calibrated import sweep
 from recycle_onnx.export.calibrated.choice import bits_of, check_budget, choose
 from recycle_onnx.export.calibrated.own_text import Ids
+from recycle_onnx.export.calibrated.scales import tune
 from recycle_onnx.export.calibrated.segments import Segment, cut
 from recycle_onnx.export.calibrated.sweep import Sweep
-from recycle_onnx.export.calibrated.texts import WINDOW, windows
+from recycle_onnx.export.calibrated.texts import WINDOW, more_windows, windows
 from recycle_onnx.export.calibrated.unfinished import Rounded, Unfinished
 from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.export.quantize_graph import Made
 from recycle_onnx.export.report import Report
+from recycle_onnx.tuning import Tuner
 
 LARGEST = 2_500_000_000
 """Bytes of float32 weights up to which int4 is calibrated by default: a model of 0.6 B parameters takes some 20 minutes
@@ -41,20 +45,23 @@ class Calibration:
     """What to calibrate with: a text file or prompts (None: our own mixture), and the mean bits a weight may take.
 
     The bits count for those matrices of the layers that can have 4, scales and zero points included. Models of more
-    than `largest` bytes of float32 weights are rounded by `mse` instead.
+    than `largest` bytes of float32 weights are rounded by `mse` instead. A `tuner`, such as
+    `recycle_onnx.training.scales.tune` (needs torch), tunes the scales afterwards; None leaves them.
     """
 
     text: Path | None = None
     bits_per_weight: float = BITS_PER_WEIGHT
     largest: int | None = None
+    tuner: Tuner | None = None
 
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Quantized matrices, and what to tell of them."""
+    """Quantized matrices, what to tell of them, and vectors (norms) that go with them instead of the model's own."""
 
     made: Made
     summary: dict[str, Any] | None
+    vectors: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 def calibrate(
@@ -85,9 +92,25 @@ def calibrate(
         [bits_of(own) for own in eight],
         calibration.bits_per_weight,
     )
-    made = _joined(segments, rounded, eight, chosen)
+    calibrated = Calibrated(
+        _joined(segments, rounded, eight, chosen), _summary(rounded, eight, chosen, ids, calibration)
+    )
+    if calibration.tuner is not None:
+        calibrated = _tuned(calibrated, bundle, ids, calibration.text, calibration.tuner, report)
     unfinished.remove()
-    return Calibrated(made, _summary(rounded, eight, chosen, ids, calibration))
+    return calibrated
+
+
+def _tuned(
+    calibrated: Calibrated, bundle: Bundle, ids: Ids, text: Path | None, tuner: Tuner, report: Report
+) -> Calibrated:
+    """The same with tuned scales; as it is where the tuner has none that are better."""
+    windows, write = more_windows(bundle, text, ids)
+    made, vectors, tuned = tune(bundle, calibrated.made, windows, tuner, report, write=write)
+    if tuned is None:
+        return calibrated
+    told = {"tokens": tuned.tokens, "divergence_before": tuned.before, "divergence": tuned.after}
+    return Calibrated(made, {**(calibrated.summary or {}), "tuning": told}, vectors)
 
 
 def _shapes(segments: list[Segment], how: Quantization) -> dict[str, tuple[int, int, Quantization]]:

@@ -60,6 +60,7 @@ class Sweep:
         except KeyboardInterrupt:
             self.unfinished.save(at)
             raise
+        self.unfinished.save(replace(at, states=[]))  # for what follows the sweep, which may be interrupted too
         self.report(f"{STAGE}: judging", len(segments) - 1, len(segments))
         self._judge(segments[-1], at.probes, at.rounded)
         return at.rounded

@@ -26,6 +26,8 @@ WINDOW = 256
 """Tokens of a window."""
 FEWEST = 2
 """Tokens a column of the widest matrix, at least: with fewer GPTQ loses to rounding (Olive)."""
+MOST = 288
+"""Windows of a user's file that scales are tuned on; 73 728 tokens."""
 TEMPERATURE = 1.0
 
 
@@ -54,12 +56,30 @@ def windows(bundle: Bundle, path: Path | None, columns: int, rows: int, threads:
     return ids[_evenly(len(ids), rows)]
 
 
-def _mixture(bundle: Bundle, length: int, rows: int, threads: int | None, report: Report) -> Iterable[Ids]:
+def more_windows(bundle: Bundle, path: Path | None, ids: Ids) -> tuple[Ids, bool]:
+    """More of the text that the windows `ids` are from, to tune scales with; and whether the model is to add its own.
+
+    That is all that there is of our own kinds, `MOST` windows of a text file at most, and for prompts `ids` themselves.
+    """
+    length = ids.shape[1]
+    if path is None:
+        return np.concatenate(_committed(bundle, length)), True
+    if holds_prompts(path):
+        return ids, True
     tokenizer = load_tokenizer(bundle.folder)
-    kinds = [
-        _cut([encode(tokenizer, part) for part in read_text(FOLDER / f"{kind}.txt").split("\n\n")], length)
-        for kind in KINDS
-    ]
+    found = _cut((encode(tokenizer, document) for document in read_documents([path])), length)
+    return found[_evenly(len(found), MOST)], False
+
+
+def _committed(bundle: Bundle, length: int) -> list[Ids]:
+    """Our own texts, kind by kind, in windows."""
+    tokenizer = load_tokenizer(bundle.folder)
+    texts = (read_text(FOLDER / f"{kind}.txt") for kind in KINDS)
+    return [_cut([encode(tokenizer, part) for part in text.split("\n\n")], length) for text in texts]
+
+
+def _mixture(bundle: Bundle, length: int, rows: int, threads: int | None, report: Report) -> Iterable[Ids]:
+    kinds = _committed(bundle, length)
     committed = rows - rows // OWN
     share = -(-committed // len(kinds))
     chosen = [ids[_evenly(len(ids), share)] for ids in kinds]
@@ -67,6 +87,7 @@ def _mixture(bundle: Bundle, length: int, rows: int, threads: int | None, report
     script = _script(bundle)
     if script is None:
         return
+    tokenizer = load_tokenizer(bundle.folder)
     paragraphs = read_text(FOLDER / "prose.txt").split("\n\n") + read_text(FOLDER / "facts.txt").split("\n\n")
     begun = [tokenizer.encode(text, add_special_tokens=False).ids[:OPENING] for text in paragraphs]
     going_on = [Opening((*_before(script), *ids), len(script.turns) - 1) for ids in begun]

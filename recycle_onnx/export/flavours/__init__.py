@@ -5,8 +5,12 @@ A flavour is all that knows about operators which the other one lacks. Families,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import Quantization
@@ -38,11 +42,22 @@ class Flavour:
         keep = how.keep or ()
         return replace(how, keep=(*keep, *(part for part in self.quantizer.eight_bits if part not in keep)))
 
-    def rewriter(self, how: Precision | None, report: Report, made: Made = MappingProxyType({})) -> Rewriter:
-        """What stores weights in this precision; None is float32. `made` are matrices that are quantized already."""
+    def rewriter(
+        self,
+        how: Precision | None,
+        report: Report,
+        made: Made = MappingProxyType({}),
+        vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+    ) -> Rewriter:
+        """What stores weights in this precision; None is float32.
+
+        `made` are matrices that are quantized already, and `vectors` take the place of those of the same names.
+        """
         if how is None:
             return Rewriter(report)
-        return HalfPrecisionRewriter(report) if isinstance(how, HalfPrecision) else self.quantizer(how, report, made)
+        if isinstance(how, HalfPrecision):
+            return HalfPrecisionRewriter(report)
+        return self.quantizer(how, report, made, vectors)
 
 
 ORT = Flavour("ort", OrtGraph, OrtQuantizer)

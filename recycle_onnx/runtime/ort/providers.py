@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -19,6 +20,8 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.ort.provider_table import CPU, PREFERRED, PROVIDERS, Provider
 
 AUTO = "auto"
+STANDARD_SINCE = (1, 26)
+"""The oldest ONNX Runtime that runs the flavour `standard`, which is of opset 24 and IR version 12."""
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +70,22 @@ def why_missing(provider: Provider) -> str | None:
 def why_unfit(provider: Provider, manifest: Manifest) -> str | None:
     """Why the provider cannot run this bundle and what to do, or None where it can."""
     if manifest.flavour in provider.flavours:
-        return None
+        return why_too_old(manifest.flavour)
     return (
         f"provider {provider.name!r} cannot run the flavour {manifest.flavour!r}, whose operators it does not have; "
         f"export the model again with --flavour {provider.flavours[0]}"
+    )
+
+
+def why_too_old(flavour: str) -> str | None:
+    """Why the installed ONNX Runtime cannot run a flavour and what to do, or None where it can."""
+    installed = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
+    if flavour != "standard" or installed >= STANDARD_SINCE:
+        return None
+    least = ".".join(map(str, STANDARD_SINCE))
+    return (
+        f"the flavour 'standard' needs ONNX Runtime {least} or newer, and {ort.__version__} is installed; "
+        f"pip install --upgrade 'onnxruntime>={least}', or export the model again with --flavour ort"
     )
 
 

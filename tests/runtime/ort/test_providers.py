@@ -23,6 +23,7 @@ from recycle_onnx.runtime.ort.providers import Placement, choose, known, place, 
 from recycle_onnx.runtime.ort.renamed import renamed
 from recycle_onnx.runtime.ort.sessions import open_session
 from tests.helpers.command import assert_refused, run
+from tests.helpers.skips import needs_standard
 
 PROMPT = "the cat sat on"
 ABSENT = [name for name in PROVIDERS if name != "cpu" and PROVIDERS[name].ort_name not in ort.get_available_providers()]
@@ -66,6 +67,7 @@ def test_the_module_alone_may_be_refused_too(tiny_bundle: Path) -> None:
         recycle_onnx.load(tiny_bundle, recycler_provider="qnn")
 
 
+@needs_standard
 def test_a_flavour_that_a_provider_cannot_run_is_refused(manifest: Manifest) -> None:
     for name in ("coreml", "tensorrt", "qnn"):
         reason = why_unfit(known(name), manifest)
@@ -77,6 +79,18 @@ def test_a_flavour_that_a_provider_cannot_run_is_refused(manifest: Manifest) -> 
     reason = why_unfit(known("openvino"), replace(manifest, flavour="standard"))
     assert reason is not None
     assert "--flavour ort" in reason
+
+
+def test_a_flavour_that_needs_a_newer_onnxruntime_is_refused(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ort, "__version__", "1.25.1")
+    reason = why_unfit(known("cpu"), replace(manifest, flavour="standard"))
+    assert reason is not None
+    assert reason.startswith("the flavour 'standard' needs ONNX Runtime 1.26 or newer, and 1.25.1 is installed; ")
+    assert why_unfit(known("cpu"), manifest) is None
+    monkeypatch.setattr(ort, "__version__", "1.26.0")
+    assert why_unfit(known("cpu"), replace(manifest, flavour="standard")) is None
 
 
 def test_attention_that_a_provider_leaves_to_the_cpu_is_said(manifest: Manifest) -> None:
