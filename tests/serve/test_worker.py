@@ -41,10 +41,9 @@ def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleMode
 
 def test_who_waits_for_a_whole_answer_is_woken_at_its_end(endless_model: RecycleModel) -> None:
     async def ask() -> tuple[int, int]:
-        workers = Workers(Limits())
-        job = await workers.start(
-            lambda: nullcontext(endless_model.stream("the cat", max_new_tokens=20)), stepwise=False
-        )
+        made = endless_model.stream("the cat", max_new_tokens=20)
+        workers = Workers(lambda order: nullcontext(made), Limits(), Metrics())
+        job = await workers.start(Order("the cat", GenerationConfig()), stepwise=False)
         return len([step async for step in job]), len(job.tokens)
 
     assert asyncio.run(ask()) == (0, 20)
