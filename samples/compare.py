@@ -26,9 +26,9 @@ from rich.text import Text
 import recycle_onnx
 from recycle_onnx.cli.report import printable
 from recycle_onnx.errors import RecycleError
-from recycle_onnx.runtime.config import MOST_LOGPROBS
 from recycle_onnx.runtime.generation import Generation, Result, Token
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.settings import MOST_LOGPROBS
 
 USUAL = ("full", "alternate", "verify")
 NARROWEST_COLUMN = 50

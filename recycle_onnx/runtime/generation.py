@@ -107,7 +107,8 @@ class Generation:
         logprobs: int | None = None,
     ) -> None:
         """Make text of what `run` chooses, up to a token or string that ends it; `RecycleModel.stream` does so."""
-        self.lossless, self.stop_ids, self.logprobs = lossless, stop_ids, logprobs
+        self.lossless, self.logprobs = lossless, logprobs
+        self.stop_ids, self.stop_strings = stop_ids, stop_strings
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason = "length"
         self._run = run

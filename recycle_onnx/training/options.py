@@ -18,7 +18,8 @@ LONGEST_CHAIN = 8
 PEAKS: dict[Optimizer, float] = {"adamw": 1e-3, "muon": 3e-2}
 """Peak learning rates for a hidden size of 256; they fall with the root of the size, as the weights themselves do.
 
-Muon's was measured: SmolLM2-135M's module (576) learnt fastest at 2e-2, of 1e-2, 2e-2 and 5e-2.
+Muon's was measured: a module for 135 million parameters (hidden size 576) learnt faster at 2e-2 than at 5e-2, and one
+for stories260K (64) at 6e-2 faster than with AdamW at its best rate.
 """
 COUNT = Number(least=1, whole=True)
 BUDGET = Number(least=0, above=True, whole=True, optional=True)

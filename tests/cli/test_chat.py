@@ -128,7 +128,8 @@ def test_a_strategy_that_does_not_suit_the_settings_is_refused(bundle: Path) -> 
 def test_a_loaded_conversation_overflows_as_the_command_line_says(bundle: Path, tmp_path: Path) -> None:
     saved, long = tmp_path / "chat.safetensors", "the cat sat on the mat. " * 100
     chat(bundle, f"{long}\n/save {saved}\n")
-    view = Session(recycle_onnx.load(bundle).conversation(overflow="drop_oldest"), GREEDY, View(Console(), False))
+    model = recycle_onnx.load(bundle)
+    view = Session(model, model.conversation(overflow="drop_oldest"), GREEDY, View(Console(), False))
     view.take(f"/load {saved}")
     assert view.conversation.overflow == "drop_oldest"
     assert len(view.conversation.messages) == 2
