@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +10,10 @@ from torch import Tensor
 
 ROWS = 512
 """Rows of logits that exist at once: with 8192 draft rows they stay in a processor's cache, 15 % faster than all."""
+
+
+RowsLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""Gives, for logits [rows, V] of a part of the states, their nats together, and the gradient of these [rows, V]."""
 
 
 class HeadLoss(NamedTuple):
@@ -31,6 +36,28 @@ def head_loss(
     return HeadLoss(nats, best)
 
 
+def mean_by_rows(ctx: Any, states: Tensor, head: Tensor, cap: float | None, rows: int, loss: RowsLoss) -> Tensor:
+    """Mean of a loss over `states` [T, H] behind the LM head [V, H], `rows` at a time, for an autograd function.
+
+    The gradient with respect to the states is computed along with it, and saved in `ctx` for the backward pass.
+    """
+    total, gradients = torch.zeros((), device=states.device), []
+    for start in range(0, len(states), rows):
+        part = slice(start, start + rows)
+        logits = (states[part].to(head.dtype) @ head.T).float()
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        nats, gradient = loss(logits, part)
+        total += nats
+        if ctx.needs_input_grad[0]:
+            if cap is not None:
+                gradient *= 1 - (logits / cap) ** 2
+            gradients.append((gradient.to(head.dtype) @ head).to(states.dtype))
+    if gradients:
+        ctx.save_for_backward(torch.cat(gradients) / len(states))
+    return total / len(states)
+
+
 class _HeadLoss(torch.autograd.Function):
     """Computes the gradient along with the loss, so that no logits wait for the backward pass."""
 
@@ -40,25 +67,16 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         if not torch.is_autocast_enabled(states.device.type):
             head = head.to(states.dtype)
-        total = torch.zeros((), device=states.device)
-        gradients, bests = [], []
-        for start in range(0, len(states), ROWS):
-            part = slice(start, start + ROWS)
-            logits = (states[part] @ head.T).float()
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
+        bests: list[Tensor] = []
+
+        def loss(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
             bests.append(logits.argmax(-1))
-            nats, gradient = _loss_and_gradient(logits, ids[part].long(), probabilities[part].float(), overlap)
-            total += nats
-            if ctx.needs_input_grad[0]:
-                if cap is not None:
-                    gradient *= 1 - (logits / cap) ** 2
-                gradients.append((gradient.to(head.dtype) @ head).to(states.dtype))
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients) / len(states))
+            return _loss_and_gradient(logits, ids[part].long(), probabilities[part].float(), overlap)
+
+        nats = mean_by_rows(ctx, states, head, cap, ROWS, loss)
         best = torch.cat(bests)
         ctx.mark_non_differentiable(best)
-        return total / len(states), best
+        return nats, best
 
     @staticmethod
     def backward(ctx: Any, nats: Tensor, _best: Tensor) -> tuple[Tensor | None, ...]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recycle_onnx.training.head_loss import mean_by_rows
+
 ROWS = 256
 """Rows of logits that exist at once."""
 SMALLEST = 1e-9
@@ -32,21 +34,10 @@ class _Divergence(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, head: Tensor, ids: Tensor, log_probabilities: Tensor, cap: float | None
     ) -> Tensor:
-        total, gradients = torch.zeros((), device=states.device), []
-        for start in range(0, len(states), ROWS):
-            part = slice(start, start + ROWS)
-            logits = (states[part].to(head.dtype) @ head.T).float()
-            if cap is not None:
-                logits = cap * torch.tanh(logits / cap)
-            nats, gradient = _of_logits(logits, ids[part].long(), log_probabilities[part].float())
-            total += nats
-            if ctx.needs_input_grad[0]:
-                if cap is not None:
-                    gradient *= 1 - (logits / cap) ** 2
-                gradients.append((gradient.to(head.dtype) @ head).to(states.dtype))
-        if gradients:
-            ctx.save_for_backward(torch.cat(gradients) / len(states))
-        return total / len(states)
+        def loss(logits: Tensor, part: slice) -> tuple[Tensor, Tensor]:
+            return _of_logits(logits, ids[part].long(), log_probabilities[part].float())
+
+        return mean_by_rows(ctx, states, head, cap, ROWS, loss)
 
     @staticmethod
     def backward(ctx: Any, nats: Tensor) -> tuple[Tensor | None, ...]:
