@@ -139,3 +139,11 @@ def test_the_oldest_versions_that_are_tested_are_the_floors() -> None:
     assert plain <= set(tested)
     for name, version in tested.items():
         assert version == floors[name] or version == f"{floors[name]}.0", name
+
+
+def test_openvinos_environment_has_what_the_plain_install_brings() -> None:
+    """It cannot install the package, whose onnxruntime would take the place of OpenVINO's."""
+    lines = (ROOT / "tests/conformance/requirements-openvino.txt").read_text().splitlines()
+    listed = {match[0] for line in lines if (match := re.match(r"[\w-]+", line))}
+    plain = {re.match(r"[\w-]+", line)[0] for line in project()["dependencies"]}  # type: ignore[index]
+    assert plain - {"onnxruntime"} <= listed
