@@ -28,11 +28,17 @@ def test_mutants_do_no_harm() -> None:
     assert told["tried"] > 0
 
 
-def test_the_campaign_sees_each_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_campaign_sees_each_harm() -> None:
+    kinds = [kind for kind, (harm, _) in HARMFUL.items() if harm != "slow"]
+    tallies = campaign(kinds, len(kinds))
+    for kind in kinds:
+        assert tallies[kind].harms[HARMFUL[kind][0]] == 1, (kind, tallies[kind])
+
+
+def test_the_campaign_sees_who_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for half a second here; only this harm, for a busy machine needs longer for the others."""
     monkeypatch.setattr(campaigns, "SECONDS", 0.5)
-    tallies = campaign(list(HARMFUL), len(HARMFUL))
-    for name, (harm, _) in HARMFUL.items():
-        assert tallies[name].harms[harm] == 1, (name, tallies[name])
+    assert campaign(["harm-slow"], 1)["harm-slow"].harms["slow"] == 1
 
 
 def test_the_campaign_sees_a_check_that_is_missing() -> None:
