@@ -29,7 +29,7 @@ class Overrides(Keywords, total=False):
     constraint: Constraint | None
 
 
-class Processors:
+class ProcessorsKind:
     """Callables, or objects with a state."""
 
     expected = "a list of callables"
@@ -46,7 +46,7 @@ class Processors:
         return processors
 
 
-class Constrained:
+class ConstraintKind:
     """A constraint, or None."""
 
     expected = "a JsonSchema, Regex or Grammar"
@@ -67,12 +67,12 @@ class GenerationConfig(Settings):
     """
 
     processors: Iterable[Processor | StatefulProcessor] = setting(
-        (), Processors(),
+        (), ProcessorsKind(),
         "Your own functions of logits, applied in their order after the settings above and before temperature.",
         origin="transformers, llama.cpp",
     )  # fmt: skip
     constraint: Constraint | None = setting(
-        None, Constrained(),
+        None, ConstraintKind(),
         "What the text must be: a JsonSchema, Regex or Grammar. A stop id is chosen where it is complete, only there.",
         origin="llguidance",
     )  # fmt: skip

@@ -15,7 +15,7 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.exclusive import BusyError
 from recycle_onnx.runtime.decoding.logprobs import logprobs
 from recycle_onnx.runtime.decoding.run import Run
-from recycle_onnx.runtime.decoding.strategies import Choice, Counts
+from recycle_onnx.runtime.decoding.strategies import ChosenToken, Counts
 from recycle_onnx.runtime.ort.native import at_work
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
@@ -193,7 +193,7 @@ class Generation:
         self.tokens.append(token)
         return token
 
-    def _token(self, choice: Choice, text: str) -> Token:
+    def _token(self, choice: ChosenToken, text: str) -> Token:
         if self.logprobs is None:
             return Token(choice.id, text, choice.recycled)
         chosen, top = logprobs(choice.logits, choice.id, self.logprobs, choice.vocabulary)

@@ -17,7 +17,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.conversation import Conversation
-from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
@@ -63,7 +63,7 @@ class RecycleModel:
         self.tokenizer = load_tokenizer(bundle.folder)
         self.generation_config = read_defaults(bundle.folder / "generation_config.json")
         self.prefill_chunk = CHUNK
-        self.calibration = Calibration.find(bundle, self.providers, threads)
+        self.calibration = MachineCalibration.find(bundle, self.providers, threads)
         self._equal_runs = EqualRuns(bundle, self.provider, threads)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
         recycler, kinds = manifest.graphs.get("recycler"), manifest.kinds

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import STEP_ROWS
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
@@ -36,7 +36,7 @@ MARGIN = 1.03
 class Costs:
     """Median seconds of the latest steps of each kind; a kind's first one also allocates, and is left out."""
 
-    def __init__(self, calibration: Calibration | None = None) -> None:
+    def __init__(self, calibration: MachineCalibration | None = None) -> None:
         """A calibration counts as one step of each kind."""
         known = _seconds(calibration.step_ms) if calibration else {}
         self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
@@ -98,7 +98,7 @@ class Rates:
     tried: list[float] = field(default_factory=list)
 
     @classmethod
-    def prior(cls, source: str, calibration: Calibration | None = None) -> Rates:
+    def prior(cls, source: str, calibration: MachineCalibration | None = None) -> Rates:
         """What is believed before anything was tried here."""
         accepted, tried = PRIOR[source]
         prior = cls([accepted] * PLACES[source], [tried] * PLACES[source])
@@ -142,7 +142,7 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -
     return choice
 
 
-def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
+def first_choice(calibration: MachineCalibration) -> tuple[Source, int, float]:
     """What a calibration makes `auto` start with: source, tokens it proposes, and the speed-up it expects."""
     costs = Costs(calibration)
     rates = {source: Rates.prior(source, calibration) for source in calibration.acceptance}
@@ -164,7 +164,7 @@ class AutoProposer:
         prompt: list[int],
         longest: int,
         module: ModuleProposer | None = None,
-        calibration: Calibration | None = None,
+        calibration: MachineCalibration | None = None,
     ) -> None:
         """Without a `module` there are lookups, and what is forced."""
         self.decoder, self.longest = decoder, longest

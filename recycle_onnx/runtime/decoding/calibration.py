@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Calibration:
+class MachineCalibration:
     """Milliseconds of steps (`full_1` … `full_5`, `recycle_1`, `recycle_2`), and how often proposals were right.
 
     `acceptance` is by source (`module`, `lookup`) and place in a chain, given that those before were right.
@@ -38,12 +38,12 @@ class Calibration:
     onnxruntime: str
 
     @classmethod
-    def of_this_machine(cls, step_ms: dict[str, float], acceptance: dict[str, list[float]]) -> Calibration:
+    def of_this_machine(cls, step_ms: dict[str, float], acceptance: dict[str, list[float]]) -> MachineCalibration:
         """One that holds for this processor and this ONNX Runtime."""
         return cls(step_ms, acceptance, processor.identity(), ort.__version__)
 
     @classmethod
-    def find(cls, bundle: Bundle, provider: str, threads: int | None) -> Calibration | None:
+    def find(cls, bundle: Bundle, provider: str, threads: int | None) -> MachineCalibration | None:
         """The one in the cache, None if there is none; a stale or damaged one is ignored with a warning."""
         path = calibration_file(bundle, provider, threads)
         if not os.path.lexists(path):
@@ -84,7 +84,7 @@ class Calibration:
 
 
 def check_cache(bundle: Bundle, provider: str, threads: int | None) -> None:
-    """Say no before anything is measured where `Calibration.save` would.
+    """Say no before anything is measured where `MachineCalibration.save` would.
 
     Raises:
         RecycleError: the cache cannot be written.

@@ -62,12 +62,14 @@ class Run:
         self.counts, self.work = strategies.Counts(), Work()
         self.started = self.first = self.last = time.perf_counter()
         self._sampling, self._proposer, self._watch = sampling, proposer, _Watch(progress)
-        self._choices: Iterator[strategies.Choice] | None = None  # begun with the first choice: it may index the prompt
+        self._choices: Iterator[strategies.ChosenToken] | None = (
+            None  # begun with the first choice: it may index the prompt
+        )
 
-    def __iter__(self) -> Iterator[strategies.Choice]:
+    def __iter__(self) -> Iterator[strategies.ChosenToken]:
         return self
 
-    def __next__(self) -> strategies.Choice:
+    def __next__(self) -> strategies.ChosenToken:
         """Decode the next token.
 
         Raises:
@@ -106,7 +108,7 @@ class Run:
         """What `auto` decided, and why; None where it is not at work."""
         return self._proposer.report() if isinstance(self._proposer, AutoProposer) else None
 
-    def _begin(self) -> Iterator[strategies.Choice]:
+    def _begin(self) -> Iterator[strategies.ChosenToken]:
         text = self.plan, self.decoder, self.prompt, self._sampling
         if self._proposer is None:
             self._proposer = strategies.make_proposer(*text)

@@ -44,7 +44,7 @@ class OverBudgetError(SecurityError):
     """The template takes more than it may."""
 
 
-class Budget:
+class RenderBudget:
     """Of one rendering. Longer messages give more of everything but time."""
 
     def __init__(self, inputs: Iterable[Any]) -> None:
@@ -98,10 +98,10 @@ class Budget:
             weight, _ = self._measure(value, keep=True)
             self._room -= weight if deep else SMALL * (1 + len(value))
             self.expect(0)
-        elif isinstance(value, Iterator) and not isinstance(value, LoopContext | Counted):
+        elif isinstance(value, Iterator) and not isinstance(value, LoopContext | CountedIterator):
             if depth >= DEEPEST:
                 raise OverBudgetError("it goes over more filters than a chat template may")
-            return Counted(value, self, depth + 1)
+            return CountedIterator(value, self, depth + 1)
         else:
             self._room -= SMALL
             self.expect(0)
@@ -123,7 +123,7 @@ class Budget:
         """Weight and depth. Nothing that a template can reach ever changes, so that they are measured once."""
         if isinstance(value, str | int):
             return sys.getsizeof(value), 0
-        if isinstance(value, Counted):
+        if isinstance(value, CountedIterator):
             return SMALL, value.depth
         if not isinstance(value, CONTAINERS):
             return SMALL, 0
@@ -142,16 +142,16 @@ class Budget:
         return weight, depth + 1
 
 
-class Counted:
+class CountedIterator:
     """An iterator that reports every value, and how many others it goes over."""
 
     __slots__ = ("_budget", "_values", "depth")
 
-    def __init__(self, values: Iterator[Any], budget: Budget, depth: int) -> None:
+    def __init__(self, values: Iterator[Any], budget: RenderBudget, depth: int) -> None:
         self._values, self._budget = values, budget
         self.depth = depth
 
-    def __iter__(self) -> Counted:
+    def __iter__(self) -> CountedIterator:
         return self
 
     def __next__(self) -> Any:
@@ -159,4 +159,4 @@ class Counted:
         return self._budget.made(next(self._values))
 
 
-current: ContextVar[Budget] = ContextVar("budget of the template that is being rendered")
+current: ContextVar[RenderBudget] = ContextVar("budget of the template that is being rendered")

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Undefined
 
-from recycle_onnx.runtime.templates.budget import LARGEST_BITS, SMALL, Budget, Counted, OverBudgetError
+from recycle_onnx.runtime.templates.budget import LARGEST_BITS, SMALL, CountedIterator, OverBudgetError, RenderBudget
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
@@ -41,7 +41,7 @@ WIDEST = 10_000
 CONVERSION = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
 
 
-def combined(budget: Budget, sign: str, left: Any, right: Any) -> Any:
+def combined(budget: RenderBudget, sign: str, left: Any, right: Any) -> Any:
     """The value of a binary operator.
 
     Raises:
@@ -75,7 +75,7 @@ def _check_number(sign: str, left: Any, right: Any) -> None:
         raise OverBudgetError("it makes a number that is larger than a chat template may")
 
 
-def formatted_size(budget: Budget, layout: str, values: Any) -> int:
+def formatted_size(budget: RenderBudget, layout: str, values: Any) -> int:
     """At most so many bytes come of `layout % values`.
 
     Raises:
@@ -103,7 +103,7 @@ def check_layout(layout: str) -> None:
         _width(width.lstrip("0") or "0")
 
 
-def check_method(budget: Budget, owner: Any, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+def check_method(budget: RenderBudget, owner: Any, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Let a method of Python's own pass.
 
     Raises:
@@ -145,7 +145,7 @@ def replaced_size(text: str, old: str, new: str) -> int:
     return 4 * (len(text) + text.count(old) * max(0, len(new) - len(old)))
 
 
-def joined_size(budget: Budget, separator: str, values: Any) -> None:
+def joined_size(budget: RenderBudget, separator: str, values: Any) -> None:
     """Ask for the room of values in a row; iterators report for themselves.
 
     Raises:
@@ -153,7 +153,7 @@ def joined_size(budget: Budget, separator: str, values: Any) -> None:
     """
     if isinstance(values, str):
         budget.expect(len(values) * (2 * SMALL + 4 * len(separator)), parts=True)
-    elif not isinstance(values, Counted):
+    elif not isinstance(values, CountedIterator):
         budget.expect(budget.weight(values) + 4 * len(separator) * (len(values) if hasattr(values, "__len__") else 0))
 
 

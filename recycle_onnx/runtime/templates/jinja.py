@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 from markupsafe import Markup
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.templates.budget import Budget, Counted, OverBudgetError, current
+from recycle_onnx.runtime.templates.budget import CountedIterator, OverBudgetError, RenderBudget, current
 from recycle_onnx.runtime.templates.filters import all_filters, all_tests
 from recycle_onnx.runtime.templates.growth import check_layout, check_method, combined
 from recycle_onnx.runtime.templates.steps import metered
@@ -52,7 +52,7 @@ def compiled(text: str, where: str) -> Callable[[Mapping[str, Any]], str]:
 
     def render(variables: Mapping[str, Any]) -> str:
         try:
-            token = current.set(Budget(variables.values()))
+            token = current.set(RenderBudget(variables.values()))
             try:
                 return template.render(variables)
             finally:
@@ -94,7 +94,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(method, "__self__", None)
         plain = isinstance(owner, str) or (type(owner).__module__ == "builtins" and owner is not None)
         if plain and method is obj:
-            args = tuple(list(value) if isinstance(value, Counted) else value for value in args)
+            args = tuple(list(value) if isinstance(value, CountedIterator) else value for value in args)
             check_method(budget, owner, method.__name__, args, named)
         budget.expect(sum(map(budget.weight, (*args, *named.values()))))
         return budget.made(super().call(context, obj, *args, **named), deep=isinstance(owner, str))
