@@ -17,12 +17,12 @@ from recycle_onnx.runtime.decoding.sampling import Chooser
 
 
 class _Cancelled(Exception):  # noqa: N818 -- no error
-    """Ends the reading of a prompt."""
+    """An exception that ends the reading of a prompt."""
 
 
 @dataclass
 class _Watch:
-    """Reports how far the prompt is read, and ends the reading once the run is cancelled.
+    """A watcher that reports how far the prompt is read, and ends the reading once the run is cancelled.
 
     An object of its own: the decoder keeps it, and would keep the run and with it itself alive.
     """
@@ -54,7 +54,9 @@ class Run:
         proposer: Proposer | None = None,
         progress: Progress = silent,
     ) -> None:
-        """`limit` is the most tokens to choose; `proposer` takes the place of the strategy's own.
+        """Prepare the decoding of one text; nothing runs before the first token is asked for.
+
+        `limit` is the most tokens to choose; `proposer` takes the place of the strategy's own.
 
         `progress` is told of every chunk of the prompt: tokens read, of how many.
         """

@@ -26,7 +26,7 @@ DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 
 @dataclass(frozen=True)
 class Plan:
-    """A strategy, how many tokens it proposes a cycle, and how sure the module must be of each.
+    """A strategy, the tokens it proposes in a cycle, and the probability that the module must give to each.
 
     `auto` starts from the calibration, if there is one, and leaves a module alone that was not trained.
     """
@@ -74,7 +74,7 @@ class ChosenToken(NamedTuple):
 
 @dataclass
 class Counts:
-    """Recycled tokens that were proposed, and those of them that stayed."""
+    """The numbers of recycled tokens that were proposed, and of those that stayed."""
 
     proposed: int = 0
     accepted: int = 0
@@ -83,7 +83,7 @@ class Counts:
 def full(
     decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, watch: Watch = nobody
 ) -> Iterator[ChosenToken]:
-    """One full step a token: what the other strategies are compared with."""
+    """Decode by one full step per token, as the reference for the other strategies."""
     logits = decoder.prefill(prompt, limit, watch)
     position = len(prompt)
     for _ in range(limit - 1):
@@ -97,7 +97,7 @@ def full(
 def alternate(
     decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts, watch: Watch = nobody
 ) -> Iterator[ChosenToken]:
-    """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding).
+    """Decode by the full model and the module in turns; every recycled token stays (RecycleGPT's decoding).
 
     The module misses its turn where it knows no token that processors allow.
     """
@@ -131,7 +131,7 @@ def verify(
     proposer: Proposer,
     watch: Watch = nobody,
 ) -> Iterator[ChosenToken]:
-    """A proposed token stays where it equals the full model's own choice: the same text as `full`.
+    """Decode with proposals that stay where they equal the full model's own choice: the text is that of `full`.
 
     One full step reads the last token and the proposals; its row i says what follows pending[i].
     """

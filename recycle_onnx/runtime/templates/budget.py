@@ -41,11 +41,11 @@ CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView
 
 
 class OverBudgetError(SecurityError):
-    """The template takes more than it may."""
+    """An error for a template that takes more than it may."""
 
 
 class RenderBudget:
-    """Of one rendering. Longer messages give more of everything but time."""
+    """The steps, time and memory of one rendering. Longer messages get more of everything but time."""
 
     def __init__(self, inputs: Iterable[Any]) -> None:
         self._weights: dict[int, tuple[object, int, int]] = {}  # by id, with the value so that its id stays its own
@@ -60,7 +60,7 @@ class RenderBudget:
         self._largest = LARGEST + LARGEST_A_BYTE * bytes_given
 
     def spend(self, steps: int) -> None:
-        """Take steps.
+        """Count steps against the budget.
 
         Raises:
             OverBudgetError: there are no more, or the time is up.
@@ -108,7 +108,7 @@ class RenderBudget:
         return value
 
     def weight(self, value: object) -> int:
-        """Bytes of a value with all that is in it, each part as often as it is there: what it takes to print it.
+        """Return the bytes of a value with all that is in it, each part as often as it occurs: what printing it takes.
 
         Raises:
             OverBudgetError: it is larger than a value may be, or nested too deeply.
@@ -116,11 +116,11 @@ class RenderBudget:
         return self._measure(value)[0]
 
     def depth(self, value: object) -> int:
-        """Containers in containers, 0 for a value without parts."""
+        """Return how deep containers lie in containers, 0 for a value without parts."""
         return self._measure(value)[1]
 
     def _measure(self, value: object, *, keep: bool = False) -> tuple[int, int]:
-        """Weight and depth. Nothing that a template can reach ever changes, so that they are measured once."""
+        """Return weight and depth; nothing that a template can reach ever changes, so both are measured once."""
         if isinstance(value, str | int):
             return sys.getsizeof(value), 0
         if isinstance(value, CountedIterator):

@@ -40,7 +40,7 @@ Filter = Callable[..., Any]
 
 
 def all_filters() -> dict[str, Any]:
-    """Jinja's own without those for web pages, and those that the changed syntax tree calls."""
+    """Return jinja's own filters without those for web pages, and those that the changed syntax tree calls."""
     kept = {name: run for name, run in FILTERS.items() if name not in FOR_PAGES}
     own = {"tojson": _to_json, "sum": _sum}
     within = {name: _within_budget(name, run) for name, run in {**kept, **own}.items()}
@@ -48,7 +48,7 @@ def all_filters() -> dict[str, Any]:
 
 
 def all_tests() -> dict[str, Any]:
-    """Jinja's own, each of them a step."""
+    """Return jinja's own tests, each of them a step."""
     return {name: _test(run) for name, run in TESTS.items()}
 
 
@@ -206,7 +206,7 @@ CHECKS: dict[str, Callable[[RenderBudget, Any, tuple[Any, ...], dict[str, Any]],
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """As transformers has it: jinja2's own escapes HTML."""
+    """Write JSON as transformers does: jinja2's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

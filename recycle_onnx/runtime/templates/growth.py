@@ -42,7 +42,7 @@ CONVERSION = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
 
 
 def combined(budget: RenderBudget, sign: str, left: Any, right: Any) -> Any:
-    """The value of a binary operator.
+    """Return the value of a binary operator.
 
     Raises:
         OverBudgetError: it would be larger than a value may be.
@@ -76,7 +76,7 @@ def _check_number(sign: str, left: Any, right: Any) -> None:
 
 
 def formatted_size(budget: RenderBudget, layout: str, values: Any) -> int:
-    """At most so many bytes come of `layout % values`.
+    """Return the most bytes that `layout % values` can make.
 
     Raises:
         OverBudgetError: it pads to more than a format may.
@@ -141,7 +141,7 @@ def _pieces(text: str, name: str, values: tuple[Any, ...]) -> int:
 
 
 def replaced_size(text: str, old: str, new: str) -> int:
-    """Bytes of `text` with `new` for every `old`, in the widest characters of both."""
+    """Return the bytes of `text` with `new` for every `old`, in the widest characters of both."""
     return 4 * (len(text) + text.count(old) * max(0, len(new) - len(old)))
 
 

@@ -34,7 +34,7 @@ LONGEST_DATE = 200
 
 
 def compiled(text: str, where: str) -> Callable[[Mapping[str, Any]], str]:
-    """A chat template as a function of its variables; `where` names it in errors.
+    """Compile a chat template to a function of its variables; `where` names it in errors.
 
     The function raises InputError where the template refuses what it is given, or takes more than its budget.
 
@@ -69,13 +69,13 @@ def _short(error: object) -> str:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Whatever is computed in it reports to the budget of the rendering."""
+    """An environment in which everything that is computed reports to the budget of the rendering."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
     @staticmethod
     def concat(pieces: Any) -> str:
-        """The text of all pieces: of the template, a macro or a block."""
+        """Join all pieces of a text: of the template, a macro or a block."""
         texts, budget = list(pieces), current.get()
         budget.spend(len(texts))
         budget.expect(sum(map(len, texts)))
@@ -100,7 +100,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         return budget.made(super().call(context, obj, *args, **named), deep=isinstance(owner, str))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`str.format`, which jinja2 wraps for safety, with a bound on what it pads to and repeats."""
+        """Bound what `str.format` pads to and repeats; jinja2 wraps it for safety."""
         if getattr(value, "__name__", None) not in ("format", "format_map"):
             return None
         owner = getattr(value, "__self__", None)
