@@ -91,10 +91,10 @@ class Half:
     ) -> None:
         """Bind a session to a cache; `limit` is the most tokens it can read.
 
-        A module's input is by default the latest of `source`. `tokens` are those that were read, a cache row each: whoever
-        passes the list shortens it to make this half forget rows. `states` and `seconds` are the latest `step`'s; `runs` and
-        `rows_read` count all runs and the tokens they read. `reads` and `writes` say where the session has its inputs and
-        outputs. With `always_all` the session gives logits for every row.
+        A module's input is by default the latest of `source`. `tokens` are those that were read, a cache row each:
+        whoever passes the list shortens it to make this half forget rows. `states` and `seconds` are the latest
+        `step`'s; `runs` and `rows_read` count all runs and the tokens they read. `reads` and `writes` say where the
+        session has its inputs and outputs. With `always_all` the session gives logits for every row.
         """
         self.session, self.spec = session, spec
         self.reads, self.writes = input_memory(session), output_memory(session)
