@@ -21,7 +21,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Renders messages. `name` is the template's, `plain` for a model without one.
+    """A template that turns messages into a prompt. `name` is the template's, `plain` for a model without one.
 
     A text that a template of the model's own made brings its special tokens along (`special_tokens` is false: the
     tokenizer adds none). `stops` end an answer in which the model goes on with the user's turn itself.
@@ -34,7 +34,9 @@ class ChatTemplate:
     stops: tuple[str, ...] = field(default=())
 
     def frames(self, *roles: str) -> list[str] | None:
-        """What the template puts before the text of each message, of one message for each of the roles.
+        """Return what the template puts before the text of each message, for one message of each of the roles.
+
+        The answer is None where the template leaves a message's text out, or changes it.
 
         None where it leaves a message's text out, or changes it.
 
@@ -55,7 +57,7 @@ class ChatTemplate:
     def find(
         cls, folder: Path, name: str | None = None, variables: Mapping[str, Any] = MappingProxyType({})
     ) -> ChatTemplate:
-        """The bundle's template of that name (`plain` always exists); None takes its default one.
+        """Return the bundle's template of that name (`plain` always exists); None takes its default one.
 
         `variables` are passed to the template, `{'enable_thinking': False}` for instance.
 
@@ -93,7 +95,7 @@ def check_message(message: object) -> Message:
 
 
 def plain(messages: Sequence[Message]) -> str:
-    """For models that were trained on text alone: who speaks stands before each turn."""
+    """Render messages for models that were trained on text alone: each turn follows the speaker's name."""
     turns = [_turn(message) for message in messages]
     return "".join(f"{turn}\n" for turn in turns) + "Assistant:"
 
@@ -107,24 +109,24 @@ def _turn(message: Message) -> str:
 
 
 def _templates(folder: Path) -> dict[str, str]:
-    """Templates by name: a file of its own comes before the tokenizer's config, as transformers has it."""
-    given = _config(folder).get("chat_template")
+    """Return templates by name: a file of its own comes before the tokenizer's config, as in transformers."""
+    configured = _config(folder).get("chat_template")
     if (folder / "chat_template.jinja").exists():
         check_regular(folder / "chat_template.jinja")
-        given = read_text(folder / "chat_template.jinja")
+        configured = read_text(folder / "chat_template.jinja")
     try:
-        if isinstance(given, list):
-            return {str(template["name"]): str(template["template"]) for template in given}
+        if isinstance(configured, list):
+            return {str(template["name"]): str(template["template"]) for template in configured}
     except (TypeError, KeyError) as error:
         path = folder / "tokenizer_config.json"
         raise InputError(f"{path}: chat_template is a list; expected objects with name and template") from error
-    return {} if given is None else {"default": str(given)}
+    return {} if configured is None else {"default": str(configured)}
 
 
 def _special_tokens(folder: Path) -> dict[str, str]:
     config = _config(folder)
-    found = {name: config[name] for name in SPECIAL_TOKENS if config.get(name) is not None}
-    return {name: str(token["content"] if isinstance(token, Mapping) else token) for name, token in found.items()}
+    configured = {name: config[name] for name in SPECIAL_TOKENS if config.get(name) is not None}
+    return {name: str(token["content"] if isinstance(token, Mapping) else token) for name, token in configured.items()}
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ Prompt = str | list[int] | Turns
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is to generate. Its prompt becomes tokens in the worker's thread, where that may take its time."""
+    """A prompt and settings for a worker, in whose thread the prompt becomes tokens: that may take its time there."""
 
     prompt: Prompt
     config: GenerationConfig
