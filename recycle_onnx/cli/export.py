@@ -113,7 +113,7 @@ def export(
         raise InputError(
             "--activations fp16 goes with --precision int8 or int4; --precision fp16 is float16 throughout"
         )
-    if compare is not None and quantization is None:
+    if compare and quantization is None:
         raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
     of_int4 = method and (method, precision) != ("source", "int8")
     if precision != "int4" and (of_int4 or bits_per_weight is not None or calibration_text):
