@@ -103,7 +103,7 @@ class TrainingOptions:
         return self.learning_rate or PEAKS[self.chosen_optimizer] * math.sqrt(256 / hidden_size)
 
     def windows_of_budget(self) -> int | None:
-        """Windows that the budget reads in all; None where it is one of time, or open."""
+        """Count the windows that the budget reads in all; None where it is one of time, or open."""
         if self.steps is not None:
             return self.steps * self.batch_size
         return None if self.tokens is None else math.ceil(self.tokens / self.sequence_length)
