@@ -11,11 +11,13 @@ from typing import Any
 from recycle_onnx.errors import InputError
 from recycle_onnx.extras import install_command
 from recycle_onnx.files import read_json, read_text
+from recycle_onnx.tokenizer import special_tokens
 from recycle_onnx.untrusted import check_regular
 
 Message = dict[str, Any]
 """`role` (`system`, `user` or `assistant`) and `content`, a text; a template may know more fields."""
 PLAIN = "plain"
+CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -70,7 +72,7 @@ class ChatTemplate:
             return cls(PLAIN, plain, special_tokens=True, stops=("\nUser:",))
         if name not in known:
             raise InputError(f"chat template {name!r} is not known; {folder} has: {', '.join(sorted([*known, PLAIN]))}")
-        context = {**_special_tokens(folder), "tools": None, "documents": None, **variables}
+        context = {**special_tokens(folder / CONFIG, SPECIAL_TOKENS), "tools": None, "documents": None, **variables}
         return cls(name, _renderer(known[name], f"{folder}: chat template {name!r}", context))
 
 
@@ -110,28 +112,24 @@ def _turn(message: Message) -> str:
 
 def _templates(folder: Path) -> dict[str, str]:
     """Return templates by name: a file of its own comes before the tokenizer's config, as in transformers."""
-    configured = _config(folder).get("chat_template")
+    path = folder / CONFIG
+    configured = read_json(path).get("chat_template") if path.exists() else None
     if (folder / "chat_template.jinja").exists():
         check_regular(folder / "chat_template.jinja")
         configured = read_text(folder / "chat_template.jinja")
-    try:
-        if isinstance(configured, list):
-            return {str(template["name"]): str(template["template"]) for template in configured}
-    except (TypeError, KeyError) as error:
-        path = folder / "tokenizer_config.json"
-        raise InputError(f"{path}: chat_template is a list; expected objects with name and template") from error
-    return {} if configured is None else {"default": str(configured)}
+    if isinstance(configured, list):
+        return dict(_named_template(template, path) for template in configured)
+    if not isinstance(configured, str | None):
+        raise InputError(f"{path}: chat_template is {configured!r:.100}; expected a text, or a list of named ones")
+    return {} if configured is None else {"default": configured}
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
-    config = _config(folder)
-    configured = {name: config[name] for name in SPECIAL_TOKENS if config.get(name) is not None}
-    return {name: str(token["content"] if isinstance(token, Mapping) else token) for name, token in configured.items()}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.exists() else {}
+def _named_template(template: object, path: Path) -> tuple[str, str]:
+    if isinstance(template, Mapping):
+        name, text = template.get("name"), template.get("template")
+        if isinstance(name, str) and isinstance(text, str):
+            return name, text
+    raise InputError(f"{path}: chat_template is a list; expected objects with name and template")
 
 
 def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Sequence[Message]], str]:

@@ -51,6 +51,15 @@ def test_damaged_caches_stop_no_load(content: str | None, tiny_bundle: Path, cap
     assert "calibration" in caplog.text
 
 
+def test_a_cache_that_holds_half_a_character_stops_no_load(tiny_bundle: Path) -> None:
+    Bundle.open(tiny_bundle)
+    path = cache_folder() / "verified.json"
+    path.write_text(json.dumps({"\ud800": "\udfff", **json.loads(path.read_text())}))
+    (tiny_bundle / "config.json").touch()  # so that the list has to be written again
+    recycle_onnx.load(tiny_bundle).close()
+    assert len(json.loads(path.read_text())) > 1
+
+
 GOOD: dict[str, Any] = {"step_ms": {"full_1": 2.0, "recycle_1": 0.5, "recycle_2": 0.6}, "acceptance": {"module": [0.5]}}
 WRONG_CALIBRATIONS: dict[str, dict[str, Any]] = {
     "steps in a list": {"step_ms": [1.0]},

@@ -13,12 +13,15 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from weakref import WeakSet
 
 import onnxruntime as ort
 
 from recycle_onnx.errors import RecycleError
 
+MOST_OF_A_REASON = 300
+"""Characters of what ONNX Runtime says."""
 EXIT_SECONDS = 10.0
 """What loading a model or compiling a schema may still take at exit: neither can be interrupted."""
 
@@ -126,6 +129,7 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
 
     Raises:
         Interrupted: it was; what the run has written is not whole.
+        RecycleError: an operator fails, on values that its graph's author did not expect or for want of memory.
     """
     interrupt = _thread.interrupt
     with at_work():
@@ -134,7 +138,8 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             if interrupt.is_set:
                 raise Interrupted("the run was interrupted") from error
-            raise
+            reason = shorten(str(error), MOST_OF_A_REASON, placeholder=" …")
+            raise RecycleError(f"ONNX Runtime cannot run the graph ({reason})") from error
 
 
 def is_interrupted() -> bool:

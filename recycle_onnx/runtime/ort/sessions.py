@@ -38,12 +38,14 @@ def open_session(
     `threads` is the number of intra-op threads, None for one a physical core; `options` take the place of ours.
 
     Raises:
-        InputError: a provider that is unknown, not here or refuses its options, or a number of threads below one.
+        InputError: a provider that is unknown, not here or refuses its options, a number of threads below one, or a
+            path that is not UTF-8.
         RecycleError: ONNX Runtime cannot load the graph, it does not fit into memory, or it does not follow the
             contract.
     """
     place = Placement.of(provider)
     check_threads(threads)
+    check_path(path)
     ort.disable_telemetry_events()
     try:
         session = _load(path, place, threads, options or session_options(threads))
@@ -70,6 +72,20 @@ def check_threads(threads: int | None) -> None:
     """
     if threads is not None and threads < 1:
         raise InputError(f"threads is {threads}; expected at least 1")
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that is not UTF-8, which Linux allows.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path}: a name on this path is not UTF-8, and ONNX Runtime opens no such path; rename or move it"
+        ) from error
 
 
 def open_original(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
