@@ -57,7 +57,7 @@ class Number:
         return value
 
     def has(self, value: object) -> bool:
-        """Whether a value is such a number."""
+        """Tell whether a value is such a number."""
         if not isinstance(value, Integral if self.whole else Real) or isinstance(value, bool):
             return False
         number: Any = value

@@ -12,7 +12,7 @@ from recycle_onnx.machine import bandwidth, processor, processors
 
 @dataclass(frozen=True)
 class BenchMachine:
-    """Processor, processors this process may use, ONNX Runtime, and GB/s read with all of them at once."""
+    """The processor, the processors this process may use, ONNX Runtime, and GB/s read with all at once."""
 
     cpu: str
     threads: int
@@ -21,13 +21,13 @@ class BenchMachine:
 
 
 def describe() -> BenchMachine:
-    """Describe this machine; measures its read bandwidth for about a second."""
+    """Describe this machine; measure its read bandwidth for about a second."""
     threads = processors.allowed()
     return BenchMachine(processor.name(), threads, ort.__version__, bandwidth.measure(threads).all_threads_gb_s)
 
 
 def peak_rss_bytes() -> int | None:
-    """Most memory this process has held so far; None where the platform does not tell."""
+    """Return the most memory this process has held so far; None where the platform does not tell."""
     try:
         import resource
     except ImportError:

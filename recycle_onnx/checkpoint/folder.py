@@ -70,7 +70,10 @@ class Checkpoint:
         yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
 
     def folders(self) -> list[Path]:
-        """Return what a command that reads this checkpoint must not delete: its folders and files, and the user's own."""
+        """Return what a command that reads this checkpoint must not delete.
+
+        That is the checkpoint with its weights, and the user's own folders.
+        """
         return [self.folder, self.folder / "recycler", self.base_folder, *self.base_weights.files, *users_folders()]
 
 

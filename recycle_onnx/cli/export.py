@@ -144,6 +144,7 @@ def export(
             threads=threads,
             report=report,
         )
+    check = exported.self_check
     size = sum(file.bytes for file in exported.manifest.files.values())
     if "recycler" in exported.manifest.graphs:
         note_if_untrained(exported.manifest.module_trained)
@@ -154,19 +155,16 @@ def export(
             click.echo(f"Warning: {warned}", err=True)
     if json_:
         strategies = list(exported.manifest.strategies)
-        check = asdict(exported.self_check)
-        described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}
+        described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": asdict(check)}
         click.echo(as_json({**described, "quantization": exported.manifest.quantization}))
         return
     echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(exported.manifest.strategies)}")
-    echo(
-        f"prefill against steps: largest difference {exported.self_check.prefill_against_steps:.1e} of the largest logit"
-    )
+    echo(f"prefill against steps: largest difference {check.prefill_against_steps:.1e} of the largest logit")
     if "fp16" in (precision, activations):
         echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if made := method_line(quantized):
         echo(made)
     if exported.fidelity is not None:
         echo(fidelity_line(exported.manifest.precision, quantized))
-    if (difference := exported.self_check.against_reference) is not None:
+    if (difference := check.against_reference) is not None:
         echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")

@@ -121,9 +121,8 @@ def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held
     echo(f"{checkpoint}: {estimated.processes} process{'es' * (estimated.processes > 1)} on {estimated.device}")
     echo(f"text     {estimated.text_tokens:,} tokens to train on, {estimated.held_out_tokens:,} held out")
     if estimated.steps is not None and estimated.passes is not None:
-        echo(
-            f"budget   {estimated.tokens:,} tokens in {estimated.steps:,} steps, {estimated.passes:.2f} passes of the text"
-        )
+        passes = f"{estimated.passes:.2f} passes of the text"
+        echo(f"budget   {estimated.tokens:,} tokens in {estimated.steps:,} steps, {passes}")
     if estimated.seconds_a_step is None or estimated.hours is None:
         echo(f"time     not measured: a step does not fit into the {_bytes(estimated.free_memory)} that are free")
     else:

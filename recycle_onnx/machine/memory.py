@@ -9,7 +9,7 @@ from recycle_onnx.machine.cgroup import CgroupLimits
 
 @dataclass(frozen=True)
 class SystemMemory:
-    """Bytes: of the machine, available to programs now, and the most that a control group allows; None if unknown."""
+    """The bytes of the machine, available now, and allowed by a control group; None if unknown."""
 
     total_bytes: int | None
     available_bytes: int | None
@@ -28,7 +28,7 @@ class SystemMemory:
 
 
 def find(limits: CgroupLimits) -> SystemMemory:
-    """Ask the platform."""
+    """Gather what the platform tells of memory."""
     import psutil  # here: to load a bundle and generate needs none of it
 
     memory = psutil.virtual_memory()
