@@ -37,7 +37,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (arXiv 2104.09864) of the first 2 · len(frequencies) values of a head.
+    """A rotary embedding (arXiv 2104.09864) of the first 2 · len(frequencies) values of a head.
 
     Position p turns pair i by p · frequencies[i] radians, whatever scaling those came from, and stretches it by
     `factor`. Pair i are values i and i + len(frequencies), or, `interleaved`, values 2i and 2i + 1.

@@ -103,7 +103,9 @@ def rates(runs: Sequence[Tally]) -> list[float]:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """At one temperature (0 is greedy): `by_place` in chains of the given length, given that those before were right.
+    """The acceptance at one temperature (0 is greedy), `by_place` in chains of the given length.
+
+    A place counts where the places before it were right.
 
     `text` is `own` where the model went on from the openings itself, `given` where the documents went on, `answers`
     where it answered prompts.

@@ -48,7 +48,7 @@ RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are stored: `bits` a value, in blocks of `block_size` values that share a scale (0: 32 or 64).
+    """The way weights are stored: `bits` a value, in blocks of `block_size` that share a scale (0: 32 or 64).
 
     Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
     where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:

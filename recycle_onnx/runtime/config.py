@@ -60,7 +60,7 @@ class ConstraintKind:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Settings):
-    """How a text is continued; checked when it is made. Names are those of transformers and OpenAI's interface.
+    """The settings by which a text is continued, checked when made; names are those of transformers and OpenAI.
 
     Raises:
         InputError: a value of another kind or out of range, two that contradict each other, or an unknown name.

@@ -47,7 +47,7 @@ GONE = 499
 
 
 class Service:
-    """One model behind HTTP."""
+    """A model behind HTTP."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
         self.engine, self.name, self.limits = engine, name, limits

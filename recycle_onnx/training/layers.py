@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last axis (arXiv 1910.07467); with `plus_one` · (1 + weight)."""
+    """A norm: x / rms(x) · weight over the last axis (arXiv 1910.07467); with `plus_one` · (1 + weight)."""
 
     def __init__(self, size: int, eps: float, plus_one: bool = False) -> None:
         super().__init__()

@@ -133,7 +133,10 @@ class Recycler(nn.Module):
 
 
 class RecycleGPT(nn.Module):
-    """Both halves. Row p of the module lies at position p, so it shares the full model's rotary tables."""
+    """Both halves in torch.
+
+    Row p of the module lies at position p, so it shares the full model's rotary tables.
+    """
 
     draft_ids: Tensor | None
 

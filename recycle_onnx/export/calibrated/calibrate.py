@@ -42,7 +42,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What to calibrate with: a text file or prompts (None: our own mixture), and the mean bits a weight may take.
+    """The input of a calibration: a text file or prompts (None: our own mixture), and the mean bits a weight.
 
     The bits count for those matrices of the layers that can have 4, scales and zero points included. Models of more
     than `largest` bytes of float32 weights are rounded by `mse` instead. A `tuner`, such as
