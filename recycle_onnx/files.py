@@ -51,7 +51,9 @@ def read_text(path: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, replacing the file in one step."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # Halves of characters, which names of files and JSON's escapes can hold, have no UTF-8: they stay escapes.
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:

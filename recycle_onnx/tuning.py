@@ -67,5 +67,5 @@ class Tuner(Protocol):
     ) -> Tuned | None:
         """Tune on `windows` [n, length] of token ids and, with `write`, on text that the model writes.
 
-        None where it would take too long here, or is no better; `report` has been told so.
+        None where that is no better; `report` has been told so.
         """

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.files import new_folder
+from recycle_onnx.files import new_folder, read_json, write_json
 from tests.helpers.command import names
 from tests.helpers.patience import PATIENCE
 
@@ -42,3 +42,10 @@ def test_a_folder_that_is_replaced_is_never_missing(tmp_path: Path) -> None:
     assert watcher.communicate(timeout=PATIENCE)[0] == "0\n"
     assert (target / "file").read_text() == "999"
     assert names(tmp_path) == ["done", "target"]
+
+
+def test_halves_of_characters_survive_in_json(tmp_path: Path) -> None:
+    """Other tools' JSON can hold them as escapes, and names of files are made of them where they are no UTF-8."""
+    value = {"\udcff/é": "\ud800 🙂 \\ud800", "\udc00": ["\ud83d"]}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json") == value

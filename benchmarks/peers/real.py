@@ -15,7 +15,6 @@ after a break the same command goes on. The table goes to WORK/real.md, everythi
 from __future__ import annotations
 
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -106,10 +105,7 @@ def perplexities(
         if model in known:
             continue
         click.echo(f"perplexity of {model}", err=True)
-        answers = [worker.ask(score=window) for window in windows]
-        tokens = sum(answer["tokens"] for answer in answers)
-        sums = {key: sum(answer[key] for answer in answers) for key in answers[0] if key != "tokens"}
-        known[model] = {key: math.exp(nats / tokens) for key, nats in sums.items()}
+        known[model] = worker.perplexities(windows)
         write_json(path, known)
     return {name: known[engine.model][engine.scored] for name, engine in all_engines.items()}
 

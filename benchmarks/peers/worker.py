@@ -7,6 +7,7 @@ speed is that of the tokens after the first; `{"score": ids}` with `{"nats": sum
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -30,6 +31,12 @@ class Worker:
         self.process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._expect("{"))
         return answer
+
+    def perplexities(self, windows: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Over all windows, each read by itself: `nats`, and what else the engine's scores are made of."""
+        answers = [self.ask(score=window) for window in windows]
+        tokens = sum(answer.pop("tokens") for answer in answers)
+        return {key: math.exp(sum(answer[key] for answer in answers) / tokens) for key in answers[0]}
 
     def _expect(self, beginning: str) -> str:
         assert self.process.stdout is not None

@@ -142,7 +142,7 @@ def _summary(
     )
 
 
-def to_json(results: Sequence[AnswerMeasurement], described: machine.Machine) -> dict[str, object]:
+def to_json(results: Sequence[AnswerMeasurement], described: machine.BenchMachine) -> dict[str, object]:
     """Machine and results as plain values."""
     return {
         "machine": asdict(described),

@@ -14,7 +14,7 @@ from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
 
 
-class Script(Sampling):
+class ForcedScript(Sampling):
     """Pays for greedy choice, and then says what the script says: token 1 or 2, by turns."""
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
@@ -29,7 +29,7 @@ class ForcedProposer:
     (Given that those before it in the chain were right.)
     """
 
-    def __init__(self, decoder: Decoder, script: Script, chain: int, rate: float, seed: int) -> None:
+    def __init__(self, decoder: Decoder, script: ForcedScript, chain: int, rate: float, seed: int) -> None:
         self.module, self.rate = ModuleProposer(decoder, script, chain, 0.0), rate
         self._generator = np.random.default_rng(seed)
 
@@ -42,7 +42,7 @@ class ForcedProposer:
 
 def forced(model: RecycleModel, prompt: list[int], chain: int, rate: float, new_tokens: int, seed: int) -> Result:
     """Generate the script's text with `verify` and chains so often right; token ids become text as they always do."""
-    decoder, script = model.decoder("verify"), Script()
+    decoder, script = model.decoder("verify"), ForcedScript()
     proposer = ForcedProposer(decoder, script, chain, rate, seed)
     run = Run(decoder, Plan.make("verify", chain, 0.0), prompt, script, new_tokens, proposer=proposer)
     generation = Generation(run, model.tokenizer, "no")

@@ -11,7 +11,7 @@ from recycle_onnx.machine import bandwidth, processor, processors
 
 
 @dataclass(frozen=True)
-class Machine:
+class BenchMachine:
     """Processor, processors this process may use, ONNX Runtime, and GB/s read with all of them at once."""
 
     cpu: str
@@ -20,10 +20,10 @@ class Machine:
     read_bandwidth_gb_s: float
 
 
-def describe() -> Machine:
+def describe() -> BenchMachine:
     """Describe this machine; measures its read bandwidth for about a second."""
     threads = processors.allowed()
-    return Machine(processor.name(), threads, ort.__version__, bandwidth.measure(threads).all_threads_gb_s)
+    return BenchMachine(processor.name(), threads, ort.__version__, bandwidth.measure(threads).all_threads_gb_s)
 
 
 def peak_rss_bytes() -> int | None:

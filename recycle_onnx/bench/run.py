@@ -198,7 +198,7 @@ def advice(results: Sequence[Timed]) -> str:
     return f"{best.strategy} is {best.measured_speedup:.2f}x full; {what}"
 
 
-def to_json(results: Sequence[Measurement], described: machine.Machine) -> dict[str, object]:
+def to_json(results: Sequence[Measurement], described: machine.BenchMachine) -> dict[str, object]:
     """Machine, results and verdict as plain values."""
     return {
         "machine": asdict(described),

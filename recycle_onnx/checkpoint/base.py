@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from recycle_onnx.limits import MOST
+from recycle_onnx.limits import LEAST, MOST
 
 Shapes = dict[str, tuple[int, ...]]
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
@@ -111,8 +111,8 @@ class BaseConfig:
     def contradiction(self) -> str | None:
         """What is impossible about these numbers, if anything."""
         for name in SIZES:
-            if getattr(self, name) < 1:
-                return f"{name} is {getattr(self, name)}; expected at least 1"
+            if getattr(self, name) < (least := LEAST.get(name, 1)):
+                return f"{name} is {getattr(self, name)}; expected at least {least}"
             if getattr(self, name) > MOST[name]:
                 return f"{name} is {getattr(self, name)}; expected at most {MOST[name]}"
         if self.num_heads % self.num_kv_heads:

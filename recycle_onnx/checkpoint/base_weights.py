@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
-from recycle_onnx.checkpoint.families.family import Family, Stored
+from recycle_onnx.checkpoint.families.family import Family, StoredMatrix
 from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.checkpoint.weights import ALL, Weights
 
@@ -121,7 +121,7 @@ def stored_shapes(base: BaseConfig, family: Family, found: set[str]) -> Shapes:
     return _stored_shapes(shapes, {name: names.place(name) for name in shapes})
 
 
-def _stored_shapes(neutral: Shapes, places: Mapping[str, tuple[str, Stored]]) -> Shapes:
+def _stored_shapes(neutral: Shapes, places: Mapping[str, tuple[str, StoredMatrix]]) -> Shapes:
     shapes: Shapes = {}
     for source, how in places.values():
         suffix = source.rpartition(".")[2]
@@ -135,26 +135,26 @@ class _Names:
     """Where a family's files have the neutral tensors."""
 
     def __init__(self, family: Family, found: set[str]) -> None:
-        self._stored: dict[str, tuple[str, Stored]] = {}
+        self._stored: dict[str, tuple[str, StoredMatrix]] = {}
         for pattern, what in family.tensors.items():
-            stored = what if isinstance(what, Stored) else Stored((what,))
+            stored = what if isinstance(what, StoredMatrix) else StoredMatrix((what,))
             self._stored |= dict.fromkeys(stored.parts, (pattern, stored))
         anchors = [self._stored.get(module, (module,))[0] for module in (EMBEDDING, "norm")]
         fits = (trunk for anchor in anchors for trunk in family.trunk if f"{trunk}{anchor}.weight" in found)
         self._trunk, self._head = next(fits, family.trunk[0]), family.head
 
-    def place(self, name: str) -> tuple[str, Stored]:
+    def place(self, name: str) -> tuple[str, StoredMatrix]:
         """Source name of a neutral tensor, and what that holds (neutral names without weight or bias)."""
         module, _, suffix = name.rpartition(".")
         if not module.startswith(TRUNK):
-            return f"{self._head}.{suffix}", Stored((module,))
+            return f"{self._head}.{suffix}", StoredMatrix((module,))
         module = module.removeprefix(TRUNK)
         number = NUMBER.search(module)
         layer = number.group() if number else ""
         general = NUMBER.sub("{}", module)
-        pattern, how = self._stored.get(general, (general, Stored((general,))))
+        pattern, how = self._stored.get(general, (general, StoredMatrix((general,))))
         parts = tuple(TRUNK + part.format(layer) for part in how.parts)
-        return f"{self._trunk}{pattern.format(layer)}.{suffix}", Stored(parts, how.transposed, how.by_head)
+        return f"{self._trunk}{pattern.format(layer)}.{suffix}", StoredMatrix(parts, how.transposed, how.by_head)
 
 
 def _differ(weights: Weights, first: str, second: str) -> bool:
@@ -168,7 +168,7 @@ def _differ(weights: Weights, first: str, second: str) -> bool:
     return not all(np.array_equal(weights.float32(first, part), weights.float32(second, part)) for part in parts)
 
 
-def _unpack(array: Array, how: Stored, rows: list[int], index: int, heads: int) -> Array:
+def _unpack(array: Array, how: StoredMatrix, rows: list[int], index: int, heads: int) -> Array:
     if how.transposed:
         array = array.T
     if how.by_head:
@@ -178,7 +178,7 @@ def _unpack(array: Array, how: Stored, rows: list[int], index: int, heads: int) 
     return array[start : start + rows[index]]
 
 
-def _pack(parts: list[Array], how: Stored, heads: int) -> Array:
+def _pack(parts: list[Array], how: StoredMatrix, heads: int) -> Array:
     if how.by_head:
         shape = parts[0].shape
         stacked = np.stack([part.reshape(heads, -1, *shape[1:]) for part in parts], axis=1)

@@ -12,14 +12,14 @@ from recycle_onnx.cli.report import echo, shown
 from recycle_onnx.doctor.bundle import BundleReport
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.needs import gigabytes
-from recycle_onnx.doctor.report import Report
+from recycle_onnx.doctor.report import DoctorReport
 from recycle_onnx.machine.processors import Processors
 
 Rows = list[tuple[str, str]]
 STYLES = {"broken": "bold red", "advice": "yellow"}
 
 
-def show(found: Report) -> None:
+def show(found: DoctorReport) -> None:
     """Print all sections, and what to change at the end."""
     console = Console()
     for title, rows in _sections(found):
@@ -46,7 +46,7 @@ def _show_findings(console: Console, findings: list[Finding]) -> None:
             console.print(label + shown(text), soft_wrap=True)
 
 
-def _sections(found: Report) -> Iterator[tuple[str, Rows]]:
+def _sections(found: DoctorReport) -> Iterator[tuple[str, Rows]]:
     yield "versions", _versions(found)
     yield "machine", _machine(found)
     yield "providers", [_provider(found, index) for index in range(len(found.providers))]
@@ -54,7 +54,7 @@ def _sections(found: Report) -> Iterator[tuple[str, Rows]]:
         yield f"bundle {found.bundle.folder}", list(_bundle(found.bundle))
 
 
-def _versions(found: Report) -> Rows:
+def _versions(found: DoctorReport) -> Rows:
     versions = found.versions
     packages = ", ".join(f"{name} {version}" for name, version in versions.onnxruntime_packages.items())
     return [
@@ -67,7 +67,7 @@ def _versions(found: Report) -> Rows:
     ]
 
 
-def _machine(found: Report) -> Rows:
+def _machine(found: DoctorReport) -> Rows:
     machine, speed, memory = found.machine, found.bandwidth, found.machine.memory
     free = "unknown" if memory.free_bytes is None else gigabytes(memory.free_bytes)
     most = "unknown" if memory.most_bytes is None else gigabytes(memory.most_bytes)
@@ -89,7 +89,7 @@ def _cores(found: Processors) -> str:
     return f"{physical} physical, {found.logical} logical, {found.allowed} allowed{quota}"
 
 
-def _provider(found: Report, index: int) -> tuple[str, str]:
+def _provider(found: DoctorReport, index: int) -> tuple[str, str]:
     provider = found.providers[index]
     if provider.why_not:
         return provider.name, provider.why_not.removeprefix(f"provider {provider.name!r} ")

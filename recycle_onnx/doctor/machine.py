@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.machine import cgroup, instructions, memory, processor, processors
-from recycle_onnx.machine.memory import Memory
+from recycle_onnx.machine.memory import SystemMemory
 from recycle_onnx.machine.processors import Processors
 
 
@@ -18,7 +18,7 @@ class Machine:
     processor: str
     instructions: list[str]
     processors: Processors
-    memory: Memory
+    memory: SystemMemory
 
     @property
     def training_precision(self) -> str:

@@ -9,7 +9,7 @@ from recycle_onnx.bundle import Manifest
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.machine.bandwidth import Bandwidth
-from recycle_onnx.machine.memory import Memory
+from recycle_onnx.machine.memory import SystemMemory
 
 BITS = {"int4": 4.6, "int8": 8.6, "fp16": 16.0, "fp32": 32.0}
 """Of a weight in the embedding, scales included."""
@@ -54,7 +54,7 @@ def full_step_bytes(manifest: Manifest) -> int:
     return weights - int(base["vocab_size"] * base["hidden_size"] * BITS.get(manifest.precision, 32) / 8)
 
 
-def findings(found: Needs, memory: Memory) -> Iterator[Finding]:
+def findings(found: Needs, memory: SystemMemory) -> Iterator[Finding]:
     """Weights, or weights and caches, that do not fit."""
     most, free = memory.most_bytes, memory.free_bytes
     if most is None or free is None:

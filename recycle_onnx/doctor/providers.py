@@ -17,7 +17,7 @@ COMPUTE = ("MatMul", "MatMulNBits", "FusedMatMul", "Gemm", "Attention", "GroupQu
 
 
 @dataclass(frozen=True)
-class Provider:
+class ProviderState:
     """A provider by our name and ONNX Runtime's; `why_not` says why it cannot be used and what brings it, or is None.
 
     `tested` says how far we have seen it ourselves.
@@ -31,10 +31,10 @@ class Provider:
     tested: str
 
 
-def find() -> list[Provider]:
+def find() -> list[ProviderState]:
     """All that we know, whether they are here or not."""
     return [
-        Provider(p.name, p.ort_name, providers.why_missing(p), p.package, p.flavours, p.tested)
+        ProviderState(p.name, p.ort_name, providers.why_missing(p), p.package, p.flavours, p.tested)
         for p in PROVIDERS.values()
     ]
 

@@ -14,7 +14,7 @@ from recycle_onnx.doctor import machine, providers, telemetry, versions
 from recycle_onnx.doctor.bundle import BundleReport, How
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.machine import Machine
-from recycle_onnx.doctor.providers import Provider
+from recycle_onnx.doctor.providers import ProviderState
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
 from recycle_onnx.machine import bandwidth
@@ -25,7 +25,7 @@ from recycle_onnx.runtime.ort.sessions import check_threads
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """All that was found; `findings` say what is wrong and what to do, those that are `broken` first.
 
     `provider` is the one that suits the bundle best, or without a bundle this machine.
@@ -34,7 +34,7 @@ class Report:
     versions: Versions
     machine: Machine
     bandwidth: Bandwidth
-    providers: list[Provider]
+    providers: list[ProviderState]
     provider: str
     telemetry: Telemetry
     bundle: BundleReport | None
@@ -64,7 +64,7 @@ def examine(
     threads: int | None = None,
     session_config: Mapping[str, str] | None = None,
     progress: Progress = silent,
-) -> Report:
+) -> DoctorReport:
     """Examine this machine for about a second, and with a bundle for some five seconds more.
 
     Args:
@@ -107,4 +107,4 @@ def examine(
     ]
     findings.sort(key=lambda finding: finding.level != "broken")
     chosen = examined.provider if examined else names[0]
-    return Report(installed, found, speed, providers.find(), chosen, sends, examined, findings)
+    return DoctorReport(installed, found, speed, providers.find(), chosen, sends, examined, findings)

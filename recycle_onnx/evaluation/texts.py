@@ -18,7 +18,7 @@ class Piece(NamedTuple):
 
 
 def pieces(model: RecycleModel, document: str) -> Iterator[Piece]:
-    """A document whole; a long one in pieces that overlap by half, so that every token has some context."""
+    """Yield a document whole; a long one in pieces that overlap by half, so that every token has some context."""
     ids = model.encode(document)
     size = min(LONGEST, model.bundle.manifest.context_length)
     yield Piece(ids[:size], 1)

@@ -18,7 +18,7 @@ from recycle_onnx.export.half_precision import rounded, to_half_precision
 from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
-from recycle_onnx.export.source_blocks import Kept, Part, parts_of
+from recycle_onnx.export.source_blocks import Kept, QuantizedRows, parts_of
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 """Of these, MatMul has its weight as [K, N], the others as [N, K]."""
@@ -29,7 +29,7 @@ Made = Mapping[str, Sequence[tuple[Blocks, Quantization]]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class QuantizedMatrix:
     """A quantized matrix [N, K] in a data file, as a flavour lays it out, and how it was made.
 
     Where `width` is more than the weight's own K, the columns behind multiply the sums of x over its blocks.
@@ -68,7 +68,7 @@ class GraphQuantizer(Rewriter):
         """`made` are the matrices that are quantized already, by name, and `vectors` other values of vectors."""
         super().__init__(report)
         self.how, self.made, self.vectors, self.kept = how, made, vectors, Kept()
-        self._quantized: dict[LazyWeight, list[Stored]] = {}
+        self._quantized: dict[LazyWeight, list[QuantizedMatrix]] = {}
         self._with_sums: dict[ir.Value, ir.Value] = {}
 
     @abstractmethod
@@ -76,15 +76,15 @@ class GraphQuantizer(Rewriter):
         """Let runs on one token of `graph` round as runs on several do, on a CPU."""
 
     @abstractmethod
-    def lay_out(self, name: str, part: Part, writer: ExternalDataWriter) -> Stored:
+    def lay_out(self, name: str, part: QuantizedRows, writer: ExternalDataWriter) -> QuantizedMatrix:
         """Write the blocks of one matrix."""
 
     @abstractmethod
-    def product(self, x: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
+    def product(self, x: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
         """Nodes that give x [..., K] times the matrix's rows."""
 
     @abstractmethod
-    def gather(self, ids: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
+    def gather(self, ids: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
         """Nodes that give the matrix's rows `ids`."""
 
     def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
@@ -124,7 +124,9 @@ class GraphQuantizer(Rewriter):
             self._stored[weight] = writer.write(name, [self.convert(name, self.vectors[name])])
         return super()._store(weight, writer)
 
-    def _products(self, x: ir.Value, stored: Sequence[Stored], width: int, graph: ir.Graph) -> Sequence[ir.Node]:
+    def _products(
+        self, x: ir.Value, stored: Sequence[QuantizedMatrix], width: int, graph: ir.Graph
+    ) -> Sequence[ir.Node]:
         """The product with each part of a matrix of `width` columns, side by side."""
         nodes: list[ir.Node] = []
         products: list[ir.Value] = []
@@ -154,7 +156,7 @@ class GraphQuantizer(Rewriter):
 
     def _quantize(
         self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool, table: bool
-    ) -> list[Stored]:
+    ) -> list[QuantizedMatrix]:
         """Store a weight as a quantized [N, K], or find it; nothing where it stays as it is. `transposed`: [K, N].
 
         (Several parts where not all rows have as many bits.)
@@ -174,16 +176,16 @@ class GraphQuantizer(Rewriter):
 
     def _parts(
         self, weight: LazyWeight, how: Quantization, width: int, *, transposed: bool, table: bool
-    ) -> Sequence[Part]:
+    ) -> Sequence[QuantizedRows]:
         """The blocks of a weight: made before, as its file has them, or by rounding."""
         name = str(weight.name)
         if name in self.made:
-            return [Part(*made, width) for made in self.made[name]]
+            return [QuantizedRows(*made, width) for made in self.made[name]]
         if self.how.method == SOURCE and weight.integers is not None:
             fewest = 8 if any(part in name for part in self.eight_bits) else self.how.bits
             return parts_of(weight.integers(), replace(self.how, bits=fewest), table=table, kept=self.kept)
         pieces = [quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)]
-        return [Part(join(pieces, how), how, width)]
+        return [QuantizedRows(join(pieces, how), how, width)]
 
 
 def _width(value: ir.Value | None, *, transposed: bool) -> int:

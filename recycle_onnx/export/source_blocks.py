@@ -32,7 +32,7 @@ NEAR = 0.01
 0.18 %; minima far from 0, for which 4 bits are too few, go to 8."""
 
 
-class Part(NamedTuple):
+class QuantizedRows(NamedTuple):
     """Rows of a matrix that are stored together; `columns` are the matrix's own, or more with those of the sums."""
 
     blocks: Blocks
@@ -84,7 +84,7 @@ def _share(weights: BaseWeights, bits: int) -> float:
     return sizes[True] / sum(sizes.values())
 
 
-def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[Part]:
+def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[QuantizedRows]:
     """The matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
 
     A `table`, whose rows are looked up, has no columns for sums.
@@ -92,21 +92,21 @@ def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept
     stored = _stored(pieces, how, table, kept)
     parts = []
     for (own, columns), run in groupby(stored, lambda part: (part.how, part.columns)):
-        parts.append(Part(join([part.blocks for part in run], own), own, columns))
+        parts.append(QuantizedRows(join([part.blocks for part in run], own), own, columns))
     return parts
 
 
-def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[Part]:
+def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[QuantizedRows]:
     for piece in pieces:
         bits = 4 if piece.levels <= 16 and how.bits == 4 else 8
         if piece.minima is None:
             kept.exact[piece.kind] = kept.exact.get(piece.kind, 0) + piece.codes.size
-            yield Part(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
+            yield QuantizedRows(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
         else:
             yield _near(piece, how, sums=bits == 4 and not table, kept=kept)
 
 
-def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Part:
+def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> QuantizedRows:
     """Blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
     values, columns = piece.values(), piece.codes.shape[1]
     energy = _squares(values)
@@ -114,7 +114,7 @@ def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Part
         part = _with_sums(piece, _as_stored(piece, 4, how))
         error = _squares(meant(part, columns) - values)
     if not sums or error > NEAR**2 * energy:
-        part = Part(_finer(piece), _as_stored(piece, 8, how), columns)
+        part = QuantizedRows(_finer(piece), _as_stored(piece, 8, how), columns)
         error = _squares(meant(part, columns) - values)
     kept.near[piece.kind] = kept.near.get(piece.kind, 0) + piece.codes.size
     kept.error += error
@@ -131,7 +131,7 @@ def _squares(values: Floats) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def meant(part: Part, columns: int) -> Floats:
+def meant(part: QuantizedRows, columns: int) -> Floats:
     """The matrix [N, columns] that a part stands for, its sums' columns spread over their blocks."""
     whole = dequantize(part.blocks, part.how)
     own, sums = whole[:, :columns], whole[:, columns : part.columns]
@@ -146,7 +146,7 @@ def _symmetric(piece: Integers, bits: int) -> Blocks:
     return Blocks(_packed(piece.codes + shift, piece.block_size, bits), piece.scales, None)
 
 
-def _with_sums(piece: Integers, how: Quantization) -> Part:
+def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
     """4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
     scales, minima, codes = _without_flat(piece)
     zeros = np.clip(np.rint(-minima / scales), 0, 15)
@@ -162,7 +162,7 @@ def _with_sums(piece: Integers, how: Quantization) -> Part:
         np.concatenate([scales, sums.scales], axis=1),
         pack(all_zeros, 4),
     )
-    return Part(blocks, how, codes.shape[1] + left.shape[1])
+    return QuantizedRows(blocks, how, codes.shape[1] + left.shape[1])
 
 
 def _finer(piece: Integers) -> Blocks:

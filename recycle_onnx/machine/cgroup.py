@@ -13,7 +13,7 @@ UNLIMITED = 1 << 60
 
 
 @dataclass(frozen=True)
-class Limits:
+class CgroupLimits:
     """Most bytes of memory and how many are left of them, and processors' worth of time; None where unlimited."""
 
     memory_bytes: int | None = None
@@ -21,14 +21,14 @@ class Limits:
     processors: float | None = None
 
 
-def limits(own_groups: Path = OWN_GROUPS, mount: Path = MOUNT) -> Limits:
+def limits(own_groups: Path = OWN_GROUPS, mount: Path = MOUNT) -> CgroupLimits:
     """The tightest limits of this process's groups and of those around them."""
     if not own_groups.exists():
-        return Limits()
+        return CgroupLimits()
     folders = list(_folders(own_groups.read_text(encoding="utf-8"), mount))
     memory = [found for folder in folders if (found := _memory(folder))]
     quotas = [quota for folder in folders if (quota := _quota(folder)) is not None]
-    return Limits(
+    return CgroupLimits(
         min((limit for limit, _ in memory), default=None),
         min((max(0, limit - used) for limit, used in memory), default=None),
         min(quotas, default=None),

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from math import floor
 
-from recycle_onnx.machine.cgroup import Limits
+from recycle_onnx.machine.cgroup import CgroupLimits
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Processors:
         return threads or self.physical or self.allowed
 
 
-def find(limits: Limits) -> Processors:
+def find(limits: CgroupLimits) -> Processors:
     """Ask the platform."""
     import psutil  # here: to load a bundle and generate needs none of it
 

@@ -43,7 +43,7 @@ LOG_LINE = 300
 
 
 @dataclass(frozen=True)
-class Memory:
+class TrainingMemory:
     """Bytes of one process. `activations` are kept for the gradient, `logits` are those of one part of a batch with
     what their loss needs at once. `measured_peak` is None where no step was run.
     """
@@ -72,7 +72,7 @@ class Disk:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class TrainingEstimate:
     """Tokens of the text and of the budget, steps, hours (None where a step does not fit into memory), bytes.
 
     `hours` are all of it: those in which the base writes its own text, in which it reads other text into the cache,
@@ -92,7 +92,7 @@ class Estimate:
     hours: float | None
     precision: Precision
     product_speeds: dict[Precision, float]
-    memory: Memory
+    memory: TrainingMemory
     free_memory: int
     disk: Disk
 
@@ -104,7 +104,7 @@ def estimate(
     *,
     held_out: list[Path] | None = None,
     notice: Callable[[str], None] = lambda _: None,
-) -> Estimate:
+) -> TrainingEstimate:
     """Say what `train` would take with these arguments; nothing is written but the cache of token ids.
 
     Times are those of real work in memory: a step, windows that the base reads, tokens that it writes.
@@ -131,13 +131,15 @@ class _Times(NamedTuple):
     reading: float
 
 
-def _estimate(setup: Setup, options: TrainingOptions, times: _Times | None, memory: Memory, free: int) -> Estimate:
+def _estimate(
+    setup: Setup, options: TrainingOptions, times: _Times | None, memory: TrainingMemory, free: int
+) -> TrainingEstimate:
     text = setup.train.windows.size
     seconds = times and times.step
     steps = _steps(options, seconds)
     tokens = None if steps is None else steps * options.batch_size * options.sequence_length
     before = (times.writing, times.reading) if times else (0.0, 0.0)
-    return Estimate(
+    return TrainingEstimate(
         device=str(setup.processes.device),
         processes=setup.processes.count,
         text_tokens=text,
@@ -219,7 +221,7 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
     return time.perf_counter() - began, result
 
 
-def _memory(setup: Setup, stepper: Stepper) -> Memory:
+def _memory(setup: Setup, stepper: Stepper) -> TrainingMemory:
     """Computed, before any of it is used."""
     options = setup.options
     model = _bytes(setup.model.parameters()) + _bytes(setup.model.buffers())
@@ -230,7 +232,7 @@ def _memory(setup: Setup, stepper: Stepper) -> Memory:
     activations = one + (windows - 1) * max(both - one, 0)
     logits = _logits(setup, windows * options.sequence_length)
     total = model + trained + stepper.moments + activations + logits
-    return Memory(model, trained, stepper.moments, activations, logits, total, None)
+    return TrainingMemory(model, trained, stepper.moments, activations, logits, total, None)
 
 
 def _logits(setup: Setup, rows: int) -> int:

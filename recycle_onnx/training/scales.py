@@ -46,8 +46,6 @@ HELD_OUT = 12
 """One window in so many is measured on, not learnt from."""
 WORK_A_TOKEN = 8
 """Operations of a step for each parameter: two forwards, four backwards, and what the products do not count."""
-LONGEST = 30 * 60.0
-"""Seconds of steps beyond which a model is not tuned."""
 STAGE = "tuning scales"
 
 
@@ -71,10 +69,8 @@ def tune(
         report(text, 0, 0)
 
     precision = best_precision(DEVICE, lambda _: None)
-    seconds = _seconds(model, windows.shape[1], precision)
-    if seconds > LONGEST:
-        notice(f"scales are not tuned: that would take some {seconds / 60:.0f} minutes here")
-        return None
+    minutes = _seconds(model, windows.shape[1], precision) / 60
+    notice(f"tuning scales will take some {minutes:.0f} minutes here, besides writing and reading the text")
     base = load_base(model.base, model.weights, TYPES[precision])
     texts = _texts(model, base, windows.astype(np.uint32), report, write=write)
     targets = CachedTargets(base, model.digest, texts, _cache_bytes())
@@ -83,7 +79,7 @@ def tune(
     tuned = tuning.run(report)
     if tuned.after < tuned.before:
         return tuned
-    notice("scales stay as they were: tuning them did no good on held-out text")
+    notice("scales stay as they were, for tuning them did no good on held-out text")
     return None
 
 

@@ -19,7 +19,7 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.structured import JsonSchema
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.trial import Trials, is_small_and_plain
-from tests.helpers import endless_loop
+from tests.helpers import hostile_graphs
 from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
 from tests.serve.test_crowds import sent
@@ -44,7 +44,7 @@ def ask_for(schema: dict[str, Any], **fields: Any) -> bytes:
 
 @pytest.fixture(scope="module")
 def hung_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecycleModel]:
-    bundle = endless_loop.write(tiny_bundle, tmp_path_factory.mktemp("hung") / "bundle")
+    bundle = hostile_graphs.write_endless(tiny_bundle, tmp_path_factory.mktemp("hung") / "bundle")
     with recycle_onnx.load(bundle, threads=1) as model:
         yield model
 

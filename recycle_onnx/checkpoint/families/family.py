@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredMatrix:
     """A matrix (and its bias) of the files that holds neutral ones: `parts`, one after the other in its rows.
 
     `transposed`: the file has [in, out]. `by_head`: the parts alternate, a head of each.
@@ -56,7 +56,7 @@ class Family:
 
     model_types: tuple[str, ...]
     describe: Callable[[Config], BaseConfig]
-    tensors: Mapping[str, str | Stored] = field(default_factory=dict)
+    tensors: Mapping[str, str | StoredMatrix] = field(default_factory=dict)
     trunk: tuple[str, ...] = ("model.", "")
     head: str = "lm_head"
     genai_type: str = "decoder"

@@ -13,7 +13,7 @@ from recycle_onnx.checkpoint.families.family import (
     UP,
     VALUE,
     Family,
-    Stored,
+    StoredMatrix,
     decoder,
     head_size,
 )  # fmt: skip
@@ -29,6 +29,6 @@ def describe(config: Config) -> BaseConfig:
 FAMILY = Family(
     ("phi3",),
     describe,
-    {f"{ATTENTION}.qkv_proj": Stored((QUERY, KEY, VALUE)), f"{MLP}.gate_up_proj": Stored((GATE, UP))},
+    {f"{ATTENTION}.qkv_proj": StoredMatrix((QUERY, KEY, VALUE)), f"{MLP}.gate_up_proj": StoredMatrix((GATE, UP))},
     genai_type="phi3",
 )

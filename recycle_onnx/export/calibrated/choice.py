@@ -10,7 +10,7 @@ from recycle_onnx.export.block_quantizer import Quantization
 
 
 @dataclass(frozen=True)
-class Part:
+class RowGroup:
     """Rows of a matrix that are stored together: how many values, and the `damage` of storing them in 4 bits.
 
     The damage is the divergence (nats a token) from float32 of a model in which nothing else is rounded.
@@ -40,7 +40,7 @@ def check_budget(budget: float, least: float) -> None:
         )
 
 
-def choose(parts: Sequence[Part], four: Sequence[float], eight: Sequence[float], budget: float) -> list[bool]:
+def choose(parts: Sequence[RowGroup], four: Sequence[float], eight: Sequence[float], budget: float) -> list[bool]:
     """Whether each part gets 8 bits; `four` and `eight` are what its values take in either.
 
     The worst damage for a bit comes first, as long as the mean stays within `budget`.

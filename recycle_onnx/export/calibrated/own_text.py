@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP
 from recycle_onnx.export.report import Report
+from recycle_onnx.runtime.ort.native import run
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
 
@@ -72,6 +73,6 @@ class _Model:
         self._binding.bind_cpu_input(INPUT_IDS, np.ascontiguousarray(ids))
         self._binding.bind_cpu_input(ATTENTION_MASK, self._mask)
         self._binding.bind_output(LOGITS)
-        self._session.run_with_iobinding(self._binding)
+        run(self._session, self._binding)
         logits: NDArray[np.float32] = self._binding.get_outputs()[-1].numpy()[:, -1]
         return logits

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, dequantize
-from recycle_onnx.export.calibrated.choice import Part
+from recycle_onnx.export.calibrated.choice import RowGroup
 from recycle_onnx.export.calibrated.gptq import quantize_by_moments
 from recycle_onnx.export.calibrated.segments import Floats, Product, Segment, State, cut
 from recycle_onnx.export.calibrated.unfinished import Position, Rounded, Unfinished
@@ -104,14 +104,14 @@ class Sweep:
             totals = {x: totals[x] + found if totals else found for x, found in moments.items()}
         return after, {x: total / np.float32(self.windows.size) for x, total in totals.items()}
 
-    def _round(self, product: Product, matrix: Floats, moments: Floats) -> list[tuple[Part, Blocks, Quantization]]:
+    def _round(self, product: Product, matrix: Floats, moments: Floats) -> list[tuple[RowGroup, Blocks, Quantization]]:
         """The parts of one matrix."""
         how = self.how.for_matrix(product.weight, matrix.shape[1])
         if how is None or how.bits != self.how.bits:
             return []
         blocks = quantize_by_moments(matrix, moments, how)
         return [
-            (Part(product.weight, rows, (rows[1] - rows[0]) * matrix.shape[1], 0.0), _rows(blocks, rows), how)
+            (RowGroup(product.weight, rows, (rows[1] - rows[0]) * matrix.shape[1], 0.0), _rows(blocks, rows), how)
             for rows in parts_of(product.weight, len(matrix), self.bundle)
         ]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.export.block_quantizer import Blocks, Quantization
-from recycle_onnx.export.calibrated.choice import Part
+from recycle_onnx.export.calibrated.choice import RowGroup
 from recycle_onnx.export.calibrated.segments import State
 from recycle_onnx.files import temporary_sibling
 
@@ -24,7 +24,7 @@ SECONDS_BETWEEN = 120.0
 class Rounded(NamedTuple):
     """Parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
 
-    parts: list[Part]
+    parts: list[RowGroup]
     blocks: list[Blocks]
     hows: list[Quantization]
 
@@ -108,7 +108,7 @@ def _position(arrays: Any) -> Position:
     def blocks(number: int) -> Blocks:
         return Blocks(*(arrays.get(f"blocks.{number}.{name}") for name in Blocks._fields))
 
-    parts = [Part(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
+    parts = [RowGroup(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
     hows = [Quantization(**{**how, "keep": tuple(how["keep"])}) for how in described["hows"]]
     rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows)
     return Position(described["layers"], rounded, states("states"), states("probes"))

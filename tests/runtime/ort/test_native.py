@@ -15,7 +15,7 @@ import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.ort.native import Interrupt, Interrupted
-from tests.helpers import endless_loop
+from tests.helpers import hostile_graphs
 from tests.helpers.patience import PATIENCE
 
 PROGRAM = """
@@ -54,7 +54,7 @@ time.sleep(0.1)
 
 @pytest.fixture(scope="module")
 def endless_loop_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return endless_loop.write(tiny_bundle, tmp_path_factory.mktemp("loop") / "bundle")
+    return hostile_graphs.write_endless(tiny_bundle, tmp_path_factory.mktemp("loop") / "bundle")
 
 
 def test_a_run_without_an_end_is_interrupted(endless_loop_bundle: Path) -> None:
@@ -66,6 +66,14 @@ def test_a_run_without_an_end_is_interrupted(endless_loop_bundle: Path) -> None:
         with interrupt.of_this_thread(), pytest.raises(Interrupted):
             next(generation)
         assert 0.1 < time.monotonic() - started < PATIENCE
+
+
+def test_a_graph_that_fails_is_told_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
+    with recycle_onnx.load(hostile_graphs.write_failing(tiny_bundle, tmp_path / "bundle"), threads=1) as model:
+        with pytest.raises(RecycleError, match=r"ONNX Runtime cannot run the graph .*Gather") as error:
+            model.generate("the cat")
+        assert "\n" not in str(error.value)
+        assert error.value.__cause__ is not None
 
 
 def test_no_run_begins_once_its_thread_was_interrupted(tiny_bundle: Path) -> None:

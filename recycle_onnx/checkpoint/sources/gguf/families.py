@@ -36,7 +36,7 @@ LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """One of llama.cpp's architectures."""
 
     model_type: str
@@ -103,17 +103,17 @@ def _gemma3(keys: Keys, config: Config) -> Config:
 
 
 FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", LAYER, rotated_pairs=True, more=_llama),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", LAYER, biases=("attn_q", "attn_k", "attn_v"), more=_qwen2),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", LAYER | HEAD_NORMS, more=_qwen3),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", LAYER | GEMMA_NORMS, norm_offset=1.0, more=_gemma2),
-    "gemma3": Family(
+    "llama": Architecture("llama", "LlamaForCausalLM", LAYER, rotated_pairs=True, more=_llama),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LAYER, biases=("attn_q", "attn_k", "attn_v"), more=_qwen2),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LAYER | HEAD_NORMS, more=_qwen3),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", LAYER | GEMMA_NORMS, norm_offset=1.0, more=_gemma2),
+    "gemma3": Architecture(
         "gemma3_text", "Gemma3ForCausalLM", LAYER | HEAD_NORMS | GEMMA_NORMS, norm_offset=1.0, more=_gemma3
     ),
 }
 
 
-def family_of(keys: Keys) -> Family:
+def family_of(keys: Keys) -> Architecture:
     """The file's family.
 
     Raises:
@@ -128,7 +128,7 @@ def family_of(keys: Keys) -> Family:
     return FAMILIES[keys.architecture]
 
 
-def config_of(keys: Keys, family: Family) -> Config:
+def config_of(keys: Keys, family: Architecture) -> Config:
     """`config.json`, special tokens and types left out.
 
     Raises:

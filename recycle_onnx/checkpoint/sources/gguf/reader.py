@@ -36,7 +36,7 @@ MOST_TENSORS = 1 << 17
 
 
 @dataclass(frozen=True)
-class Tensor:
+class TensorInfo:
     """Where a tensor lies; `shape` is in numpy's order, rows first."""
 
     name: str
@@ -73,7 +73,7 @@ class GgufFile:
         for kind in {tensor.type for tensor in self.tensors.values()}:
             self._refuse_undecodable(kind)
 
-    def _read(self, data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(self, data: NDArray[np.uint8]) -> tuple[dict[str, Any], dict[str, TensorInfo]]:
         cursor = _Cursor(data.data, AFTER_MAGIC)
         number = cursor.number("I")
         if number not in VERSIONS:
@@ -100,7 +100,7 @@ class GgufFile:
 
     def _place(
         self, size: int, start: int, alignment: int, name: str, shape: tuple[int, ...], kind: int, offset: int
-    ) -> Tensor:
+    ) -> TensorInfo:
         try:
             type_ = GGMLQuantizationType(kind)
         except ValueError as error:
@@ -119,7 +119,7 @@ class GgufFile:
         if start + offset + count > size:
             missing = start + offset + count - size
             raise TruncatedError(f"{name} ends {missing:,} bytes after the file's end")
-        return Tensor(name, shape, type_.name, start + offset, count)
+        return TensorInfo(name, shape, type_.name, start + offset, count)
 
     def _refuse_undecodable(self, kind: str) -> None:
         _, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind]]
@@ -133,7 +133,7 @@ class GgufFile:
                 "expected F32, F16, BF16, Q8_0, Q4_0, Q4_K and the like"
             ) from error
 
-    def raw(self, tensor: Tensor) -> NDArray[np.uint8]:
+    def raw(self, tensor: TensorInfo) -> NDArray[np.uint8]:
         """A tensor's bytes as [rows, bytes a row]; blocks never reach over a row's end.
 
         The file is mapped as long as the array lives: mapped pages count as this process's memory.
@@ -147,7 +147,7 @@ class GgufFile:
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
 
-def _check_apart(tensors: Iterable[Tensor]) -> None:
+def _check_apart(tensors: Iterable[TensorInfo]) -> None:
     """Refuse tensors that lie upon each other: a small file could claim any number of large ones."""
     for first, second in pairwise(sorted(tensors, key=lambda tensor: tensor.offset)):
         if first.offset + first.bytes > second.offset:

@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.checkpoint.sources.gguf.families import LAYER, OUTER, Family
-from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, Tensor, decode
+from recycle_onnx.checkpoint.sources.gguf.families import LAYER, OUTER, Architecture
+from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, TensorInfo, decode
 from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 
@@ -29,7 +29,7 @@ class Renamed:
     """A tensor, its name in transformers, and what undoes llama.cpp's changes to it."""
 
     name: str
-    tensor: Tensor
+    tensor: TensorInfo
     rows: NDArray[np.intp] | None = None
     offset: float = 0.0
 
@@ -49,7 +49,7 @@ class Renamed:
         return int(prod(self.tensor.shape) * ITEM_SIZES[self.type])
 
 
-def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renamed]:
+def rename(file: GgufFile, family: Architecture, config: dict[str, Any]) -> list[Renamed]:
     """Every tensor of the file under its new name.
 
     Raises:
@@ -66,7 +66,7 @@ def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renam
     return [_renamed(file, family, config, file.tensors[old], new) for old, new in present.items()]
 
 
-def _names(family: Family, config: dict[str, Any]) -> dict[str, str]:
+def _names(family: Architecture, config: dict[str, Any]) -> dict[str, str]:
     """llama.cpp's names to transformers'."""
     biases = set(family.biases)
     if family.model_type == "llama":
@@ -81,7 +81,7 @@ def _names(family: Family, config: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _renamed(file: GgufFile, family: Family, config: dict[str, Any], tensor: Tensor, name: str) -> Renamed:
+def _renamed(file: GgufFile, family: Architecture, config: dict[str, Any], tensor: TensorInfo, name: str) -> Renamed:
     rows = None
     if len(tensor.shape) == 1 and tensor.type not in ITEM_SIZES:
         raise InputError(f"{file.path}: {tensor.name} is a vector in {tensor.type}; expected F32, F16 or BF16")
@@ -92,7 +92,7 @@ def _renamed(file: GgufFile, family: Family, config: dict[str, Any], tensor: Ten
     return Renamed(name, tensor, rows, family.norm_offset if name.endswith("norm.weight") else 0.0)
 
 
-def _halves_from_pairs(file: GgufFile, tensor: Tensor, heads: int, head_dim: int) -> NDArray[np.intp]:
+def _halves_from_pairs(file: GgufFile, tensor: TensorInfo, heads: int, head_dim: int) -> NDArray[np.intp]:
     """Which row of the file each row of transformers' q or k is."""
     if tensor.shape[0] != heads * head_dim:
         raise InputError(
