@@ -42,7 +42,7 @@ def test_an_application_keeps_its_own_way_with_sessions(sample_bundle: Path) -> 
 
 @pytest.mark.parametrize("threads", ["2", 1.0, True, -1])
 def test_threads_of_another_kind_are_refused(threads: Any, tiny_bundle: Path) -> None:
-    with pytest.raises(InputError, match="threads is .*; expected at least 1"):
+    with pytest.raises(InputError, match=r"threads is .*; expected at least 1"):
         recycle_onnx.load(tiny_bundle, threads=threads)
 
 
