@@ -167,9 +167,8 @@ def main() -> None:
     print(f"{len(vague_names(asked.root)):6} names that are {', '.join(sorted(VAGUE))}")
     print(f"{len(fragments(asked.root)):6} docstrings of functions that begin with no verb")
     print(f"{comments(asked.root):6.1f} comments in a hundred lines of code")
-    print(
-        f"{sum(len(sentence.split()) for sentence in sentences) / len(sentences):6.1f} words in a sentence of the documents"
-    )
+    words = sum(len(sentence.split()) for sentence in sentences)
+    print(f"{words / len(sentences):6.1f} words in a sentence of the documents")
 
 
 if __name__ == "__main__":
