@@ -127,7 +127,11 @@ def check_is_bundle(folder: Path) -> None:
     Raises:
         InputError: no folder, or no manifest in it.
     """
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError as error:  # a name that is too long, or a folder above that may not be looked into
+        raise InputError(f"{folder}: cannot read ({error.strerror})") from error
+    if not there:
         raise InputError(f"{folder}: no such folder; expected a bundle that `recycle-onnx export` wrote")
     if not (folder / MANIFEST).exists():
         raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")

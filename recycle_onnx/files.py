@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -57,7 +58,15 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone."""
+    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone.
+
+    Raises:
+        OSError: it cannot be written, or what is there is a device or a pipe, whose place a file would take.
+    """
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a name with a null byte")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "what is there is not a regular file")
     with temporary_file(path, private=private) as (temporary, file):
         file.writelines(pieces)
         file.close()

@@ -15,6 +15,7 @@ from recycle_onnx.cli.generate import DEFAULT_NEW_TOKENS
 from recycle_onnx.cli.report import as_json, progress
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.temporary import lock
+from recycle_onnx.untrusted import check_regular
 
 if TYPE_CHECKING:
     from recycle_onnx.batch import Answer
@@ -56,6 +57,7 @@ def batch(
     requests = read_requests(prompts)
     if output.exists() and not (resume or force):
         raise InputError(f"{output} exists; give another name, --resume to go on with it, or --force to replace it")
+    check_regular(output)
     if output.exists() and output.samefile(prompts):
         raise InputError(f"{output} is the file of the prompts; give another name")
     settings["threads"] = settings["threads"] or (1 if workers > 1 else None)
