@@ -180,7 +180,7 @@ def test_lines_that_make_no_sense_fail_alone(bundle: Path, tmp_path: Path) -> No
             assert word in record["error"]
 
 
-@pytest.mark.parametrize("name", BAD_LINES.keys() - {"the id of another"})
+@pytest.mark.parametrize("name", [name for name in BAD_LINES if name != "the id of another"])
 def test_a_file_in_which_no_line_makes_sense_is_refused_before_anything_starts(name: str, tmp_path: Path) -> None:
     line, words = BAD_LINES[name]
     prompts = write(tmp_path / "prompts.jsonl", ["", line])
