@@ -74,13 +74,13 @@ def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) 
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a regular file's bytes."""
+    """Return the hexadecimal SHA-256 of a regular file's bytes."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) -> None:
-    """Say no before any work is done where `new_folder` would.
+    """Refuse before any work begins where `new_folder` would.
 
     Raises:
         InputError: `target` exists and `force` is false, is not a folder, or holds something to `keep`.
@@ -97,12 +97,12 @@ def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()
 
 
 def users_folders() -> list[Path]:
-    """Where the user is and is at home, as far as that is known: what no command may replace."""
-    found = []
+    """Return the current and the home folder, as far as they are known: no command may replace them."""
+    folders = []
     for find in (Path.cwd, Path.home):
         with suppress(OSError, RuntimeError):
-            found.append(find())
-    return found
+            folders.append(find())
+    return folders
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import pytest
 
 from recycle_onnx.files import new_folder, read_json, write_bytes, write_json
 from tests.helpers.command import names
+from tests.helpers.patience import PATIENCE
 
 # looks from a process of its own: in a thread it would see only the moments when this one lets it run
 WATCH = """
@@ -40,7 +41,7 @@ def test_a_folder_that_is_replaced_is_never_missing(tmp_path: Path) -> None:
         with new_folder(target, force=True) as folder:
             (folder / "file").write_text(str(number))
     done.touch()
-    assert watcher.communicate(timeout=60)[0] == "0\n"
+    assert watcher.communicate(timeout=PATIENCE)[0] == "0\n"
     assert (target / "file").read_text() == "999"
     assert names(tmp_path) == ["done", "target"]
 

@@ -11,8 +11,8 @@ from recycle_onnx.machine import bandwidth, processor, processors
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Processor, processors this process may use, ONNX Runtime, and GB/s read with all of them at once."""
+class BenchMachine:
+    """The processor, the processors this process may use, ONNX Runtime, and GB/s read with all at once."""
 
     cpu: str
     threads: int
@@ -20,14 +20,14 @@ class Machine:
     read_bandwidth_gb_s: float
 
 
-def describe() -> Machine:
-    """Describe this machine; measures its read bandwidth for about a second."""
+def describe() -> BenchMachine:
+    """Describe this machine; measure its read bandwidth for about a second."""
     threads = processors.allowed()
-    return Machine(processor.name(), threads, ort.__version__, bandwidth.measure(threads).all_threads_gb_s)
+    return BenchMachine(processor.name(), threads, ort.__version__, bandwidth.measure(threads).all_threads_gb_s)
 
 
 def peak_rss_bytes() -> int | None:
-    """Most memory this process has held so far; None where the platform does not tell."""
+    """Return the most memory this process has held so far; None where the platform does not tell."""
     try:
         import resource
     except ImportError:

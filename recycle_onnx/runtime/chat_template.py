@@ -23,7 +23,7 @@ SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Renders messages. `name` is the template's, `plain` for a model without one.
+    """A template that turns messages into a prompt. `name` is the template's, `plain` for a model without one.
 
     A text that a template of the model's own made brings its special tokens along (`special_tokens` is false: the
     tokenizer adds none). `stops` end an answer in which the model goes on with the user's turn itself.
@@ -36,7 +36,9 @@ class ChatTemplate:
     stops: tuple[str, ...] = field(default=())
 
     def frames(self, *roles: str) -> list[str] | None:
-        """What the template puts before the text of each message, of one message for each of the roles.
+        """Return what the template puts before the text of each message, for one message of each of the roles.
+
+        The answer is None where the template leaves a message's text out, or changes it.
 
         None where it leaves a message's text out, or changes it.
 
@@ -57,7 +59,7 @@ class ChatTemplate:
     def find(
         cls, folder: Path, name: str | None = None, variables: Mapping[str, Any] = MappingProxyType({})
     ) -> ChatTemplate:
-        """The bundle's template of that name (`plain` always exists); None takes its default one.
+        """Return the bundle's template of that name (`plain` always exists); None takes its default one.
 
         `variables` are passed to the template, `{'enable_thinking': False}` for instance.
 
@@ -95,7 +97,7 @@ def check_message(message: object) -> Message:
 
 
 def plain(messages: Sequence[Message]) -> str:
-    """For models that were trained on text alone: who speaks stands before each turn."""
+    """Render messages for models that were trained on text alone: each turn follows the speaker's name."""
     turns = [_turn(message) for message in messages]
     return "".join(f"{turn}\n" for turn in turns) + "Assistant:"
 
@@ -109,17 +111,17 @@ def _turn(message: Message) -> str:
 
 
 def _templates(folder: Path) -> dict[str, str]:
-    """Templates by name: a file of its own comes before the tokenizer's config, as transformers has it."""
+    """Return templates by name: a file of its own comes before the tokenizer's config, as in transformers."""
     path = folder / CONFIG
-    given = read_json(path).get("chat_template") if path.exists() else None
+    configured = read_json(path).get("chat_template") if path.exists() else None
     if (folder / "chat_template.jinja").exists():
         check_regular(folder / "chat_template.jinja")
-        given = read_text(folder / "chat_template.jinja")
-    if isinstance(given, list):
-        return dict(_named_template(template, path) for template in given)
-    if not isinstance(given, str | None):
-        raise InputError(f"{path}: chat_template is {given!r:.100}; expected a text, or a list of named ones")
-    return {} if given is None else {"default": given}
+        configured = read_text(folder / "chat_template.jinja")
+    if isinstance(configured, list):
+        return dict(_named_template(template, path) for template in configured)
+    if not isinstance(configured, str | None):
+        raise InputError(f"{path}: chat_template is {configured!r:.100}; expected a text, or a list of named ones")
+    return {} if configured is None else {"default": configured}
 
 
 def _named_template(template: object, path: Path) -> tuple[str, str]:

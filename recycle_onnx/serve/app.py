@@ -28,7 +28,7 @@ from recycle_onnx.serve.answer_formats import AnswerFormat, ChatFormat, Label, T
 from recycle_onnx.serve.engine import Engine
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits, check_pieces
-from recycle_onnx.serve.metrics import Counted, Metrics
+from recycle_onnx.serve.metrics import Metrics, RequestCounter
 from recycle_onnx.serve.orders import Order
 from recycle_onnx.serve.page import page
 from recycle_onnx.serve.token_decoder import TokenDecoder
@@ -47,7 +47,7 @@ GONE = 499
 
 
 class Service:
-    """One model behind HTTP."""
+    """A model behind HTTP."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
         self.engine, self.name, self.limits = engine, name, limits
@@ -60,7 +60,7 @@ class Service:
         self._document = openapi.document(__version__, with_token)
 
     def routes(self) -> list[Route]:
-        """Everything that is served."""
+        """Return every route of the server."""
         return [
             Route("/", self.page),
             Route("/health", self.health),
@@ -132,7 +132,10 @@ class Service:
     async def _read(
         self, request: Request, kind: type[schema.AnyRequest], order_of: Callable[[schema.AnyRequest], Order]
     ) -> tuple[schema.AnyRequest, Order]:
-        """What is asked, and the order that `order_of` makes of it; a large body is read in another thread."""
+        """Read a request; return it, and the order that `order_of` makes of it.
+
+        A large body is read in another thread.
+        """
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise ApiError(415, "not_json", f"the body is declared as {media or 'nothing'}; expected application/json")
@@ -153,7 +156,7 @@ class Service:
     async def _answer(
         self, request: Request, asked: schema.GenerationRequest, order: Order, form: AnswerFormat
     ) -> Response:
-        """Generate, whole or as a stream; a client that goes away takes its generation with it."""
+        """Generate, whole or as a stream; a client that disconnects ends its generation."""
         job = await _unless_gone(request, self.workers.start(order, bool(asked.stream)))
         try:
             if not asked.stream:
@@ -171,7 +174,7 @@ class Service:
         return _json(form.whole(tokens, *self._outcome(job)))
 
     async def _events(self, job: Job, first: Step, form: AnswerFormat, with_usage: bool) -> AsyncIterator[str]:
-        """Server-sent events; an error in mid-stream is the last one."""
+        """Yield server-sent events; an error in mid-stream is the last one."""
         try:
             for chunk in form.opening():
                 yield _event(chunk)
@@ -184,7 +187,7 @@ class Service:
                 yield _event(form.usage(usage))
             yield "data: [DONE]\n\n"
         except Exception as error:
-            yield f"data: {json.dumps(_told(error).body())}\n\n"
+            yield f"data: {json.dumps(_reported(error).body())}\n\n"
 
     def _outcome(self, job: Job) -> tuple[answers.FinishReason, answers.Usage]:
         result = job.result
@@ -245,15 +248,15 @@ def _event(chunk: BaseModel) -> str:
     return f"data: {chunk.model_dump_json()}\n\n"
 
 
-def _told(error: Exception) -> ApiError:
-    told = ApiError.of(error)
-    if told.status == 500:
+def _reported(error: Exception) -> ApiError:
+    reported = ApiError.of(error)
+    if reported.status == 500:
         logger.error("a generation failed", exc_info=error)
-    return told
+    return reported
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return _told(error).response()
+    return _reported(error).response()
 
 
 async def _on_gone(request: Request, error: Exception) -> Response:
@@ -273,10 +276,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 def make_app(
     service: Service, token: str | None = None, local_names_only: bool = True, origins: frozenset[str] = frozenset()
 ) -> ASGIApp:
-    """The server's ASGI application."""
+    """Return the server's ASGI application."""
     routes = service.routes()
     handlers = {HTTPException: _on_http_error, ClientDisconnect: _on_gone}
     ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
     app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
     behind = guarded(app, token, local_names_only, origins)
-    return Counted(behind, service.metrics, frozenset(route.path for route in routes))
+    return RequestCounter(behind, service.metrics, frozenset(route.path for route in routes))

@@ -17,7 +17,7 @@ PIECE = 4096
 
 
 class Connection(H11Protocol, asyncio.BufferedProtocol):
-    """HTTP/1.1, where the headers of a request must come in time, and its answer be read.
+    """An HTTP/1.1 connection on which headers must come in time, and answers be read.
 
     (uvicorn alone waits for ever for both; the body's time is `Limits.read_body`'s.)
     """
@@ -71,5 +71,5 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
 
 def limited(limits: Limits) -> type[Connection]:
-    """The protocol with these limits, as uvicorn takes it."""
+    """Return the protocol with these limits, as uvicorn takes it."""
     return type("LimitedConnection", (Connection,), {"limits": limits})

@@ -26,7 +26,9 @@ SPARE_CONNECTIONS = 100
 
 @dataclass(frozen=True)
 class Limits:
-    """Times are in seconds. `caches` are texts that are kept in memory for the next request to go on from.
+    """Limits of one server; times are in seconds.
+
+    `caches` is the number of texts kept in memory for later requests to continue from.
 
     A JSON schema of `schema_bytes` (as many characters as OpenAI's API allows) may take `schema_seconds` of
     processor time to compile.
@@ -54,7 +56,7 @@ class Limits:
         return self.slots + self.queue + SPARE_CONNECTIONS
 
     async def read_body(self, request: Request) -> bytes:
-        """The body of a request.
+        """Read the body of a request.
 
         Raises:
             ApiError: 413 where it is too large, 408 where it comes too slowly.

@@ -21,6 +21,7 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.settings import SETTINGS
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, run
+from tests.helpers.patience import PATIENCE
 
 TOKENS = 6
 PROMPTS: list[dict[str, Any]] = [
@@ -118,7 +119,7 @@ def test_a_run_that_was_killed_is_completed(kill: signal.Signals, bundle: Path, 
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(kill)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     done = output.read_bytes().count(b"\n")
     assert 3 <= done < 60
     assert stdout == b""

@@ -132,6 +132,7 @@ def test_large_models_are_compared_only_when_asked(
     refused = run("export", tiny_checkpoint, tmp_path / "plain", "--compare")
     assert refused.exit_code == 2
     assert "--compare is about quantization" in refused.stderr
+    assert run("export", tiny_checkpoint, tmp_path / "plain", "--no-compare").exit_code == 0  # asks for nothing
 
 
 @pytest.mark.parametrize("reference", [False, True], ids=["copied", "referred to"])

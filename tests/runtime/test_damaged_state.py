@@ -17,7 +17,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import VerifiedFiles, cache_folder
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime import tensor_file
-from recycle_onnx.runtime.decoding.calibration import Calibration, calibration_file
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
 
 BROKEN = ["[" * 100_000, "{", "[1]", "7", '{"a": ' + "1" * 5000 + "}", "\udcff\udcfe", None]
@@ -80,10 +80,10 @@ def test_a_calibration_of_wrong_kinds_is_ignored(
     name: str, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
-    path = Calibration.of_this_machine(**GOOD).save(bundle, "cpu", None)
-    assert Calibration.find(bundle, "cpu", None) is not None
+    path = MachineCalibration.of_this_machine(**GOOD).save(bundle, "cpu", None)
+    assert MachineCalibration.find(bundle, "cpu", None) is not None
     path.write_text(json.dumps(json.loads(path.read_text()) | WRONG_CALIBRATIONS[name]))
-    assert Calibration.find(bundle, "cpu", None) is None
+    assert MachineCalibration.find(bundle, "cpu", None) is None
     assert "ignored" in caplog.text
 
 
