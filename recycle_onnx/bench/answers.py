@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recycle_onnx.bench import machine
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import advice, median_interval
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress
@@ -142,10 +142,10 @@ def _summary(
     )
 
 
-def to_json(results: Sequence[AnswerMeasurement], described: machine.Machine) -> dict[str, object]:
+def to_json(results: Sequence[AnswerMeasurement], conditions: Conditions) -> dict[str, object]:
     """Machine and results as plain values."""
     return {
-        "machine": asdict(described),
+        "machine": asdict(conditions),
         "results": [asdict(result) for result in results],
         "verdict": advice([result for result in results if result.threads == results[0].threads]),
     }
