@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,11 @@ def write_json(path: Path, value: object) -> None:
 
 def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:
     """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone."""
+    write_pieces(path, pieces, private=private)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, private: bool = False) -> None:
+    """Write a file as `write_bytes` does, of pieces that are made while it is written."""
     with temporary_file(path, private=private) as (temporary, file):
         file.writelines(pieces)
         file.close()

@@ -15,13 +15,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
 from recycle_onnx.training.model import FullModel
+from recycle_onnx.training.storage import write_tensors
 from recycle_onnx.training.targets import LIKELIEST, Targets, base_targets
 
 SHARD = 64
@@ -161,8 +160,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, targets: Targets) -> None:
-    with temporary_sibling(path) as work, disk_errors():
-        save_file({name: tensor.contiguous() for name, tensor in targets.tensors().items()}, work / path.name)
+    with temporary_sibling(path) as work:
+        write_tensors(work / path.name, targets.tensors())
         (work / path.name).replace(path)
 
 
