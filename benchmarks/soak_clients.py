@@ -50,7 +50,7 @@ class Soak:
     expected: dict[int, str] = field(default_factory=dict)
 
     def learn(self) -> None:
-        """What the honest requests are answered while nobody else asks."""
+        """Return what the honest requests are answered while nobody else asks."""
         connection = self.connect()
         self.expected = {kind: self.ask(connection, kind) for kind in range(24)}
         connection.close()
@@ -59,7 +59,7 @@ class Soak:
         return http.client.HTTPConnection(self.host, timeout=PATIENCE)
 
     def ask(self, connection: http.client.HTTPConnection, kind: int) -> str:
-        """The text of the answer to an honest request."""
+        """Return the text of the answer to an honest request."""
         path, asked = honest_request(kind)
         try:
             response = send(connection, path, asked)
@@ -177,7 +177,7 @@ def send(connection: http.client.HTTPConnection, path: str, asked: dict[str, Any
 
 
 def text_of(answer: dict[str, Any]) -> str:
-    """What one answer, or one chunk of a stream, says."""
+    """Return the text of one answer, or of one chunk of a stream."""
     texts = [
         one.get("text") or (one.get("message") or one.get("delta") or {}).get("content") for one in answer["choices"]
     ]

@@ -13,7 +13,7 @@ METADATA = "setting"
 
 @dataclass(frozen=True)
 class Setting:
-    """What is declared of a setting beside its name and type.
+    """A setting's declaration, beside its name and type.
 
     `help` is one text for every reader. `origin` names whose setting it is. `unset` says what the default means, where
     that is not a value. `in_file` settings may stand in generation_config.json. `served` is what the server takes of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -51,16 +52,26 @@ def read_text(path: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, replacing the file in one step."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    # Halves of characters, which names of files and JSON's escapes can hold, have no UTF-8: they stay escapes.
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone."""
+    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone.
+
+    Raises:
+        OSError: it cannot be written, or what is there is a device or a pipe, whose place a file would take.
+    """
     write_pieces(path, pieces, private=private)
 
 
 def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, private: bool = False) -> None:
     """Write a file as `write_bytes` does, of pieces that are made while it is written."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a name with a null byte")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "what is there is not a regular file")
     with temporary_file(path, private=private) as (temporary, file):
         file.writelines(pieces)
         file.close()
@@ -68,13 +79,13 @@ def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, private: b
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a regular file's bytes."""
+    """Return the hexadecimal SHA-256 of a regular file's bytes."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) -> None:
-    """Say no before any work is done where `new_folder` would.
+    """Refuse before any work begins where `new_folder` would.
 
     Raises:
         InputError: `target` exists and `force` is false, is not a folder, or holds something to `keep`.
@@ -91,12 +102,12 @@ def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()
 
 
 def users_folders() -> list[Path]:
-    """Where the user is and is at home, as far as that is known: what no command may replace."""
-    found = []
+    """Return the current and the home folder, as far as they are known: no command may replace them."""
+    folders = []
     for find in (Path.cwd, Path.home):
         with suppress(OSError, RuntimeError):
-            found.append(find())
-    return found
+            folders.append(find())
+    return folders
 
 
 @contextmanager

@@ -16,17 +16,19 @@ MOST = {
     "context_length": 1 << 25,
 }
 """By the names of `BaseConfig`. A context of 2^25 tokens is three times the longest; its mask takes 256 MB."""
+LEAST = {"context_length": 8}
+"""The least, where one is not enough: a check of two graphs reads a text at once, and by steps behind a beginning."""
 MOST_OF_ANYTHING = (1 << 31) - 1
 """Of any other whole number."""
 
 
 def within(name: str, value: object, least: int = 1) -> int:
-    """A size as a whole number in range.
+    """Return a size as a whole number in range.
 
     Raises:
         ValueError: it is none, or out of range.
     """
-    most = MOST.get(name, MOST_OF_ANYTHING)
+    least, most = LEAST.get(name, least), MOST.get(name, MOST_OF_ANYTHING)
     if type(value) is not int or not least <= value <= most:
         raise ValueError(f"{name} is {value!r:.100}; expected a whole number from {least} to {most}")
     return value

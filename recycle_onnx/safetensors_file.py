@@ -79,15 +79,15 @@ def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str] = PYTOR
 
 
 def stream_of(array: NDArray[Any]) -> Stream:
-    """An array to write."""
+    """Give an array to write."""
     return Stream(TYPES[array.dtype.name], array.shape, [bytes_of(array)])
 
 
 def by_width(tensors: Mapping[str, Stream]) -> dict[str, Stream]:
-    """The tensors in the order in which they are written."""
+    """Put the tensors in the order in which they are written."""
     return dict(sorted(tensors.items(), key=lambda item: -SIZES[item[1].type]))
 
 
 def bytes_of(array: NDArray[Any]) -> memoryview:
-    """The bytes of an array, in the order of its indices."""
+    """Give the bytes of an array, in the order of its indices."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from tokenizers import Tokenizer
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, write_json
-from recycle_onnx.untrusted import check_regular
+from recycle_onnx.untrusted import read_bytes
+
+MOST_BYTES = 256 << 20
+"""Of a tokenizer.json: eight times the largest that we know."""
 
 
 def load_tokenizer(folder: Path, *, named: Path | None = None) -> Tokenizer:
@@ -23,11 +27,12 @@ def load_tokenizer(folder: Path, *, named: Path | None = None) -> Tokenizer:
         InputError: missing or damaged.
     """
     path = folder / "tokenizer.json"
-    check_regular(path)
-    if not path.exists():
-        raise InputError(f"{named or path}: no such file; expected the model's tokenizer")
     try:
-        return _tried(Tokenizer.from_file(str(path)))
+        data = read_bytes(path, MOST_BYTES)
+    except FileNotFoundError as error:
+        raise InputError(f"{named or path}: no such file; expected the model's tokenizer") from error
+    try:
+        return _tried(Tokenizer.from_buffer(data))  # from_file takes no names that are not UTF-8
     except BaseException as error:  # tokenizers raises bare Exception, and for a Rust panic something that is none
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -35,7 +40,7 @@ def load_tokenizer(folder: Path, *, named: Path | None = None) -> Tokenizer:
 
 
 def _tried(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without what its file says about batching, after it has shown that it works."""
+    """Return the tokenizer without what its file says about batching, after it has shown that it works."""
     tokenizer.no_truncation()
     tokenizer.no_padding()  # to 2^33 tokens would end the process
     tokenizer.decode(tokenizer.encode("a b").ids)
@@ -43,13 +48,29 @@ def _tried(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def special_token(path: Path, name: str) -> str | None:
-    """The text of a special token (`eos_token`) in a tokenizer_config.json: a string, or an object that holds one.
+    """Return the text of a special token (`eos_token`) in a tokenizer_config.json.
+
+    That is a string, or an object that holds one.
 
     None where it names none, or there is no such file.
+
+    Raises:
+        InputError: it names something else, as transformers has it too.
     """
-    token = read_json(path).get(name) if path.exists() else None
+    return special_tokens(path, (name,)).get(name)
+
+
+def special_tokens(path: Path, names: Sequence[str]) -> dict[str, str]:
+    """Return the texts of those special tokens that a tokenizer_config.json names, as for `special_token`."""
+    config = read_json(path) if path.exists() else {}
+    return {name: _text_of(config[name], name, path) for name in names if config.get(name) is not None}
+
+
+def _text_of(token: Any, name: str, path: Path) -> str:
     text = token.get("content") if isinstance(token, dict) else token
-    return text if isinstance(text, str) else None
+    if not isinstance(text, str):
+        raise InputError(f"{path}: {name} is {token!r:.100}; expected a text, or an object with its content")
+    return text
 
 
 def leave_out_tokens(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
@@ -71,7 +92,7 @@ def leave_out_tokens(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _known(merge: str | list[str], model: dict[str, Any]) -> bool:
-    """Whether a merge makes a token of the vocabulary out of two."""
+    """Tell whether a merge makes a token of the vocabulary out of two."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     whole = left + right.removeprefix(model.get("continuing_subword_prefix") or "")
     return all(text in model["vocab"] for text in (left, right, whole))

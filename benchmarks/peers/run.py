@@ -114,7 +114,7 @@ def main(
             speeds[name].append(answer["tokens_per_second"])
     for worker in {id(worker): worker for worker, _ in engines.values()}.values():
         worker.close()
-    found = {
+    results = {
         name: {
             "tokens_per_second": statistics.median(values),
             "interval": median_interval(values),
@@ -125,10 +125,10 @@ def main(
     conditions = Conditions.here()
     if json_:
         click.echo(
-            json.dumps({"machine": vars(conditions), "shape": shape, "sizes": sizes, "results": found}, indent=2)
+            json.dumps({"machine": vars(conditions), "shape": shape, "sizes": sizes, "results": results}, indent=2)
         )
         return
-    for name, values in found.items():
+    for name, values in results.items():
         ratios = "".join(f", {ratio:.2f}x {other}" for other, (ratio, _) in values["against"].items() if other != name)
         click.echo(f"{name}: {values['tokens_per_second']:.1f} tokens/s{ratios}")
 

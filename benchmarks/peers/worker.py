@@ -7,6 +7,7 @@ speed is that of the tokens after the first; `{"score": ids}` with `{"nats": sum
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -31,6 +32,12 @@ class Worker:
         answer: dict[str, Any] = json.loads(self._expect("{"))
         return answer
 
+    def perplexities(self, windows: Sequence[Sequence[int]]) -> dict[str, float]:
+        """Over all windows, each read by itself: `nats`, and what else the engine's scores are made of."""
+        answers = [self.ask(score=window) for window in windows]
+        tokens = sum(answer.pop("tokens") for answer in answers)
+        return {key: math.exp(sum(answer[key] for answer in answers) / tokens) for key in answers[0]}
+
     def _expect(self, beginning: str) -> str:
         assert self.process.stdout is not None
         while line := self.process.stdout.readline():
@@ -52,7 +59,7 @@ def serve(generate: Callable[..., dict[str, Any]], score: Callable[[list[int]], 
 
 
 def nats_of(logits: Any, ids: Sequence[int]) -> dict[str, Any]:
-    """The answer to a request to score `ids`, from the logits [len(ids) - 1, V] after all but the last."""
+    """Answer a request to score `ids`, from the logits [len(ids) - 1, V] after all but the last."""
     rows = np.array(logits, np.float64)
     rows -= rows.max(-1, keepdims=True)
     nats = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids) - 1), ids[1:]]

@@ -11,7 +11,7 @@ from recycle_onnx.evaluation.acceptance import continued, rates
 from recycle_onnx.evaluation.openings import own_text, own_texts
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.auto import LONGEST
-from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.model import RecycleModel
 
 ROUNDS = 20
@@ -24,7 +24,7 @@ def calibrate(
     context: int = 128,
     new_tokens: int = 64,
     report: Progress = lambda *_: None,
-) -> Calibration:
+) -> MachineCalibration:
     """Time steps after `context` tokens, and count acceptance in `new_tokens` after each prompt, chosen greedily.
 
     Prompts are token ids. Without prompts, texts that the model itself says when it is sampled take their place.
@@ -50,4 +50,4 @@ def calibrate(
             tallies.append(continued(model, text, source, chain=LONGEST, new_tokens=new_tokens).tally)
         acceptance[source] = rates(tallies)
     report(total, total, "done")
-    return Calibration.of_this_machine(timer.medians(), acceptance)
+    return MachineCalibration.of_this_machine(timer.medians(), acceptance)

@@ -14,27 +14,29 @@ from recycle_onnx.runtime.generation import Generation, Result
 from recycle_onnx.runtime.model import RecycleModel
 
 
-class Script(Sampling):
-    """Pays for greedy choice, and then says what the script says: token 1 or 2, by turns."""
+class ForcedScript(Sampling):
+    """A chooser that pays for a greedy choice, and then says what the script says: token 1 or 2 in turns."""
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
-        """The script's token for `position`."""
+        """Choose the script's token for `position`."""
         super().choose(logits, position, vocabulary)
         return 1 + position % 2
 
 
 class ForcedProposer:
-    """Runs the module on the script, and spoils its proposals so that each is right with probability `rate`.
+    """A proposer that runs the module on the script, and spoils its proposals.
+
+    Each is right with probability `rate`.
 
     (Given that those before it in the chain were right.)
     """
 
-    def __init__(self, decoder: Decoder, script: Script, chain: int, rate: float, seed: int) -> None:
+    def __init__(self, decoder: Decoder, script: ForcedScript, chain: int, rate: float, seed: int) -> None:
         self.module, self.rate = ModuleProposer(decoder, script, chain, 0.0), rate
         self._generator = np.random.default_rng(seed)
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """As many tokens as the module proposes."""
+        """Propose as many tokens as the module does."""
         proposals = self.module.propose(kept, position, room)
         right = self._generator.random(len(proposals)) < self.rate
         return [token if hit else 0 for token, hit in zip(proposals, right, strict=True)]
@@ -42,7 +44,7 @@ class ForcedProposer:
 
 def forced(model: RecycleModel, prompt: list[int], chain: int, rate: float, new_tokens: int, seed: int) -> Result:
     """Generate the script's text with `verify` and chains so often right; token ids become text as they always do."""
-    decoder, script = model.decoder("verify"), Script()
+    decoder, script = model.decoder("verify"), ForcedScript()
     proposer = ForcedProposer(decoder, script, chain, rate, seed)
     run = Run(decoder, Plan.make("verify", chain, 0.0), prompt, script, new_tokens, proposer=proposer)
     generation = Generation(run, model.tokenizer, "no")

@@ -28,7 +28,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure: every combination of strategy, context and number of threads, `repeat` times in turns."""
+    """The measurements to make: every combination of strategy, context and threads, `repeat` times in turns."""
 
     strategies: tuple[str, ...] = ()
     contexts: tuple[int, ...] = (128,)
@@ -43,7 +43,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One strategy, context and number of threads. Speeds are medians; `interval` is that median's 95 % interval."""
+    """The measurement of one strategy, context and number of threads.
+
+    Speeds are medians; `interval` is that median's 95 % interval.
+    """
 
     strategy: str
     threads: int | None
@@ -73,15 +76,15 @@ def bench(bundle: Path, options: Options, report: Progress = lambda *_: None) ->
         InputError: an option out of range, or an unknown strategy.
     """
     _check(options)
-    found = []
+    measurements = []
     for threads in options.threads:
         started = time.perf_counter()
         model = load(bundle, threads=threads, **options.placing)
         load_s = time.perf_counter() - started
         model.stop_ids = frozenset()  # texts of equal length
         for context in options.contexts:
-            found += _measure(model, context, threads, load_s, options, report)
-    return found
+            measurements += _measure(model, context, threads, load_s, options, report)
+    return measurements
 
 
 def _check(options: Options) -> None:
@@ -167,19 +170,19 @@ def _summary(
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median, by resampling with a fixed seed."""
+    """Compute the 95 % interval of the median, by resampling with a fixed seed."""
     draws = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
 def verdict(results: Sequence[Measurement]) -> str:
-    """One line: which strategy wins in the first setting, and what to do about it."""
+    """Say in one line which strategy wins in the first setting, and what to do about it."""
     return advice([r for r in results if (r.threads, r.context) == (results[0].threads, results[0].context)])
 
 
 class Timed(Protocol):
-    """What `advice` goes by."""
+    """A measurement, as `advice` needs it."""
 
     @property
     def strategy(self) -> str: ...
@@ -190,7 +193,7 @@ class Timed(Protocol):
 
 
 def advice(results: Sequence[Timed]) -> str:
-    """One line on strategies that were measured in the same setting."""
+    """Give one line on strategies that were measured in the same setting."""
     best = max((r for r in results if r.strategy != "alternate"), key=lambda r: r.measured_speedup)
     if best.strategy == "full" or best.speedup_interval[0] <= 1:
         line = "nothing lossless is surely faster than full here: a better module, fewer threads or int4 may help"
@@ -201,7 +204,7 @@ def advice(results: Sequence[Timed]) -> str:
 
 
 def to_json(results: Sequence[Measurement], conditions: Conditions) -> dict[str, object]:
-    """Machine, results and verdict as plain values."""
+    """Return machine, results and verdict as plain values."""
     return {
         "machine": asdict(conditions),
         "results": [asdict(result) for result in results],

@@ -46,7 +46,7 @@ SHAPES = {
 
 
 def shape(name: str) -> BaseConfig:
-    """The dimensions of a known shape.
+    """Return the dimensions of a known shape.
 
     Raises:
         InputError: no such shape.
@@ -57,7 +57,7 @@ def shape(name: str) -> BaseConfig:
 
 
 def write_random_base(folder: Path, config: BaseConfig) -> None:
-    """A Hugging Face folder of this shape: float16, every tensor drawn anew (equal ones would be shared in memory)."""
+    """Write a Hugging Face folder of this shape: float16, every tensor drawn anew (equal ones would share memory)."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     tensors = {}

@@ -80,7 +80,7 @@ def attach(
 
 
 def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:
-    """The module's tensors, in the type that the base is stored in."""
+    """Make the module's tensors, in the type that the base is stored in."""
     generator = np.random.default_rng(seed)
     shapes = config.tensor_shapes(base)
     own_norms = ("embedding_norm.weight", *config.hidden_norms())
@@ -98,7 +98,7 @@ def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerCon
 
 
 def _random(name: str, shape: tuple[int, ...], base: BaseConfig, generator: np.random.Generator) -> NDArray[np.generic]:
-    """Norms that change nothing, no biases, and matrices that keep the variance of what they read."""
+    """Draw a tensor: norms that change nothing, no biases, and matrices that keep the variance of what they read."""
     if len(shape) == 1:
         nothing = name.endswith(".bias") or base.norm.plus_one
         return np.zeros(shape) if nothing else np.ones(shape)
@@ -106,7 +106,7 @@ def _random(name: str, shape: tuple[int, ...], base: BaseConfig, generator: np.r
 
 
 def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator) -> NDArray[np.generic]:
-    """A projection that averages the embedding with the mean of the taps, plus a little noise.
+    """Make a projection that averages the embedding with the mean of the taps, plus a little noise.
 
     An input has the same weights wherever its columns stand.
     """
@@ -118,7 +118,7 @@ def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator
 
 
 def _last_layers(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig) -> Tensors:
-    """Copies of the base's last layers; norms that those lack change nothing but the scale."""
+    """Copy the base's last layers; norms that those lack change nothing but the scale."""
     first = base.num_layers - config.num_layers
     tensors: Tensors = {}
     for index in range(config.num_layers):

@@ -30,7 +30,7 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 @dataclass(frozen=True)
 class Preset:
-    """Dimensions of a base and, in layers, of its module."""
+    """The dimensions of a base and, in layers, of its module."""
 
     hidden_size: int
     intermediate_size: int
@@ -92,7 +92,7 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
-    """The token that ends a text."""
+    """Return the token that ends a text."""
     for token in (_text(config.get("eos_token")), *ENDS):
         if token is not None and tokenizer.token_to_id(token) is not None:
             return token
@@ -100,7 +100,7 @@ def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
 
 
 def _text(token: Any) -> str | None:
-    """A special token as a tokenizer's config names it: a string, or an object that holds one."""
+    """Return the text of a special token as a tokenizer's config names it: a string, or an object that holds one."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -130,7 +130,7 @@ def _write_configs(shape: Preset, folder: Path, source: Path) -> None:
 
 
 def _write_weights(config: BaseConfig, folder: Path, seed: int) -> None:
-    """One safetensors file, or where that would be large several with their index: one at a time in memory."""
+    """Write one safetensors file, or several with their index where it would be large: one at a time in memory."""
     generator = np.random.default_rng(seed)
     shards = list(_shards(config.tensor_shapes()))
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]

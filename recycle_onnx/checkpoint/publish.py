@@ -74,7 +74,7 @@ def publish(
 
 
 def _published(source: Checkpoint, acceptance: dict[str, Any] | None) -> RecyclerConfig:
-    """The config without anything of this machine: the base is described, and is nowhere."""
+    """Return the config without anything of this machine: the base is described, and no path names it."""
     assert source.recycler is not None
     base = source.recycler.trained_on or source.recycler.base
     if base is None:
@@ -102,7 +102,7 @@ def _tensors(weights: Weights, dtype: str | None) -> dict[str, NDArray[Any]]:
 
 
 def _write_log(log: Path, published: Path) -> None:
-    """Every so many-th line of the training's log, where there is one."""
+    """Write every so many-th line of the training's log, where there is one."""
     check_inside(log)
     if log.exists():
         lines = log.read_bytes().splitlines(keepends=True)

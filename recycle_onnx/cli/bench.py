@@ -157,7 +157,7 @@ def _numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def _settings(results: Sequence[Measurement]) -> Iterator[tuple[str, list[Measurement]]]:
-    """The measurements of each context and number of threads, with a heading."""
+    """Yield the measurements of each context and number of threads, with a heading."""
     for (threads, context), group in groupby(results, key=lambda r: (r.threads, r.context)):
         yield f"threads {threads or 'default'}, context {context}", list(group)
 
@@ -178,7 +178,7 @@ def _table(title: str, results: Sequence[Measurement]) -> Table:
 
 
 def _steps(full: Measurement) -> str:
-    """What steps cost, and how much of the memory's speed a full step uses."""
+    """Say what steps cost, and how much of the memory's speed a full step uses."""
     steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in full.step_ms.items())
     return (
         f"steps in ms: {steps}; weights read at {full.weights_gb_per_s:.1f} GB/s\n"

@@ -25,13 +25,13 @@ def report_answers(bundle: Path, prompts: Sequence[Prompt], json_: bool, **optio
 
     with progress("measuring") as update:
         results = bench_answers(bundle, prompts, AnswerOptions(**options), update)
-    found = to_json(results, Conditions.here())
+    report = to_json(results, Conditions.here())
     if json_:
-        click.echo(as_json(found))
+        click.echo(as_json(report))
         return
     for threads, group in groupby(results, key=lambda result: result.threads):
         Console().print(_table(threads, list(group)))
-    Console().print(found["verdict"], highlight=False, soft_wrap=True)
+    Console().print(report["verdict"], highlight=False, soft_wrap=True)
 
 
 def _table(threads: int | None, results: Sequence[AnswerMeasurement]) -> Table:

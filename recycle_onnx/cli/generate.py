@@ -84,7 +84,7 @@ def _show(prompt: str, generation: Generation) -> None:
 
 
 def summary(result: Result) -> list[str]:
-    """Three lines (under `auto` four) on what was made, how fast, and how it relates to the full model's text."""
+    """Say in three lines (under `auto` four) what was generated, how fast, and whether it is the full model's text."""
     stats = result.stats
     accepted = "" if stats.acceptance_rate is None else f", {stats.acceptance_rate:.0%} of the proposals accepted"
     lines = [
@@ -97,7 +97,7 @@ def summary(result: Result) -> list[str]:
 
 
 def explanation(decisions: dict[str, Any]) -> str:
-    """One line on what `auto` chose, and why."""
+    """Say in one line what `auto` chose, and why."""
     chosen = ", ".join(f"{name.replace('_', ' x')} {count} times" for name, count in decisions["chosen"].items())
     costs = ", ".join(f"{name.replace('_', ' x')} {value:.2f}" for name, value in decisions["step_ms"].items())
     rates = ", ".join(f"{source} {places[0]:.0%}" for source, places in decisions["acceptance"].items())

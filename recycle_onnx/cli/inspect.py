@@ -33,7 +33,7 @@ CONVENTIONS = (
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
     """Say what a checkpoint, a bundle or a published module is: dimensions, conventions, bytes and contracts."""
-    found = _describe(path, verify)
+    description = _describe(path, verify)
     if plot:
         from recycle_onnx.picture import check_plot
         from recycle_onnx.training.curves import write_curves
@@ -41,10 +41,10 @@ def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
         check_plot(plot)
         write_curves(path, plot)
     if json_:
-        click.echo(as_json(found))
+        click.echo(as_json(description))
         return
-    table = Table(title=shown(f"{path}: a {found['kind']}"), show_header=False, title_justify="left")
-    for name, value in _rows(found):
+    table = Table(title=shown(f"{path}: a {description['kind']}"), show_header=False, title_justify="left")
+    for name, value in _rows(description):
         table.add_row(shown(name), shown(value))
     Console().print(table)
 
@@ -80,13 +80,13 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _end(token: int, manifest: Manifest) -> dict[str, Any]:
-    """What the export recorded of a token that ends a text; one that is not known was written into the file since."""
+    """Return what the export recorded of a token that ends a text; an unknown one was added to the file since."""
     unknown = {"id": token, "token": None, "named_by": ["generation_config.json eos_token_id"]}
     return next((end for end in manifest.provenance.get("stop_ids", ()) if end["id"] == token), unknown)
 
 
 def _contracts(manifest: Manifest) -> dict[str, Any]:
-    """Inputs and outputs of each graph as `type[dimensions]`."""
+    """Return the inputs and outputs of each graph as `type[dimensions]`."""
 
     def shown(tensors: dict[str, Any]) -> dict[str, str]:
         return {name: f"{t.dtype}[{', '.join(map(str, t.shape))}]" for name, t in tensors.items()}
@@ -123,7 +123,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _ends(folder: Path) -> list[dict[str, Any]]:
-    """Tokens that end a text of a checkpoint; none of one without a tokenizer."""
+    """Return the tokens that end a text of a checkpoint; none of one without a tokenizer."""
     if not (folder / "tokenizer.json").exists():
         return []
     tokenizer = load_tokenizer(folder)
@@ -131,7 +131,7 @@ def _ends(folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe_module(module: Module) -> dict[str, Any]:
-    """The base is what it was made for; its number of parameters is not known here."""
+    """Describe a published module by the base it was made for, whose number of parameters is not known here."""
     weights = module.weights()
     return {
         "kind": "module",
@@ -150,10 +150,10 @@ def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, 
     return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
 
 
-def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    base, recycler = found["base"], found["recycler"]
+def _rows(description: dict[str, Any]) -> list[tuple[str, str]]:
+    base, recycler = description["base"], description["recycler"]
     rows: list[tuple[str, str]] = [
-        (name, str(found[name])) for name in ("format", "flavour", "precision") if name in found
+        (name, str(description[name])) for name in ("format", "flavour", "precision") if name in description
     ]
     rows += [
         ("base", base["model_type"] + (f", {base['parameters']:,} parameters" if "parameters" in base else "")),
@@ -162,24 +162,26 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
         ("context", f"{base['context_length']:,} tokens"),
     ]  # fmt: skip
-    if source := found["source"]:
+    if source := description["source"]:
         known = {name: value for name, value in source.items() if name != "stop_ids" and value is not None}
         rows += [(f"source {name}", _text(value)) for name, value in known.items()]
-    for end in found.get("stop_ids", ()):
+    for end in description.get("stop_ids", ()):
         rows.append((f"ends at {end['id']} {end['token'] or ''}", ", ".join(end["named_by"])))
-    if quantization := found.get("quantization"):
-        told = ("fidelity", "calibration")
-        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name not in told]
+    if quantization := description.get("quantization"):
+        summarized = ("fidelity", "calibration")
+        rows += [
+            (f"quantization {name}", _text(value)) for name, value in quantization.items() if name not in summarized
+        ]
         if made := method_line(quantization):
             rows.append(("calibration", made))
         if cost := quantization.get("fidelity"):
-            rows.append(("fidelity", fidelity_line(found["precision"], quantization)))
+            rows.append(("fidelity", fidelity_line(description["precision"], quantization)))
             rows += [(f"fidelity {name}", _text(value)) for name, value in cost.items()]
-    if size := found.get("draft_vocabulary"):
+    if size := description.get("draft_vocabulary"):
         rows.append(("draft vocabulary", f"{size:,} tokens"))
     if recycler:
-        ratio = f" ({found['parameter_ratio']:.1%} of the base)" if found["parameter_ratio"] else ""
-        untrained = "" if found["module_trained"] else ", untrained"
+        ratio = f" ({description['parameter_ratio']:.1%} of the base)" if description["parameter_ratio"] else ""
+        untrained = "" if description["module_trained"] else ", untrained"
         rows.append(
             (
                 "module",
@@ -189,10 +191,10 @@ def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [(f"module {name}", _text(recycler.get(name))) for name in CONVENTIONS]
     else:
         rows.append(("module", "none"))
-    if "strategies" in found:
-        rows.append(("strategies", ", ".join(found["strategies"])))
-    rows += [(f"bytes {name}", f"{size:,}") for name, size in found["bytes"].items()]
-    for graph, contract in found.get("contracts", {}).items():
+    if "strategies" in description:
+        rows.append(("strategies", ", ".join(description["strategies"])))
+    rows += [(f"bytes {name}", f"{size:,}") for name, size in description["bytes"].items()]
+    for graph, contract in description.get("contracts", {}).items():
         for part in ("inputs", "optional_inputs", "outputs"):
             lines = [f"{name}: {kind}" for name, kind in contract[part].items() if ".0." in name or "." not in name]
             rows.append((f"{graph} {part.replace('_', ' ')}", "\n".join(lines)))

@@ -1,6 +1,6 @@
 """What this machine can do, whether a bundle is sound on it, and what to change."""
 
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.report import Report, examine
+from recycle_onnx.doctor.report import DoctorReport, examine
 
-__all__ = ["Finding", "Report", "examine"]
+__all__ = ["DoctorReport", "Finding", "examine"]

@@ -9,25 +9,27 @@ from recycle_onnx.machine.machine import Machine
 from recycle_onnx.machine.processors import Processors
 
 
-def findings(found: Machine, threads: int | None) -> Iterator[Finding]:
-    """What keeps a session from the speed that the machine could give."""
-    yield from thread_findings(found.processors, threads)
-    sets = found.instructions
+def findings(machine: Machine, threads: int | None) -> Iterator[Finding]:
+    """Yield what keeps a session from the speed that the machine could give."""
+    yield from thread_findings(machine.processors, threads)
+    sets = machine.instructions
     if sets and not {"AVX2", "NEON"} & set(sets):
         yield Finding(
             "advice",
-            f"{found.processor} has neither AVX2 nor NEON",
+            f"{machine.processor} has neither AVX2 nor NEON",
             "ONNX Runtime's fast kernels for quantized weights need one of them",
             "use a float32 bundle here, or another machine",
         )
 
 
-def thread_findings(found: Processors, threads: int | None) -> Iterator[Finding]:
-    """More threads than processors for them."""
-    wanted, useful = found.session_threads(threads), found.useful_threads
+def thread_findings(processors: Processors, threads: int | None) -> Iterator[Finding]:
+    """Yield a finding where a session has more threads than processors for them."""
+    wanted, useful = processors.session_threads(threads), processors.useful_threads
     if wanted <= useful:
         return
-    limit = f"may use {found.allowed} processors" if found.allowed <= useful else f"has {useful} processors' time"
+    limit = (
+        f"may use {processors.allowed} processors" if processors.allowed <= useful else f"has {useful} processors' time"
+    )
     yield Finding(
         "advice",
         f"a session has {wanted} threads, and this process {limit.replace('1 processors', '1 processor')}",

@@ -13,7 +13,7 @@ from recycle_onnx.doctor import bundle as bundles
 from recycle_onnx.doctor import machine, providers, telemetry, versions
 from recycle_onnx.doctor.bundle import BundleReport, How
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.providers import Provider
+from recycle_onnx.doctor.providers import ProviderState
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
 from recycle_onnx.machine import bandwidth
@@ -25,8 +25,8 @@ from recycle_onnx.runtime.ort.sessions import check_threads
 
 
 @dataclass(frozen=True)
-class Report:
-    """All that was found; `findings` say what is wrong and what to do, those that are `broken` first.
+class DoctorReport:
+    """The results of an examination; `findings` say what is wrong and what to do, `broken` ones first.
 
     `provider` is the one that suits the bundle best, or without a bundle this machine.
     """
@@ -34,7 +34,7 @@ class Report:
     versions: Versions
     machine: Machine
     bandwidth: Bandwidth
-    providers: list[Provider]
+    providers: list[ProviderState]
     provider: str
     telemetry: Telemetry
     bundle: BundleReport | None
@@ -46,7 +46,7 @@ class Report:
         return any(finding.level == "broken" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the bundle's findings are among the others."""
+        """Return plain values; the bundle's findings are among the others."""
         plain = asdict(self)
         if plain["bundle"] is not None:
             del plain["bundle"]["findings"]
@@ -64,7 +64,7 @@ def examine(
     threads: int | None = None,
     session_config: Mapping[str, str] | None = None,
     progress: Progress = silent,
-) -> Report:
+) -> DoctorReport:
     """Examine this machine for about a second, and with a bundle for some five seconds more.
 
     Args:
@@ -90,21 +90,21 @@ def examine(
     if bundle is not None:
         check_is_bundle(Path(bundle))
     progress(0, 1, "measuring how fast memory is read")
-    found = Machine.this()
-    speed = bandwidth.measure(found.processors.useful_threads, found.memory.free_bytes)
+    here = Machine.this()
+    speed = bandwidth.measure(here.processors.useful_threads, here.memory.free_bytes)
     installed, sends = versions.find(), telemetry.find()
     others = names if recycler_provider is None else providers.candidates(recycler_provider)
     options = provider_options or {}
     how = How(
         names, options, others, options if recycler_provider is None else own_options, threads, session_config or {}
     )
-    examined = None if bundle is None else bundles.examine(Path(bundle), how, found, speed, progress)
+    examined = None if bundle is None else bundles.examine(Path(bundle), how, here, speed, progress)
     findings = [
         *versions.findings(installed),
-        *machine.findings(found, threads),
+        *machine.findings(here, threads),
         *telemetry.findings(sends),
         *(examined.findings if examined else []),
     ]
     findings.sort(key=lambda finding: finding.level != "broken")
     chosen = examined.provider if examined else names[0]
-    return Report(installed, found, speed, providers.find(), chosen, sends, examined, findings)
+    return DoctorReport(installed, here, speed, providers.find(), chosen, sends, examined, findings)

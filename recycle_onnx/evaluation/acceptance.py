@@ -22,7 +22,7 @@ NAMES = {"own": "own text", "given": "given text", "answers": "answers"}
 
 
 class Tally:
-    """How many proposals were tried and right at every place of a chain."""
+    """The numbers of proposals that were tried and right at every place of a chain."""
 
     def __init__(self, longest: int) -> None:
         self.tried, self.right = [0] * longest, [0] * longest
@@ -35,7 +35,7 @@ class Tally:
 
 
 class Watched(Tally):
-    """Counts how often another proposer's proposals were tried and right."""
+    """A proposer that counts how often another one's proposals were tried and right."""
 
     def __init__(self, inner: Proposer, longest: int) -> None:
         super().__init__(longest)
@@ -43,7 +43,7 @@ class Watched(Tally):
         self._proposed = 0
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """What the other one proposes."""
+        """Propose what the other proposer does, and count how its last proposals fared."""
         accepted = len(kept) - 1
         self.count(min(self._proposed, accepted + 1), accepted)
         proposals = self.inner.propose(kept, position, room)
@@ -53,7 +53,7 @@ class Watched(Tally):
 
 @dataclass(frozen=True)
 class Continued:
-    """What a source of proposals got right in a text, and how many tokens the text took how many full runs."""
+    """The outcome of a continuation: what proposals got right, its tokens, and the full runs it took."""
 
     tally: Tally
     new_tokens: int
@@ -91,19 +91,21 @@ def continued(
 
 
 def rates(runs: Sequence[Tally]) -> list[float]:
-    """By place, given that those before were right, as far as anything was tried there."""
-    found: list[float] = []
+    """Return the acceptance by place, given that those before were right, as far as anything was tried there."""
+    by_place: list[float] = []
     for place in range(len(runs[0].tried) if runs else 0):
         tried = sum(run.tried[place] for run in runs)
         if tried == 0:
             break
-        found.append(sum(run.right[place] for run in runs) / tried)
-    return found
+        by_place.append(sum(run.right[place] for run in runs) / tried)
+    return by_place
 
 
 @dataclass(frozen=True)
 class Acceptance:
-    """At one temperature (0 is greedy): `by_place` in chains of the given length, given that those before were right.
+    """The acceptance at one temperature (0 is greedy), `by_place` in chains of the given length.
+
+    A place counts where the places before it were right.
 
     `text` is `own` where the model went on from the openings itself, `given` where the documents went on, `answers`
     where it answered prompts.
@@ -182,7 +184,7 @@ def acceptance_on_text(
     temperature: float = 0.0,
     report: Progress = lambda *_: None,
 ) -> Acceptance:
-    """Read the documents instead: at every token after the opening the module proposes what follows.
+    """Measure acceptance on the documents themselves: after every token the module proposes what follows.
 
     A proposal is right if the full model, having read the text so far, chooses it too (with the same noise, where the
     temperature is not 0). A later place of a chain counts where the text went on as the chain did.
@@ -193,8 +195,8 @@ def acceptance_on_text(
         ids = model.encode(document)[: min(OPENING + new_tokens, model.bundle.manifest.context_length)]
         runs.append(_read_along(model, ids, chain, Sampling(temperature, seed=index)))
     report(len(documents), len(documents), "acceptance")
-    found = rates(runs)
-    return Acceptance("given", temperature, chain, _first(runs), found, 1 + sum(accumulate(found, mul)))
+    by_place = rates(runs)
+    return Acceptance("given", temperature, chain, _first(runs), by_place, 1 + sum(accumulate(by_place, mul)))
 
 
 def _read_along(model: RecycleModel, ids: list[int], chain: int, sampling: Sampling) -> Tally:

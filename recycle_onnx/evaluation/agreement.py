@@ -16,7 +16,7 @@ from recycle_onnx.runtime.model import RecycleModel
 
 @dataclass(frozen=True)
 class Agreement:
-    """Greedy texts of `new_tokens` tokens.
+    """The agreement of greedy texts of `new_tokens` tokens by `alternate` with those by `full`.
 
     `identical` is the part of the texts that agree to the end, `tokens_until_difference` the median of identical
     tokens at the beginning. `nats_lost` is how much less likely a token of `alternate` is to the base than one of

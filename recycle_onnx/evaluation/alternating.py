@@ -42,7 +42,7 @@ def verdict(score: Score, tokens: list[int], decoding: Decoding) -> Verdict:
 
 
 def _nameable(module: Predictions, rows: Ids) -> tuple[Nats, int]:
-    """Nats of the module's tokens, the floor instead of infinity, and how many stand on the floor."""
+    """Return nats of the module's tokens, the floor instead of infinity, and how many stand on the floor."""
     nats = module.nats[rows]
     unknown = np.isinf(nats)
     return np.where(unknown, module.worst_nats[rows], nats), int(unknown.sum())

@@ -18,12 +18,12 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of `values`; of a single one, without a width."""
+    """Return the mean of `values` with its interval; of a single value, without a width."""
     mean = statistics.fmean(values)
     half = NORMAL_95 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
     return Estimate(mean, mean - half, mean + half)
 
 
 def paired(values: Sequence[float], others: Sequence[float]) -> Estimate:
-    """The mean difference between two measurements of the same things, `others` less `values`."""
+    """Return the mean difference between two measurements of the same things, `others` less `values`."""
     return estimate([other - value for value, other in zip(values, others, strict=True)])

@@ -34,7 +34,7 @@ NEW_TOKENS = 256
 
 
 class RecycleLM(TemplateLM):  # type: ignore[misc]
-    """A loaded bundle as the harness's model: `lm_eval.simple_evaluate(model=RecycleLM(model), tasks=[...])`.
+    """A bundle as the harness's model: `lm_eval.simple_evaluate(model=RecycleLM(model), tasks=[...])`.
 
     `decoding` says whose likelihoods it gives; it may be changed between evaluations, and what was scored once is
     not scored again. Texts become tokens as in the harness's own Hugging Face model.
@@ -55,10 +55,10 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int:
-        found = min(self.model.stop_ids, default=None) if self._eos is None else self._eos
-        if found is None:
+        end = min(self.model.stop_ids, default=None) if self._eos is None else self._eos
+        if end is None:
             raise InputError(f"{self.model.bundle.folder}: names no token that ends a text; expected an eos_token")
-        return found
+        return end
 
     @property
     def prefix_token_id(self) -> int:
@@ -92,14 +92,17 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
         texts = [self._cut(context, continuation) for _, context, continuation in requests]
         answers: list[tuple[float, bool]] = [(0.0, True)] * len(texts)
         # neighbours share their beginning, which is then read once
-        for done, index in enumerate(sorted(range(len(texts)), key=lambda index: texts[index])):
-            self.report(done, len(texts), self.note)
-            found = self._judge(*texts[index])[self.decoding]
-            answers[index] = (found.log_probability, found.greedy)
+        for number, index in enumerate(sorted(range(len(texts)), key=lambda index: texts[index])):
+            self.report(number, len(texts), self.note)
+            judged = self._judge(*texts[index])[self.decoding]
+            answers[index] = (judged.log_probability, judged.greedy)
         return answers
 
     def _cut(self, context: list[int], continuation: list[int]) -> tuple[list[int], int]:
-        """The text's end that the context holds (its last token is not read), and where the continuation starts."""
+        """Return the text's end that the context holds, and where the continuation starts.
+
+        The last token of the text is not read.
+        """
         if not 1 <= len(continuation) <= self.max_length:
             raise InputError(f"a continuation has {len(continuation)} tokens; expected 1 to {self.max_length}")
         ids = (context + continuation)[-(self.max_length + 1) :]
@@ -113,15 +116,15 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
         return self._known[key]
 
     def unnamed(self) -> float:
-        """Part of the tokens so far that the module's draft vocabulary lacks, when their turn was the module's."""
+        """Return the part of the module's tokens so far that its draft vocabulary lacks."""
         tokens = sum(len(ids) - first for ids, first in self._known)
         missing = sum(judged[name].unnamed for judged in self._known.values() for name in DECODINGS)
         return missing / tokens if tokens else 0.0
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         texts = []
-        for done, request in enumerate(requests):
-            self.report(done, len(requests), self.note)
+        for number, request in enumerate(requests):
+            self.report(number, len(requests), self.note)
             context, options = request.args
             options = normalize_gen_kwargs(options, NEW_TOKENS)
             new, until = options["max_gen_toks"], options["until"]
@@ -141,14 +144,14 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
 
 
 def _special_token(model: RecycleModel, name: str) -> int | None:
-    """Id of a token that tokenizer_config.json names."""
+    """Return the id of a token that tokenizer_config.json names."""
     text = special_token(model.bundle.folder / "tokenizer_config.json", name)
-    found: int | None = None if text is None else model.tokenizer.token_to_id(text)
-    return found
+    token: int | None = None if text is None else model.tokenizer.token_to_id(text)
+    return token
 
 
 def load_task(name: str, rows: list[Row] | None) -> Any:
-    """The harness's own task, on given rows or on the data set that it fetches.
+    """Load the harness's own task, on these rows or on the data set that it fetches.
 
     Raises:
         RecycleError: the data set cannot be fetched.
@@ -174,11 +177,11 @@ def load_task(name: str, rows: list[Row] | None) -> Any:
 
 
 def evaluate(lm: RecycleLM, task: Any, limit: int | None) -> list[dict[str, Any]]:
-    """The harness's account of every row: its arguments, its target, and each metric under its name."""
+    """Return the harness's account of every row: its arguments, its target, and each metric under its name."""
     with _quietly():
         name = task.config.task
-        found = lm_eval.evaluate(lm=lm, task_dict={"tasks": {name: task}, "groups": {}}, limit=limit, bootstrap_iters=0)
-    samples: list[dict[str, Any]] = found["samples"][name]
+        run = lm_eval.evaluate(lm=lm, task_dict={"tasks": {name: task}, "groups": {}}, limit=limit, bootstrap_iters=0)
+    samples: list[dict[str, Any]] = run["samples"][name]
     return samples
 
 

@@ -21,7 +21,7 @@ QUESTIONS = (
 
 
 def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
-    """`length` tokens that the model itself says when it is sampled."""
+    """Let the model itself write `length` tokens, by sampling."""
     start = (model.encode("") or [0])[:1]
     if length == 1:
         return start
@@ -30,13 +30,15 @@ def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
 
 
 def own_texts(model: RecycleModel) -> list[list[int]]:
-    """Beginnings of several such texts."""
+    """Let the model write the beginnings of several texts."""
     length = min(TOKENS, model.bundle.manifest.context_length // 2)
     return [own_text(model, length, seed) for seed in range(TEXTS)]
 
 
 def openings(model: RecycleModel) -> tuple[list[list[int]], str]:
-    """Questions to a model that answers them, the beginnings of its own texts to another; and what they are, in words.
+    """Return beginnings for the model to continue, and what they are, in words.
+
+    A model that answers gets questions, another one the beginnings of its own texts.
 
     Raises:
         InputError: the model's chat template needs jinja2.

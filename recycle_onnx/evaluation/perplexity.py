@@ -16,7 +16,9 @@ from recycle_onnx.runtime.model import RecycleModel
 
 @dataclass(frozen=True)
 class Perplexity:
-    """Of the full model, a token and in bits a byte; of the module, for the token after next, given the true next one.
+    """The perplexity of the full model, per token and in bits a byte, and of the module.
+
+    The module predicts the token after next, given the true next one.
 
     `module_coverage` is the part of those tokens that the module can name at all (its draft vocabulary); its
     perplexity is over that part. `acceptance` is how often both halves' best tokens agree on this text.
@@ -41,11 +43,11 @@ def perplexity(model: RecycleModel, documents: Sequence[str], report: Progress =
         for ids, first in pieces(model, document):
             if len(ids) <= first:
                 continue
-            found = scorer.score(ids, first)
-            nats.append(found.nats)
-            if found.module is not None and found.accepted is not None:
-                module.append(found.module.nats)
-                accepted.append(found.accepted)
+            score = scorer.score(ids, first)
+            nats.append(score.nats)
+            if score.module is not None and score.accepted is not None:
+                module.append(score.module.nats)
+                accepted.append(score.accepted)
     report(len(documents), len(documents), "perplexity")
     every = np.concatenate([np.zeros(0), *nats])
     theirs = np.concatenate([np.zeros(0), *module])

@@ -42,7 +42,7 @@ def _png(figure: Figure) -> bytes:
 
 
 def _acceptance(figure: Figure, kinds: Sequence[Acceptance]) -> None:
-    """How often a proposal is right, by its place in the chain."""
+    """Plot how often a proposal is right, by its place in the chain."""
     axes = figure.subplots()
     for measured in kinds:
         places = range(1, len(measured.by_place) + 1)
@@ -57,7 +57,7 @@ def _acceptance(figure: Figure, kinds: Sequence[Acceptance]) -> None:
 
 
 def _tasks(figure: Figure, results: Sequence[TaskAccuracy]) -> None:
-    """Accuracy of the full model and of `alternate`, with chance as a mark; pale where it tells nothing."""
+    """Plot the accuracy of the full model and of `alternate`, chance as a mark; pale where it tells nothing."""
     figure.set_figwidth(max(6.4, 1.0 + 1.1 * len(results)))
     axes = figure.subplots()
     full, alternate = [result.full for result in results], [result.alternate for result in results]

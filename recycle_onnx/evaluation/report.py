@@ -20,7 +20,10 @@ PLOTTED = ("acceptance", "tasks")
 
 @dataclass(frozen=True)
 class Findings:
-    """What was measured; what nobody asked for is None or empty. Acceptance is by kind of text and temperature."""
+    """The results of an evaluation; what nobody asked for is None or empty.
+
+    Acceptance is listed by kind of text and temperature.
+    """
 
     perplexity: Perplexity | None = None
     acceptance: Sequence[Acceptance] = ()
@@ -149,20 +152,20 @@ def _task(result: TaskAccuracy) -> tuple[str, ...]:
 
 
 def _percent(value: Estimate, sign: str = "") -> str:
-    """A mean and half the width of its interval."""
+    """Write a mean and half the width of its interval."""
     return f"{100 * value.mean:{sign}.1f} ± {100 * (value.high - value.low) / 2:.1f}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where a report goes: its file, and how its pictures beside it begin."""
+    """A place for a report: its file, and the beginning of the names of the pictures beside it."""
 
     path: Path
     prefix: str
 
     @classmethod
     def of(cls, path: Path, kinds: Sequence[str]) -> Target:
-        """`FILE.md` and pictures named after it, or `report.md` and pictures in a folder, which may be a new one.
+        """Return `FILE.md` with pictures named after it, or `report.md` with pictures in a folder, perhaps a new one.
 
         Raises:
             InputError: there is no folder to write into.

@@ -19,7 +19,7 @@ Flags = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What one half says about S given tokens, each from all the text before it.
+    """The predictions of one half for S tokens of a text, each from all the text before it.
 
     `nats` [S] are negative log-probabilities, infinite for a token outside a draft vocabulary; `best` [S] is the
     likeliest token in each place, and `worst_nats` [S] belong to the least likely one that the half can name.
@@ -32,7 +32,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Score:
-    """The full model on the given tokens, and the module on those that have at least two before them.
+    """The predictions of the full model for a text, and of the module for tokens that have at least two before them.
 
     The module reads the true hidden state two tokens before and the true token before, as it does in decoding.
     """
@@ -42,12 +42,12 @@ class Score:
 
     @property
     def nats(self) -> Nats:
-        """The full model's."""
+        """The full model's nats for each token."""
         return self.full.nats
 
     @property
     def best(self) -> Ids:
-        """The full model's."""
+        """The full model's best token at each place."""
         return self.full.best
 
     @property
@@ -60,7 +60,7 @@ class Score:
 
 
 class Scorer:
-    """Scores texts one after another; what a text has in common with the one before is not read again.
+    """A scorer of texts one after another; what a text has in common with the one before is not read again.
 
     Nor is what both halves say where the two fork: choices of a single token are judged by one run. `logits` [S, V] are
     the full model's for the tokens that were scored last.
@@ -103,7 +103,10 @@ class Scorer:
         return Score(_predictions(full, tokens[first:], None), _predictions(module, tokens[max(first, 2) :], draft))
 
     def _full(self, ids: list[int], first: int, same: int, known: Floats | None) -> Floats:
-        """Logits for the tokens from `first` on; `known` are those for the first one, whose text was read."""
+        """Return the full model's logits for the tokens from `first` on.
+
+        `known` are the logits for the first one, whose text was read before.
+        """
         full, end = self._decoder.full, len(ids) - 1
         start = same if known is None else first
         full.crop(start)
@@ -113,7 +116,10 @@ class Scorer:
         return made if known is None else np.concatenate([known, made])
 
     def _module(self, ids: list[int], first: int, same: int, known: Floats | None) -> Floats | None:
-        """The same of the module: its row p reads the hidden state of token p and token p + 1, and tells p + 2."""
+        """Return the module's logits.
+
+        Its row p reads the hidden state of token p and the token p + 1, and predicts the token p + 2.
+        """
         module, end = self._decoder.recycler, len(ids) - 2
         if module is None:
             return None

@@ -21,7 +21,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A task: where it stands among the harness's, its file (a pattern), its fields, and how to make them.
+    """A task: its name in the harness, its file (a pattern), the fields of a row, and how to convert one.
 
     `own` fields are the data set's, `gathered` ones are converted; `choices` is how many a row has where that is fixed.
     """
@@ -90,20 +90,20 @@ TASKS = {
 
 
 def task_names(text: str) -> list[str]:
-    """Names of tasks, separated by commas, each once.
+    """Return the names of tasks, separated by commas in `text`, each once.
 
     Raises:
         InputError: one is not known, or none is given.
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names or (unknown := [name for name in names if name not in TASKS]):
-        given = repr(unknown[0]) if names else "empty"
-        raise InputError(f"task {given} is not known; expected some of: {', '.join(TASKS)}")
+        odd = repr(unknown[0]) if names else "empty"
+        raise InputError(f"task {odd} is not known; expected some of: {', '.join(TASKS)}")
     return names
 
 
 def read_task(name: str, folder: Path, limit: int | None = None) -> list[Row]:
-    """The first `limit` rows of a task's file in `folder`, as the harness wants them.
+    """Read the first `limit` rows of a task's file in `folder`, as the harness wants them.
 
     Raises:
         InputError: no such file or several, unreadable, or a row without the fields.
@@ -119,10 +119,10 @@ def read_task(name: str, folder: Path, limit: int | None = None) -> list[Row]:
 def _find(name: str, folder: Path) -> Path:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; expected one with the tasks' files")
-    found = sorted(folder.glob(TASKS[name].pattern))
-    if len(found) == 1:
-        return found[0]
-    what = f"several files ({', '.join(path.name for path in found)})" if found else "no file"
+    paths = sorted(folder.glob(TASKS[name].pattern))
+    if len(paths) == 1:
+        return paths[0]
+    what = f"several files ({', '.join(path.name for path in paths)})" if paths else "no file"
     raise InputError(f"{folder}: {what} for {name}; expected one that is called {TASKS[name].pattern}")
 
 
@@ -146,9 +146,9 @@ def _row(task: TaskFile, path: Path, number: int, value: Any) -> Row:
             return {field: value[field] for field in task.own}
         if _has(value, task.gathered) and _is_sound(value, task):
             return task.convert(value)
-    found = ", ".join(value) if isinstance(value, dict) else type(value).__name__
+    fields = ", ".join(value) if isinstance(value, dict) else type(value).__name__
     raise InputError(
-        f"{path}, line {number}: not a row of this task (found: {found}); expected {', '.join(task.gathered)}"
+        f"{path}, line {number}: not a row of this task (found: {fields}); expected {', '.join(task.gathered)}"
         f" with gold an index of choices, or the data set's own {', '.join(task.own)}"
     )
 
@@ -158,7 +158,7 @@ def _has(value: Row, fields: Iterable[str]) -> bool:
 
 
 def _is_sound(value: Row, task: TaskFile) -> bool:
-    """Texts are texts, and `gold` is the place of a choice."""
+    """Tell whether texts are texts, and `gold` is the place of a choice."""
     if "choices" not in task.gathered:
         return all(isinstance(value[field], str) for field in task.gathered)
     question, choices, gold = (value[field] for field in task.gathered)

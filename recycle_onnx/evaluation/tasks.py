@@ -21,7 +21,7 @@ STANDARD_ERRORS = 3
 
 @dataclass(frozen=True)
 class TaskAccuracy:
-    """One metric of one task on `rows` rows: parts of them that are right, and 95 % intervals.
+    """The accuracy of one metric of one task on `rows` rows: parts of them that are right, and 95 % intervals.
 
     `full` is the full model's, `full_first` and `module_first` are `alternate`'s with that half saying the first token,
     `alternate` their mean and `difference` what it has more than `full`, row by row; None without a module.
@@ -57,22 +57,24 @@ def tasks(
     """
     from recycle_onnx.evaluation.harness import RecycleLM, evaluate, load_task
 
-    found = []
-    for name, given in rows.items():
-        task, lm = load_task(name, given), RecycleLM(model, report=report, note=name)
+    measured = []
+    for name, task_rows in rows.items():
+        task, lm = load_task(name, task_rows), RecycleLM(model, report=report, note=name)
         samples: dict[Decoding, list[dict[str, Any]]] = {}
         for decoding in DECODINGS if "alternate" in model.strategies else DECODINGS[:1]:
             lm.decoding = decoding
             samples[decoding] = evaluate(lm, task, limit)
-        found += [accuracy(name, metric, samples, lm.unnamed()) for metric in METRICS if metric in samples["full"][0]]
-    return found
+        measured += [
+            accuracy(name, metric, samples, lm.unnamed()) for metric in METRICS if metric in samples["full"][0]
+        ]
+    return measured
 
 
 def accuracy(
     task: str, metric: str, samples: Mapping[Decoding, Sequence[Sample]], unnamed: float | None = None
 ) -> TaskAccuracy:
     """Compare the decodings on the same rows."""
-    right = {name: [float(sample[metric]) for sample in found] for name, found in samples.items()}
+    right = {name: [float(sample[metric]) for sample in graded] for name, graded in samples.items()}
     base, by_chance = right["full"], chance(samples["full"])
     error = (fmean(base) * (1 - fmean(base)) / len(base)) ** 0.5
     result = TaskAccuracy(
@@ -97,7 +99,7 @@ def accuracy(
 
 
 def chance(samples: Sequence[Sample]) -> float:
-    """What knowing nothing gives: a guess among the choices; where these never change, the commonest answer.
+    """Return the accuracy that guessing would give.
 
     A task whose answer is one of all words (LAMBADA) has no choices, and chance is 0.
     """

@@ -11,14 +11,14 @@ LONGEST = 1024
 
 
 class Piece(NamedTuple):
-    """Token ids, of which those from `first` on are to be scored."""
+    """The token ids of a piece of text, of which those from `first` on are to be scored."""
 
     ids: list[int]
     first: int
 
 
 def pieces(model: RecycleModel, document: str) -> Iterator[Piece]:
-    """A document whole; a long one in pieces that overlap by half, so that every token has some context."""
+    """Yield a document whole; a long one in pieces that overlap by half, so that every token has some context."""
     ids = model.encode(document)
     size = min(LONGEST, model.bundle.manifest.context_length)
     yield Piece(ids[:size], 1)

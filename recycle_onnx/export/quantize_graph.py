@@ -18,7 +18,7 @@ from recycle_onnx.export.half_precision import rounded, to_half_precision
 from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
-from recycle_onnx.export.source_blocks import Kept, Part, parts_of
+from recycle_onnx.export.source_blocks import Kept, QuantizedRows, parts_of
 
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 """Of these, MatMul has its weight as [K, N], the others as [N, K]."""
@@ -29,7 +29,7 @@ Made = Mapping[str, Sequence[tuple[Blocks, Quantization]]]
 
 
 @dataclass(frozen=True)
-class Stored:
+class QuantizedMatrix:
     """A quantized matrix [N, K] in a data file, as a flavour lays it out, and how it was made.
 
     Where `width` is more than the weight's own K, the columns behind multiply the sums of x over its blocks.
@@ -49,7 +49,7 @@ class Stored:
 
 
 class GraphQuantizer(Rewriter):
-    """Makes products with weights and the embedding read blocks; stores what stays float32 as it is.
+    """A rewriter by which products with weights and the embedding read blocks; the rest stays float32.
 
     A flavour says how blocks are laid out, and which operators read them.
     """
@@ -65,10 +65,13 @@ class GraphQuantizer(Rewriter):
         made: Made = MappingProxyType({}),
         vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> None:
-        """`made` are the matrices that are quantized already, by name, and `vectors` other values of vectors."""
+        """Prepare to quantize by `how`.
+
+        `made` are matrices that are quantized already, by name, and `vectors` other values of vectors.
+        """
         super().__init__(report)
         self.how, self.made, self.vectors, self.kept = how, made, vectors, Kept()
-        self._quantized: dict[LazyWeight, list[Stored]] = {}
+        self._quantized: dict[LazyWeight, list[QuantizedMatrix]] = {}
         self._with_sums: dict[ir.Value, ir.Value] = {}
 
     @abstractmethod
@@ -76,16 +79,16 @@ class GraphQuantizer(Rewriter):
         """Let runs on one token of `graph` round as runs on several do, on a CPU."""
 
     @abstractmethod
-    def lay_out(self, name: str, part: Part, writer: ExternalDataWriter) -> Stored:
+    def lay_out(self, name: str, part: QuantizedRows, writer: ExternalDataWriter) -> QuantizedMatrix:
         """Write the blocks of one matrix."""
 
     @abstractmethod
-    def product(self, x: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
-        """Nodes that give x [..., K] times the matrix's rows."""
+    def product(self, x: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
+        """Make nodes that give x [..., K] times the matrix's rows."""
 
     @abstractmethod
-    def gather(self, ids: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
-        """Nodes that give the matrix's rows `ids`."""
+    def gather(self, ids: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
+        """Make nodes that give the matrix's rows `ids`."""
 
     def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
         """Replace products with weights and the embedding, then store the other weights.
@@ -115,7 +118,7 @@ class GraphQuantizer(Rewriter):
             self.round_alike(graph)
 
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
-        """Scales and weights that are not quantized have the type of the activations."""
+        """Convert scales and weights that are not quantized to the type of the activations."""
         return rounded(name, piece) if self.how.float_type == "float16" else piece
 
     def _store(self, weight: LazyWeight, writer: ExternalDataWriter) -> ir.ExternalTensor:
@@ -124,8 +127,10 @@ class GraphQuantizer(Rewriter):
             self._stored[weight] = writer.write(name, [self.convert(name, self.vectors[name])])
         return super()._store(weight, writer)
 
-    def _products(self, x: ir.Value, stored: Sequence[Stored], width: int, graph: ir.Graph) -> Sequence[ir.Node]:
-        """The product with each part of a matrix of `width` columns, side by side."""
+    def _products(
+        self, x: ir.Value, stored: Sequence[QuantizedMatrix], width: int, graph: ir.Graph
+    ) -> Sequence[ir.Node]:
+        """Make the product with each part of a matrix of `width` columns, side by side."""
         nodes: list[ir.Node] = []
         products: list[ir.Value] = []
         for part in stored:
@@ -137,7 +142,7 @@ class GraphQuantizer(Rewriter):
         return nodes
 
     def _and_sums(self, x: ir.Value, width: int, size: int, graph: ir.Graph, nodes: list[ir.Node]) -> ir.Value:
-        """X [B, S, K] with the sums of its blocks behind it; made once for all products that read it.
+        """Append to x [B, S, K] the sums of its blocks, made once for all products that read it.
 
         (Summed by ReduceSum: it adds up one row as it does several, which a product with ones need not.)
         """
@@ -154,7 +159,7 @@ class GraphQuantizer(Rewriter):
 
     def _quantize(
         self, value: ir.Value | None, writer: ExternalDataWriter, *, transposed: bool, table: bool
-    ) -> list[Stored]:
+    ) -> list[QuantizedMatrix]:
         """Store a weight as a quantized [N, K], or find it; nothing where it stays as it is. `transposed`: [K, N].
 
         (Several parts where not all rows have as many bits.)
@@ -174,20 +179,20 @@ class GraphQuantizer(Rewriter):
 
     def _parts(
         self, weight: LazyWeight, how: Quantization, width: int, *, transposed: bool, table: bool
-    ) -> Sequence[Part]:
-        """The blocks of a weight: made before, as its file has them, or by rounding."""
+    ) -> Sequence[QuantizedRows]:
+        """Return the blocks of a weight: made before, as its file has them, or by rounding."""
         name = str(weight.name)
         if name in self.made:
-            return [Part(*made, width) for made in self.made[name]]
+            return [QuantizedRows(*made, width) for made in self.made[name]]
         if self.how.method == SOURCE and weight.integers is not None:
             fewest = 8 if any(part in name for part in self.eight_bits) else self.how.bits
             return parts_of(weight.integers(), replace(self.how, bits=fewest), table=table, kept=self.kept)
         pieces = [quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)]
-        return [Part(join(pieces, how), how, width)]
+        return [QuantizedRows(join(pieces, how), how, width)]
 
 
 def _width(value: ir.Value | None, *, transposed: bool) -> int:
-    """K of a weight [N, K], or `transposed` [K, N]."""
+    """Return K of a weight [N, K], or `transposed` [K, N]."""
     assert value is not None
     assert value.const_value is not None
     shape = value.const_value.shape.numpy()
@@ -206,7 +211,7 @@ def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
 def same_bytes(
     tensor: ir.ExternalTensor, shape: Sequence[int], *, dtype: ir.DataType | None = None, name: str | None = None
 ) -> ir.ExternalTensor:
-    """The same bytes under another shape, as another type."""
+    """Refer to the same bytes under another shape, as another type."""
     return ir.ExternalTensor(
         tensor.location, tensor.offset, tensor.length, dtype or tensor.dtype,
         shape=ir.Shape(shape), name=name or str(tensor.name), base_dir=tensor.base_dir,
@@ -214,7 +219,7 @@ def same_bytes(
 
 
 def initializers(graph: ir.Graph, tensors: Sequence[ir.ExternalTensor]) -> list[ir.Value]:
-    """Values of the graph that hold these tensors."""
+    """Return values of the graph that hold these tensors."""
     return [_initializer(graph, tensor) for tensor in tensors]
 
 

@@ -32,7 +32,7 @@ NEAR = 0.01
 0.18 %; minima far from 0, for which 4 bits are too few, go to 8."""
 
 
-class Part(NamedTuple):
+class QuantizedRows(NamedTuple):
     """Rows of a matrix that are stored together; `columns` are the matrix's own, or more with those of the sums."""
 
     blocks: Blocks
@@ -42,7 +42,7 @@ class Part(NamedTuple):
 
 @dataclass
 class Kept:
-    """How many weights were stored bit by bit and how many nearly so, by the file's types; and by how much those miss.
+    """The number of weights stored bit by bit and nearly so, by the file's types, and by how much the latter miss.
 
     `error` and `energy` are sums of squares: of what the second kind misses, and of their values.
     """
@@ -53,13 +53,13 @@ class Kept:
     energy: float = 0.0
 
     def summary(self, file: str) -> dict[str, Any]:
-        """For a manifest; `deviation` is the root mean square of the misses, relative to the values'."""
+        """Summarise for a manifest; `deviation` is the root mean square of the misses, relative to the values'."""
         deviation = (self.error / self.energy) ** 0.5 if self.energy else 0.0
         return {"file": file, "exact": self.exact, "near": self.near, "deviation": round(deviation, 6)}
 
 
 def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> Quantization:
-    """The method `source` where it is `preferred` and suits the weights; `how` itself elsewhere.
+    """Return the method `source` where it is `preferred` and suits the weights; `how` itself elsewhere.
 
     Raises:
         InputError: `how` asks for it, and no matrix of a layer has integers.
@@ -73,7 +73,7 @@ def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> 
 
 
 def _share(weights: BaseWeights, bits: int) -> float:
-    """Part of the layers' weights that a file has in integers of no more than `bits`."""
+    """Return the part of the layers' weights that a file has in integers of no more than `bits`."""
     sizes = {True: 0, False: 0}
     for name, shape in weights.shapes.items():
         if name.endswith(MATRICES):
@@ -84,37 +84,37 @@ def _share(weights: BaseWeights, bits: int) -> float:
     return sizes[True] / sum(sizes.values())
 
 
-def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[Part]:
-    """The matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
+def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[QuantizedRows]:
+    """Return the matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
 
     A `table`, whose rows are looked up, has no columns for sums.
     """
     stored = _stored(pieces, how, table, kept)
     parts = []
     for (own, columns), run in groupby(stored, lambda part: (part.how, part.columns)):
-        parts.append(Part(join([part.blocks for part in run], own), own, columns))
+        parts.append(QuantizedRows(join([part.blocks for part in run], own), own, columns))
     return parts
 
 
-def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[Part]:
+def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[QuantizedRows]:
     for piece in pieces:
         bits = 4 if piece.levels <= 16 and how.bits == 4 else 8
         if piece.minima is None:
             kept.exact[piece.kind] = kept.exact.get(piece.kind, 0) + piece.codes.size
-            yield Part(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
+            yield QuantizedRows(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
         else:
             yield _near(piece, how, sums=bits == 4 and not table, kept=kept)
 
 
-def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Part:
-    """Blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
+def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> QuantizedRows:
+    """Store blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
     values, columns = piece.values(), piece.codes.shape[1]
     energy = _squares(values)
     if sums:
         part = _with_sums(piece, _as_stored(piece, 4, how))
         error = _squares(meant(part, columns) - values)
     if not sums or error > NEAR**2 * energy:
-        part = Part(_finer(piece), _as_stored(piece, 8, how), columns)
+        part = QuantizedRows(_finer(piece), _as_stored(piece, 8, how), columns)
         error = _squares(meant(part, columns) - values)
     kept.near[piece.kind] = kept.near.get(piece.kind, 0) + piece.codes.size
     kept.error += error
@@ -131,8 +131,8 @@ def _squares(values: Floats) -> float:
     return float(np.square(values, dtype=np.float64).sum())
 
 
-def meant(part: Part, columns: int) -> Floats:
-    """The matrix [N, columns] that a part stands for, its sums' columns spread over their blocks."""
+def meant(part: QuantizedRows, columns: int) -> Floats:
+    """Return the matrix [N, columns] that a part stands for, its sums' columns spread over their blocks."""
     whole = dequantize(part.blocks, part.how)
     own, sums = whole[:, :columns], whole[:, columns : part.columns]
     if not sums.shape[1]:
@@ -141,13 +141,13 @@ def meant(part: Part, columns: int) -> Floats:
 
 
 def _symmetric(piece: Integers, bits: int) -> Blocks:
-    """Codes around the middle of `bits`; scales as they are."""
+    """Store codes around the middle of `bits`; scales stay as they are."""
     shift = np.uint8((1 << (bits - 1)) - piece.zero)
     return Blocks(_packed(piece.codes + shift, piece.block_size, bits), piece.scales, None)
 
 
-def _with_sums(piece: Integers, how: Quantization) -> Part:
-    """4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
+def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
+    """Store 4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
     scales, minima, codes = _without_flat(piece)
     zeros = np.clip(np.rint(-minima / scales), 0, 15)
     left = (minima + zeros * scales).astype(np.float32)
@@ -162,11 +162,11 @@ def _with_sums(piece: Integers, how: Quantization) -> Part:
         np.concatenate([scales, sums.scales], axis=1),
         pack(all_zeros, 4),
     )
-    return Part(blocks, how, codes.shape[1] + left.shape[1])
+    return QuantizedRows(blocks, how, codes.shape[1] + left.shape[1])
 
 
 def _finer(piece: Integers) -> Blocks:
-    """8 bits: (code + minimum / scale) · k is rounded, for the whole k whose rounded minimum / scale · k misses least.
+    """Store 8 bits: round (code + minimum / scale) · k, for the whole k by which minimum / scale · k misses least.
 
     Where a minimum is so far from 0 that no whole k fits, k is a fraction, and codes are rounded too.
     """
@@ -187,7 +187,7 @@ def _finer(piece: Integers) -> Blocks:
 
 
 def _without_flat(piece: Integers) -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """Scales that are not 0, minima and codes: a block without a scale is its minimum throughout."""
+    """Return scales that are not 0, minima and codes: a block without a scale is its minimum throughout."""
     assert piece.minima is not None
     flat = piece.scales == 0
     scales = np.where(flat, np.maximum(np.abs(piece.minima), np.float32(1e-30)), piece.scales)

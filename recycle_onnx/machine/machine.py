@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recycle_onnx.machine import cgroup, instructions, memory, processor, processors
-from recycle_onnx.machine.memory import Memory
+from recycle_onnx.machine.memory import SystemMemory
 from recycle_onnx.machine.processors import Processors
 
 
@@ -16,7 +16,7 @@ class Machine:
     processor: str
     instructions: list[str]
     processors: Processors
-    memory: Memory
+    memory: SystemMemory
 
     @classmethod
     def this(cls) -> Machine:

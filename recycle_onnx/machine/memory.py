@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from recycle_onnx.machine.cgroup import Limits
+from recycle_onnx.machine.cgroup import CgroupLimits
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes: of the machine, available to programs now, and the most that a control group allows; None if unknown."""
+class SystemMemory:
+    """The bytes of the machine, available now, and allowed by a control group; None if unknown."""
 
     total_bytes: int | None
     available_bytes: int | None
@@ -28,12 +28,12 @@ class Memory:
         return _least(self.available_bytes, self.limit_left_bytes)
 
 
-def find(limits: Limits) -> Memory:
-    """Ask the platform."""
+def find(limits: CgroupLimits) -> SystemMemory:
+    """Gather what the platform tells of memory."""
     import psutil  # here: to load a bundle and generate needs none of it
 
     memory = psutil.virtual_memory()
-    return Memory(memory.total, memory.available, limits.memory_bytes, limits.memory_left_bytes)
+    return SystemMemory(memory.total, memory.available, limits.memory_bytes, limits.memory_left_bytes)
 
 
 def peak_rss_bytes() -> int | None:

@@ -11,17 +11,19 @@ from typing import Any
 from recycle_onnx.errors import InputError
 from recycle_onnx.extras import install_command
 from recycle_onnx.files import read_json, read_text
+from recycle_onnx.tokenizer import special_tokens
 from recycle_onnx.untrusted import check_regular
 
 Message = dict[str, Any]
 """`role` (`system`, `user` or `assistant`) and `content`, a text; a template may know more fields."""
 PLAIN = "plain"
+CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """Renders messages. `name` is the template's, `plain` for a model without one.
+    """A template that turns messages into a prompt. `name` is the template's, `plain` for a model without one.
 
     A text that a template of the model's own made brings its special tokens along (`special_tokens` is false: the
     tokenizer adds none). `stops` end an answer in which the model goes on with the user's turn itself.
@@ -34,7 +36,9 @@ class ChatTemplate:
     stops: tuple[str, ...] = field(default=())
 
     def frames(self, *roles: str) -> list[str] | None:
-        """What the template puts before the text of each message, of one message for each of the roles.
+        """Return what the template puts before the text of each message, for one message of each of the roles.
+
+        The answer is None where the template leaves a message's text out, or changes it.
 
         None where it leaves a message's text out, or changes it.
 
@@ -55,7 +59,7 @@ class ChatTemplate:
     def find(
         cls, folder: Path, name: str | None = None, variables: Mapping[str, Any] = MappingProxyType({})
     ) -> ChatTemplate:
-        """The bundle's template of that name (`plain` always exists); None takes its default one.
+        """Return the bundle's template of that name (`plain` always exists); None takes its default one.
 
         `variables` are passed to the template, `{'enable_thinking': False}` for instance.
 
@@ -68,7 +72,7 @@ class ChatTemplate:
             return cls(PLAIN, plain, special_tokens=True, stops=("\nUser:",))
         if name not in known:
             raise InputError(f"chat template {name!r} is not known; {folder} has: {', '.join(sorted([*known, PLAIN]))}")
-        context = {**_special_tokens(folder), "tools": None, "documents": None, **variables}
+        context = {**special_tokens(folder / CONFIG, SPECIAL_TOKENS), "tools": None, "documents": None, **variables}
         return cls(name, _renderer(known[name], f"{folder}: chat template {name!r}", context))
 
 
@@ -93,7 +97,7 @@ def check_message(message: object) -> Message:
 
 
 def plain(messages: Sequence[Message]) -> str:
-    """For models that were trained on text alone: who speaks stands before each turn."""
+    """Render messages for models that were trained on text alone: each turn follows the speaker's name."""
     turns = [_turn(message) for message in messages]
     return "".join(f"{turn}\n" for turn in turns) + "Assistant:"
 
@@ -107,29 +111,25 @@ def _turn(message: Message) -> str:
 
 
 def _templates(folder: Path) -> dict[str, str]:
-    """Templates by name: a file of its own comes before the tokenizer's config, as transformers has it."""
-    given = _config(folder).get("chat_template")
+    """Return templates by name: a file of its own comes before the tokenizer's config, as in transformers."""
+    path = folder / CONFIG
+    configured = read_json(path).get("chat_template") if path.exists() else None
     if (folder / "chat_template.jinja").exists():
         check_regular(folder / "chat_template.jinja")
-        given = read_text(folder / "chat_template.jinja")
-    try:
-        if isinstance(given, list):
-            return {str(template["name"]): str(template["template"]) for template in given}
-    except (TypeError, KeyError) as error:
-        path = folder / "tokenizer_config.json"
-        raise InputError(f"{path}: chat_template is a list; expected objects with name and template") from error
-    return {} if given is None else {"default": str(given)}
+        configured = read_text(folder / "chat_template.jinja")
+    if isinstance(configured, list):
+        return dict(_named_template(template, path) for template in configured)
+    if not isinstance(configured, str | None):
+        raise InputError(f"{path}: chat_template is {configured!r:.100}; expected a text, or a list of named ones")
+    return {} if configured is None else {"default": configured}
 
 
-def _special_tokens(folder: Path) -> dict[str, str]:
-    config = _config(folder)
-    found = {name: config[name] for name in SPECIAL_TOKENS if config.get(name) is not None}
-    return {name: str(token["content"] if isinstance(token, Mapping) else token) for name, token in found.items()}
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "tokenizer_config.json"
-    return read_json(path) if path.exists() else {}
+def _named_template(template: object, path: Path) -> tuple[str, str]:
+    if isinstance(template, Mapping):
+        name, text = template.get("name"), template.get("template")
+        if isinstance(name, str) and isinstance(text, str):
+            return name, text
+    raise InputError(f"{path}: chat_template is a list; expected objects with name and template")
 
 
 def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Sequence[Message]], str]:

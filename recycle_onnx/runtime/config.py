@@ -19,7 +19,7 @@ from recycle_onnx.runtime.structured import Constraint
 
 
 class UnknownSettingError(InputError, TypeError):
-    """A keyword that is no setting; a TypeError too, as Python has it."""
+    """A keyword that names no setting; also a TypeError, as Python's own error is."""
 
 
 class Overrides(Keywords, total=False):
@@ -29,13 +29,13 @@ class Overrides(Keywords, total=False):
     constraint: Constraint | None
 
 
-class Processors:
-    """Callables, or objects with a state."""
+class ProcessorsKind:
+    """The kind of the setting `processors`: callables, or objects with a state."""
 
     expected = "a list of callables"
 
     def own(self, name: str, value: Any) -> tuple[Processor | StatefulProcessor, ...]:
-        """Return a copy."""
+        """Return the processors in a tuple of their own, once each is checked."""
         try:
             processors = tuple(value)
         except TypeError as error:
@@ -46,13 +46,13 @@ class Processors:
         return processors
 
 
-class Constrained:
-    """A constraint, or None."""
+class ConstraintKind:
+    """The kind of the setting `constraint`: a constraint, or None."""
 
     expected = "a JsonSchema, Regex or Grammar"
 
     def own(self, name: str, value: Any) -> Constraint | None:
-        """Return it."""
+        """Return the constraint, once its type is checked."""
         if not isinstance(value, Constraint | None):
             raise refusal(name, value, self.expected)
         return value
@@ -60,19 +60,19 @@ class Constrained:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Settings):
-    """How a text is continued; checked when it is made. Names are those of transformers and OpenAI's interface.
+    """The settings by which a text is continued, checked when made; names are those of transformers and OpenAI.
 
     Raises:
         InputError: a value of another kind or out of range, two that contradict each other, or an unknown name.
     """
 
     processors: Iterable[Processor | StatefulProcessor] = setting(
-        (), Processors(),
+        (), ProcessorsKind(),
         "Your own functions of logits, applied in their order after the settings above and before temperature.",
         origin="transformers, llama.cpp",
     )  # fmt: skip
     constraint: Constraint | None = setting(
-        None, Constrained(),
+        None, ConstraintKind(),
         "What the text must be: a JsonSchema, Regex or Grammar. A stop id is chosen where it is complete, only there.",
         origin="llguidance",
     )  # fmt: skip
@@ -103,7 +103,7 @@ class GenerationConfig(Settings):
         return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
 
     def updated(self, **overrides: Unpack[Overrides]) -> GenerationConfig:
-        """The same with some settings replaced, checked again.
+        """Return a copy with some settings replaced, checked again.
 
         A new `max_new_tokens` lowers the `min_new_tokens` that there was, unless a new one is given with it.
 
@@ -134,7 +134,7 @@ IN_FILE = tuple(name for name, about in SETTINGS.items() if about.in_file and na
 
 
 def read_defaults(path: Path) -> GenerationConfig:
-    """The defaults in a generation_config.json as transformers writes it; all greedy where there is none.
+    """Read the defaults in a generation_config.json as transformers writes it; all greedy where there is none.
 
     Without `do_sample` the temperature is 0, with it 1 unless the file says another. Fields that are null or missing
     keep our defaults, others that we do not know are ignored. A `top_k` of -1 is none, as in vLLM.

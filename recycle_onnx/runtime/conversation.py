@@ -30,7 +30,10 @@ FORMAT = "recycle-onnx conversation 1"
 
 
 class ConversationModel(Protocol):
-    """What a conversation needs of a `RecycleModel`, which makes conversations and so cannot be imported here."""
+    """The part of `RecycleModel` that a conversation needs.
+
+    (`RecycleModel` makes conversations, and so cannot be imported here.)
+    """
 
     bundle: Bundle
     tokenizer: Tokenizer
@@ -144,7 +147,7 @@ class Conversation:
         self.messages = self.messages[: starts[-turns]]
 
     def fork(self) -> Conversation:
-        """An independent copy, caches included."""
+        """Return an independent copy, caches included."""
         with self.decoder.exclusive.use():
             other = Conversation(
                 self.model,
@@ -189,19 +192,19 @@ class Conversation:
                     f"{path}: saved with another model (bundle {about['bundle'][:12]}…, "
                     f"and {model.bundle.folder} is {model.bundle.digest[:12]}…); load it with that one"
                 )
-            found = cls(
+            conversation = cls(
                 model,
                 messages=parse_json(about["messages"]),
                 template=about["template"],
                 template_variables=parse_json(about["template_variables"]),
                 overflow=cast(Overflow, about["overflow"]),
             )
-            check_snapshot(arrays, found.decoder.full, found.decoder.recycler)
+            check_snapshot(arrays, conversation.decoder.full, conversation.decoder.recycler)
         except (ValueError, KeyError, TypeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise InputError(f"{path}: damaged, or not a saved conversation ({what})") from error
-        found.decoder.restore(arrays)
-        return found
+        conversation.decoder.restore(arrays)
+        return conversation
 
     def _replace(self, messages: list[Message], answer: Generation | None) -> None:
         if self._generation is not None:
@@ -214,7 +217,7 @@ class Conversation:
         return encode(self.model.tokenizer, text, self.template.special_tokens, context)
 
     def _fitting(self, messages: list[Message], wanted: int | None) -> tuple[list[Message], list[int]]:
-        """The messages that fit the context, and their tokens.
+        """Return the messages that fit the context, and their tokens.
 
         Dropping makes room for the answer: for the `wanted` tokens, up to half the context; otherwise for a quarter.
         """
@@ -235,7 +238,7 @@ class Conversation:
 
 
 def _turn_starts(messages: list[Message]) -> list[int]:
-    """Where each user's turn begins."""
+    """Return where each user's turn begins."""
     return [index for index, message in enumerate(messages) if message["role"] == "user"]
 
 
@@ -244,7 +247,7 @@ def _checked(message: Message) -> Message:
 
 
 def _plain_values(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """A copy, down to the last value: what is saved with a conversation."""
+    """Copy values down to the last one, so that what is saved with a conversation is its own."""
     try:
         return dict(json.loads(json.dumps(values)))
     except (TypeError, ValueError, RecursionError) as error:

@@ -15,7 +15,7 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.exclusive import BusyError
 from recycle_onnx.runtime.decoding.logprobs import logprobs
 from recycle_onnx.runtime.decoding.run import Run
-from recycle_onnx.runtime.decoding.strategies import Choice, Counts
+from recycle_onnx.runtime.decoding.strategies import ChosenToken, Counts
 from recycle_onnx.runtime.ort.native import at_work
 from recycle_onnx.runtime.text import StopStrings, TextStream
 
@@ -42,7 +42,7 @@ class Token:
 
 @dataclass(frozen=True)
 class Stats:
-    """Counts of one generation, and seconds of wall time.
+    """The counts of one generation, and seconds of wall time.
 
     `reused_tokens` are those of the prompt that the caches held already. `proposed` and `accepted` count recycled
     tokens; `acceptance_rate` is None where nothing was verified. `time_to_first_token_s` includes reading the prompt,
@@ -66,7 +66,7 @@ class Stats:
 
 @dataclass(frozen=True)
 class Result:
-    """New text and tokens, and how they came about.
+    """The new text and its tokens, and how they came about.
 
     `lossless` says how the tokens relate to those of `full`: `exact` (identical), `within_rounding`, or `no`.
     `finish_reason` is `length` as long as the text goes on, too; `error` where an exception ended it.
@@ -85,7 +85,7 @@ class Result:
     logprobs: list[dict[str, Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as plain values."""
+        """Return the fields as plain values."""
         return asdict(self)
 
 
@@ -183,17 +183,17 @@ class Generation:
         last = len(self.tokens) + 1 == self._run.limit
         at_stop_id = choice.id in self.stop_ids
         text = "" if at_stop_id else self._stops.push(self._text.push(choice.id))
-        self._over = at_stop_id or self._stops.found
+        self._over = at_stop_id or self._stops.reached
         if self._over or last:
             self.finish_reason = "stop" if self._over else "length"
-        if at_stop_id or (last and not self._stops.found):
+        if at_stop_id or (last and not self._stops.reached):
             text += self._stops.push(self._text.flush())
             text += self._stops.flush()
         token = self._token(choice, text)
         self.tokens.append(token)
         return token
 
-    def _token(self, choice: Choice, text: str) -> Token:
+    def _token(self, choice: ChosenToken, text: str) -> Token:
         if self.logprobs is None:
             return Token(choice.id, text, choice.recycled)
         chosen, top = logprobs(choice.logits, choice.id, self.logprobs, choice.vocabulary)
@@ -202,7 +202,7 @@ class Generation:
 
     @property
     def result(self) -> Result:
-        """What was generated so far."""
+        """The text generated so far, with its tokens and counts."""
         return Result(
             text="".join(token.text for token in self.tokens),
             tokens=[token.id for token in self.tokens],

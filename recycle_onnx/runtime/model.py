@@ -17,7 +17,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
 from recycle_onnx.runtime.conversation import Conversation
-from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
@@ -55,15 +55,18 @@ class RecycleModel:
         progress: Progress = silent,
         recycler_provider: Place | None = None,
     ) -> None:
-        """`provider` runs the full model, `recycler_provider` the module, by default the same."""
+        """Open a session of each half; `provider` runs the full model, `recycler_provider` the module.
+
+        The module's provider is by default the same.
+        """
         manifest = bundle.manifest
         places = Placement.of(provider), Placement.of(provider if recycler_provider is None else recycler_provider)
-        self._providers = tuple(found.provider.name for found in places)
+        self._providers = tuple(place.provider.name for place in places)
         self.bundle = bundle
         self.tokenizer = load_tokenizer(bundle.folder)
         self.generation_config = read_defaults(bundle.folder / "generation_config.json")
         self.prefill_chunk = CHUNK
-        self.calibration = Calibration.find(bundle, self.providers, threads)
+        self.calibration = MachineCalibration.find(bundle, self.providers, threads)
         self._equal_runs = EqualRuns(bundle, self.provider, threads)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
         recycler, kinds = manifest.graphs.get("recycler"), manifest.kinds
@@ -171,7 +174,7 @@ class RecycleModel:
         decoder: Decoder | None = None,
         **overrides: Unpack[Overrides],
     ) -> Generation:
-        """Like `generate`, but an iterator over tokens (`text`, `id`, `recycled`, …) as they become final.
+        """Return an iterator over tokens (`text`, `id`, `recycled`, …) as they become final; else as `generate`.
 
         Its `result` holds what `generate` would give. A `decoder` that read another text before (`decoder("auto")`
         makes one) reads only what is new of this one. From the first token on it belongs to this generation: one that
@@ -184,7 +187,7 @@ class RecycleModel:
         return self._start(prompt, (config or self.generation_config).updated(**overrides), progress, decoder)
 
     def decoder(self, strategy: str) -> Decoder:
-        """Fresh caches for one text; without the module's where `strategy` does not need them."""
+        """Make fresh caches for one text; without the module's where `strategy` does not need them."""
         return self._decoder(module=strategy in ("auto", *NEEDING_MODULE))
 
     def _decoder(self, *, module: bool) -> Decoder:
@@ -199,7 +202,7 @@ class RecycleModel:
         return Conversation.load(self, path)
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a text, with the special tokens that the tokenizer adds to a prompt.
+        """Return the token ids of a text, with the special tokens that the tokenizer adds to a prompt.
 
         Raises:
             InputError: it has half a character.
@@ -232,7 +235,7 @@ class RecycleModel:
         )
 
     def _checked(self, decoder: Decoder, plan: Plan) -> Decoder:
-        """The caches to use again, where they are this model's, and the module's too where the strategy asks it."""
+        """Return the caches to use again, once they are known to be this model's and to suit the strategy."""
         self._halves.check_own(decoder)
         if decoder.recycler is None and plan.strategy in NEEDING_MODULE:
             raise InputError(
@@ -281,7 +284,7 @@ class RecycleModel:
 
 
 def _as_ids(prompt: Sequence[int]) -> list[int]:
-    """Plain integers of whatever holds some, an array for instance."""
+    """Convert whatever holds integers, an array for instance, to a list of them."""
     try:
         if isinstance(prompt, bytes | bytearray):
             raise TypeError

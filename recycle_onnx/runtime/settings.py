@@ -29,7 +29,7 @@ SEED_64 = Number(least=-(2**63), most=2**63 - 1, whole=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every setting that is plain data."""
+    """The settings that are plain data."""
 
     max_new_tokens: int | None = setting(
         None, Number(least=1, whole=True, optional=True), "Most new tokens.",
@@ -111,7 +111,7 @@ class Settings:
 
 
 class Keywords(TypedDict, total=False):
-    """The fields of `Settings` as keywords. A checker of types needs them written down; a test compares both."""
+    """The fields of `Settings` as keywords: a type checker needs them written down, and a test compares both."""
 
     max_new_tokens: int | None
     min_new_tokens: int

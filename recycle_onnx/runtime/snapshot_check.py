@@ -33,7 +33,7 @@ def check_snapshot(arrays: Arrays, full: Half, recycler: Half | None) -> None:
 
 
 def _check_half(arrays: Arrays, kind: str, half: Half, vocab_size: int) -> NDArray[Any]:
-    """Its tokens [n]."""
+    """Check the arrays of one half; return its tokens [n]."""
     spec = half.spec
     tokens = _array(arrays, f"{kind}.tokens", "int64", (None,))
     if len(tokens) > half.cache.limit or ((tokens < 0) | (tokens >= vocab_size)).any():
@@ -48,7 +48,7 @@ def _array(arrays: Arrays, name: str, dtype: str, shape: tuple[int | None, ...])
     if array is None:
         raise ValueError(f"no {name}")
     fits = array.ndim == len(shape) and all(
-        size in (None, found) for size, found in zip(shape, array.shape, strict=True)
+        size in (None, length) for size, length in zip(shape, array.shape, strict=True)
     )
     if array.dtype != dtype or not fits:
         raise ValueError(f"{name} is {array.dtype}{list(array.shape)}; expected {dtype}{list(shape)}")

@@ -48,7 +48,7 @@ class JsonSchema:
         self.text()
 
     def text(self) -> str:
-        """The schema as JSON."""
+        """Return the schema as JSON."""
         try:
             return json.dumps(dict(self.schema), allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
@@ -98,7 +98,7 @@ Constraint = JsonSchema | Regex | Grammar
 
 
 class Constraints:
-    """Makes constraints ready for one model. What takes long is kept: the vocabulary's trie and the latest grammars."""
+    """A maker of constraints for one model, which keeps what takes long: a trie, and the latest grammars."""
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int) -> None:
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
@@ -106,7 +106,7 @@ class Constraints:
         self._matcher = lru_cache(maxsize=16)(self._make_matcher)
 
     def prepare(self, constraint: Constraint, stop_ids: frozenset[int]) -> Constrained:
-        """The constraint as a processor; `stop_ids` are allowed where the text is complete, and nowhere else.
+        """Make a processor of a constraint; `stop_ids` are allowed where the text is complete, and nowhere else.
 
         Raises:
             InputError: llguidance is not installed, the constraint is not one it can follow, the tokenizer is not one
@@ -150,7 +150,7 @@ class Constrained:
     stop_ids: list[int]
 
     def start(self, prompt: Ids) -> Matching:
-        """The follower of one new text; the prompt is not a part of it."""
+        """Start the follower of one new text; the prompt is not a part of it."""
         return Matching(self.matcher, self.trie_size, self.stop_ids)
 
     def try_first_token(self) -> None:
@@ -160,7 +160,7 @@ class Constrained:
 
 
 class Matching:
-    """Follows one text with a copy of a matcher that has read nothing.
+    """A follower of one text, with its own copy of a matcher that has read nothing.
 
     The matcher's mask has all ids of the trie; of these the first ones are the model's logits.
     """
@@ -197,7 +197,7 @@ class Matching:
             self._expect(self._matcher.rollback(count))
 
     def fast_forward(self) -> list[int]:
-        """What the constraint spells out, such as a property's name, cut into tokens as the tokenizer does."""
+        """Return what the constraint spells out, such as a property's name, cut into tokens as the tokenizer does."""
         tokens: list[int] = self._sound().deep_copy().compute_ff_tokens()  # none where that goes beyond the limits
         return tokens
 
@@ -206,7 +206,7 @@ class Matching:
         return count
 
     def _sound(self) -> LLMatcher:
-        """The matcher; after an error, which may lie in a proposal, one that has read the text anew."""
+        """Return the matcher; after an error, which may lie in a proposal, one that has read the text anew."""
         if self._matcher.is_error():
             self._matcher = self._unread.deep_copy()
             self._expect(self._matcher.consume_tokens(self._read))
@@ -227,7 +227,7 @@ def _library() -> ModuleType:
 
 
 def _grammar(constraint: Constraint) -> str:
-    """The constraint in llguidance's own form; whether it makes sense shows when a matcher is made of it."""
+    """Return the constraint in llguidance's own form; whether it makes sense shows when a matcher is made of it."""
     library = _library()
     try:
         if isinstance(constraint, JsonSchema):
@@ -240,7 +240,7 @@ def _grammar(constraint: Constraint) -> str:
 
 
 def _one_line(message: str) -> str:
-    """A message without the lines that quote and point, which make no sense side by side."""
+    """Return a message without the lines that quote and point, which make no sense side by side."""
     lines = [line.strip() for line in message.splitlines()]
     kept = [line for line in lines if line.strip("^") and not line.partition("|")[0].strip().isdigit()]
     return _cut(" ".join(kept))

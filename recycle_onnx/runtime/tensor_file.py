@@ -33,7 +33,7 @@ def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
 
 
 def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    """Arrays and texts that `write` wrote.
+    """Read the arrays and texts that `write` wrote.
 
     Raises:
         InputError: no such file, or not one that `write` wrote whole.
@@ -72,8 +72,8 @@ def _parse(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
 
 
 def _checksum(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
-    found = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, array in arrays.items():
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(bytes_of(array))
-    return found.hexdigest()
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(bytes_of(array))
+    return digest.hexdigest()

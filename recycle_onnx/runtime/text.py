@@ -31,7 +31,7 @@ ALPHABET = {
 
 
 def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, context: int | None = None) -> list[int]:
-    """Token ids of a text, with the special tokens that the tokenizer adds to a prompt, or without.
+    """Return the token ids of a text, with the special tokens that the tokenizer adds to a prompt, or without.
 
     Where `context` is given and the text's beginning alone has more tokens, that is all that is read: megabytes would
     take gigabytes.
@@ -53,7 +53,7 @@ def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, con
 
 
 def count(ids: list[int], context: int) -> str:
-    """How many tokens, for an error: of far too many perhaps only the beginning was read."""
+    """Say how many tokens there are, for an error: of far too many perhaps only the beginning was read."""
     return f"{'at least ' if len(ids) > 2 * context else ''}{len(ids)} tokens"
 
 
@@ -66,7 +66,7 @@ def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]
 
 
 class TextStream:
-    """Decodes new tokens one by one; a character of several tokens comes with its last one.
+    """A decoder of new tokens one by one; a character of several tokens comes with its last one.
 
     (`tokenizers`' own DecodeStream raises on ids that form no valid UTF-8, which a model may well produce.)
     """
@@ -80,7 +80,7 @@ class TextStream:
         tokens that stand for single bytes become text together or not at all (tokenizers' ByteFallback)."""
 
     def push(self, token: int) -> str:
-        """Text that became certain with this token; often all of it, sometimes none."""
+        """Return the text that became certain with this token; often all of it, sometimes none."""
         self._ids.append(token)
         whole = self._decode(self._ids)
         if whole.endswith(INCOMPLETE) and self._awaits_bytes():
@@ -95,11 +95,11 @@ class TextStream:
         return text
 
     def flush(self) -> str:
-        """What is left when no more tokens come: bytes that form no character, as U+FFFD."""
+        """Return what is left when no more tokens come: bytes that form no character, as U+FFFD."""
         return self._take(self._decode(self._ids))
 
     def _awaits_bytes(self) -> bool:
-        """Whether the tokens that were not shown end within a character; if not, U+FFFD is what they say."""
+        """Tell whether the tokens not shown yet end within a character; if not, U+FFFD is what they say."""
         state = str(self._tokenizer.decoder.__getstate__()) if self._tokenizer.decoder else ""
         pending = (token for token in self._ids[self._shown :] if self._decode([token]))  # special ones are no text
         texts = (self._tokenizer.id_to_token(token) or "" for token in pending)
@@ -108,14 +108,14 @@ class TextStream:
         return bool(decoder.getstate()[0])
 
     def _take(self, whole: str) -> str:
-        """What `whole`, the text of all tokens here, has more than those that were shown; now all are."""
+        """Return what `whole`, the text of all tokens here, has more than was shown; now all is shown."""
         before = self._decode(self._ids[: self._shown])
         new = whole[len(before) :] if whole.startswith(before) else self._decode(self._ids[self._shown :])
         self._shown = len(self._ids)
         return new
 
     def _end(self, prompt: Sequence[int]) -> list[int]:
-        """Its last tokens, where they begin within a character from its beginning."""
+        """Return the prompt's last tokens, from the beginning of a character on."""
         ends = (list(prompt[-size:]) for size in range(CONTEXT, CONTEXT + LONGEST_CHARACTER))
         ends = (end for end in ends if INCOMPLETE not in self._decode(end))
         return next(ends, list(prompt[-CONTEXT:]))
@@ -125,7 +125,7 @@ class TextStream:
 
 
 def _spelled(token: str, byte_level: bool, byte_fallback: bool) -> bytes:
-    """The bytes that a token stands for, by its spelling in the vocabulary."""
+    """Return the bytes that a token stands for, by its spelling in the vocabulary."""
     if byte_level and ALPHABET.keys() >= set(token):
         return bytes(ALPHABET[character] for character in token)
     if byte_fallback and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
@@ -134,19 +134,19 @@ def _spelled(token: str, byte_level: bool, byte_fallback: bool) -> bytes:
 
 
 class StopStrings:
-    """Withholds text that may be the beginning of a stop string, and ends at the first one."""
+    """A filter that withholds text which may begin a stop string, and ends at the first one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
         self._held = ""
-        self.found = False
+        self.reached = False
 
     def push(self, text: str) -> str:
-        """Text that is certain to come before any stop string."""
+        """Return the text that is certain to come before any stop string."""
         self._held += text
         hits = [self._held.find(stop) for stop in self._stops if stop in self._held]
         if hits:
-            self.found = True
+            self.reached = True
             certain, self._held = self._held[: min(hits)], ""
             return certain
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
@@ -154,11 +154,11 @@ class StopStrings:
         return certain
 
     def flush(self) -> str:
-        """What was withheld, now that no more text comes."""
+        """Return what was withheld, now that no more text comes."""
         rest, self._held = self._held, ""
         return rest
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that is a proper beginning of `stop`."""
+    """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

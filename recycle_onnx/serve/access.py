@@ -33,7 +33,7 @@ HEADERS = {
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name means this machine alone."""
+    """Tell whether an address or name means this machine alone."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -43,7 +43,7 @@ def is_loopback(host: str) -> bool:
 
 
 def host_name(header: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Return the name in a Host header, without port and brackets."""
     name = header.strip()
     if name.startswith("["):
         return name[1:].partition("]")[0]
@@ -51,7 +51,7 @@ def host_name(header: str) -> str:
 
 
 def checked_origins(origins: Iterable[str]) -> frozenset[str]:
-    """Origins as browsers write them: scheme and host in small letters, no default port, no path.
+    """Return origins as browsers write them: scheme and host in small letters, no default port, no path.
 
     Raises:
         InputError: something else than an origin; `*` and `null`, which any page can have, are none.
@@ -72,7 +72,7 @@ def _origin(text: str) -> str:
 
 
 def guarded(app: ASGIApp, token: str | None, local_names_only: bool, origins: frozenset[str]) -> ASGIApp:
-    """The application behind all that keeps others out; pages of `origins` may use it as their own."""
+    """Put everything that keeps others out in front of the application; pages of `origins` may use it as their own."""
     inner: ASGIApp = TokenCheck(app, token) if token else app
     if origins:
         inner = CORSMiddleware(
@@ -83,7 +83,7 @@ def guarded(app: ASGIApp, token: str | None, local_names_only: bool, origins: fr
 
 @dataclass
 class Guard:
-    """Lets only requests to this machine's names and from pages of its own through; marks every answer as private."""
+    """A gate for requests to this machine's names from allowed pages; it marks every answer as private."""
 
     app: ASGIApp
     local_names_only: bool
@@ -123,14 +123,17 @@ class Guard:
 
 
 def _is_own_page(origin: str, host: str, headers: Headers) -> bool:
-    """Whether the browser, or the name that it asked for, says so; behind a proxy the Host header is another one."""
+    """Tell whether a request comes from this server's own page.
+
+    The browser says so, or the name that it asked for does; behind a proxy the Host header is another one.
+    """
     _, separator, name = origin.partition("://")  # `null`, the origin of files and sandboxes, has none
     return headers.get("sec-fetch-site") == "same-origin" or (bool(separator) and name.lower() == host.lower())
 
 
 @dataclass
 class TokenCheck:
-    """Lets only those through who know the token; what tells nothing needs none."""
+    """A gate for clients that know the token; paths that tell nothing about anybody need none."""
 
     app: ASGIApp
     token: str

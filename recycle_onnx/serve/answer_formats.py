@@ -18,7 +18,7 @@ LOWEST_LOGPROB = -9999.0
 
 @dataclass(frozen=True)
 class Label:
-    """What all chunks of one answer have in common."""
+    """The fields that all chunks of one answer have in common."""
 
     model: str
     system_fingerprint: str
@@ -28,7 +28,7 @@ class Label:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of an Answer."""
+        """The fields of an BaseAnswer."""
         return {
             "id": f"{self.prefix}-{self.unique}",
             "created": self.created,
@@ -38,46 +38,46 @@ class Label:
 
 
 class AnswerFormat(Protocol):
-    """Writes a generation down, whole or in chunks."""
+    """A way to write a generation down, whole or in chunks."""
 
-    def opening(self) -> list[answers.Answer]:
-        """Chunks before the first token."""
+    def opening(self) -> list[answers.BaseAnswer]:
+        """Return the chunks before the first token."""
 
-    def chunk(self, step: Step) -> answers.Answer:
-        """The chunk of one token."""
+    def chunk(self, step: Step) -> answers.BaseAnswer:
+        """Return the chunk of one token."""
 
-    def ending(self, reason: answers.FinishReason) -> answers.Answer:
-        """The chunk that says why the text ends."""
+    def ending(self, reason: answers.FinishReason) -> answers.BaseAnswer:
+        """Return the chunk that says why the text ends."""
 
-    def usage(self, usage: answers.Usage) -> answers.Answer:
-        """The chunk behind the end that tells what it took."""
+    def usage(self, usage: answers.Usage) -> answers.BaseAnswer:
+        """Return the last chunk, which counts the tokens of the request."""
 
-    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.Answer:
-        """Everything at once."""
+    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.BaseAnswer:
+        """Return the whole answer at once, for a client that wants no stream."""
 
 
 @dataclass
 class ChatFormat:
-    """An answer to messages."""
+    """The format of answers to messages."""
 
     label: Label
     decoder: TokenDecoder
     logprobs: bool
 
-    def opening(self) -> list[answers.Answer]:
+    def opening(self) -> list[answers.BaseAnswer]:
         return [self._chunk(answers.Delta(role="assistant", content=""))]
 
-    def chunk(self, step: Step) -> answers.Answer:
+    def chunk(self, step: Step) -> answers.BaseAnswer:
         delta = answers.Delta(content=step.token.text)
         return self._chunk(delta, self._logprobs([step.token]), mark=answers.RecycledToken.of(step))
 
-    def ending(self, reason: answers.FinishReason) -> answers.Answer:
+    def ending(self, reason: answers.FinishReason) -> answers.BaseAnswer:
         return self._chunk(answers.Delta(), reason=reason)
 
-    def usage(self, usage: answers.Usage) -> answers.Answer:
+    def usage(self, usage: answers.Usage) -> answers.BaseAnswer:
         return answers.ChatChunk(**self.label.fields, choices=[], usage=usage)
 
-    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.Answer:
+    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.BaseAnswer:
         message = answers.AnswerMessage(content="".join(token.text for token in tokens))
         choice = answers.ChatChoice(message=message, logprobs=self._logprobs(tokens), finish_reason=reason)
         return answers.ChatAnswer(**self.label.fields, choices=[choice], usage=usage)
@@ -88,7 +88,7 @@ class ChatFormat:
         logprobs: answers.ChatLogprobs | None = None,
         reason: answers.FinishReason | None = None,
         mark: answers.RecycledToken | None = None,
-    ) -> answers.Answer:
+    ) -> answers.BaseAnswer:
         choice = answers.ChatChunkChoice(delta=delta, logprobs=logprobs, finish_reason=reason)
         return answers.ChatChunk(**self.label.fields, choices=[choice], recycle=mark)
 
@@ -111,26 +111,26 @@ class ChatFormat:
 
 @dataclass
 class TextFormat:
-    """A text that goes on."""
+    """The format of continued text."""
 
     label: Label
     decoder: TokenDecoder
     logprobs: bool
     _written: int = 0
 
-    def opening(self) -> list[answers.Answer]:
+    def opening(self) -> list[answers.BaseAnswer]:
         return []
 
-    def chunk(self, step: Step) -> answers.Answer:
+    def chunk(self, step: Step) -> answers.BaseAnswer:
         return self._answer(step.token.text, self._logprobs([step.token]), mark=answers.RecycledToken.of(step))
 
-    def ending(self, reason: answers.FinishReason) -> answers.Answer:
+    def ending(self, reason: answers.FinishReason) -> answers.BaseAnswer:
         return self._answer("", reason=reason)
 
-    def usage(self, usage: answers.Usage) -> answers.Answer:
+    def usage(self, usage: answers.Usage) -> answers.BaseAnswer:
         return answers.TextAnswer(**self.label.fields, choices=[], usage=usage)
 
-    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.Answer:
+    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.BaseAnswer:
         text = "".join(token.text for token in tokens)
         return self._answer(text, self._logprobs(tokens), reason, usage=usage)
 
@@ -141,7 +141,7 @@ class TextFormat:
         reason: answers.FinishReason | None = None,
         mark: answers.RecycledToken | None = None,
         usage: answers.Usage | None = None,
-    ) -> answers.Answer:
+    ) -> answers.BaseAnswer:
         choice = answers.TextChoice(text=text, logprobs=logprobs, finish_reason=reason)
         return answers.TextAnswer(**self.label.fields, choices=[choice], usage=usage, recycle=mark)
 
@@ -160,7 +160,10 @@ class TextFormat:
         )
 
     def _by_text(self, token: Token) -> dict[str, float]:
-        """The likeliest tokens; where several have the same text, such as parts of characters, the best of them."""
+        """Return the likeliest tokens by their text.
+
+        Where several have the same text, such as parts of characters, the likeliest of them stands for all.
+        """
         best: dict[str, float] = {}
         for id_, logprob in token.top_logprobs or ():
             best.setdefault(self.decoder.text(id_), finite(logprob))
@@ -168,5 +171,5 @@ class TextFormat:
 
 
 def finite(logprob: float | None) -> float:
-    """A log-probability that JSON can hold."""
+    """Return a log-probability that JSON can hold."""
     return LOWEST_LOGPROB if logprob is None else max(LOWEST_LOGPROB, logprob)

@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length"]
 
 
 class RecycleUsage(BaseModel):
-    """How the tokens came about; see the runtime's Stats and Result."""
+    """The counts and speeds of one generation; see the runtime's Stats and Result."""
 
     strategy: str
     lossless: Literal["exact", "within_rounding", "no"]
@@ -31,13 +31,13 @@ class RecycleUsage(BaseModel):
 
 
 class PromptTokens(BaseModel):
-    """How many tokens of the prompt were in a cache."""
+    """The number of the prompt's tokens that were in a cache."""
 
     cached_tokens: int
 
 
 class Usage(BaseModel):
-    """Tokens of one request."""
+    """The token counts of one request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -47,7 +47,7 @@ class Usage(BaseModel):
 
     @classmethod
     def of(cls, result: Result, seed: int) -> Usage:
-        """What a generation took."""
+        """Count what a generation took."""
         stats = result.stats
         shared = {name: getattr(stats, name) for name in RecycleUsage.model_fields if hasattr(stats, name)}
         recycle = RecycleUsage(
@@ -67,7 +67,7 @@ class Usage(BaseModel):
 
 
 class RecycledToken(BaseModel):
-    """Of a token in a stream: its id, whether it is a recycled one; and how many were proposed and kept so far."""
+    """A token's part of a streamed chunk: whether it is a recycled one, and how many were proposed and kept so far."""
 
     id: int
     recycled: bool
@@ -76,13 +76,13 @@ class RecycledToken(BaseModel):
 
     @classmethod
     def of(cls, step: Step) -> RecycledToken:
-        """The same of a worker's step."""
+        """Describe the token of a worker's step."""
         token = step.token
         return cls(id=token.id, recycled=token.recycled, proposed=step.proposed, accepted=step.accepted)
 
 
-class Answer(BaseModel):
-    """What every answer and every chunk of one says of itself."""
+class BaseAnswer(BaseModel):
+    """The fields of every answer and of every chunk of one."""
 
     id: str
     created: int
@@ -128,7 +128,7 @@ class ChatChoice(BaseModel):
     finish_reason: FinishReason
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(BaseAnswer):
     """A whole answer to messages."""
 
     object: Literal["chat.completion"] = "chat.completion"
@@ -137,7 +137,7 @@ class ChatAnswer(Answer):
 
 
 class Delta(BaseModel):
-    """What a chunk adds to the message."""
+    """The text that a chunk adds to the message."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -148,7 +148,7 @@ class Delta(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
-    """The one answer, as far as it is new."""
+    """The one answer's new part."""
 
     index: Literal[0] = 0
     delta: Delta
@@ -156,7 +156,7 @@ class ChatChunkChoice(BaseModel):
     finish_reason: FinishReason | None = None
 
 
-class ChatChunk(Answer):
+class ChatChunk(BaseAnswer):
     """A piece of a stream."""
 
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"
@@ -175,7 +175,7 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """The one continuation, or what is new of it."""
+    """The one continuation, or its new part."""
 
     index: Literal[0] = 0
     text: str
@@ -183,7 +183,7 @@ class TextChoice(BaseModel):
     finish_reason: FinishReason | None = None
 
 
-class TextAnswer(Answer):
+class TextAnswer(BaseAnswer):
     """Continued text, whole or a piece of a stream."""
 
     object: Literal["text_completion"] = "text_completion"
@@ -193,7 +193,7 @@ class TextAnswer(Answer):
 
 
 class ModelRecycle(BaseModel):
-    """What the bundle can do. `chat` tells whether it has a chat template."""
+    """The abilities of the bundle; `chat` tells whether it has a chat template."""
 
     strategies: list[str]
     default_strategy: str
@@ -214,14 +214,14 @@ class ModelCard(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All models, which is one."""
+    """The list of models, which has one entry."""
 
     object: Literal["list"] = "list"
     data: list[ModelCard]
 
 
 class Health(BaseModel):
-    """Whether the server takes requests."""
+    """The server's state while it takes requests."""
 
     status: Literal["ok"] = "ok"
     slots: int
@@ -230,7 +230,7 @@ class Health(BaseModel):
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong: for people, by kind, where, and for programs."""
+    """An error in words, its kind, the field that is wrong, and a code for programs."""
 
     message: str
     type: str
@@ -239,6 +239,6 @@ class ErrorDetail(BaseModel):
 
 
 class ErrorAnswer(BaseModel):
-    """Every error of the server."""
+    """The body of every error response."""
 
     error: ErrorDetail

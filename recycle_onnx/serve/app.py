@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from functools import partial
 from typing import Any, TypeVar
 
@@ -27,8 +27,8 @@ from recycle_onnx.serve.access import guarded
 from recycle_onnx.serve.answer_formats import AnswerFormat, ChatFormat, Label, TextFormat
 from recycle_onnx.serve.engine import Engine
 from recycle_onnx.serve.errors import ApiError
-from recycle_onnx.serve.limits import Limits
-from recycle_onnx.serve.metrics import Counted, Metrics
+from recycle_onnx.serve.limits import Limits, check_pieces
+from recycle_onnx.serve.metrics import Metrics, RequestCounter
 from recycle_onnx.serve.orders import Order
 from recycle_onnx.serve.page import page
 from recycle_onnx.serve.token_decoder import TokenDecoder
@@ -36,6 +36,10 @@ from recycle_onnx.serve.worker import Job, Step, Workers
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+SMALL_BODY = 32 << 10
+"""Bytes that are read at once, in 10 ms at most. What fits 4 MiB takes up to half a second, in steps of up to 0.2 s
+between which others have their turn if it is another thread that takes them.
+"""
 MANY_TOKENS = 256
 """Of an answer that is written down in another thread: thousands with their alternatives are seconds of work."""
 GONE = 499
@@ -43,7 +47,7 @@ GONE = 499
 
 
 class Service:
-    """One model behind HTTP."""
+    """A model behind HTTP."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
         self.engine, self.name, self.limits = engine, name, limits
@@ -52,11 +56,11 @@ class Service:
         self.decoder = TokenDecoder(engine.model.tokenizer)
         self.fingerprint = f"recycle-onnx-{engine.model.bundle.digest[:12]}"
         self.started = int(time.time())
-        self._parsing = asyncio.Lock()
+        self._reading = asyncio.Lock()
         self._document = openapi.document(__version__, with_token)
 
     def routes(self) -> list[Route]:
-        """Everything that is served."""
+        """Return every route of the server."""
         return [
             Route("/", self.page),
             Route("/health", self.health),
@@ -89,16 +93,20 @@ class Service:
         return _json(self._card())
 
     async def chat(self, request: Request) -> Response:
-        asked = await self._read(request, schema.ChatRequest)
-        order = self.engine.order(orders.turns_of(asked), orders.chat_settings(asked, self.limits.schema_bytes))
+        asked, order = await self._read(request, schema.ChatRequest, self._chat_order)
         form = ChatFormat(self._label("chatcmpl"), self.decoder, bool(asked.logprobs))
         return await self._answer(request, asked, order, form)
 
     async def completion(self, request: Request) -> Response:
-        asked = await self._read(request, schema.CompletionRequest)
-        order = self.engine.order(orders.text_of(asked), orders.text_settings(asked))
+        asked, order = await self._read(request, schema.CompletionRequest, self._text_order)
         form = TextFormat(self._label("cmpl"), self.decoder, asked.logprobs is not None)
         return await self._answer(request, asked, order, form)
+
+    def _chat_order(self, asked: schema.ChatRequest) -> Order:
+        return self.engine.order(orders.turns_of(asked), orders.chat_settings(asked, self.limits.schema_bytes))
+
+    def _text_order(self, asked: schema.CompletionRequest) -> Order:
+        return self.engine.order(orders.text_of(asked), orders.text_settings(asked))
 
     def _label(self, prefix: str) -> Label:
         return Label(self.name, self.fingerprint, prefix)
@@ -121,20 +129,34 @@ class Service:
                 404, "model_not_found", f"no model {name[:100]!r} here; this server has {self.name!r}", "model"
             )
 
-    async def _read(self, request: Request, kind: type[schema.AnyRequest]) -> schema.AnyRequest:
+    async def _read(
+        self, request: Request, kind: type[schema.AnyRequest], order_of: Callable[[schema.AnyRequest], Order]
+    ) -> tuple[schema.AnyRequest, Order]:
+        """Read a request; return it, and the order that `order_of` makes of it.
+
+        A large body is read in another thread.
+        """
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise ApiError(415, "not_json", f"the body is declared as {media or 'nothing'}; expected application/json")
         body = await self.limits.read_body(request)
-        async with self._parsing:  # half a second for megabytes: others have their turn between two of them
-            asked = schema.parse(body, kind)
+        if len(body) <= SMALL_BODY:
+            return self._understood(body, kind, order_of)
+        async with self._reading:  # several at once would be no faster, and take more memory
+            return await asyncio.to_thread(self._understood, body, kind, order_of)
+
+    def _understood(
+        self, body: bytes, kind: type[schema.AnyRequest], order_of: Callable[[schema.AnyRequest], Order]
+    ) -> tuple[schema.AnyRequest, Order]:
+        check_pieces(body)
+        asked = schema.parse(body, kind)
         self._check_name(asked.model)
-        return asked
+        return asked, order_of(asked)
 
     async def _answer(
         self, request: Request, asked: schema.GenerationRequest, order: Order, form: AnswerFormat
     ) -> Response:
-        """Generate, whole or as a stream; a client that goes away takes its generation with it."""
+        """Generate, whole or as a stream; a client that disconnects ends its generation."""
         job = await _unless_gone(request, self.workers.start(order, bool(asked.stream)))
         try:
             if not asked.stream:
@@ -152,7 +174,7 @@ class Service:
         return _json(form.whole(tokens, *self._outcome(job)))
 
     async def _events(self, job: Job, first: Step, form: AnswerFormat, with_usage: bool) -> AsyncIterator[str]:
-        """Server-sent events; an error in mid-stream is the last one."""
+        """Yield server-sent events; an error in mid-stream is the last one."""
         try:
             for chunk in form.opening():
                 yield _event(chunk)
@@ -165,7 +187,7 @@ class Service:
                 yield _event(form.usage(usage))
             yield "data: [DONE]\n\n"
         except Exception as error:
-            yield f"data: {json.dumps(_told(error).body())}\n\n"
+            yield f"data: {json.dumps(_reported(error).body())}\n\n"
 
     def _outcome(self, job: Job) -> tuple[answers.FinishReason, answers.Usage]:
         result = job.result
@@ -226,15 +248,15 @@ def _event(chunk: BaseModel) -> str:
     return f"data: {chunk.model_dump_json()}\n\n"
 
 
-def _told(error: Exception) -> ApiError:
-    told = ApiError.of(error)
-    if told.status == 500:
+def _reported(error: Exception) -> ApiError:
+    reported = ApiError.of(error)
+    if reported.status == 500:
         logger.error("a generation failed", exc_info=error)
-    return told
+    return reported
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    return _told(error).response()
+    return _reported(error).response()
 
 
 async def _on_gone(request: Request, error: Exception) -> Response:
@@ -254,10 +276,10 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
 def make_app(
     service: Service, token: str | None = None, local_names_only: bool = True, origins: frozenset[str] = frozenset()
 ) -> ASGIApp:
-    """The server's ASGI application."""
+    """Return the server's ASGI application."""
     routes = service.routes()
     handlers = {HTTPException: _on_http_error, ClientDisconnect: _on_gone}
     ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
     app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
     behind = guarded(app, token, local_names_only, origins)
-    return Counted(behind, service.metrics, frozenset(route.path for route in routes))
+    return RequestCounter(behind, service.metrics, frozenset(route.path for route in routes))

@@ -1,4 +1,7 @@
-"""Connections that ask nothing, or take nothing of their answer, are closed: each holds a descriptor of the process."""
+"""Connections that ask nothing, or take nothing of their answer, are closed: each holds a descriptor of the process.
+
+And no connection keeps the event loop for long: what it sends is taken in small pieces, others have their turn between.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from recycle_onnx.serve.limits import Limits
 
+PIECE = 4096
+"""Bytes. asyncio reads 256 KiB, which as chunks of a byte each take h11 three seconds; these take 50 ms at most."""
 
-class Connection(H11Protocol):
-    """HTTP/1.1, where the headers of a request must come in time, and its answer be read.
+
+class Connection(H11Protocol, asyncio.BufferedProtocol):
+    """An HTTP/1.1 connection on which headers must come in time, and answers be read.
 
     (uvicorn alone waits for ever for both; the body's time is `Limits.read_body`'s.)
     """
@@ -22,6 +28,13 @@ class Connection(H11Protocol):
         super().__init__(*args, **options)
         self._late: asyncio.TimerHandle | None = None
         self._stalled: asyncio.TimerHandle | None = None
+        self._piece = bytearray(PIECE)
+
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._piece
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self.data_received(bytes(self._piece[:nbytes]))
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -58,5 +71,5 @@ class Connection(H11Protocol):
 
 
 def limited(limits: Limits) -> type[Connection]:
-    """The protocol with these limits, as uvicorn takes it."""
+    """Return the protocol with these limits, as uvicorn takes it."""
     return type("LimitedConnection", (Connection,), {"limits": limits})

@@ -10,7 +10,7 @@ TYPES = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_err
 
 
 class ApiError(Exception):
-    """Ends a request with a typed JSON error; `retry_after` are seconds after which it may go better."""
+    """An error that ends a request with typed JSON; `retry_after` are seconds after which another try may succeed."""
 
     def __init__(
         self, status: int, code: str, message: str, param: str | None = None, retry_after: int | None = None
@@ -20,7 +20,7 @@ class ApiError(Exception):
 
     @classmethod
     def of(cls, error: BaseException) -> ApiError:
-        """What the client is told of an error in generation: the whole of it where it is the request's fault."""
+        """Turn an error in generation into what the client is told: all of it only where the request is at fault."""
         if isinstance(error, ApiError):
             return error
         if isinstance(error, InputError | TextError):
@@ -28,12 +28,12 @@ class ApiError(Exception):
         return cls(500, "internal_error", f"the generation failed ({type(error).__name__}); the server's log says more")
 
     def body(self) -> dict[str, object]:
-        """The JSON of it."""
+        """Return the error as JSON's values."""
         kind = TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
-        """The HTTP response of it."""
+        """Return the HTTP response that reports the error."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"

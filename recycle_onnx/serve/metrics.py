@@ -18,7 +18,7 @@ CLIENT_GONE = "499"
 
 
 class Metrics:
-    """What the server counts. Nothing of it names a client or a text."""
+    """The server's counters and gauges. None of them names a client or a text."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -30,7 +30,7 @@ class Metrics:
         self.first_token = self._histogram("first_token_seconds", "Time from a slot to the first token.")
 
     def show(self, name: str, text: str, value: Callable[[], int]) -> None:
-        """Show a number as it is whenever somebody looks."""
+        """Add a gauge whose value is read whenever the metrics are."""
         Gauge(PREFIX + name, text, registry=self._registry).set_function(value)
 
     def count(self, result: Result) -> None:
@@ -48,7 +48,7 @@ class Metrics:
             self.first_token.observe(stats.time_to_first_token_s)
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -59,8 +59,8 @@ class Metrics:
 
 
 @dataclass
-class Counted:
-    """Counts the requests that pass through."""
+class RequestCounter:
+    """An ASGI layer that counts the requests that pass through it."""
 
     app: ASGIApp
     metrics: Metrics

@@ -29,7 +29,7 @@ COMPLETION = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 
 def document(version: str, with_token: bool) -> dict[str, Any]:
-    """OpenAPI 3.2, which knows streams of events; `with_token` tells whether clients need one."""
+    """Return the OpenAPI 3.2 document; `with_token` tells whether clients need a token."""
     paths = {
         "/v1/models": {"get": _read("What is served.", answers.ModelList)},
         "/v1/models/{model}": {"get": _read("The model that is served.", answers.ModelCard, parameters=["model"])},
@@ -59,14 +59,14 @@ def document(version: str, with_token: bool) -> dict[str, Any]:
 
 def _schemas() -> dict[str, Any]:
     asked: list[type[BaseModel]] = [schema.ChatRequest, schema.CompletionRequest]
-    given: list[type[BaseModel]] = [
+    written: list[type[BaseModel]] = [
         answers.ModelList, answers.ModelCard, answers.ChatAnswer, answers.ChatChunk, answers.TextAnswer,
         answers.Health, answers.ErrorAnswer,
     ]  # fmt: skip
-    modes = [(kind, "validation") for kind in asked] + [(kind, "serialization") for kind in given]
+    modes = [(kind, "validation") for kind in asked] + [(kind, "serialization") for kind in written]
     _, made = models_json_schema(modes, ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    found: dict[str, Any] = made["$defs"]
-    return found
+    definitions: dict[str, Any] = made["$defs"]
+    return definitions
 
 
 def _ref(kind: type[BaseModel]) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from itertools import accumulate
 
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.structured import Constraint, JsonSchema
@@ -17,7 +19,7 @@ SCHEMA_PARAM = "response_format.json_schema.schema"
 
 @dataclass(frozen=True)
 class Turns:
-    """Messages to answer, as chat templates take them."""
+    """A list of messages to answer, as chat templates take them."""
 
     messages: list[dict[str, str]]
 
@@ -28,7 +30,7 @@ Prompt = str | list[int] | Turns
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker is to generate. Its prompt becomes tokens in the worker's thread, where that may take its time."""
+    """A prompt and settings for a worker, in whose thread the prompt becomes tokens: that may take its time there."""
 
     prompt: Prompt
     config: GenerationConfig
@@ -78,11 +80,14 @@ def constraint(form: schema.ResponseFormat | None, most_bytes: int) -> Constrain
     if isinstance(form, schema.JsonObject):
         return JsonSchema(ANY_OBJECT)
     if isinstance(form, schema.JsonOf):
-        made = JsonSchema(form.json_schema.schema_)
-        size = len(made.text())
-        if size > most_bytes:
-            raise ApiError(
-                400, "invalid_value", f"the JSON schema has {size} bytes; expected at most {most_bytes}", SCHEMA_PARAM
-            )
-        return made
+        described = form.json_schema.schema_
+        if _is_longer(described, most_bytes):
+            message = f"the JSON schema is too long; expected at most {most_bytes} bytes"
+            raise ApiError(400, "invalid_value", message, SCHEMA_PARAM)
+        return JsonSchema(described)
     return None
+
+
+def _is_longer(value: object, most: int) -> bool:
+    """Tell whether a value has more characters as JSON, without looking further: millions would stop the process."""
+    return any(length > most for length in accumulate(map(len, json.JSONEncoder().iterencode(value))))

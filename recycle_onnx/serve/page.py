@@ -18,7 +18,7 @@ def _text() -> str:
 
 @cache
 def policy() -> str:
-    """A Content-Security-Policy under which only what the file holds runs, and nothing is fetched from elsewhere."""
+    """Return a Content-Security-Policy under which only what the file holds runs, and nothing else is fetched."""
     return "; ".join(
         [
             "default-src 'none'",
@@ -39,5 +39,5 @@ def _hash(tag: str) -> str:
 
 
 def page() -> HTMLResponse:
-    """The page."""
+    """Return the page with its policy."""
     return HTMLResponse(_text(), headers={"Content-Security-Policy": policy()})

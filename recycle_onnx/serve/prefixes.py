@@ -17,7 +17,7 @@ WORTH = 0.5
 
 @dataclass
 class PrefixCaches:
-    """Decoders that nobody uses now, the one used last at the end; at most `most` of them. For any thread."""
+    """A pool of idle decoders, the one used last at the end, at most `most` of them. Safe for any thread."""
 
     model: RecycleModel
     most: int
@@ -26,7 +26,7 @@ class PrefixCaches:
 
     @contextmanager
     def lend(self, prompt: list[int], strategy: str) -> Iterator[Decoder]:
-        """A decoder that has read as much of `prompt` as any, for one generation; then it is kept for the next one.
+        """Lend a decoder that has read as much of `prompt` as any, for one generation; then keep it for the next one.
 
         After an error it is not: nobody knows what it has read.
         """

@@ -39,7 +39,7 @@ LEAST_TOP_P = 1e-9
 """One that only the likeliest token reaches, for what OpenAI's API calls 0."""
 
 
-class Part(BaseModel):
+class RequestObject(BaseModel):
     """A JSON object whose fields are all known, with values of exactly these types."""
 
     model_config = ConfigDict(
@@ -62,7 +62,7 @@ class Part(BaseModel):
 
 
 def _type_of(kind: Kind | None) -> Any:
-    """What pydantic takes for a value of a setting."""
+    """Return the type by which pydantic checks a value of a setting."""
     if isinstance(kind, Number):
         least, most = kind.least, kind.most
         bounds = {"gt" if kind.above else "ge": least, "lt" if kind.below else "le": most}
@@ -78,11 +78,11 @@ def _type_of(kind: Kind | None) -> Any:
 
 
 if TYPE_CHECKING:  # a class that is made while the program runs is nothing to derive from
-    ServedSettings = Part
+    ServedSettings = RequestObject
 else:
     ServedSettings = create_model(
         "ServedSettings",
-        __base__=Part,
+        __base__=RequestObject,
         **{
             name: (
                 _type_of(about.served) | None,
@@ -93,15 +93,15 @@ else:
     )
 
 
-class StreamOptions(Part):
-    """What comes along with a stream."""
+class StreamOptions(RequestObject):
+    """Options of a stream."""
 
     include_usage: bool | None = None
     include_obfuscation: Literal[False] | None = None
 
 
 class GenerationRequest(ServedSettings):
-    """What both kinds of completion share: what is said of the answer, and settings."""
+    """The fields that both kinds of completion share: settings, and the answer's form."""
 
     model: str | None = Field(None, description="What /v1/models lists; may be left out.")
     stream: bool | None = None
@@ -130,7 +130,7 @@ class GenerationRequest(ServedSettings):
 
 
 class CompletionRequest(GenerationRequest):
-    """Text, or token ids, to continue."""
+    """A text, or token ids, to continue."""
 
     prompt: Prompt | Annotated[list[TokenId], Many] | Annotated[list[Prompt], Many]
     max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="16 if left out, as OpenAI has it.")
@@ -144,21 +144,21 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     def check(self) -> None:
-        """See GenerationRequest.check."""
+        """Refuse fields that make no sense together, and more than one text."""
         super().check()
         if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) and len(self.prompt) > 1:
             message = f"prompt has {len(self.prompt)} texts; one request continues one: send several requests"
             raise ApiError(400, "unsupported_value", message, "prompt")
 
 
-class TextPart(Part):
+class TextPart(RequestObject):
     """A piece of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Part):
+class Message(RequestObject):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -166,12 +166,12 @@ class Message(Part):
     name: str | None = Field(None, description="Ignored.")
 
     def as_turn(self) -> dict[str, str]:
-        """Role and text, as chat templates take them."""
+        """Return role and text, as chat templates take them."""
         text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
 
 
-class JsonSchema(Part):
+class NamedSchema(RequestObject):
     """A JSON schema and its name."""
 
     name: Annotated[str, Field(pattern="^[a-zA-Z0-9_-]{1,64}$")]
@@ -180,23 +180,23 @@ class JsonSchema(Part):
     strict: bool | None = None
 
 
-class PlainText(Part):
-    """Text without constraints."""
+class PlainText(RequestObject):
+    """A response format: text without constraints."""
 
     type: Literal["text"]
 
 
-class JsonObject(Part):
-    """Any JSON object."""
+class JsonObject(RequestObject):
+    """A response format: any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonOf(Part):
-    """JSON that a schema describes."""
+class JsonOf(RequestObject):
+    """A response format: JSON that a schema describes."""
 
     type: Literal["json_schema"]
-    json_schema: JsonSchema
+    json_schema: NamedSchema
 
 
 ResponseFormat = PlainText | JsonObject | JsonOf
@@ -227,7 +227,7 @@ class ChatRequest(GenerationRequest):
         return self.top_logprobs_ or 0 if self.logprobs else None
 
     def check(self) -> None:
-        """See GenerationRequest.check."""
+        """Refuse fields that make no sense together, among them `top_logprobs` without `logprobs`."""
         super().check()
         if self.top_logprobs_ and not self.logprobs:
             raise ApiError(400, "invalid_value", "top_logprobs is for logprobs: set that too", "top_logprobs")
@@ -255,7 +255,7 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
 
 
 def _first_of(error: ValidationError, data: object) -> ApiError:
-    """The error of the alternative that came furthest, where a field may be several things."""
+    """Return the error of the alternative that came furthest, where a field may be several things."""
     if error.error_count() > MOST_MISTAKES:
         return ApiError(400, "invalid_value", f"the body has {error.error_count()} mistakes; see /openapi.json")
     errors = error.errors(include_url=False)
@@ -284,7 +284,7 @@ def _first_of(error: ValidationError, data: object) -> ApiError:
 
 
 def _wanted(error: ErrorDetails) -> str:
-    """What pydantic expected, in the fewest words."""
+    """Say in the fewest words what pydantic expected."""
     context = error.get("ctx", {})
     if error["type"] == "too_long":
         return f"at most {context['max_length']} items"
@@ -294,7 +294,7 @@ def _wanted(error: ErrorDetails) -> str:
 
 
 def _path(error: ErrorDetails, data: object) -> list[int | str]:
-    """Where an error lies in what was sent; pydantic names the alternatives of a union in between."""
+    """Return where an error lies in what was sent, without pydantic's names for the alternatives of a union."""
     path: list[int | str] = []
     for step in error["loc"]:
         if _has(data, step):

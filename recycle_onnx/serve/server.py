@@ -21,7 +21,7 @@ BACKLOG = 256
 
 @dataclass(frozen=True)
 class Address:
-    """Where to listen; port 0 is any free one. Clients need `token`, where it is set.
+    """An address to listen on; port 0 is any free one. Clients need `token`, where it is set.
 
     Pages of `origins` (`https://app.example`) may use the server; in browsers others may not.
     """
@@ -53,7 +53,7 @@ class Address:
         return is_loopback(self.host)
 
     def bind(self) -> socket.socket:
-        """A socket that listens there.
+        """Open a socket that listens on this address.
 
         Raises:
             InputError: no such host.
@@ -122,7 +122,7 @@ class Server:
 
 
 class Uvicorn(uvicorn.Server):
-    """Ends generations before it waits for their connections to close."""
+    """A uvicorn server that ends generations before it waits for their connections to close."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)

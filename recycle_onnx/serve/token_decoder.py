@@ -8,7 +8,7 @@ INCOMPLETE = "\ufffd"
 
 
 class TokenDecoder:
-    """The text of single token ids, as they stand inside a text."""
+    """A decoder of single token ids to their text inside a longer one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -18,11 +18,11 @@ class TokenDecoder:
         self._before = len(self._decode(self._anchor))
 
     def text(self, token: int) -> str:
-        """Its text; bytes that form no character are U+FFFD."""
+        """Return a token's text; bytes that form no character are U+FFFD."""
         return self._decode([*self._anchor, token])[self._before :]
 
     def bytes(self, token: int) -> list[int] | None:
-        """The same in UTF-8, or None where the token is a part of a character."""
+        """Return a token's text in UTF-8, or None where the token is a part of a character."""
         text = self.text(token)
         return None if INCOMPLETE in text else list(text.encode())
 

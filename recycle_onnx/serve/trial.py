@@ -45,14 +45,14 @@ MOST_MEMORY = 4 << 30
 
 
 class Trials:
-    """Trials for one model, whose schemas of lately are known."""
+    """Trial compilations for one model, which remember the latest schemas that passed."""
 
     def __init__(self, model: RecycleModel, seconds: float) -> None:
         self._model, self._seconds = model, seconds
         self._passes = lru_cache(maxsize=64)(self._try)  # what raises is not kept
 
     def check(self, constraint: Constraint | None, stop_ids: Any) -> None:
-        """Refuse a schema that does not compile, or not in time; waits for that long at most.
+        """Refuse a schema that does not compile in time; wait for at most that long.
 
         Raises:
             InputError: it does not.
@@ -93,7 +93,7 @@ class Trials:
 
 
 def is_small_and_plain(schema: Any) -> bool:
-    """Whether a schema needs no trial: a few hundred values, and no keyword that combines others."""
+    """Tell whether a schema needs no trial: a few hundred values, and no keyword that combines others."""
     waiting, seen = [schema], 0
     while waiting:
         value = waiting.pop()
@@ -119,7 +119,7 @@ def _is_plain(schema: Any) -> bool:
 
 
 def main() -> None:
-    """Compile what standard input says, and write `fine`, or what is wrong with it."""
+    """Compile the schema on standard input, and write `fine`, or what is wrong with it."""
     _limit_memory()
     folder, vocab_size, stop_ids, schema, seconds = json.load(sys.stdin)
     try:

@@ -37,7 +37,7 @@ Event = Step | Result | Exception
 
 
 class Job:
-    """One generation as an async iterator over its steps; `result` and `tokens` are there once it is exhausted.
+    """One generation as an async iterator over its steps; `result` and `tokens` are set once it is exhausted.
 
     One that is not `stepwise` has no steps, and does not wake the event loop until its end.
     """
@@ -57,13 +57,13 @@ class Job:
         self._generation: Generation | None = None
 
     def cancel(self) -> None:
-        """End it after the step in progress; nobody waits for what it would give."""
+        """End the generation after the step in progress: nobody waits for the rest."""
         self._cancelled = True
         if self._generation is not None:
             self._generation.cancel()
 
     def stop(self, reason: ApiError) -> None:
-        """End it now, in the middle of a step too, and tell who waits for it why."""
+        """End the generation at once, in mid-step too, and tell why to whoever waits for it."""
         self.cancel()
         self._events.put_nowait(reason)
         self._interrupt.set()
@@ -72,18 +72,18 @@ class Job:
         self.stop(ApiError(504, "generation_timeout", f"the answer took more than {self._seconds:g} s"))
 
     def has_ended(self) -> None:
-        """Its thread is free again."""
+        """Note that the job's thread is free again."""
         self._deadline.cancel()
 
     def run(self, generate: Generate) -> None:
-        """Make what was ordered, in a worker's thread."""
+        """Generate what was ordered, in a worker's thread."""
         try:
             with self._interrupt.of_this_thread():
                 self._run(generate)
         except Exception as error:
-            self._tell(error)
+            self._emit(error)
         except BaseException as error:  # a panic in a library of Rust is one, and the client waits for an answer
-            self._tell(_as_failure(error))
+            self._emit(_as_failure(error))
         finally:
             if self._generation is not None:
                 self.made = self._generation.result
@@ -97,11 +97,11 @@ class Job:
                 return
             for token in generation:
                 if self._stepwise:
-                    self._tell(Step(token, generation.counts.proposed, generation.counts.accepted))
+                    self._emit(Step(token, generation.counts.proposed, generation.counts.accepted))
             self.tokens = generation.tokens
-            self._tell(generation.result)
+            self._emit(generation.result)
 
-    def _tell(self, event: Event) -> None:
+    def _emit(self, event: Event) -> None:
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     def __aiter__(self) -> AsyncIterator[Step]:
@@ -119,10 +119,13 @@ class Job:
 
 
 class Workers:
-    """As many threads as there are slots, and a queue in front of them."""
+    """A thread for each slot, and a queue in front of them."""
 
     def __init__(self, generate: Generate, limits: Limits, metrics: Metrics) -> None:
-        """`metrics` are told what each generation has made when its slot is free again, and how many there are."""
+        """Start no thread yet.
+
+        `metrics` gets each generation's counts when its slot is free again, and shows how many run and wait.
+        """
         self.generate, self.limits, self.metrics = generate, limits, metrics
         metrics.show("slots_busy", "Generations that run.", lambda: self.busy)
         metrics.show("queue_waiting", "Requests that wait for a slot.", lambda: self.waiting)
@@ -174,7 +177,7 @@ class Workers:
             self.metrics.count(job.made)
 
     def close(self) -> None:
-        """Take no more, and end what runs."""
+        """Take no more orders, and end the generations in progress."""
         self._closing = True
         for job in self._running:
             job.stop(_shutting_down())

@@ -31,7 +31,7 @@ REFERENCE_ROWS = 4
 
 
 def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) -> RecycleGPT:
-    """Both halves with the checkpoint's weights: the base in `base_dtype`, the module in float32.
+    """Load both halves with the checkpoint's weights: the base in `base_dtype`, the module in float32.
 
     Raises:
         InputError: the checkpoint has no module.
@@ -47,7 +47,7 @@ def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) 
 
 
 def load_base(base: BaseConfig, weights: FloatTensors, dtype: torch.dtype) -> FullModel:
-    """A base by itself, with `weights` by their neutral names, held in `dtype`."""
+    """Load a base by itself, with `weights` by their neutral names, held in `dtype`."""
     with _default_dtype(dtype):
         model = FullModel(base)
     fill(model, weights, base.tensor_shapes().keys())
@@ -112,7 +112,7 @@ def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids
 
 
 def _write_base(path: Path, model: RecycleGPT, weights: BaseWeights, dtype: torch.dtype) -> None:
-    """The base as its family keeps it; what else its files held is carried over."""
+    """Write the base as its family keeps it; what else its files held is carried over."""
     rounded = {name: tensor.float().numpy() for name, tensor in _rounded(model.full, dtype).items()}
     packed = {name: torch.from_numpy(array).to(dtype) for name, array in weights.pack(rounded).items()}
     write_tensors(path, {**_others(weights), **packed})
@@ -127,7 +127,7 @@ def _others(weights: BaseWeights) -> dict[str, Tensor]:
 
 
 def _rounded(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The parameters as `dtype`; the module's own are rounded to the same."""
+    """Return the parameters as `dtype`; round the module's own to the same."""
     tensors = {}
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -156,7 +156,7 @@ def _stream_of(tensor: Tensor) -> Stream:
 
 @contextmanager
 def _base_as_stored(checkpoint: Checkpoint, model: RecycleGPT) -> Iterator[None]:
-    """Within it the base computes in float32 with the weights that the exporter reads, whatever it is held in."""
+    """Compute the base, within the block, in float32 with the weights that the exporter reads."""
     held = next(model.full.parameters()).dtype
     if held == torch.float32:
         yield
@@ -170,7 +170,7 @@ def _base_as_stored(checkpoint: Checkpoint, model: RecycleGPT) -> Iterator[None]
 
 
 def _reference(model: RecycleGPT, ids: Tensor) -> dict[str, Tensor]:
-    """A few of torch's logit rows, by which the exporter checks its graphs."""
+    """Compute a few of torch's logit rows, by which the exporter checks its graphs."""
     ids = ids.flatten()[:REFERENCE_TOKENS].to(next(model.parameters()).device)
     with torch.no_grad():
         full = model.full(ids[None])

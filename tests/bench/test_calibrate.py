@@ -11,7 +11,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.evaluation.acceptance import Watched
 from recycle_onnx.runtime.decoding.auto import first_choice
-from recycle_onnx.runtime.decoding.calibration import Calibration, calibration_file
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
 from tests.helpers.command import assert_refused, run
 
@@ -26,7 +26,7 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep(model: RecycleModel, *rates: float) -> Path:
-    made = Calibration.of_this_machine(LAPTOP, {"module": list(rates)})
+    made = MachineCalibration.of_this_machine(LAPTOP, {"module": list(rates)})
     return made.save(model.bundle, "cpu", None)
 
 
@@ -79,7 +79,7 @@ def test_auto_starts_from_it_and_gives_the_text_of_full(
 def test_a_stale_one_is_ignored_with_a_warning(
     change: dict[str, str], sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
 ) -> None:
-    made = Calibration.of_this_machine(LAPTOP, {"module": [0.9]})
+    made = MachineCalibration.of_this_machine(LAPTOP, {"module": [0.9]})
     replace(made, **change).save(sample_model.bundle, "cpu", None)
     assert recycle_onnx.load(sample_bundle).calibration is None
     [message] = [record.getMessage() for record in caplog.records]

@@ -217,6 +217,7 @@ WRONG_MANIFESTS: dict[str, Callable[[dict[str, Any]], None]] = {
     "a draft vocabulary in a text": top(draft_vocabulary="all"),
     "a context in a text": base(context_length="64"),
     "no context": base(context_length=0),
+    "a context of one token": base(context_length=1),
     "an endless context": base(context_length=1 << 40),
     "a model type that is none": base(model_type=7),
     "parameters in a text": base(parameters="many"),

@@ -139,6 +139,8 @@ BASE_DAMAGE: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "uneven groups": (edit(CONFIG, num_attention_heads=3, num_key_value_heads=2), ("3 attention heads",)),
     "no vocabulary": (edit(CONFIG, vocab_size=0), ("vocab_size is 0",)),
     "no context": (edit(CONFIG, max_position_embeddings=0), ("context_length is 0",)),
+    "a context of one token": (edit(CONFIG, max_position_embeddings=1), ("context_length is 1", "at least 8")),
+    "a context of 7 tokens": (edit(CONFIG, max_position_embeddings=7), ("context_length is 7", "at least 8")),
     "config and shapes disagree": (edit(CONFIG, intermediate_size=64), ("gate_proj", "[48, 32]", "[64, 32]")),
     "config wants more layers": (edit(CONFIG, num_hidden_layers=3), ("model.layers.2", "missing")),
     "EOS outside the vocabulary": (edit("generation_config.json", eos_token_id=300), ("eos_token_id", "300")),

@@ -37,3 +37,18 @@ def test_every_text_is_written(encoding: str, tiny_bundle: Path, tmp_path: Path)
     assert run(encoding, "chat", fox, "-n", 8, "--seed", 3, "--temperature", 2, stdin=FOX)
     assert run(encoding, "inspect", fox)
     assert "format" in json.loads(run(encoding, "inspect", fox, "--json").decode(written))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="others have no such names")
+def test_a_name_that_is_not_utf_8_is_told_where_it_cannot_be_opened(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """ONNX Runtime cannot; whatever is read by Python alone can be called so."""
+    odd = Path(os.fsdecode(bytes(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(tiny_checkpoint, odd)
+    bundle = tmp_path / "bundle"
+    run("utf-8", "export", odd, bundle)
+    shutil.copytree(bundle, odd / "bundle")
+    assert run("utf-8", "inspect", odd / "bundle")
+    command = [sys.executable, "-m", "recycle_onnx", "generate", odd / "bundle", "the cat"]
+    refused = subprocess.run(command, capture_output=True)
+    assert refused.returncode == 2
+    assert b"is not UTF-8, and ONNX Runtime opens no such path; rename or move it" in refused.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.doctor import Report, examine
+from recycle_onnx.doctor import DoctorReport, examine
 from recycle_onnx.doctor.bundle import BundleReport
 from recycle_onnx.runtime.ort.providers import known
 
@@ -15,17 +15,17 @@ HALVES = ("full", "recycler")
 
 
 @pytest.fixture(scope="module")
-def report(here: Place, small_bundle: Path) -> Report:
+def report(here: Place, small_bundle: Path) -> DoctorReport:
     return examine(small_bundle, provider=here[0], recycler_provider=here[1], threads=1)
 
 
 @pytest.fixture(scope="module")
-def found(report: Report) -> BundleReport:
+def found(report: DoctorReport) -> BundleReport:
     assert report.bundle is not None
     return report.bundle
 
 
-def test_each_half_is_examined_where_it_runs(here: Place, report: Report, found: BundleReport) -> None:
+def test_each_half_is_examined_where_it_runs(here: Place, report: DoctorReport, found: BundleReport) -> None:
     assert not report.broken, report.findings
     assert (found.provider, found.recycler_provider) == here
     for half, name in zip(HALVES, here, strict=True):
@@ -35,7 +35,7 @@ def test_each_half_is_examined_where_it_runs(here: Place, report: Report, found:
 
 
 def test_attention_on_another_provider_is_told_of_the_half_that_leaves_it(
-    here: Place, report: Report, found: BundleReport
+    here: Place, report: DoctorReport, found: BundleReport
 ) -> None:
     for half, name in zip(HALVES, here, strict=True):
         others = found.assignments[half].elsewhere(known(name).ort_name)

@@ -12,7 +12,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.doctor import needs
 from recycle_onnx.doctor.needs import Needs
 from recycle_onnx.machine.bandwidth import Bandwidth
-from recycle_onnx.machine.memory import Memory
+from recycle_onnx.machine.memory import SystemMemory
 
 SPEED = Bandwidth(10.0, 20.0, 2)
 SMALL = Needs(weights_bytes=600, cache_bytes=400, context_length=100, full_step_bytes=600, tokens_per_second=1.0)
@@ -41,16 +41,16 @@ def test_an_embedding_of_its_own_is_not_read_by_a_step(tiny_bundle: Path) -> Non
 @pytest.mark.parametrize(
     ("memory", "level", "word"),
     [
-        (Memory(2000, 1000, None, None), None, ""),
-        (Memory(2000, 900, None, None), "advice", "about 75 tokens fit"),
-        (Memory(2000, 2000, 1500, 900), "advice", "about 75 tokens fit"),
-        (Memory(2000, 500, None, None), "advice", "are free now"),
-        (Memory(500, 400, None, None), "broken", "cannot be loaded"),
-        (Memory(2000, 2000, 500, 400), "broken", "cannot be loaded"),
-        (Memory(None, None, None, None), None, ""),
+        (SystemMemory(2000, 1000, None, None), None, ""),
+        (SystemMemory(2000, 900, None, None), "advice", "about 75 tokens fit"),
+        (SystemMemory(2000, 2000, 1500, 900), "advice", "about 75 tokens fit"),
+        (SystemMemory(2000, 500, None, None), "advice", "are free now"),
+        (SystemMemory(500, 400, None, None), "broken", "cannot be loaded"),
+        (SystemMemory(2000, 2000, 500, 400), "broken", "cannot be loaded"),
+        (SystemMemory(None, None, None, None), None, ""),
     ],
 )
-def test_what_does_not_fit(memory: Memory, level: str | None, word: str) -> None:
+def test_what_does_not_fit(memory: SystemMemory, level: str | None, word: str) -> None:
     found = list(needs.findings(SMALL, memory))
     assert [finding.level for finding in found] == ([level] if level else [])
     assert all(word in f"{finding.what} {finding.why}" for finding in found)

@@ -19,7 +19,7 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import Calibration, Quantization, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.export.calibrated import texts
-from recycle_onnx.export.calibrated.choice import Part, bits_of, check_budget, choose
+from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
 from recycle_onnx.export.calibrated.gptq import quantize_by_moments
 from recycle_onnx.export.calibrated.segments import cut
 from recycle_onnx.export.fidelity import Fidelity, check_quality, warning
@@ -92,7 +92,7 @@ def test_the_pieces_of_a_graph_compute_what_the_graph_does(flavour: str, request
 
 def test_eight_bits_go_where_four_do_most_damage_for_their_bytes() -> None:
     damages = {"small and bad": (100, 0.1), "large and bad": (1000, 0.3), "large and good": (1000, 0.01)}
-    parts = [Part(name, (0, 1), values, damage) for name, (values, damage) in damages.items()]
+    parts = [RowGroup(name, (0, 1), values, damage) for name, (values, damage) in damages.items()]
     four, eight = [5.0] * 3, [8.5] * 3
 
     def chosen(budget: float) -> list[str]:

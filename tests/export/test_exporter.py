@@ -13,7 +13,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
-from recycle_onnx.export.external_data import ALIGNMENT, ExternalDataWriter
+from recycle_onnx.export.external_data import ALIGNMENT, LARGE, PAGE, ExternalDataWriter
 from tests.helpers import tiny
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories"
@@ -73,10 +73,13 @@ def test_a_base_elsewhere_is_found_by_its_path(tmp_path: Path) -> None:
     assert export(tmp_path / "modules" / "own", tmp_path / "bundle").manifest.default_strategy == "auto"
 
 
-def test_tensors_start_on_pages_and_are_written_as_given(tmp_path: Path) -> None:
-    arrays = [np.arange(10, dtype=np.float32), np.ones((3, 5), np.int64)]
+def test_tensors_start_on_cache_lines_large_ones_on_pages_and_are_written_as_given(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = [np.arange(10, dtype=np.float32), rng.integers(0, 9, (3, LARGE // 8)), np.ones((3, 5), np.int64)]
     with ExternalDataWriter(tmp_path / "x.data") as writer:
         tensors = [writer.write(f"t{index}", [array[:2], array[2:]]) for index, array in enumerate(arrays)]
     for tensor, array in zip(tensors, arrays, strict=True):
-        assert tensor.offset % ALIGNMENT == 0
+        assert tensor.offset is not None
+        assert tensor.offset % (PAGE if array.nbytes >= LARGE else ALIGNMENT) == 0
         np.testing.assert_array_equal(tensor.numpy(), array)
+    assert (tmp_path / "x.data").stat().st_size == PAGE + arrays[1].nbytes + arrays[2].nbytes

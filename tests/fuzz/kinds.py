@@ -290,10 +290,10 @@ class Caches(Kind):
         bundle, cache = Bundle.open(self.bundle), cache_folder()
         calibration = calibration_file(bundle, "cpu", 1)
         calibration.parent.mkdir(parents=True, exist_ok=True)
-        from recycle_onnx.runtime.decoding.calibration import Calibration
+        from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 
         steps = {"full_1": 2.0, "recycle_1": 0.5, "recycle_2": 0.6}
-        Calibration.of_this_machine(step_ms=steps, acceptance={"module": [0.5]}).save(bundle, "cpu", 1)
+        MachineCalibration.of_this_machine(step_ms=steps, acceptance={"module": [0.5]}).save(bundle, "cpu", 1)
         self.paths = [cache / "verified.json", calibration]
         self.whole = {path: path.read_bytes() for path in self.paths}
 

@@ -64,7 +64,22 @@ def test_errors_of_a_template_are_one_line(template: str, message: str, tmp_path
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("given", [["one"], [{"name": "default"}], [3]])
+@pytest.mark.parametrize("token", [{"contant": "<s>"}, {"content": 7}, 7, ["<s>"], True])
+def test_a_special_token_of_another_kind_is_refused(token: object, tmp_path: Path) -> None:
+    """As str() of it, it would stand in every prompt."""
+    write_json(tmp_path / "tokenizer_config.json", {"chat_template": "{{ bos_token }}", "bos_token": token})
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: bos_token is .*; expected a text, or an object"):
+        ChatTemplate.find(tmp_path)
+
+
+@pytest.mark.parametrize("given", [7, {"default": "one"}, True])
+def test_a_template_of_another_kind_is_refused(given: object, tmp_path: Path) -> None:
+    write_json(tmp_path / "tokenizer_config.json", {"chat_template": given})
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: chat_template is .*; expected a text"):
+        ChatTemplate.find(tmp_path)
+
+
+@pytest.mark.parametrize("given", [["one"], [{"name": "default"}], [3], [{"name": "default", "template": 7}]])
 def test_a_list_of_something_else_is_refused(given: list[object], tmp_path: Path) -> None:
     write_json(tmp_path / "tokenizer_config.json", {"chat_template": given})
     with pytest.raises(InputError, match="expected objects with name and template"):

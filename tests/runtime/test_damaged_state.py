@@ -17,7 +17,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.cache import VerifiedFiles, cache_folder
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime import tensor_file
-from recycle_onnx.runtime.decoding.calibration import Calibration, calibration_file
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration, calibration_file
 from recycle_onnx.runtime.model import RecycleModel
 
 BROKEN = ["[" * 100_000, "{", "[1]", "7", '{"a": ' + "1" * 5000 + "}", "\udcff\udcfe", None]
@@ -51,6 +51,15 @@ def test_damaged_caches_stop_no_load(content: str | None, tiny_bundle: Path, cap
     assert "calibration" in caplog.text
 
 
+def test_a_cache_that_holds_half_a_character_stops_no_load(tiny_bundle: Path) -> None:
+    Bundle.open(tiny_bundle)
+    path = cache_folder() / "verified.json"
+    path.write_text(json.dumps({"\ud800": "\udfff", **json.loads(path.read_text())}))
+    (tiny_bundle / "config.json").touch()  # so that the list has to be written again
+    recycle_onnx.load(tiny_bundle).close()
+    assert len(json.loads(path.read_text())) > 1
+
+
 GOOD: dict[str, Any] = {"step_ms": {"full_1": 2.0, "recycle_1": 0.5, "recycle_2": 0.6}, "acceptance": {"module": [0.5]}}
 WRONG_CALIBRATIONS: dict[str, dict[str, Any]] = {
     "steps in a list": {"step_ms": [1.0]},
@@ -71,10 +80,10 @@ def test_a_calibration_of_wrong_kinds_is_ignored(
     name: str, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bundle = Bundle.open(tiny_bundle)
-    path = Calibration.of_this_machine(**GOOD).save(bundle, "cpu", None)
-    assert Calibration.find(bundle, "cpu", None) is not None
+    path = MachineCalibration.of_this_machine(**GOOD).save(bundle, "cpu", None)
+    assert MachineCalibration.find(bundle, "cpu", None) is not None
     path.write_text(json.dumps(json.loads(path.read_text()) | WRONG_CALIBRATIONS[name]))
-    assert Calibration.find(bundle, "cpu", None) is None
+    assert MachineCalibration.find(bundle, "cpu", None) is None
     assert "ignored" in caplog.text
 
 

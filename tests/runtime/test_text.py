@@ -127,7 +127,7 @@ def test_special_tokens_have_no_text(tokenizer: Tokenizer) -> None:
 def test_text_before_a_stop_string_is_given_and_the_string_is_not() -> None:
     stops = StopStrings(["END"])
     shown = [stops.push(piece) for piece in ("one E", "N", "D two")]
-    assert ("".join(shown), stops.found) == ("one ", True)
+    assert ("".join(shown), stops.reached) == ("one ", True)
 
 
 def test_withheld_text_is_given_when_it_turns_out_to_be_no_stop_string() -> None:
@@ -142,13 +142,13 @@ def test_stop_strings_cut_where_the_first_one_begins(text: str, strings: list[st
     shown = ""
     for start in range(0, len(text), size):
         shown += stops.push(text[start : start + size])
-        if stops.found:
+        if stops.reached:
             break
     shown += stops.flush()
     ends = [text.find(string) + len(string) for string in strings if string in text]
     if not ends:
         assert shown == text
     else:
-        assert stops.found
+        assert stops.reached
         assert text.startswith(shown)
         assert not any(string in shown for string in strings)

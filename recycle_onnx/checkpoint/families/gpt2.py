@@ -16,13 +16,13 @@ from recycle_onnx.checkpoint.families.family import (
     UP,
     VALUE,
     Family,
-    Stored,
+    StoredMatrix,
     decoder,
 )  # fmt: skip
 
 
 def describe(config: Config) -> BaseConfig:
-    """Scores may be unscaled, or divided by the number of the layer."""
+    """Describe a GPT-2, whose scores may be unscaled, or divided by the number of the layer."""
     base = decoder(
         config,
         rope=(None, config.integer("max_position_embeddings", "n_positions")),
@@ -50,11 +50,11 @@ FAMILY = Family(
         "wte": "embed_tokens",
         "wpe": "embed_positions",
         "h.{}.ln_1": BEFORE_ATTENTION,
-        "h.{}.attn.c_attn": Stored((QUERY, KEY, VALUE), transposed=True),
-        "h.{}.attn.c_proj": Stored((OUTPUT,), transposed=True),
+        "h.{}.attn.c_attn": StoredMatrix((QUERY, KEY, VALUE), transposed=True),
+        "h.{}.attn.c_proj": StoredMatrix((OUTPUT,), transposed=True),
         "h.{}.ln_2": BEFORE_FEED_FORWARD,
-        "h.{}.mlp.c_fc": Stored((UP,), transposed=True),
-        "h.{}.mlp.c_proj": Stored((DOWN,), transposed=True),
+        "h.{}.mlp.c_fc": StoredMatrix((UP,), transposed=True),
+        "h.{}.mlp.c_proj": StoredMatrix((DOWN,), transposed=True),
         "ln_f": "norm",
     },
     trunk=("transformer.", ""),

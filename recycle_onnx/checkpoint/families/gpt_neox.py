@@ -12,7 +12,7 @@ from recycle_onnx.checkpoint.families.family import (
     UP,
     VALUE,
     Family,
-    Stored,
+    StoredMatrix,
     decoder,
     head_size,
 )  # fmt: skip
@@ -20,7 +20,7 @@ from recycle_onnx.checkpoint.families.rope import read_rope
 
 
 def describe(config: Config) -> BaseConfig:
-    """Side by side unless the config says one after the other."""
+    """Describe a GPT-NeoX: its halves of a layer run side by side, unless the config says one after the other."""
     bias = config.flag("attention_bias", True)
     return decoder(
         config,
@@ -40,7 +40,7 @@ FAMILY = Family(
     describe,
     {
         "embed_in": "embed_tokens",
-        "layers.{}.attention.query_key_value": Stored((QUERY, KEY, VALUE), by_head=True),
+        "layers.{}.attention.query_key_value": StoredMatrix((QUERY, KEY, VALUE), by_head=True),
         "layers.{}.attention.dense": OUTPUT,
         "layers.{}.mlp.dense_h_to_4h": UP,
         "layers.{}.mlp.dense_4h_to_h": DOWN,

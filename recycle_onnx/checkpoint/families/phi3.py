@@ -13,7 +13,7 @@ from recycle_onnx.checkpoint.families.family import (
     UP,
     VALUE,
     Family,
-    Stored,
+    StoredMatrix,
     decoder,
     head_size,
 )  # fmt: skip
@@ -21,7 +21,7 @@ from recycle_onnx.checkpoint.families.rope import read_rope
 
 
 def describe(config: Config) -> BaseConfig:
-    """Older configs call LongRoPE `su` or `yarn`."""
+    """Describe a Phi 3; older configs call LongRoPE `su` or `yarn`."""
     rope = read_rope(config, head_size(config), aliases={"su": "longrope", "yarn": "longrope"})
     return decoder(config, rope=rope, sliding=config.value("sliding_window") is not None)
 
@@ -29,6 +29,6 @@ def describe(config: Config) -> BaseConfig:
 FAMILY = Family(
     ("phi3",),
     describe,
-    {f"{ATTENTION}.qkv_proj": Stored((QUERY, KEY, VALUE)), f"{MLP}.gate_up_proj": Stored((GATE, UP))},
+    {f"{ATTENTION}.qkv_proj": StoredMatrix((QUERY, KEY, VALUE)), f"{MLP}.gate_up_proj": StoredMatrix((GATE, UP))},
     genai_type="phi3",
 )

@@ -24,7 +24,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call the folder."""
+        """The name for the folder."""
 
     def write(self, folder: Path, *, link: bool = False) -> None:
         """Fill the empty `folder` with the base, in Hugging Face layout, and with `source.json`.
@@ -59,7 +59,7 @@ class GgufSource:
 
 
 def find(named: str, revision: str | None, note: Note, progress: Progress) -> Path | Source:
-    """A folder as a path, whether it exists or not; anything else as a source.
+    """Return a folder as a path, whether it exists or not; anything else as a source.
 
     Raises:
         InputError: a file that is no GGUF, or `revision` without a hub id.
@@ -151,5 +151,5 @@ def folder_of(
 
 
 def _inputs(named: str) -> list[Path]:
-    """What must not be replaced: the file, and where the user is at home."""
+    """Return what must not be replaced: the file, and the user's own folders."""
     return [path for path in (Path(named), *users_folders()) if path.exists()]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.export.block_quantizer import Blocks, Quantization
-from recycle_onnx.export.calibrated.choice import Part
+from recycle_onnx.export.calibrated.choice import RowGroup
 from recycle_onnx.export.calibrated.segments import State
 from recycle_onnx.files import temporary_sibling
 
@@ -22,20 +22,20 @@ SECONDS_BETWEEN = 120.0
 
 
 class Rounded(NamedTuple):
-    """Parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
+    """The parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
 
-    parts: list[Part]
+    parts: list[RowGroup]
     blocks: list[Blocks]
     hows: list[Quantization]
 
     def copy(self) -> Rounded:
-        """Other lists of the same parts."""
+        """Return other lists of the same parts."""
         return Rounded(list(self.parts), list(self.blocks), list(self.hows))
 
 
 @dataclass(frozen=True)
 class Position:
-    """What there is behind so many pieces of the graph: results, calibration windows, and probes."""
+    """The state of a calibration behind so many pieces of the graph: results, calibration windows, and probes."""
 
     layers: int
     rounded: Rounded
@@ -44,14 +44,14 @@ class Position:
 
 
 class Unfinished:
-    """The position of one calibration, under a key that says all that it depends on."""
+    """The saved position of one calibration, under a key that says all that it depends on."""
 
     def __init__(self, key: str) -> None:
         self._path = cache_folder() / "quantization" / f"{key[:32]}.npz"
         self._saved = time.monotonic()
 
     def save_now_and_then(self, at: Position) -> None:
-        """Save if the last time is long ago."""
+        """Save the position if the last save is long ago."""
         if time.monotonic() - self._saved >= SECONDS_BETWEEN:
             self.save(at)
 
@@ -67,7 +67,7 @@ class Unfinished:
         self._saved = time.monotonic()
 
     def load(self) -> Position | None:
-        """The position that was saved; None if there is none, or a damaged one."""
+        """Load the position that was saved; None if there is none, or a damaged one."""
         try:
             with np.load(self._path, allow_pickle=False) as arrays:
                 return _position(arrays)
@@ -75,7 +75,7 @@ class Unfinished:
             return None
 
     def remove(self) -> None:
-        """Forget it: the calibration is finished."""
+        """Delete the saved position: the calibration is finished."""
         self._path.unlink(missing_ok=True)
 
 
@@ -108,7 +108,7 @@ def _position(arrays: Any) -> Position:
     def blocks(number: int) -> Blocks:
         return Blocks(*(arrays.get(f"blocks.{number}.{name}") for name in Blocks._fields))
 
-    parts = [Part(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
+    parts = [RowGroup(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
     hows = [Quantization(**{**how, "keep": tuple(how["keep"])}) for how in described["hows"]]
     rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows)
     return Position(described["layers"], rounded, states("states"), states("probes"))

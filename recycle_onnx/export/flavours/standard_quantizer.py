@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from recycle_onnx.export.block_quantizer import Quantization, pack, unpack
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.flavours.second_row import add_to_attention
-from recycle_onnx.export.quantize_graph import GraphQuantizer, Stored, initializers, same_bytes
-from recycle_onnx.export.source_blocks import Part
+from recycle_onnx.export.quantize_graph import GraphQuantizer, QuantizedMatrix, initializers, same_bytes
+from recycle_onnx.export.source_blocks import QuantizedRows
 
 TYPES = {
     (4, False): ir.DataType.UINT4,
@@ -27,16 +27,19 @@ TYPES = {
 
 
 class StandardQuantizer(GraphQuantizer):
-    """Matrices [K, N] of small integers, also where rows of [N, K] are gathered: tied ones are stored once."""
+    """A quantizer to matrices [K, N] of small integers, also where rows of [N, K] are gathered.
+
+    Tied matrices are stored once.
+    """
 
     eight_bits = ("embed_tokens",)
     """(ONNX's Gather takes no 4-bit integers.)"""
 
     def round_alike(self, graph: ir.Graph) -> None:
-        """A second row in attention, where there is one."""
+        """Add a second row in attention, where there is one."""
         add_to_attention(graph)
 
-    def lay_out(self, name: str, part: Part, writer: ExternalDataWriter) -> Stored:
+    def lay_out(self, name: str, part: QuantizedRows, writer: ExternalDataWriter) -> QuantizedMatrix:
         """Write the blocks' transpose: integers [K, N], scales and zero points [K / block size, N]."""
         blocks, how, width = part.blocks, part.how, part.columns
         rows, count = blocks.scales.shape
@@ -49,7 +52,7 @@ class StandardQuantizer(GraphQuantizer):
             tensor = writer.write(f"{name}.{kind}", [pack(integers.T.reshape(-1), how.bits)])
             return same_bytes(tensor, integers.T.shape, dtype=TYPES[how.bits, how.symmetric])
 
-        return Stored(
+        return QuantizedMatrix(
             how,
             rows,
             width,
@@ -58,13 +61,13 @@ class StandardQuantizer(GraphQuantizer):
             None if zeros is None else write("zero_points", zeros),
         )
 
-    def product(self, x: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
-        """MatMul with the dequantized matrix."""
+    def product(self, x: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
+        """Make MatMul with the dequantized matrix."""
         weight = _dequantized(initializers(graph, stored.parts), stored.how)
         return [weight, ir.node("MatMul", [x, weight.outputs[0]])]
 
-    def gather(self, ids: ir.Value, stored: Stored, graph: ir.Graph) -> Sequence[ir.Node]:
-        """Columns [K, B, S] of each part, dequantized and transposed to [B, S, K]."""
+    def gather(self, ids: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
+        """Gather columns [K, B, S] of each part, dequantized and transposed to [B, S, K]."""
         tables = [same_bytes(part, part.shape.numpy(), name=f"{part.name}.columns") for part in stored.parts]
         columns = [ir.node("Gather", [table, ids], {"axis": 1}) for table in initializers(graph, tables)]
         values = _dequantized([node.outputs[0] for node in columns], stored.how)

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import STEP_ROWS
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
@@ -34,17 +34,17 @@ MARGIN = 1.03
 
 
 class Costs:
-    """Median seconds of the latest steps of each kind; a kind's first one also allocates, and is left out."""
+    """Median seconds of the latest steps of each kind; a kind's first step also allocates, and is left out."""
 
-    def __init__(self, calibration: Calibration | None = None) -> None:
-        """A calibration counts as one step of each kind."""
+    def __init__(self, calibration: MachineCalibration | None = None) -> None:
+        """Start from a calibration, if there is one: it counts as one step of each kind."""
         known = _seconds(calibration.step_ms) if calibration else {}
         self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
         self._medians = dict(known)
         self._seen: set[str] = set()
 
     def add(self, kind: str, seconds: float) -> None:
-        """Note what one step took."""
+        """Note how many seconds one step took."""
         if kind not in self._seen:
             self._seen.add(kind)
             return
@@ -53,11 +53,11 @@ class Costs:
         self._medians[kind] = statistics.median(samples)
 
     def get(self, kind: str) -> float | None:
-        """The median, None before the second step."""
+        """Return the median seconds, None before the second step."""
         return self._medians.get(kind)
 
     def full(self, tokens: int, after_module: bool = False) -> float:
-        """A full step on so many tokens; where none was measured, carefully extrapolated.
+        """Estimate the seconds of a full step on so many tokens; where none was measured, extrapolate carefully.
 
         On small models it costs more after the module's steps: they push the weights out of the processor's cache.
         """
@@ -70,19 +70,21 @@ class Costs:
         return two if tokens <= 2 else two + (tokens - 2) * max(two - one, 0.25 * one)
 
     def module(self, chain: int) -> float:
-        """The module's steps for a chain of so many tokens; where none was measured, so many single ones.
+        """Estimate the seconds of the module's chain of so many tokens; where none was measured, as many single steps.
+
+        Before the module's first step the answer is 0: it looks free, and so it is tried and measured.
 
         Nothing before the first one: it looks free, and so it is tried and measured.
         """
         return self.get(f"module_{chain}") or chain * (self.get("module_1") or 0.0)
 
     def to_json(self) -> dict[str, float]:
-        """Milliseconds by kind of step."""
+        """Return milliseconds by kind of step."""
         return {kind: 1e3 * seconds for kind, seconds in sorted(self._medians.items())}
 
 
 def _seconds(step_ms: dict[str, float]) -> dict[str, float]:
-    """Of full steps, and of the module's chains as `Costs` names them."""
+    """Convert a calibration's milliseconds to seconds, and name the module's chains as `Costs` does."""
     known = {kind: 1e-3 * ms for kind, ms in step_ms.items() if kind.startswith("full")}
     if "recycle_1" in step_ms and "recycle_2" in step_ms:
         for chain in range(1, LONGEST + 1):
@@ -92,14 +94,14 @@ def _seconds(step_ms: dict[str, float]) -> dict[str, float]:
 
 @dataclass
 class Rates:
-    """How often the proposals of a source were right, by their place in the chain; the past fades."""
+    """The share of a source's proposals that were right, by their place in the chain; the past fades."""
 
     accepted: list[float] = field(default_factory=list)
     tried: list[float] = field(default_factory=list)
 
     @classmethod
-    def prior(cls, source: str, calibration: Calibration | None = None) -> Rates:
-        """What is believed before anything was tried here."""
+    def prior(cls, source: str, calibration: MachineCalibration | None = None) -> Rates:
+        """Return what is believed before anything was tried here."""
         accepted, tried = PRIOR[source]
         prior = cls([accepted] * PLACES[source], [tried] * PLACES[source])
         for place, rate in enumerate(calibration.acceptance.get(source, ())[:LONGEST] if calibration else ()):
@@ -113,7 +115,7 @@ class Rates:
             self.tried[place] = MEMORY * self.tried[place] + 1
 
     def tokens(self, longest: int) -> list[float]:
-        """Expected tokens of a cycle that proposes 1 … `longest` of them, the full model's own included."""
+        """Return the expected tokens of cycles that propose 1 … `longest` tokens, the full model's own included."""
         total = alive = 1.0
         expected = []
         for accepted, tried in zip(self.accepted[:longest], self.tried[:longest], strict=True):
@@ -124,7 +126,9 @@ class Rates:
 
 
 def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -> tuple[Source, int]:
-    """The source and number of proposals that promise most tokens a second, up to `longest` of each source.
+    """Choose the source and number of proposals that promise most tokens per second, up to `longest` of each.
+
+    The choice is `nothing` where no source beats the full model alone by `MARGIN`, or its cost is not known yet.
 
     Nothing where no source beats the full model alone by `MARGIN`, or its cost is not known yet.
     """
@@ -142,8 +146,8 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -
     return choice
 
 
-def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
-    """What a calibration makes `auto` start with: source, tokens it proposes, and the speed-up it expects."""
+def first_choice(calibration: MachineCalibration) -> tuple[Source, int, float]:
+    """Return what a calibration makes `auto` start with: source, tokens it proposes, and the expected speed-up."""
     costs = Costs(calibration)
     rates = {source: Rates.prior(source, calibration) for source in calibration.acceptance}
     longest: dict[Source, int] = {"module": LONGEST} if "module" in rates else {}
@@ -155,7 +159,10 @@ def first_choice(calibration: Calibration) -> tuple[Source, int, float]:
 
 
 class AutoProposer:
-    """Proposes what promises most tokens a second: a chain of the module, a lookup, what is forced, or nothing."""
+    """A proposer that takes whatever promises most tokens per second.
+
+    It chooses among a chain of the module, a lookup, forced tokens, and nothing.
+    """
 
     def __init__(
         self,
@@ -164,9 +171,9 @@ class AutoProposer:
         prompt: list[int],
         longest: int,
         module: ModuleProposer | None = None,
-        calibration: Calibration | None = None,
+        calibration: MachineCalibration | None = None,
     ) -> None:
-        """Without a `module` there are lookups, and what is forced."""
+        """Start with the beliefs of `calibration`; without a `module` only lookups and forced tokens are proposed."""
         self.decoder, self.longest = decoder, longest
         self.sampling = sampling
         self.lookup = LookupProposer(prompt, sampling, self.longest)
@@ -181,12 +188,12 @@ class AutoProposer:
         self._came = 0
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """At most `room` tokens, from whichever source is worth it."""
+        """Propose at most `room` tokens, from whichever source is worth it."""
         self._learn(len(kept) - 1)
         self._watch_lookup(kept)
-        found = self.lookup.propose(kept, position, min(room, self.longest))
+        looked_up = self.lookup.propose(kept, position, min(room, self.longest))
         forced = self.sampling.fast_forward(position)[: min(room, PLACES["constraint"])]
-        source, chain = self._choose(len(found), len(forced))
+        source, chain = self._choose(len(looked_up), len(forced))
         proposals: list[int] = []
         if source == "module" and self.module is not None:
             proposals = self._ask_module(self.module, kept, position, min(room, chain))
@@ -194,9 +201,9 @@ class AutoProposer:
             if self.module is not None:
                 self.module.postpone(kept)
             if source in ("lookup", "constraint"):
-                proposals = (found if source == "lookup" else forced)[:chain]
+                proposals = (looked_up if source == "lookup" else forced)[:chain]
         if not self._expected:
-            self._expected, self._came = found, 0
+            self._expected, self._came = looked_up, 0
         self._last = (source, len(proposals))
         self.chosen[source if source != "module" else f"module_{chain}"] += 1
         return proposals
@@ -230,19 +237,19 @@ class AutoProposer:
                 self.rates["lookup"].learn(len(self._expected), self._came)
                 self._expected = []
 
-    def _choose(self, found: int, forced: int) -> tuple[Source, int]:
+    def _choose(self, looked_up: int, forced: int) -> tuple[Source, int]:
         if self._trials:
             chain = self._trials.pop(0)
             return ("module", chain) if chain else ("nothing", 0)
         module = self.longest if self.module else 0
-        longest: dict[Source, int] = {"constraint": forced, "lookup": found, "module": module}
+        longest: dict[Source, int] = {"constraint": forced, "lookup": looked_up, "module": module}
         choice = fastest(self.costs, self.rates, longest)
         if choice[0] == "module":
             self._pause = self._wait = FIRST_PAUSE
         return self._probe() if choice[0] == "nothing" else choice
 
     def _probe(self) -> tuple[Source, int]:
-        """While nothing pays, ask the module now and then whether the text has become easier."""
+        """Ask the module now and then, while nothing pays, whether the text has become easier."""
         self._wait -= 1
         if self.module is None or self._wait > 0:
             return "nothing", 0
@@ -250,7 +257,7 @@ class AutoProposer:
         return "module", 1
 
     def report(self) -> dict[str, Any]:
-        """What was chosen how often, and why: step costs in milliseconds, and acceptance by place in a chain."""
+        """Return how often each source was chosen, and why: step costs in milliseconds, and acceptance by place."""
         return {
             "chosen": dict(self.chosen),
             "step_ms": self.costs.to_json(),

@@ -18,13 +18,16 @@ TOKENS = 12
 
 
 class BothHalves:
-    """Runs short texts; every one starts anew."""
+    """A runner of short texts through both halves; every text starts anew."""
 
     def __init__(self, manifest: Manifest, sessions: Mapping[Kind, ort.InferenceSession]) -> None:
         self.manifest, self.sessions = manifest, sessions
 
     def logits(self, ids: list[int], split: int) -> list[Floats]:
-        """Logits [S, V] of the full model, and [S-1, V] of a module: `split` tokens at once, others one by one."""
+        """Return logits [S, V] of the full model, and [S-1, V] of a module.
+
+        The first `split` tokens are read at once, the others one by one.
+        """
         rows, hidden = self._run("full", ids, None, split)
         if "recycler" not in self.sessions:
             return [rows]
@@ -35,27 +38,27 @@ class BothHalves:
         states: States = np.empty((len(ids), half.spec.state_size), half.spec.float_type)
         rows = []
         for piece in (slice(0, split), *(slice(i, i + 1) for i in range(split, len(ids)))):
-            given = None if hidden_in is None else hidden_in[piece]
-            rows.append(half.read(ids[piece], given, states[piece], keep=len(ids[piece])).copy())
+            states_in = None if hidden_in is None else hidden_in[piece]
+            rows.append(half.read(ids[piece], states_in, states[piece], keep=len(ids[piece])).copy())
         return np.concatenate(rows), states
 
 
 def some_text(manifest: Manifest, stop_ids: Sequence[int] = ()) -> list[int]:
-    """A few tokens, always the same ones, none of which is among `stop_ids`."""
+    """Return a few tokens, always the same ones, none of which is among `stop_ids`."""
     allowed = np.setdiff1d(np.arange(manifest.graphs["full"].vocab_size), np.array(stop_ids, np.int64))
     length = min(TOKENS, manifest.context_length)
     ids: list[int] = np.random.default_rng(0).choice(allowed, length).tolist()
     return ids
 
 
-def difference(expected: Floats, found: Floats) -> float:
-    """Largest difference, as a part of the largest logit.
+def difference(expected: Floats, actual: Floats) -> float:
+    """Return the largest difference, as a part of the largest logit.
 
     Raises:
         RecycleError: logits that are not finite, or all 0.
     """
-    if not (np.isfinite(expected).all() and np.isfinite(found).all()):
+    if not (np.isfinite(expected).all() and np.isfinite(actual).all()):
         raise RecycleError("logits are not finite; the weights are damaged")
     if not (largest := np.abs(expected).max()):
         raise RecycleError("all logits are 0; the weights are empty")
-    return float(np.abs(expected - found).max() / largest)
+    return float(np.abs(expected - actual).max() / largest)

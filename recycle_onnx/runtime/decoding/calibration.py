@@ -26,8 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Calibration:
-    """Milliseconds of steps (`full_1` … `full_5`, `recycle_1`, `recycle_2`), and how often proposals were right.
+class MachineCalibration:
+    """Step times in milliseconds and acceptance rates, as measured on this machine.
+
+    Steps are `full_1` … `full_5`, `recycle_1` and `recycle_2`.
 
     `acceptance` is by source (`module`, `lookup`) and place in a chain, given that those before were right.
     """
@@ -38,29 +40,29 @@ class Calibration:
     onnxruntime: str
 
     @classmethod
-    def of_this_machine(cls, step_ms: dict[str, float], acceptance: dict[str, list[float]]) -> Calibration:
-        """One that holds for this processor and this ONNX Runtime."""
+    def of_this_machine(cls, step_ms: dict[str, float], acceptance: dict[str, list[float]]) -> MachineCalibration:
+        """Make a calibration that holds for this processor and this ONNX Runtime."""
         return cls(step_ms, acceptance, processor.identity(), ort.__version__)
 
     @classmethod
-    def find(cls, bundle: Bundle, provider: str, threads: int | None) -> Calibration | None:
-        """The one in the cache, None if there is none; a stale or damaged one is ignored with a warning."""
+    def find(cls, bundle: Bundle, provider: str, threads: int | None) -> MachineCalibration | None:
+        """Read the calibration in the cache, None if there is none; ignore a stale or damaged one with a warning."""
         path = calibration_file(bundle, provider, threads)
         if not os.path.lexists(path):
             return None
         again = f"`recycle-onnx calibrate {bundle.folder}` makes a new one"
         try:
             raw = read_json(path)
-            found = cls(**{f.name: raw[f.name] for f in fields(cls)})
-            found._check()
+            calibration = cls(**{f.name: raw[f.name] for f in fields(cls)})
+            calibration._check()
         except (InputError, KeyError, TypeError, ValueError, AttributeError) as error:
             logger.warning("%s: ignored, a damaged calibration (%s); %s", path, error, again)
             return None
-        if (found.processor, found.onnxruntime) != (processor.identity(), ort.__version__):
-            made_for = f"ONNX Runtime {found.onnxruntime} on {found.processor}"
+        if (calibration.processor, calibration.onnxruntime) != (processor.identity(), ort.__version__):
+            made_for = f"ONNX Runtime {calibration.onnxruntime} on {calibration.processor}"
             logger.warning("%s: ignored, a stale calibration (made for %s); %s", path, made_for, again)
             return None
-        return found
+        return calibration
 
     def _check(self) -> None:
         rates = [rate for places in self.acceptance.values() for rate in places]
@@ -71,7 +73,7 @@ class Calibration:
             raise ValueError("a rate that is none")
 
     def save(self, bundle: Bundle, provider: str, threads: int | None) -> Path:
-        """Write it into the cache; give the file.
+        """Write the calibration into the cache; return the file's path.
 
         Raises:
             RecycleError: the cache cannot be written.
@@ -84,7 +86,7 @@ class Calibration:
 
 
 def check_cache(bundle: Bundle, provider: str, threads: int | None) -> None:
-    """Say no before anything is measured where `Calibration.save` would.
+    """Refuse before anything is measured where `MachineCalibration.save` would.
 
     Raises:
         RecycleError: the cache cannot be written.
@@ -106,5 +108,5 @@ def _cache_errors(path: Path) -> Iterator[None]:
 
 
 def calibration_file(bundle: Bundle, provider: str, threads: int | None) -> Path:
-    """Where the calibration of this bundle lies for this provider and number of threads."""
+    """Return where the calibration of this bundle lies for this provider and number of threads."""
     return cache_folder() / "calibration" / f"{bundle.digest[:32]}-{provider}-{threads or 'default'}.json"

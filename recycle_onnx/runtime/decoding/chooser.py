@@ -34,7 +34,7 @@ def make_chooser(
     stop_ids: frozenset[int],
     constraint: StatefulProcessor | None = None,
 ) -> Chooser:
-    """Who chooses the tokens of one text: plain sampling where nothing is to be processed.
+    """Make the object that chooses the tokens of one text: plain sampling where nothing is to be processed.
 
     `constraint` comes last, so that nothing allows again what it forbids.
     """
@@ -47,23 +47,23 @@ def make_chooser(
 
 
 def built_in(config: GenerationConfig, prompt_tokens: int, stop_ids: Iterable[int]) -> list[Processor]:
-    """The processors that a configuration asks for, in transformers' order."""
-    found: list[Processor] = []
+    """Return the processors that a configuration asks for, in transformers' order."""
+    processors: list[Processor] = []
     if config.logit_bias:
-        found.append(LogitBias.of(config.logit_bias))
+        processors.append(LogitBias.of(config.logit_bias))
     if config.repetition_penalty != 1:
-        found.append(RepetitionPenalty(config.repetition_penalty))
+        processors.append(RepetitionPenalty(config.repetition_penalty))
     if config.presence_penalty or config.frequency_penalty:
-        found.append(CountPenalty(config.presence_penalty, config.frequency_penalty, prompt_tokens))
+        processors.append(CountPenalty(config.presence_penalty, config.frequency_penalty, prompt_tokens))
     if config.no_repeat_ngram_size:
-        found.append(NoRepeatNGram(config.no_repeat_ngram_size))
+        processors.append(NoRepeatNGram(config.no_repeat_ngram_size))
     if config.min_new_tokens and (ends := tuple(stop_ids)):
-        found.append(MinNewTokens(config.min_new_tokens, prompt_tokens, ends))
-    return found
+        processors.append(MinNewTokens(config.min_new_tokens, prompt_tokens, ends))
+    return processors
 
 
 class ProcessedChooser:
-    """Chooses the tokens of one text from processed logits, each row with the prefix of its own position.
+    """A chooser of one text's tokens from processed logits, each row with the prefix of its own position.
 
     What it chose last for a position is part of the prefix of later ones: the strategies choose position by position,
     and go on only with what was chosen. A choice at an earlier position takes back everything from there on, which is
@@ -79,7 +79,7 @@ class ProcessedChooser:
         vocab_size: int,
         stop_ids: frozenset[int] = frozenset(),
     ) -> None:
-        """`room` is the most tokens that follow the prompt."""
+        """Start the processors on `prompt`; `room` is the most tokens that follow it."""
         self.sampling = sampling
         self._ids = np.empty(len(prompt) + room, np.int64)
         self._ids[: len(prompt)] = prompt
@@ -99,7 +99,7 @@ class ProcessedChooser:
         self._foreseeing = [follower for follower in self._followers if isinstance(follower, Foreseeing)]
 
     def choose(self, logits: Floats, position: int, vocabulary: Ids | None = None) -> int:
-        """The token id for `position`, from the logits [V] after the tokens before it.
+        """Choose the token id for `position`, from the logits [V] after the tokens before it.
 
         Raises:
             NothingAllowedError: the processors forbid every token, or the one before `position` ends the text.
@@ -117,11 +117,11 @@ class ProcessedChooser:
         return token
 
     def confidence(self, logits: Floats, token: int, vocabulary: Ids | None = None) -> float:
-        """The probability of the token chosen last, by the processed logits it was chosen from."""
+        """Return the probability of the token chosen last, by the processed logits it was chosen from."""
         return probability(self._row, token)
 
     def fast_forward(self, position: int) -> list[int]:
-        """What the first follower that foresees anything does, up to a token that the model does not have."""
+        """Return the tokens that the first follower foresees, up to one that the model does not have."""
         self._follow(position)
         for follower in self._foreseeing:
             tokens = list(takewhile(lambda token: 0 <= token < len(self._row), map(int, follower.fast_forward())))
@@ -130,7 +130,7 @@ class ProcessedChooser:
         return []
 
     def fitting(self, tokens: list[int], position: int) -> list[int]:
-        """The first of `tokens` that every follower lets pass."""
+        """Return the first of `tokens` that every follower lets pass."""
         self._follow(position)
         for follower in self._foreseeing:
             tokens = tokens[: max(0, follower.fitting(tokens))]
@@ -152,7 +152,7 @@ class ProcessedChooser:
                 self._read[index] += 1
 
     def _process(self, logits: Floats, position: int, vocabulary: Ids | None) -> Floats:
-        """The row after all processors, over the whole vocabulary: what a draft vocabulary lacks is forbidden."""
+        """Return the processed row over the whole vocabulary; what a draft vocabulary lacks is forbidden."""
         row, prefix = self._row, self._prefix(position)
         if vocabulary is None:
             row[:] = logits

@@ -29,18 +29,20 @@ Watch = Callable[[int, int], None]
 
 
 def nobody(read: int, total: int) -> None:
-    """Watch nothing."""
+    """Ignore how far the prompt is read."""
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:
-    """How many tokens two texts begin with alike."""
+    """Count the tokens that two texts have in common at their beginning."""
     alike = takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
     return sum(1 for _ in alike)
 
 
 @dataclass
 class Work:
-    """What one text took since its `prefill`: tokens that had been read before, and runs; reading the prompt is one.
+    """The work on one text since its `prefill`: tokens that had been read before, and runs.
+
+    Reading the prompt counts as one run.
 
     `prefill_seconds` is that of both halves. A decoder has a new one for every text: whoever remembers it knows whether
     the caches are still those of the same text.
@@ -53,7 +55,7 @@ class Work:
 
 
 class Decoder:
-    """Both halves on one text: `tokens` says what they have read of it.
+    """Both halves at work on one text: `tokens` says what they have read of it.
 
     The module lags: hidden states that it has not read wait for it. They are those of the positions from its
     `true_rows` on: first the `states` that were put aside, then what the latest full step left.
@@ -67,7 +69,10 @@ class Decoder:
         chunk: int = CHUNK,
         draft_ids: NDArray[np.int64] | None = None,
     ) -> None:
-        """`draft_ids` are the token ids of the module's logits where it has a vocabulary of its own."""
+        """Bind both halves to their sessions.
+
+        `draft_ids` are the token ids of the module's logits where it has a vocabulary of its own.
+        """
         self.draft_ids = draft_ids
         self.tokens = ReadTokens()
         self.full = Half(sessions[0], specs[0], context_length, tokens=self.tokens.full)
@@ -158,7 +163,7 @@ class Decoder:
         self.tokens.forget_guesses()
 
     def snapshot(self) -> dict[str, NDArray[Any]]:
-        """All that was read, as named arrays that alias the caches; `restore` takes it.
+        """Return all that was read, as named arrays that alias the caches; `restore` takes it.
 
         `{half}.tokens` i64 [n] and `{half}.past_key_values.{i}.key` and `.value` [K, n, D] of each half, and `states`
         [m, state_size], those that the module has not read.

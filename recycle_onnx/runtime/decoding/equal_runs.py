@@ -31,7 +31,7 @@ PASTS = (7, 252)
 
 
 class EqualRuns:
-    """What a trial said: from memory, else from the user's cache, else by a trial now."""
+    """The outcome of a trial: from memory, else from the user's cache, else from a trial now."""
 
     def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
         name = f"{bundle.digest[:32]}-{provider}-{threads or 'default'}.json"
@@ -41,7 +41,7 @@ class EqualRuns:
         self._lock = threading.Lock()
 
     def known(self, make_decoder: Callable[[], Decoder]) -> bool:
-        """Whether runs are equal; a fresh decoder is made if that has to be tried."""
+        """Tell whether runs are equal; make a fresh decoder if that has to be tried."""
         with self._lock:
             if self._answer is None:
                 self._answer = self._remembered()
@@ -51,21 +51,21 @@ class EqualRuns:
             return self._answer
 
     def _remembered(self) -> bool | None:
-        found = read_cached(self._path)
-        if found is None:
+        entry = read_cached(self._path)
+        if entry is None:
             return None
-        equal = found.pop("equal", None)
-        return equal if found == self._key and isinstance(equal, bool) else None
+        equal = entry.pop("equal", None)
+        return equal if entry == self._key and isinstance(equal, bool) else None
 
     def _remember(self, equal: bool) -> None:
-        """A cache that cannot be written is no error."""
+        """Keep the outcome in the user's cache; one that cannot be written is no error."""
         with suppress(OSError):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self._path, {**self._key, "equal": equal})
 
 
 def may_be_equal(manifest: Manifest, provider: str) -> bool:
-    """Whether a trial is worth its time: for int8 and int4 on the CPU, with float32 between the products.
+    """Tell whether a trial is worth its time: for int8 and int4 on the CPU, with float32 between the products.
 
     Elsewhere kernels are chosen by the number of rows, and by more than a few trials could show.
     """
@@ -84,7 +84,9 @@ def try_runs(decoder: Decoder) -> bool:
 
 
 def _equal_behind(full: Half, start: int, end: int) -> bool:
-    """Whether runs on several tokens at `start` … `end` - 1 give what runs on one give, behind random keys and values.
+    """Tell whether runs on several tokens at `start` … `end` - 1 give what runs on one give.
+
+    The tokens before are random keys and values: to read a text instead would take longer than all the rest.
 
     (To read a text instead would take longer than all the rest.)
     """
@@ -102,7 +104,7 @@ def _equal_behind(full: Half, start: int, end: int) -> bool:
 
 
 def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
-    """Logits [n, V] of the n tokens that the runs read, and their keys and values [n, K, D] in every layer."""
+    """Return logits [n, V] of the n tokens that the runs read, and their keys and values [n, K, D] in every layer."""
     start = full.length
     logits = np.concatenate([full.step(ids, keep=len(ids)).copy() for ids in runs])
     return [logits, *(rows[:, start:].swapaxes(0, 1).copy() for rows in full.rows())]

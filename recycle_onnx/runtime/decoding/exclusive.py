@@ -12,11 +12,11 @@ from recycle_onnx.runtime.ort.native import check_not_forked
 
 
 class BusyError(RecycleError):
-    """Another thread is using it now."""
+    """An error for a thread that asks for something which another one is using."""
 
 
 class Exclusive:
-    """A right to use something that threads may ask for, but not wait for."""
+    """A right to use something that threads may ask for, but do not wait for."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -22,7 +22,7 @@ __all__ = ["STEP_ROWS", "Floats", "Half", "States"]
 
 
 class _Call:
-    """A call's small buffers, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out.
+    """The small buffers of one call, bound once: ids [1, S], logits [1, keep, V], and hidden states in and out.
 
     Ids, mask and logits are on the host. What a session wants to read on a device is copied there when it is bound,
     and so it is bound anew for every run. A single tap comes straight into `hidden_out`; several come one by one, and
@@ -55,7 +55,7 @@ class _Call:
         return [(name, value) for name, value in inputs.items() if not half.reads[name].is_host and _is_host(value)]
 
     def _bind_outputs(self, half: Half, hidden_out: Buffer, rows: int) -> list[States]:
-        """Give the arrays of several taps."""
+        """Bind logits, hidden states and present; return the arrays of several taps, to be joined after the run."""
         outputs, wrap = half.spec.state_outputs(), ort.OrtValue.ortvalue_from_numpy
         if len(outputs) == 1:
             self.binding.bind_ortvalue_output(outputs[0], hidden_out.value)
@@ -66,7 +66,7 @@ class _Call:
         return taps
 
     def run(self, session: ort.InferenceSession, ids: list[int]) -> Floats:
-        """Read `ids`; give the logits [keep, V]."""
+        """Read `ids`; return the logits [keep, V]."""
         self.ids[0] = ids
         for name, value in self._inputs:
             self.binding.bind_ortvalue_input(name, value)
@@ -79,7 +79,7 @@ class _Call:
 
 
 class Half:
-    """Runs the full model or the recyclable module, and remembers what it has read."""
+    """A runner of the full model or of the recyclable module, which remembers what it has read."""
 
     def __init__(
         self,
@@ -89,12 +89,12 @@ class Half:
         source: StepStates | None = None,
         tokens: list[int] | None = None,
     ) -> None:
-        """`limit` is the most tokens it can read; a module's input is by default the latest of `source`.
+        """Bind a session to a cache; `limit` is the most tokens it can read.
 
-        `tokens` are those it has read, a cache row each: whoever gives the list shortens it to make it forget rows.
-        `states` are the latest `step`'s, `seconds` is what that took; `runs` and `rows_read` count all runs, and the
-        tokens they read. `reads` and `writes` say where the session has its inputs
-        and outputs; with `always_all` it gives logits for every row.
+        A module's input is by default the latest of `source`. `tokens` are those that were read, a cache row each:
+        whoever passes the list shortens it to make this half forget rows. `states` and `seconds` are the latest
+        `step`'s; `runs` and `rows_read` count all runs and the tokens they read. `reads` and `writes` say where the
+        session has its inputs and outputs. With `always_all` the session gives logits for every row.
         """
         self.session, self.spec = session, spec
         self.reads, self.writes = input_memory(session), output_memory(session)
@@ -142,11 +142,11 @@ class Half:
         """
         rows = len(ids)
         self._make_room(rows)
-        given = self._given(rows) if hidden_in is None else hidden_in
-        key = (rows, keep, id(given))
+        source = self._source_states(rows) if hidden_in is None else hidden_in
+        key = (rows, keep, id(source))
         call = self._calls.get(key)
         if call is None:
-            made = _Call(self, _prefix(given, rows), self.states.buffer(rows), rows, keep)
+            made = _Call(self, _prefix(source, rows), self.states.buffer(rows), rows, keep)
             call = self._calls[key] = made
         started = time.perf_counter()
         logits = self._run(call, ids)
@@ -160,8 +160,8 @@ class Half:
         `hidden_in` (a module's input) and `hidden_out` are [S, state_size], contiguous.
         """
         self._make_room(len(ids))
-        given, made = _prefix(hidden_in, len(ids)), HostBuffer(hidden_out[None])
-        return self._run(_Call(self, given, made, len(ids), keep), ids)
+        source, made = _prefix(hidden_in, len(ids)), HostBuffer(hidden_out[None])
+        return self._run(_Call(self, source, made, len(ids), keep), ids)
 
     def restore(self, tokens: list[int], past: list[NDArray[Any]]) -> None:
         """Take over what another one had read: its tokens [n], and its keys and values [K, n, D]."""
@@ -176,8 +176,8 @@ class Half:
         self.cache.close()
         del self.session
 
-    def _given(self, rows: int) -> States | Buffer | None:
-        """What the source made, on the device where both can have it there."""
+    def _source_states(self, rows: int) -> States | Buffer | None:
+        """Return what the source made, on the device where both can have it there."""
         return None if self._source is None else self._source.on_device(rows) or self._source.on_host()
 
     def _make_room(self, rows: int) -> None:
@@ -187,7 +187,7 @@ class Half:
         self.reserve(length)
 
     def _run(self, call: _Call, ids: list[int]) -> Floats:
-        """Whatever interrupts the run, `tokens` are those whose rows are there, and are sound."""
+        """Read `ids`; whatever interrupts the run, `tokens` are those whose rows are there, and are sound."""
         length = self.length + len(ids)
         self.cache.show(length)
         logits = call.run(self.session, ids)

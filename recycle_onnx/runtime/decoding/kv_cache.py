@@ -18,7 +18,7 @@ SPARE = 1
 
 
 class KVCache:
-    """Buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how much is valid.
+    """Key-value buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how many rows are valid.
 
     How many rows are valid is its owner's business: to roll back is to say a smaller number, and what lies beyond is
     overwritten by the next run. The mask is on the host always; the buffers are where the session wants them, and are
@@ -26,7 +26,10 @@ class KVCache:
     """
 
     def __init__(self, spec: GraphSpec, limit: int, places: Mapping[str, Memory] | None = None) -> None:
-        """`limit` is the most rows; `places` say where each past input is to lie, on the host where they do not."""
+        """Allocate the first buffers.
+
+        `limit` is the most rows; `places` say where each past input is to lie, on the host where they do not.
+        """
         self.limit = limit
         self.capacity = min(FIRST_CAPACITY, limit)
         self._shown = 0  # ones in the mask

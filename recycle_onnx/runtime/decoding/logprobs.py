@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 
 class Logprobs(NamedTuple):
-    """Natural logarithms: of the chosen token (None where a draft vocabulary lacks it), and of the most likely ones."""
+    """Natural logarithms of probabilities.
+
+    Of the chosen token (None where a draft vocabulary lacks it), and of the most likely ones.
+    """
 
     chosen: float | None
     top: tuple[tuple[int, float], ...]
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Log-probabilities [V] of logits [V]."""
+    """Return the log-probabilities [V] of logits [V]."""
     shifted = logits.astype(np.float64) - logits.max()
     result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
     return result
@@ -28,7 +31,10 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 def logprobs(
     logits: NDArray[np.float32], token: int, top: int, vocabulary: NDArray[np.int64] | None = None
 ) -> Logprobs:
-    """Of `token` and the `top` most likely ones, best first, from logits [V] of the ids in `vocabulary` (ascending)."""
+    """Return the log-probabilities of `token` and of the `top` most likely ones, best first.
+
+    Logits [V] belong to the ids in `vocabulary` (ascending), without one to 0 … V - 1.
+    """
     values = log_softmax(logits)
     ids = np.arange(len(values)) if vocabulary is None else vocabulary
     place = int(np.searchsorted(ids, token))

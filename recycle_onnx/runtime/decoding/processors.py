@@ -28,7 +28,7 @@ class Follower(Protocol):
     """
 
     def __call__(self, ids: Ids, logits: Floats) -> Floats:
-        """The logits of what follows the tokens read so far, which are the end of `ids`."""
+        """Process the logits of what follows the tokens read so far, which are the end of `ids`."""
         ...
 
     def advance(self, token: int) -> None:
@@ -42,39 +42,39 @@ class Follower(Protocol):
 
 @runtime_checkable
 class Foreseeing(Protocol):
-    """What a follower may also have: it knows something of the text to come, which makes proposals better.
+    """A follower that also knows something of the text to come, which makes proposals better.
 
     Both only guide what is proposed: whatever they say, the text is that of `full`.
     """
 
     def fast_forward(self) -> list[int]:
-        """The tokens that must follow those read so far, until there is a choice again."""
+        """Return the tokens that must follow those read so far, until there is a choice again."""
         ...
 
     def fitting(self, tokens: list[int]) -> int:
-        """How many of `tokens`, from the first on, may follow those read so far."""
+        """Count how many of `tokens`, from the first on, may follow those read so far."""
         ...
 
 
 @runtime_checkable
 class StatefulProcessor(Protocol):
-    """What a configuration holds in place of a processor that has a state: it gives every text one of its own."""
+    """A processor with a state, as a configuration holds it: it gives every text a follower of its own."""
 
     def start(self, prompt: Ids) -> Follower:
-        """The follower of one text after `prompt` [n], which it is not told again."""
+        """Start the follower of one text after `prompt` [n], which it is not told again."""
         ...
 
 
 @dataclass(frozen=True)
 class LogitBias:
-    """Adds `bias` [n] to the logits of `tokens` [n] (OpenAI's `logit_bias`)."""
+    """A processor that adds `bias` [n] to the logits of `tokens` [n] (OpenAI's `logit_bias`)."""
 
     tokens: Ids
     bias: Floats
 
     @classmethod
     def of(cls, biases: Mapping[int, float]) -> LogitBias:
-        """From token ids and what is added to each."""
+        """Make a processor from token ids and what is added to each."""
         return cls(np.array(list(biases), np.int64), np.array(list(biases.values()), np.float32))
 
     def __call__(self, ids: Ids, logits: Floats) -> Floats:
@@ -84,7 +84,7 @@ class LogitBias:
 
 @dataclass(frozen=True)
 class RepetitionPenalty:
-    """Makes every token of prompt and text less likely (CTRL, arXiv 1909.05858; transformers)."""
+    """A processor that makes every token of prompt and text less likely (CTRL, arXiv 1909.05858; transformers)."""
 
     penalty: float
 
@@ -96,7 +96,9 @@ class RepetitionPenalty:
 
 @dataclass(frozen=True)
 class CountPenalty:
-    """Takes `presence`, and `frequency` for every time it came, off the logits of each token of the new text.
+    """A processor that lowers the logits of tokens in the new text.
+
+    It takes off `presence` once, and `frequency` for every time the token came.
 
     (OpenAI's presence and frequency penalty; the prompt does not count, as in vLLM.)
     """
@@ -113,7 +115,7 @@ class CountPenalty:
 
 @dataclass(frozen=True)
 class NoRepeatNGram:
-    """Forbids tokens that would complete a run of `size` tokens which stands in prompt or text (transformers)."""
+    """A processor that forbids tokens which would repeat a run of `size` tokens of prompt or text (transformers)."""
 
     size: int
 
@@ -127,7 +129,7 @@ class NoRepeatNGram:
 
 @dataclass(frozen=True)
 class MinNewTokens:
-    """Forbids the tokens that end a text while it has fewer than `count` tokens (transformers)."""
+    """A processor that forbids the end of a text while it has fewer than `count` tokens (transformers)."""
 
     count: int
     prompt_tokens: int

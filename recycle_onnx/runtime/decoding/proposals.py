@@ -10,10 +10,10 @@ from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
 
 
 class Proposer(Protocol):
-    """Guesses what follows; the full model has the last word."""
+    """A source of guesses at what follows; the full model has the last word."""
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """At most `room` tokens from `position` on, after the full model added `kept` to the text."""
+        """Propose at most `room` tokens from `position` on, after the full model added `kept` to the text."""
         ...
 
 
@@ -52,7 +52,7 @@ class ModuleProposer:
         return proposals
 
     def _choose(self, logits: Floats, position: int) -> int | None:
-        """The module's token for `position`; None where it is not sure enough, or may say nothing."""
+        """Return the module's token for `position`; None where it is not sure enough, or may say nothing."""
         ids = self.decoder.draft_ids
         token = choose_if_allowed(self.sampling, logits, position, ids)
         if token is None or self.min_confidence == 0:
@@ -74,11 +74,11 @@ class LookupProposer:
         self._add(prompt)
 
     def postpone(self, kept: list[int]) -> None:
-        """Only read the kept tokens: no proposal is wanted now."""
+        """Read the kept tokens only: no proposal is wanted now."""
         self._add(kept)
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """The continuation of the longest earlier match of the text's end, as far as it may stand here."""
+        """Propose what followed the longest earlier match of the text's end, as far as it may stand here."""
         self._add(kept)
         for size in range(min(self.longest, len(self._text)), self.shortest - 1, -1):
             start = self._followed.get(tuple(self._text[-size:]))
@@ -95,7 +95,9 @@ class LookupProposer:
 
 
 class ConstraintProposer:
-    """What a constraint leaves no choice about (fast-forward tokens), where that reaches as far as another's chain.
+    """A proposer of tokens about which a constraint leaves no choice (fast-forward tokens).
+
+    It stands aside where another proposer's chain reaches further.
 
     It costs no step of the module, and is nearly always right: a model may only cut the same text into other tokens.
     """
@@ -104,7 +106,7 @@ class ConstraintProposer:
         self.other, self.sampling = other, sampling
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """The longer of both proposals; the other one is not asked where it cannot be longer."""
+        """Propose the longer of both proposals; the other one is not asked where it cannot be longer."""
         forced = self.sampling.fast_forward(position)[: min(room, STEP_ROWS - 1)]
         if len(forced) >= min(self.other.chain, room):
             self.other.postpone(kept)

@@ -17,12 +17,12 @@ from recycle_onnx.runtime.decoding.sampling import Chooser
 
 
 class _Cancelled(Exception):  # noqa: N818 -- no error
-    """Ends the reading of a prompt."""
+    """An exception that ends the reading of a prompt."""
 
 
 @dataclass
 class _Watch:
-    """Reports how far the prompt is read, and ends the reading once the run is cancelled.
+    """A watcher that reports how far the prompt is read, and ends the reading once the run is cancelled.
 
     An object of its own: the decoder keeps it, and would keep the run and with it itself alive.
     """
@@ -54,7 +54,9 @@ class Run:
         proposer: Proposer | None = None,
         progress: Progress = silent,
     ) -> None:
-        """`limit` is the most tokens to choose; `proposer` takes the place of the strategy's own.
+        """Prepare the decoding of one text; nothing runs before the first token is asked for.
+
+        `limit` is the most tokens to choose; `proposer` takes the place of the strategy's own.
 
         `progress` is told of every chunk of the prompt: tokens read, of how many.
         """
@@ -62,12 +64,14 @@ class Run:
         self.counts, self.work = strategies.Counts(), Work()
         self.started = self.first = self.last = time.perf_counter()
         self._sampling, self._proposer, self._watch = sampling, proposer, _Watch(progress)
-        self._choices: Iterator[strategies.Choice] | None = None  # begun with the first choice: it may index the prompt
+        self._choices: Iterator[strategies.ChosenToken] | None = (
+            None  # begun with the first choice: it may index the prompt
+        )
 
-    def __iter__(self) -> Iterator[strategies.Choice]:
+    def __iter__(self) -> Iterator[strategies.ChosenToken]:
         return self
 
-    def __next__(self) -> strategies.Choice:
+    def __next__(self) -> strategies.ChosenToken:
         """Decode the next token.
 
         Raises:
@@ -106,7 +110,7 @@ class Run:
         """What `auto` decided, and why; None where it is not at work."""
         return self._proposer.report() if isinstance(self._proposer, AutoProposer) else None
 
-    def _begin(self) -> Iterator[strategies.Choice]:
+    def _begin(self) -> Iterator[strategies.ChosenToken]:
         text = self.plan, self.decoder, self.prompt, self._sampling
         if self._proposer is None:
             self._proposer = strategies.make_proposer(*text)

@@ -29,14 +29,14 @@ MOST_OF_A_NUCLEUS = 10.0
 
 
 class NothingAllowedError(TextError):
-    """No token may stand here: whoever proposes proposes none, whoever must choose fails."""
+    """An error where no token may stand: a proposer then proposes none, and generation fails."""
 
 
 class Chooser(Protocol):
-    """Who says which token stands at a position."""
+    """An object that says which token stands at a position."""
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
-        """The token id for `position` (tokens before it), from logits [V], which belong to the ids in `vocabulary`.
+        """Choose the token id for `position` (tokens before it), from logits [V] of the ids in `vocabulary`.
 
         Raises:
             NothingAllowedError: there is no such token.
@@ -44,22 +44,25 @@ class Chooser(Protocol):
         ...
 
     def confidence(self, logits: NDArray[np.float32], token: int, vocabulary: NDArray[np.int64] | None = None) -> float:
-        """The probability of a `token` that was just chosen from these logits."""
+        """Return the probability of a `token` that was just chosen from these logits."""
         ...
 
     def fast_forward(self, position: int) -> list[int]:
-        """The tokens from `position` on, as far as what stands before leaves no choice; to be verified like any."""
+        """Return the tokens from `position` on, as far as what stands before leaves no choice.
+
+        They are to be verified like any proposal.
+        """
         ...
 
     def fitting(self, tokens: list[int], position: int) -> list[int]:
-        """The first of `tokens` that may stand from `position` on, as far as is known without logits."""
+        """Return the first of `tokens` that may stand from `position` on, as far as is known without logits."""
         ...
 
 
 def choose_if_allowed(
     chooser: Chooser, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None
 ) -> int | None:
-    """The token for `position`; None where there is none, or no way to tell: a guess must not end the text."""
+    """Choose a proposal for `position`; None where none is allowed, or there is no way to tell."""
     try:
         return chooser.choose(logits, position, vocabulary)
     except TextError:
@@ -67,13 +70,16 @@ def choose_if_allowed(
 
 
 def probability(logits: NDArray[np.float32], index: int) -> float:
-    """The softmax of logits [V] at `index`."""
+    """Return the softmax of logits [V] at `index`."""
     return float(1 / np.exp(logits - logits[index]).sum())
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are chosen. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 keep every token."""
+    """A chooser by temperature and candidates.
+
+    `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 keep every token.
+    """
 
     temperature: float = 0.0
     top_k: int = 0
@@ -86,7 +92,7 @@ class Sampling:
             check(field.name, getattr(self, field.name))
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
-        """The token id for `position` (tokens before it), from logits [V].
+        """Choose the token id for `position` (tokens before it), from logits [V].
 
         `vocabulary` [V] holds the ids that the logits belong to where those are not 0 … V - 1: noise goes by id.
         """
@@ -99,19 +105,19 @@ class Sampling:
         return int(ids[(scaled[rows] + self.noise(position, ids)).argmax()])
 
     def confidence(self, logits: NDArray[np.float32], token: int, vocabulary: NDArray[np.int64] | None = None) -> float:
-        """The probability of a token, before temperature."""
+        """Return the probability of a token, before temperature."""
         return probability(logits, token if vocabulary is None else int(np.searchsorted(vocabulary, token)))
 
     def fast_forward(self, position: int) -> list[int]:
-        """None: every token may come."""
+        """Return no tokens: without processors every token may come."""
         return []
 
     def fitting(self, tokens: list[int], position: int) -> list[int]:
-        """All of them."""
+        """Return all tokens: without processors each may stand anywhere."""
         return tokens
 
     def _candidates(self, scaled: NDArray[np.float64]) -> NDArray[np.int64]:
-        """Ids that may be chosen, ascending."""
+        """Return the ids that may be chosen, ascending."""
         ids = np.flatnonzero(scaled >= scaled.max() - LARGEST_NOISE_GAP)
         if 0 < self.top_k < len(ids):
             ids = np.sort(ids[np.argsort(-scaled[ids], kind="stable")[: self.top_k]])
@@ -122,7 +128,7 @@ class Sampling:
         return ids
 
     def _nucleus(self, scaled: NDArray[np.float64], ids: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The fewest most likely ids whose probability reaches `top_p` (arXiv 1904.09751)."""
+        """Return the fewest most likely ids whose probability reaches `top_p` (arXiv 1904.09751)."""
         below = scaled[ids] - scaled.max()
         enough = self.top_p * np.exp(below).sum()
         likely = ids[below >= -MOST_OF_A_NUCLEUS]  # to sort a whole vocabulary takes longer than all the rest
@@ -135,7 +141,7 @@ class Sampling:
         return np.sort(order[reached - weights < enough])
 
     def noise(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Standard Gumbel noise for token `ids` at `position`."""
+        """Return standard Gumbel noise for token `ids` at `position`."""
         key = _mix_int(_mix_int(self.seed & MASK) + position * GOLDEN)
         bits = _mix(ids.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(key)) >> np.uint64(11)
         uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
@@ -143,7 +149,7 @@ class Sampling:
 
 
 def _mix(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser: every input bit changes about half of the output bits."""
+    """Mix bits by SplitMix64's finaliser: every input bit changes about half of the output bits."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

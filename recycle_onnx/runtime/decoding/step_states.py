@@ -24,7 +24,7 @@ class StepStates:
     """
 
     def __init__(self, width: int, dtype: FloatType, made_in: Memory = HOST) -> None:
-        """`made_in` is where the graph that makes them can leave them."""
+        """Allocate the rows on the host; `made_in` is where the graph that makes them can leave them."""
         self._array: States = np.zeros((STEP_ROWS, width), dtype)
         self._dtype: FloatType = dtype
         self._made_in = made_in
@@ -38,7 +38,7 @@ class StepStates:
         self._memory = memory if memory == self._made_in else HOST
 
     def buffer(self, rows: int) -> Buffer:
-        """Where a step of so many rows is to write, [1, rows, state_size]."""
+        """Return the buffer [1, rows, state_size] that a step of so many rows is to write."""
         if self._memory.is_host:
             return HostBuffer(self._array[None, :rows])
         if rows not in self._buffers:
@@ -61,11 +61,11 @@ class StepStates:
         return row
 
     def on_device(self, rows: int) -> Buffer | None:
-        """The latest step's states where they are on a device, and so many."""
+        """Return the latest step's states where they lie on a device and are so many; else None."""
         return self._buffers.get(rows) if rows == self._rows else None
 
     def on_host(self) -> States:
-        """The rows, copied from the device if that has not been done."""
+        """Return the rows, copied from the device if that has not been done."""
         if not self._copied:
             self._array[: self._rows] = self._buffers[self._rows].read()[0]
             self._copied = True

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.runtime.decoding.auto import AutoProposer
-from recycle_onnx.runtime.decoding.calibration import Calibration
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.decoder import Decoder, Watch, nobody
 from recycle_onnx.runtime.decoding.half import STEP_ROWS, Floats
 from recycle_onnx.runtime.decoding.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
@@ -26,7 +26,7 @@ DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 
 @dataclass(frozen=True)
 class Plan:
-    """A strategy, how many tokens it proposes a cycle, and how sure the module must be of each.
+    """A strategy, the tokens it proposes in a cycle, and the probability that the module must give to each.
 
     `auto` starts from the calibration, if there is one, and leaves a module alone that was not trained.
     """
@@ -34,7 +34,7 @@ class Plan:
     strategy: str
     chain: int = 1
     min_confidence: float = 0.0
-    calibration: Calibration | None = None
+    calibration: MachineCalibration | None = None
     module_trained: bool = True
 
     @property
@@ -48,7 +48,7 @@ class Plan:
         strategy: str,
         chain: int | None,
         min_confidence: float,
-        calibration: Calibration | None = None,
+        calibration: MachineCalibration | None = None,
         module_trained: bool = True,
     ) -> Plan:
         """Fill in the strategy's own chain length.
@@ -60,7 +60,7 @@ class Plan:
         return cls(strategy, chain or DEFAULT_CHAIN.get(strategy, 1), min_confidence, calibration, module_trained)
 
 
-class Choice(NamedTuple):
+class ChosenToken(NamedTuple):
     """A token that is final, whether the module chose it first, and the logits [V] that made it final.
 
     `logits` hold until the next choice is asked for; `vocabulary` [V] are their ids where they are the module's own.
@@ -74,28 +74,30 @@ class Choice(NamedTuple):
 
 @dataclass
 class Counts:
-    """Recycled tokens that were proposed, and those of them that stayed."""
+    """The numbers of recycled tokens that were proposed, and of those that stayed."""
 
     proposed: int = 0
     accepted: int = 0
 
 
-def full(decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, watch: Watch = nobody) -> Iterator[Choice]:
-    """One full step a token: what the other strategies are compared with."""
+def full(
+    decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, watch: Watch = nobody
+) -> Iterator[ChosenToken]:
+    """Decode by one full step per token, as the reference for the other strategies."""
     logits = decoder.prefill(prompt, limit, watch)
     position = len(prompt)
     for _ in range(limit - 1):
         token = sampling.choose(logits[-1], position)
-        yield Choice(token, False, logits[-1])
+        yield ChosenToken(token, False, logits[-1])
         logits = decoder.full_step([token], keep=1)
         position += 1
-    yield Choice(sampling.choose(logits[-1], position), False, logits[-1])
+    yield ChosenToken(sampling.choose(logits[-1], position), False, logits[-1])
 
 
 def alternate(
     decoder: Decoder, prompt: list[int], sampling: Chooser, limit: int, counts: Counts, watch: Watch = nobody
-) -> Iterator[Choice]:
-    """The full model and the module take turns, and every recycled token stays (RecycleGPT's decoding).
+) -> Iterator[ChosenToken]:
+    """Decode by the full model and the module in turns; every recycled token stays (RecycleGPT's decoding).
 
     The module misses its turn where it knows no token that processors allow.
     """
@@ -104,7 +106,7 @@ def alternate(
     pending: list[int] = []
     while True:
         token = sampling.choose(logits[-1], position)
-        yield Choice(token, False, logits[-1])
+        yield ChosenToken(token, False, logits[-1])
         if position + 1 == end:
             return
         draft = decoder.recycle_step([*pending[1:], token]) if pending else decoder.start_recycling(token)
@@ -113,7 +115,7 @@ def alternate(
         if recycled is not None:
             counts.proposed += 1
             counts.accepted += 1
-            yield Choice(recycled, True, draft[-1], decoder.draft_ids)
+            yield ChosenToken(recycled, True, draft[-1], decoder.draft_ids)
             pending, position = [token, recycled], position + 1
         if position == end:
             return
@@ -128,8 +130,8 @@ def verify(
     counts: Counts,
     proposer: Proposer,
     watch: Watch = nobody,
-) -> Iterator[Choice]:
-    """A proposed token stays where it equals the full model's own choice: the same text as `full`.
+) -> Iterator[ChosenToken]:
+    """Decode with proposals that stay where they equal the full model's own choice: the text is that of `full`.
 
     One full step reads the last token and the proposals; its row i says what follows pending[i].
     """
@@ -148,10 +150,10 @@ def verify(
             counts.accepted += accepted
             if not accepted:
                 break
-            yield Choice(token, True, row)
+            yield ChosenToken(token, True, row)
         # 2. What the full model read beyond them is forgotten, and the free token streamed before anything else runs.
         decoder.keep(position - 1)
-        yield Choice(token, False, row)
+        yield ChosenToken(token, False, row)
         if position == end:
             return
         # 3. The tokens before the last one are proposed: the module reads the kept ones with their true hidden states.
@@ -171,7 +173,7 @@ def run(
     counts: Counts,
     proposer: Proposer | None = None,
     watch: Watch = nobody,
-) -> Iterator[Choice]:
+) -> Iterator[ChosenToken]:
     """Yield `limit` tokens after `prompt` as they become final; the consumer may stop at any of them.
 
     `proposer` takes the place of the strategy's own; `watch` is told how far the prompt is read.

@@ -9,7 +9,7 @@ from functools import cache
 
 
 def give_back() -> None:
-    """Return it to the system, where the C library lets one ask for that: glibc, not musl, macOS or Windows.
+    """Return freed memory to the system, where the C library lets one ask for that: glibc, not musl, macOS or Windows.
 
     (glibc keeps what lies below the top of a heap. Of 600 models loaded, used and closed it kept 0.35 MB each.)
     """

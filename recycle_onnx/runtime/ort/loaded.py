@@ -21,10 +21,10 @@ Specs = tuple[GraphSpec, GraphSpec | None]
 
 
 class LoadedHalves:
-    """Sessions serve any number of threads at once: what a run writes belongs to its caches."""
+    """Sessions of both halves, which serve any number of threads at once: what a run writes belongs to its caches."""
 
     def __init__(self, sessions: Sessions, specs: Specs, draft_ids: NDArray[np.int64] | None = None) -> None:
-        """`draft_ids` are the token ids of the module's logits where it has a vocabulary of its own."""
+        """Take over the sessions; `draft_ids` are the token ids of the module's own vocabulary, if it has one."""
         self.specs, self._draft_ids = specs, draft_ids
         self._sessions: Sessions | None = sessions
         self._decoders: WeakSet[Decoder] = WeakSet()
@@ -34,7 +34,7 @@ class LoadedHalves:
             keep_in_children(session)
 
     def decoder(self, context_length: int, chunk: int, *, module: bool) -> Decoder:
-        """Fresh caches, of the module too where there is one and it is asked for.
+        """Make fresh caches, of the module too where there is one and it is asked for.
 
         Raises:
             RecycleError: closed, or made by another process, of which this one is a fork.

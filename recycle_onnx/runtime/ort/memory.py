@@ -25,7 +25,7 @@ class Buffer(Protocol):
         """What to bind."""
 
     def read(self) -> Array:
-        """The content: the very memory on the host, a copy of what lies on a device."""
+        """Return the content: the very memory on the host, a copy of what lies on a device."""
 
     def write_rows(self, rows: Array) -> None:
         """Put [1, K, n, D] at the beginning of a [1, K, capacity, D]; what follows is unspecified."""
@@ -39,7 +39,7 @@ class Memory(Protocol):
         """Whether numpy sees what lies here."""
 
     def zeros(self, shape: Shape, dtype: FloatType) -> Buffer:
-        """A new tensor."""
+        """Allocate a new tensor of zeros."""
 
 
 class HostBuffer:
@@ -67,7 +67,7 @@ class HostMemory:
 
 
 class DeviceBuffer:
-    """Memory of a device, that only graphs touch; to read or to write it is to copy."""
+    """A tensor in a device's memory, which only graphs touch; to read or to write it is to copy."""
 
     def __init__(self, value: ort.OrtValue, dtype: FloatType) -> None:
         self.value, self._dtype = value, dtype
@@ -85,7 +85,7 @@ class DeviceBuffer:
 
 @dataclass(frozen=True)
 class DeviceMemory:
-    """Memory of a GPU (or NPU): ONNX Runtime's name of it, the PCI id of its vendor, and the device's number."""
+    """The memory of a GPU (or NPU): ONNX Runtime's name of it, the PCI id of its vendor, and the device's number."""
 
     name: str
     vendor: int
@@ -107,12 +107,12 @@ HOST = HostMemory()
 
 
 def input_memory(session: ort.InferenceSession) -> dict[str, Memory]:
-    """Where the session reads each of its required inputs."""
+    """Return where the session reads each of its required inputs."""
     return _memory(session.get_inputs(), session.get_input_memory_infos())
 
 
 def output_memory(session: ort.InferenceSession) -> dict[str, Memory]:
-    """Where the session writes each of its outputs."""
+    """Return where the session writes each of its outputs."""
     return _memory(session.get_outputs(), session.get_output_memory_infos())
 
 

@@ -13,22 +13,25 @@ import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from textwrap import shorten
 from weakref import WeakSet
 
 import onnxruntime as ort
 
 from recycle_onnx.errors import RecycleError
 
+MOST_OF_A_REASON = 300
+"""Characters of what ONNX Runtime says."""
 EXIT_SECONDS = 10.0
 """What loading a model or compiling a schema may still take at exit: neither can be interrupted."""
 
 
 class Interrupted(RecycleError):  # noqa: N818 -- what somebody wanted is no error
-    """Somebody has ended the run in progress."""
+    """An exception in a thread whose run in progress somebody has ended."""
 
 
 class Interrupt:
-    """Ends the runs of a thread: the one in progress, between two nodes of its graph, and all that would follow."""
+    """A switch that ends the runs of a thread: the one in progress, between two nodes, and all that would follow."""
 
     def __init__(self) -> None:
         self.options = ort.RunOptions()
@@ -37,7 +40,7 @@ class Interrupt:
         self.options.add_run_config_entry("gpu_graph_id", "0")
 
     def set(self) -> None:
-        """Do so; from any thread, at any time."""
+        """End the runs of the thread; from any thread, at any time."""
         self.options.terminate = True
 
     @property
@@ -56,7 +59,7 @@ class Interrupt:
 
 
 class _Thread(threading.local):
-    """How deep a thread is in `at_work`, and who interrupts it."""
+    """The state of a thread: how deep it is in `at_work`, and who interrupts it."""
 
     def __init__(self) -> None:
         self.depth = 0
@@ -64,7 +67,7 @@ class _Thread(threading.local):
 
 
 class _Process:
-    """Threads in native code, and whether the interpreter is about to end."""
+    """The threads in native code, and whether the interpreter is about to end."""
 
     def __init__(self) -> None:
         self.exiting = False
@@ -72,7 +75,7 @@ class _Process:
         self.changed = threading.Condition(threading.Lock())
 
     def enter(self) -> None:
-        """Count this thread in."""
+        """Count this thread among those in native code."""
         with self.changed:
             if not self._holds_this_thread():
                 self.working[threading.get_ident()] = _thread.interrupt
@@ -80,7 +83,7 @@ class _Process:
         _hold()
 
     def leave(self) -> None:
-        """Count it out."""
+        """Remove this thread from those in native code."""
         with self.changed:
             self.working.pop(threading.get_ident(), None)
             self.changed.notify_all()
@@ -109,7 +112,7 @@ _sessions: WeakSet[ort.InferenceSession] = WeakSet()
 
 @contextmanager
 def at_work() -> Iterator[None]:
-    """Around whatever a thread lets native code do; may be nested."""
+    """Mark a block in which this thread runs native code; blocks may be nested."""
     if _thread.depth == 0:
         _process.enter()
     _thread.depth += 1
@@ -126,6 +129,7 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
 
     Raises:
         Interrupted: it was; what the run has written is not whole.
+        RecycleError: an operator fails, on values that its graph's author did not expect or for want of memory.
     """
     interrupt = _thread.interrupt
     with at_work():
@@ -134,11 +138,12 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
         except Exception as error:  # ONNX Runtime's exceptions share no public base class
             if interrupt.is_set:
                 raise Interrupted("the run was interrupted") from error
-            raise
+            reason = shorten(str(error), MOST_OF_A_REASON, placeholder=" …")
+            raise RecycleError(f"ONNX Runtime cannot run the graph ({reason})") from error
 
 
 def is_interrupted() -> bool:
-    """Whether somebody has ended what this thread does."""
+    """Tell whether somebody has ended what this thread does."""
     return _thread.interrupt.is_set
 
 
@@ -169,7 +174,7 @@ def _hold() -> None:
 
 
 def _begin_anew() -> None:
-    """In a forked child: no thread but this one was copied."""
+    """Forget other threads in a forked child: none but this one was copied."""
     global _process
     _process = _Process()
     for session in _sessions:

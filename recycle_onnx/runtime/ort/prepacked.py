@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_prepacked(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
-    """A session like `open_session`'s, from the cache; what is missing or stale there is made first.
+    """Open a session like `open_session`'s, from the cache; make first what is missing or stale there.
 
     A cache that cannot be written, or that does not load, is worth a warning: the bundle's own graph is loaded then.
 
@@ -60,7 +60,7 @@ def _made_for() -> dict[str, str]:
 
 
 def _is_current(folder: Path) -> bool:
-    """Whether it was made for this processor, and every byte is as it was made."""
+    """Tell whether the cache was made for this processor, and every byte is as it was made."""
     made = read_cached(folder / MADE)
     if made is None:
         return False
@@ -75,7 +75,7 @@ def _is_current(folder: Path) -> bool:
 
 
 def _is_whole(path: Path, expected: object) -> bool:
-    """Hashed once, and then recognised as the bundle's weights are."""
+    """Tell whether a file has the expected hash; it is hashed once, then recognised as the bundle's weights are."""
     try:
         verified = VerifiedFiles.load()
         if verified.knows(path, str(expected)):

@@ -16,7 +16,7 @@ BOTH_FLOATS: tuple[FloatType, ...] = ("float32", "float16")
 
 @dataclass(frozen=True)
 class Provider:
-    """What decides whether a provider can run a bundle here.
+    """An execution provider, with what decides whether it can run a bundle here.
 
     `ort_name` is what ONNX Runtime calls it. `package` brings it, instead of `onnxruntime`, or beside it where `module`
     names the Python module that knows its plug-in library. `flavours` are those that it can run, the best first; of

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def known(name: str) -> Provider:
-    """The provider of this name: ours, or one whose library was registered.
+    """Return the provider of this name: ours, or one whose library was registered.
 
     Raises:
         InputError: there is none.
@@ -40,19 +40,19 @@ def known(name: str) -> Provider:
 
 
 def devices(provider: Provider) -> list[Any]:
-    """Devices that a plug-in library offers for this provider (`OrtEpDevice`), GPUs first."""
+    """Return the devices that a plug-in library offers for this provider (`OrtEpDevice`), GPUs first."""
     _load_plugin(provider)
-    found = [device for device in ort.get_ep_devices() if device.ep_name == provider.ort_name]
-    return sorted(found, key=lambda device: ("GPU", "NPU", "CPU").index(device.device.type.name))
+    offered = [device for device in ort.get_ep_devices() if device.ep_name == provider.ort_name]
+    return sorted(offered, key=lambda device: ("GPU", "NPU", "CPU").index(device.device.type.name))
 
 
 def is_built_in(provider: Provider) -> bool:
-    """Whether the installed ONNX Runtime has the provider in itself."""
+    """Tell whether the installed ONNX Runtime has the provider in itself."""
     return provider.ort_name in ort.get_available_providers()
 
 
 def why_missing(provider: Provider) -> str | None:
-    """Why the provider cannot be used on this machine and what to do, or None where it can as far as can be seen."""
+    """Say why the provider cannot be used on this machine and what to do; None where nothing is in its way."""
     if is_built_in(provider) or devices(provider):
         return None
     if provider.module is not None and importlib.util.find_spec(provider.module) is not None:
@@ -68,7 +68,7 @@ def why_missing(provider: Provider) -> str | None:
 
 
 def why_unfit(provider: Provider, manifest: Manifest) -> str | None:
-    """Why the provider cannot run this bundle and what to do, or None where it can."""
+    """Say why the provider cannot run this bundle and what to do, or None where it can."""
     if manifest.flavour in provider.flavours:
         return why_too_old(manifest.flavour)
     return (
@@ -78,7 +78,7 @@ def why_unfit(provider: Provider, manifest: Manifest) -> str | None:
 
 
 def why_too_old(flavour: str) -> str | None:
-    """Why the installed ONNX Runtime cannot run a flavour and what to do, or None where it can."""
+    """Say why the installed ONNX Runtime cannot run a flavour and what to do, or None where it can."""
     installed = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if flavour != "standard" or installed >= STANDARD_SINCE:
         return None
@@ -90,7 +90,7 @@ def why_too_old(flavour: str) -> str | None:
 
 
 def why_slow(provider: Provider, manifest: Manifest) -> str | None:
-    """What a provider that can run this bundle leaves to the CPU, or None where that is little."""
+    """Say what a provider that can run this bundle leaves to the CPU, or None where that is little."""
     if manifest.flavour in provider.partly:
         return (
             f"provider {provider.name!r} leaves the attention of the flavour {manifest.flavour!r} to the CPU; "
@@ -106,7 +106,7 @@ def why_slow(provider: Provider, manifest: Manifest) -> str | None:
 
 
 def choose(name: str, manifest: Manifest) -> Provider:
-    """The provider of this name, after looking whether it is here and can run the bundle; `auto` takes the best.
+    """Return the provider of this name, once it is known to be here and to run the bundle; `auto` takes the best.
 
     Raises:
         InputError: unknown, not here, or it cannot run the bundle: one line that says what to do.
@@ -126,7 +126,7 @@ def choose(name: str, manifest: Manifest) -> Provider:
 
 
 def place(name: str, options: Mapping[str, str], manifest: Manifest) -> Placement:
-    """A placement for a session of this bundle.
+    """Make the placement of a session of this bundle.
 
     Raises:
         InputError: as `choose` says, or an option that the provider does not know and would ignore.
@@ -140,7 +140,7 @@ def place(name: str, options: Mapping[str, str], manifest: Manifest) -> Placemen
 
 
 def options_of_module(provider: str | None, options: Mapping[str, str] | None) -> Mapping[str, str]:
-    """Options for the module's own provider, if it has one.
+    """Return the options for the module's own provider, if it has one.
 
     Raises:
         InputError: there are options, but no provider is named for them.
@@ -172,14 +172,14 @@ def register_library(name: str, path: str | os.PathLike[str]) -> Provider:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where a session runs: a provider, and options for it."""
+    """A place to run a session: a provider, and options for it."""
 
     provider: Provider = PROVIDERS[CPU]
     options: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, place: Placement | str) -> Placement:
-        """A placement from a provider's name, without options.
+        """Make a placement from a provider's name, without options.
 
         Raises:
             InputError: there is no such provider, or it is not here.
@@ -197,22 +197,26 @@ class Placement:
         Raises:
             InputError: a plug-in has no device of the number given as `device_id`.
         """
-        given = {**_threads(self.provider, threads), **self.options}
+        provider_options = {**_threads(self.provider, threads), **self.options}
         if is_built_in(self.provider):
             behind = [known(name).ort_name for name in self.provider.behind]
             last = [] if self.provider.name == CPU else [PROVIDERS[CPU].ort_name]
-            return [(self.provider.ort_name, given) if given else self.provider.ort_name, *behind, *last]
-        found, number = devices(self.provider), given.pop("device_id", "0")
-        if not number.isdigit() or int(number) >= len(found):
+            return [
+                (self.provider.ort_name, provider_options) if provider_options else self.provider.ort_name,
+                *behind,
+                *last,
+            ]
+        offered, number = devices(self.provider), provider_options.pop("device_id", "0")
+        if not number.isdigit() or int(number) >= len(offered):
             raise InputError(
-                f"device_id is {number!r}; provider {self.provider.name!r} has devices 0 to {len(found) - 1}"
+                f"device_id is {number!r}; provider {self.provider.name!r} has devices 0 to {len(offered) - 1}"
             )
-        options.add_provider_for_devices([found[int(number)]], given)
+        options.add_provider_for_devices([offered[int(number)]], provider_options)
         return []
 
 
 def folds_defaults(session: ort.InferenceSession) -> bool:
-    """Whether the session's provider ignores what is given for an optional input."""
+    """Tell whether the session's provider ignores what is passed for an optional input."""
     names = session.get_providers()
     return any(provider.folds_defaults for provider in PROVIDERS.values() if provider.ort_name in names)
 
@@ -253,5 +257,5 @@ def _fits_well(provider: Provider, manifest: Manifest) -> bool:
 
 
 def _threads(provider: Provider, threads: int | None) -> dict[str, str]:
-    """OpenVINO has threads of its own."""
+    """Return the options that set a provider's threads; only OpenVINO has threads of its own."""
     return {"num_of_threads": str(threads)} if provider.name == "openvino" and threads else {}

@@ -11,7 +11,7 @@ VARINT, EIGHT_BYTES, DELIMITED, FOUR_BYTES = 0, 1, 2, 5
 
 
 def renamed(model: bytes, names: Mapping[str, str]) -> bytes:
-    """An ONNX model with some of its graph's operators renamed; all other bytes stay as they are."""
+    """Rename some of a graph's operators in an ONNX model; all other bytes stay as they are."""
 
     def change(name: bytes) -> bytes:
         return names.get(name.decode(), name.decode()).encode()
@@ -20,7 +20,7 @@ def renamed(model: bytes, names: Mapping[str, str]) -> bytes:
 
 
 def _edited(message: bytes, fields: tuple[int, ...], change: Callable[[bytes], bytes]) -> bytes:
-    """The message with the bytes at the end of the path changed, and the lengths of what holds them."""
+    """Change the bytes at the end of a path of fields, and the lengths of what holds them."""
     parts, position = [], 0
     while position < len(message):
         start = position
@@ -47,7 +47,7 @@ def _end_of_number(message: bytes, position: int, kind: int) -> int:
 
 
 def _varint(message: bytes, position: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where it ends."""
+    """Read a number of seven bits a byte, the lowest first; return it and where it ends."""
     value = shift = 0
     while True:
         byte = message[position]

@@ -12,10 +12,12 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind, Tensor
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.kinds import Number
 from recycle_onnx.runtime.ort.providers import Place, Placement
 from recycle_onnx.runtime.ort.renamed import renamed
 
 FATAL_ONLY = 4
+THREADS = Number(least=1, whole=True, optional=True)
 MOST_OF_A_REASON = 400
 """Characters."""
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
@@ -38,12 +40,14 @@ def open_session(
     `threads` is the number of intra-op threads, None for one a physical core; `options` take the place of ours.
 
     Raises:
-        InputError: a provider that is unknown, not here or refuses its options, or a number of threads below one.
+        InputError: a provider that is unknown, not here or refuses its options, a number of threads below one, or a
+            path that is not UTF-8.
         RecycleError: ONNX Runtime cannot load the graph, it does not fit into memory, or it does not follow the
             contract.
     """
     place = Placement.of(provider)
     check_threads(threads)
+    check_path(path)
     ort.disable_telemetry_events()
     try:
         session = _load(path, place, threads, options or session_options(threads))
@@ -52,9 +56,9 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
         raise _failure(path, place, error) from error
     if place.provider.ort_name not in session.get_providers():
-        given = "".join(f" with {name}={value}" for name, value in place.options.items())
+        with_options = "".join(f" with {name}={value}" for name, value in place.options.items())
         raise RecycleError(
-            f"provider {place.provider.name!r} did not start{given}; it needs {place.provider.needs} "
+            f"provider {place.provider.name!r} did not start{with_options}; it needs {place.provider.needs} "
             "(`recycle-onnx doctor`)"
         )
     if spec is not None:
@@ -63,33 +67,46 @@ def open_session(
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads below one.
+    """Refuse a number of threads below one, and what is no whole number.
 
     Raises:
         InputError: it is.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; expected at least 1")
+    THREADS.own("threads", threads)
+
+
+def check_path(path: Path) -> None:
+    """Refuse a path that is not UTF-8, which Linux allows.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{path}: a name on this path is not UTF-8, and ONNX Runtime opens no such path; rename or move it"
+        ) from error
 
 
 def open_original(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
-    """A session of the bundle's own graph."""
+    """Open a session of the bundle's own graph."""
     return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads)
 
 
 def open_mapped(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
-    """One for a check or two: float32 weights stay in the mapped file, and steps on a few tokens are slower."""
+    """Open a session for a check or two: float32 weights stay in the mapped file, and steps are slower."""
     options = mapped_options(bundle, threads)
     return open_session(bundle.graph(kind), bundle.manifest.graphs[kind], provider, threads, options)
 
 
 def mapped_options(bundle: Bundle, threads: int | None) -> ort.SessionOptions:
-    """Those of `open_mapped`."""
+    """Return the session options of `open_mapped`."""
     return session_options(threads, "off" if bundle.manifest.precision == "fp32" else "parallel")
 
 
 def session_options(threads: int | None, prepacking: Prepacking = "parallel") -> ort.SessionOptions:
-    """Quiet, and a good neighbour to the other session and to the application's.
+    """Return options for a session that is quiet, and a good neighbour to the application's and the other one.
 
     Prepacking copies weights into the kernels' layout, on all threads unless it is `serial`. Where they have that
     layout already, `serial` copies nothing, and `parallel` still a part of them.
@@ -121,7 +138,7 @@ def _load(path: Path, place: Placement, threads: int | None, options: ort.Sessio
 
 
 def _model(path: Path, place: Placement, options: ort.SessionOptions) -> Path | bytes:
-    """What to load: the file, unless the provider has other names for some operators."""
+    """Return what to load: the file, unless the provider has other names for some operators."""
     if not place.provider.renames:
         return path
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
@@ -129,7 +146,7 @@ def _model(path: Path, place: Placement, options: ort.SessionOptions) -> Path | 
 
 
 def _failure(path: Path, place: Placement, error: Exception) -> RecycleError:
-    """What to tell of an exception while a graph was loaded: whose fault it is, and what to do."""
+    """Turn an exception at loading into one that says whose fault it is, and what to do."""
     name, text = place.provider.name, str(error)
     reason = _reason(text) or type(error).__name__
     if isinstance(error, MemoryError) or any(sign in text.lower() for sign in OUT_OF_MEMORY):
@@ -144,21 +161,21 @@ def _failure(path: Path, place: Placement, error: Exception) -> RecycleError:
 
 
 def _reason(text: str) -> str:
-    """What ONNX Runtime says without its codes, and without the place in its source."""
+    """Return what ONNX Runtime says without its codes, and without the place in its source."""
     last = text.split(" : ")[-1]
     last = last.rsplit(") ", 1)[-1] if ".cc:" in last else last
     return shorten(last, MOST_OF_A_REASON, placeholder=" …")
 
 
 def _check_interface(session: ort.InferenceSession, spec: GraphSpec, path: Path) -> None:
-    found = (
+    actual = (
         [value.name for value in session.get_inputs()],
         [value.name for value in session.get_overridable_initializers()],
         [value.name for value in session.get_outputs()],
     )
     expected = (list(spec.inputs()), list(spec.optional_inputs()), list(spec.outputs()))
-    if found != expected:
-        odd = sorted(set(chain(*found)) ^ set(chain(*expected)))
+    if actual != expected:
+        odd = sorted(set(chain(*actual)) ^ set(chain(*expected)))
         raise RecycleError(f"{path}: does not follow the graph contract ({', '.join(odd) or 'another order'})")
     for value in (*session.get_inputs(), *session.get_outputs()):
         _check_tensor(value, (spec.inputs() | spec.outputs())[value.name], path)

@@ -41,11 +41,11 @@ CONTAINERS = (list, tuple, dict, set, frozenset, KeysView, ValuesView, ItemsView
 
 
 class OverBudgetError(SecurityError):
-    """The template takes more than it may."""
+    """An error for a template that takes more than it may."""
 
 
-class Budget:
-    """Of one rendering. Longer messages give more of everything but time."""
+class RenderBudget:
+    """The steps, time and memory of one rendering. Longer messages get more of everything but time."""
 
     def __init__(self, inputs: Iterable[Any]) -> None:
         self._weights: dict[int, tuple[object, int, int]] = {}  # by id, with the value so that its id stays its own
@@ -60,7 +60,7 @@ class Budget:
         self._largest = LARGEST + LARGEST_A_BYTE * bytes_given
 
     def spend(self, steps: int) -> None:
-        """Take steps.
+        """Count steps against the budget.
 
         Raises:
             OverBudgetError: there are no more, or the time is up.
@@ -98,17 +98,17 @@ class Budget:
             weight, _ = self._measure(value, keep=True)
             self._room -= weight if deep else SMALL * (1 + len(value))
             self.expect(0)
-        elif isinstance(value, Iterator) and not isinstance(value, LoopContext | Counted):
+        elif isinstance(value, Iterator) and not isinstance(value, LoopContext | CountedIterator):
             if depth >= DEEPEST:
                 raise OverBudgetError("it goes over more filters than a chat template may")
-            return Counted(value, self, depth + 1)
+            return CountedIterator(value, self, depth + 1)
         else:
             self._room -= SMALL
             self.expect(0)
         return value
 
     def weight(self, value: object) -> int:
-        """Bytes of a value with all that is in it, each part as often as it is there: what it takes to print it.
+        """Return the bytes of a value with all that is in it, each part as often as it occurs: what printing it takes.
 
         Raises:
             OverBudgetError: it is larger than a value may be, or nested too deeply.
@@ -116,14 +116,14 @@ class Budget:
         return self._measure(value)[0]
 
     def depth(self, value: object) -> int:
-        """Containers in containers, 0 for a value without parts."""
+        """Return how deep containers lie in containers, 0 for a value without parts."""
         return self._measure(value)[1]
 
     def _measure(self, value: object, *, keep: bool = False) -> tuple[int, int]:
-        """Weight and depth. Nothing that a template can reach ever changes, so that they are measured once."""
+        """Return weight and depth; nothing that a template can reach ever changes, so both are measured once."""
         if isinstance(value, str | int):
             return sys.getsizeof(value), 0
-        if isinstance(value, Counted):
+        if isinstance(value, CountedIterator):
             return SMALL, value.depth
         if not isinstance(value, CONTAINERS):
             return SMALL, 0
@@ -142,16 +142,16 @@ class Budget:
         return weight, depth + 1
 
 
-class Counted:
+class CountedIterator:
     """An iterator that reports every value, and how many others it goes over."""
 
     __slots__ = ("_budget", "_values", "depth")
 
-    def __init__(self, values: Iterator[Any], budget: Budget, depth: int) -> None:
+    def __init__(self, values: Iterator[Any], budget: RenderBudget, depth: int) -> None:
         self._values, self._budget = values, budget
         self.depth = depth
 
-    def __iter__(self) -> Counted:
+    def __iter__(self) -> CountedIterator:
         return self
 
     def __next__(self) -> Any:
@@ -159,4 +159,4 @@ class Counted:
         return self._budget.made(next(self._values))
 
 
-current: ContextVar[Budget] = ContextVar("budget of the template that is being rendered")
+current: ContextVar[RenderBudget] = ContextVar("budget of the template that is being rendered")

@@ -11,7 +11,7 @@ from jinja2.filters import FILTERS, do_map
 from jinja2.runtime import Context, str_join
 from jinja2.tests import TESTS
 
-from recycle_onnx.runtime.templates.budget import SMALL, Budget, Counted, OverBudgetError, current
+from recycle_onnx.runtime.templates.budget import SMALL, CountedIterator, OverBudgetError, RenderBudget, current
 from recycle_onnx.runtime.templates.growth import (
     BYTES_A_STEP,
     combined,
@@ -40,7 +40,7 @@ Filter = Callable[..., Any]
 
 
 def all_filters() -> dict[str, Any]:
-    """Jinja's own without those for web pages, and those that the changed syntax tree calls."""
+    """Return jinja's own filters without those for web pages, and those that the changed syntax tree calls."""
     kept = {name: run for name, run in FILTERS.items() if name not in FOR_PAGES}
     own = {"tojson": _to_json, "sum": _sum}
     within = {name: _within_budget(name, run) for name, run in {**kept, **own}.items()}
@@ -48,7 +48,7 @@ def all_filters() -> dict[str, Any]:
 
 
 def all_tests() -> dict[str, Any]:
-    """Jinja's own, each of them a step."""
+    """Return jinja's own tests, each of them a step."""
     return {name: _test(run) for name, run in TESTS.items()}
 
 
@@ -87,10 +87,10 @@ def _within_budget(name: str, run: Filter) -> Filter:
     @pass_context
     def bounded(context: Context, value: Any = NOTHING, *args: Any, **named: Any) -> Any:
         budget = current.get()
-        depth = value.depth if isinstance(value, Counted) else 0
+        depth = value.depth if isinstance(value, CountedIterator) else 0
         budget.spend(1 + budget.weight(value) // BYTES_A_STEP)
         budget.expect(sum(map(budget.weight, (*args, *named.values()))))
-        if name in OVER_VALUES and not isinstance(value, Counted) and isinstance(value, Iterable):
+        if name in OVER_VALUES and not isinstance(value, CountedIterator) and isinstance(value, Iterable):
             budget.expect(_size(value) * 2 * SMALL, parts=True)
             value = _over(value, budget)
         if check is not None:
@@ -102,7 +102,7 @@ def _within_budget(name: str, run: Filter) -> Filter:
     return bounded
 
 
-def _over(values: Iterable[Any], budget: Budget) -> Iterator[Any]:
+def _over(values: Iterable[Any], budget: RenderBudget) -> Iterator[Any]:
     for value in values:
         budget.spend(1)
         yield value
@@ -132,13 +132,13 @@ def _arg(args: tuple[Any, ...], named: dict[str, Any], place: int, name: str, de
     return args[place] if len(args) > place else named.get(name, default)
 
 
-def _center(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _center(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     width = _arg(args, named, 0, "width", 80)
     budget.expect(4 * width if isinstance(width, int) else 0)
     return value
 
 
-def _indent(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _indent(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     width = _arg(args, named, 0, "width", 4)
     each = len(width) if isinstance(width, str) else width if isinstance(width, int) else 0
     lines = len(value.splitlines()) if isinstance(value, str) else 1
@@ -146,24 +146,24 @@ def _indent(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, 
     return value
 
 
-def _replace(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _replace(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     old, new = str(_arg(args, named, 0, "old", "")), str(_arg(args, named, 1, "new", ""))
     budget.expect(replaced_size(str(value), old, new))
     return value
 
 
-def _join(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _join(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     values = list(value)
     joined_size(budget, str(_arg(args, named, 0, "d", "")), values)
     return values
 
 
-def _format(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _format(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     budget.expect(formatted_size(budget, str(value), args or named))
     return value
 
 
-def _pieces(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _pieces(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     number = next((n for n in (*args, *named.values()) if isinstance(n, int)), 0)
     if number > LARGEST_PIECES:
         raise OverBudgetError(f"{number} pieces are more than a chat template may make")
@@ -172,20 +172,20 @@ def _pieces(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, 
     return value
 
 
-def _round(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _round(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     precision = _arg(args, named, 0, "precision", 0)
     if isinstance(precision, int) and abs(precision) > MOST_DECIMALS:
         raise OverBudgetError(f"a number is rounded to {precision} places; a chat template may ask for {MOST_DECIMALS}")
     return value
 
 
-def _number(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _number(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     if isinstance(value, str) and len(value) > LONGEST_NUMBER:
         raise OverBudgetError("it reads a number that is longer than a chat template may")
     return value
 
 
-def _json(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+def _json(budget: RenderBudget, value: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
     indent, separators = _arg(args, named, 1, "indent"), _arg(args, named, 2, "separators") or ()
     each = len(indent) if isinstance(indent, str) else indent if isinstance(indent, int) else 0
     if each > DEEPEST_INDENT:
@@ -197,7 +197,7 @@ def _json(budget: Budget, value: Any, args: tuple[Any, ...], named: dict[str, An
     return value
 
 
-CHECKS: dict[str, Callable[[Budget, Any, tuple[Any, ...], dict[str, Any]], Any]] = {
+CHECKS: dict[str, Callable[[RenderBudget, Any, tuple[Any, ...], dict[str, Any]], Any]] = {
     "batch": _pieces, "center": _center, "float": _number, "format": _format, "indent": _indent, "int": _number,
     "join": _join, "replace": _replace, "round": _round, "slice": _pieces, "tojson": _json, "truncate": _center,
 }  # fmt: skip
@@ -206,7 +206,7 @@ CHECKS: dict[str, Callable[[Budget, Any, tuple[Any, ...], dict[str, Any]], Any]]
 def _to_json(
     value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
 ) -> str:
-    """As transformers has it: jinja2's own escapes HTML."""
+    """Write JSON as transformers does: jinja2's own filter escapes HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

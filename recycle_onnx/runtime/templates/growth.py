@@ -11,7 +11,7 @@ from typing import Any
 from jinja2.exceptions import SecurityError
 from jinja2.runtime import Undefined
 
-from recycle_onnx.runtime.templates.budget import LARGEST_BITS, SMALL, Budget, Counted, OverBudgetError
+from recycle_onnx.runtime.templates.budget import LARGEST_BITS, SMALL, CountedIterator, OverBudgetError, RenderBudget
 
 OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
@@ -41,8 +41,8 @@ WIDEST = 10_000
 CONVERSION = re.compile(r"%(?:\([^)]*\))?[#0\- +]*(\*|\d+)?(?:\.(\*|\d+)?)?")
 
 
-def combined(budget: Budget, sign: str, left: Any, right: Any) -> Any:
-    """The value of a binary operator.
+def combined(budget: RenderBudget, sign: str, left: Any, right: Any) -> Any:
+    """Return the value of a binary operator.
 
     Raises:
         OverBudgetError: it would be larger than a value may be.
@@ -75,8 +75,8 @@ def _check_number(sign: str, left: Any, right: Any) -> None:
         raise OverBudgetError("it makes a number that is larger than a chat template may")
 
 
-def formatted_size(budget: Budget, layout: str, values: Any) -> int:
-    """At most so many bytes come of `layout % values`.
+def formatted_size(budget: RenderBudget, layout: str, values: Any) -> int:
+    """Return the most bytes that `layout % values` can make.
 
     Raises:
         OverBudgetError: it pads to more than a format may.
@@ -103,7 +103,7 @@ def check_layout(layout: str) -> None:
         _width(width.lstrip("0") or "0")
 
 
-def check_method(budget: Budget, owner: Any, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+def check_method(budget: RenderBudget, owner: Any, name: str, args: tuple[Any, ...], named: dict[str, Any]) -> None:
     """Let a method of Python's own pass.
 
     Raises:
@@ -141,11 +141,11 @@ def _pieces(text: str, name: str, values: tuple[Any, ...]) -> int:
 
 
 def replaced_size(text: str, old: str, new: str) -> int:
-    """Bytes of `text` with `new` for every `old`, in the widest characters of both."""
+    """Return the bytes of `text` with `new` for every `old`, in the widest characters of both."""
     return 4 * (len(text) + text.count(old) * max(0, len(new) - len(old)))
 
 
-def joined_size(budget: Budget, separator: str, values: Any) -> None:
+def joined_size(budget: RenderBudget, separator: str, values: Any) -> None:
     """Ask for the room of values in a row; iterators report for themselves.
 
     Raises:
@@ -153,7 +153,7 @@ def joined_size(budget: Budget, separator: str, values: Any) -> None:
     """
     if isinstance(values, str):
         budget.expect(len(values) * (2 * SMALL + 4 * len(separator)), parts=True)
-    elif not isinstance(values, Counted):
+    elif not isinstance(values, CountedIterator):
         budget.expect(budget.weight(values) + 4 * len(separator) * (len(values) if hasattr(values, "__len__") else 0))
 
 

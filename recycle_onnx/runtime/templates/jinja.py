@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 from markupsafe import Markup
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.templates.budget import Budget, Counted, OverBudgetError, current
+from recycle_onnx.runtime.templates.budget import CountedIterator, OverBudgetError, RenderBudget, current
 from recycle_onnx.runtime.templates.filters import all_filters, all_tests
 from recycle_onnx.runtime.templates.growth import check_layout, check_method, combined
 from recycle_onnx.runtime.templates.steps import metered
@@ -34,7 +34,7 @@ LONGEST_DATE = 200
 
 
 def compiled(text: str, where: str) -> Callable[[Mapping[str, Any]], str]:
-    """A chat template as a function of its variables; `where` names it in errors.
+    """Compile a chat template to a function of its variables; `where` names it in errors.
 
     The function raises InputError where the template refuses what it is given, or takes more than its budget.
 
@@ -52,7 +52,7 @@ def compiled(text: str, where: str) -> Callable[[Mapping[str, Any]], str]:
 
     def render(variables: Mapping[str, Any]) -> str:
         try:
-            token = current.set(Budget(variables.values()))
+            token = current.set(RenderBudget(variables.values()))
             try:
                 return template.render(variables)
             finally:
@@ -69,13 +69,13 @@ def _short(error: object) -> str:
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """Whatever is computed in it reports to the budget of the rendering."""
+    """An environment in which everything that is computed reports to the budget of the rendering."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "**", "%"))
 
     @staticmethod
     def concat(pieces: Any) -> str:
-        """The text of all pieces: of the template, a macro or a block."""
+        """Join all pieces of a text: of the template, a macro or a block."""
         texts, budget = list(pieces), current.get()
         budget.spend(len(texts))
         budget.expect(sum(map(len, texts)))
@@ -94,13 +94,13 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner = getattr(method, "__self__", None)
         plain = isinstance(owner, str) or (type(owner).__module__ == "builtins" and owner is not None)
         if plain and method is obj:
-            args = tuple(list(value) if isinstance(value, Counted) else value for value in args)
+            args = tuple(list(value) if isinstance(value, CountedIterator) else value for value in args)
             check_method(budget, owner, method.__name__, args, named)
         budget.expect(sum(map(budget.weight, (*args, *named.values()))))
         return budget.made(super().call(context, obj, *args, **named), deep=isinstance(owner, str))
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
-        """`str.format`, which jinja2 wraps for safety, with a bound on what it pads to and repeats."""
+        """Bound what `str.format` pads to and repeats; jinja2 wraps it for safety."""
         if getattr(value, "__name__", None) not in ("format", "format_map"):
             return None
         owner = getattr(value, "__self__", None)
@@ -170,7 +170,7 @@ def _environment() -> _Environment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks answers for training; here it is a scope like any other."""
+    """A block of `{% generation %}`, which marks answers for training; here it is a scope like any other."""
 
     tags = {"generation"}  # noqa: RUF012 -- as jinja2 declares it
 
@@ -181,7 +181,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """Without a way to Python's internals; what it holds may change, and so is not printed."""
+    """A namespace without a way to Python's internals; what it holds may change, and so is not printed."""
 
     def __init__(*args: Any, **values: Any) -> None:
         self, *rest = args

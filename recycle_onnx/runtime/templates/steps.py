@@ -12,7 +12,7 @@ STEP, MADE, SPREAD, TOGETHER = "#step", "#made", "#spread", "#together"
 
 
 def metered(template: nodes.Template) -> nodes.Template:
-    """The same template, with its steps counted in bodies of loops, macros and blocks, and new values reported."""
+    """Change a template so that it counts steps in loops, macros and blocks, and reports new values."""
     _Meter().visit(template)
     return template
 

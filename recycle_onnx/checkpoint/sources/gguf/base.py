@@ -52,7 +52,7 @@ class GgufBase:
         return cls(file, keys, config, tensors)
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """What the user should know: quantized weights, and keys that nothing was made of."""
+        """Tell the user of quantized weights, and of keys that nothing was made of."""
         name = self.file.path.name
         if quantized := [kind for kind in self.file.types() if kind not in KEPT]:
             note(
@@ -63,7 +63,7 @@ class GgufBase:
             note(f"{name}: keys that were not used: {', '.join(unused)}")
 
     def source(self) -> dict[str, Any]:
-        """What `source.json` says of the file."""
+        """Return what `source.json` says of the file."""
         file = self.file
         licence = file.metadata.get("general.license")
         return {
@@ -86,7 +86,7 @@ def _rows_of_embedding(file: GgufFile) -> int:
 
 
 def _type_of(tensors: list[Renamed]) -> str:
-    """The type of most of the weights."""
+    """Return the type of most of the weights."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.bytes

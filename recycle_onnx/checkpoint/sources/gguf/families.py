@@ -36,7 +36,7 @@ LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 
 
 @dataclass(frozen=True)
-class Family:
+class Architecture:
     """One of llama.cpp's architectures."""
 
     model_type: str
@@ -103,18 +103,18 @@ def _gemma3(keys: Keys, config: Config) -> Config:
 
 
 FAMILIES = {
-    "llama": Family("llama", "LlamaForCausalLM", LAYER, rotated_pairs=True, more=_llama),
-    "qwen2": Family("qwen2", "Qwen2ForCausalLM", LAYER, biases=("attn_q", "attn_k", "attn_v"), more=_qwen2),
-    "qwen3": Family("qwen3", "Qwen3ForCausalLM", LAYER | HEAD_NORMS, more=_qwen3),
-    "gemma2": Family("gemma2", "Gemma2ForCausalLM", LAYER | GEMMA_NORMS, norm_offset=1.0, more=_gemma2),
-    "gemma3": Family(
+    "llama": Architecture("llama", "LlamaForCausalLM", LAYER, rotated_pairs=True, more=_llama),
+    "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LAYER, biases=("attn_q", "attn_k", "attn_v"), more=_qwen2),
+    "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LAYER | HEAD_NORMS, more=_qwen3),
+    "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", LAYER | GEMMA_NORMS, norm_offset=1.0, more=_gemma2),
+    "gemma3": Architecture(
         "gemma3_text", "Gemma3ForCausalLM", LAYER | HEAD_NORMS | GEMMA_NORMS, norm_offset=1.0, more=_gemma3
     ),
 }
 
 
-def family_of(keys: Keys) -> Family:
-    """The file's family.
+def family_of(keys: Keys) -> Architecture:
+    """Return the file's architecture.
 
     Raises:
         InputError: an architecture that is not supported, or one with experts.
@@ -128,8 +128,8 @@ def family_of(keys: Keys) -> Family:
     return FAMILIES[keys.architecture]
 
 
-def config_of(keys: Keys, family: Family) -> Config:
-    """`config.json`, special tokens and types left out.
+def config_of(keys: Keys, family: Architecture) -> Config:
+    """Make `config.json`, without special tokens and types.
 
     Raises:
         InputError: a value is missing, or is one that is not supported.
@@ -137,8 +137,8 @@ def config_of(keys: Keys, family: Family) -> Config:
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     head_dim = keys.count("attention.key_length", hidden // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
-        if (given := keys.get(name, head_dim)) != head_dim:
-            raise keys.error(name, f"is {given}, and a head has {head_dim}; that is not supported")
+        if (size := keys.get(name, head_dim)) != head_dim:
+            raise keys.error(name, f"is {size}, and a head has {head_dim}; that is not supported")
     theta = keys.real("rope.freq_base", 10000.0)
     config: Config = {
         "architectures": [family.architecture],

@@ -13,8 +13,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from recycle_onnx.checkpoint.sources.gguf.families import LAYER, OUTER, Family
-from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, Tensor, decode
+from recycle_onnx.checkpoint.sources.gguf.families import LAYER, OUTER, Architecture
+from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, TensorInfo, decode
 from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
@@ -27,10 +27,10 @@ KEPT = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dty
 
 @dataclass(frozen=True)
 class Renamed:
-    """A tensor, its name in transformers, and what undoes llama.cpp's changes to it."""
+    """A tensor with its name in transformers, and what undoes llama.cpp's changes to it."""
 
     name: str
-    tensor: Tensor
+    tensor: TensorInfo
     rows: NDArray[np.intp] | None = None
     offset: float = 0.0
 
@@ -41,17 +41,17 @@ class Renamed:
 
     @property
     def type(self) -> str:
-        """Its type in safetensors."""
+        """The tensor's type in safetensors."""
         return self.tensor.type if self.kept else "F32"
 
     @property
     def bytes(self) -> int:
-        """Its size in safetensors."""
+        """The tensor's size in safetensors."""
         return prod(self.tensor.shape) * SIZES[self.type]
 
 
-def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renamed]:
-    """Every tensor of the file under its new name.
+def rename(file: GgufFile, family: Architecture, config: dict[str, Any]) -> list[Renamed]:
+    """Return every tensor of the file under its new name.
 
     Raises:
         InputError: one is missing, is not of this family, has another shape than the config implies, or is a vector in
@@ -67,8 +67,8 @@ def rename(file: GgufFile, family: Family, config: dict[str, Any]) -> list[Renam
     return [_renamed(file, family, config, file.tensors[old], new) for old, new in present.items()]
 
 
-def _names(family: Family, config: dict[str, Any]) -> dict[str, str]:
-    """llama.cpp's names to transformers'."""
+def _names(family: Architecture, config: dict[str, Any]) -> dict[str, str]:
+    """Map llama.cpp's names to transformers'."""
     biases = set(family.biases)
     if family.model_type == "llama":
         biases |= {stem for stem in LAYER if stem.startswith("attn_") and config["attention_bias"]} - {"attn_norm"}
@@ -82,7 +82,7 @@ def _names(family: Family, config: dict[str, Any]) -> dict[str, str]:
     return names
 
 
-def _renamed(file: GgufFile, family: Family, config: dict[str, Any], tensor: Tensor, name: str) -> Renamed:
+def _renamed(file: GgufFile, family: Architecture, config: dict[str, Any], tensor: TensorInfo, name: str) -> Renamed:
     rows = None
     if len(tensor.shape) == 1 and tensor.type not in KEPT:
         raise InputError(f"{file.path}: {tensor.name} is a vector in {tensor.type}; expected F32, F16 or BF16")
@@ -93,8 +93,8 @@ def _renamed(file: GgufFile, family: Family, config: dict[str, Any], tensor: Ten
     return Renamed(name, tensor, rows, family.norm_offset if name.endswith("norm.weight") else 0.0)
 
 
-def _halves_from_pairs(file: GgufFile, tensor: Tensor, heads: int, head_dim: int) -> NDArray[np.intp]:
-    """Which row of the file each row of transformers' q or k is."""
+def _halves_from_pairs(file: GgufFile, tensor: TensorInfo, heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Return which row of the file each row of transformers' q or k is."""
     if tensor.shape[0] != heads * head_dim:
         raise InputError(
             f"{file.path}: {tensor.name} has {tensor.shape[0]} rows; the keys imply {heads} heads of {head_dim}"
@@ -103,13 +103,16 @@ def _halves_from_pairs(file: GgufFile, tensor: Tensor, heads: int, head_dim: int
 
 
 def raw_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[np.uint8]:
-    """Some rows of a tensor as the file has them, in transformers' order: [rows, bytes a row]."""
+    """Return some rows of a tensor as the file has them, in transformers' order: [rows, bytes a row]."""
     raw = _by_row(file, tensor)
     return np.ascontiguousarray(raw[rows] if tensor.rows is None else raw[tensor.rows[rows]])
 
 
 def read_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[Any]:
-    """Some rows of a tensor as [rows, values a row], in the type it is kept in (bfloat16 as ml_dtypes' type)."""
+    """Read some rows of a tensor as [rows, values a row], in the type it is kept in.
+
+    bfloat16 is ml_dtypes' type.
+    """
     bytes_, kind = raw_rows(file, tensor, rows), tensor.tensor.type
     return bytes_.view(KEPT[kind]) if tensor.kept else decode(bytes_, kind) - np.float32(tensor.offset)
 
@@ -128,13 +131,13 @@ def write_safetensors(path: Path, file: GgufFile, tensors: list[Renamed], progre
 
 
 def _by_row(file: GgufFile, tensor: Renamed) -> NDArray[np.uint8]:
-    """The file's bytes as [rows, bytes a row]; of a vector each value is a row."""
+    """Return the file's bytes as [rows, bytes a row]; of a vector each value is a row."""
     raw, shape = file.raw(tensor.tensor), tensor.tensor.shape
     return raw if len(shape) > 1 else raw.reshape(shape[0], -1)
 
 
 def _some_rows(file: GgufFile, tensor: Renamed) -> Iterator[slice]:
-    """All rows in order, so many at a time that memory stays bounded."""
+    """Yield all rows in order, so many at a time that memory stays bounded."""
     total = len(_by_row(file, tensor))
     step = max(1, BYTES_AT_ONCE * total // (4 * prod(tensor.tensor.shape)))
     return (slice(start, start + step) for start in range(0, total, step))

@@ -1,0 +1,112 @@
+"""Whether every lossless strategy gives the tokens of `full`, on many natural prompts, greedy and seeded.
+
+    python benchmarks/same_text.py WORK --bundle int8=BUNDLE --bundle int4=BUNDLE --prompts FILE.jsonl
+        [--prompts ANOTHER.jsonl] [--limit 500] [--new-tokens 32] [--temperature 0.8] [--threads 1] [--json]
+
+Compared are `verify` with chains of one to four, `lookup` and `auto`. Each prompt's outcome is a line in WORK, and is
+not measured again: after a break, run the same command; a larger --limit goes on from a smaller one. Ends with exit
+code 1 if a text differs, and names the prompts.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import click
+
+import recycle_onnx
+from recycle_onnx.cli.options import pairs
+from recycle_onnx.prompts import Prompt, read_prompts
+from recycle_onnx.runtime.config import GREEDY
+from recycle_onnx.runtime.model import RecycleModel
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    **{f"verify, chain {length}": {"strategy": "verify", "chain": length} for length in (1, 2, 3, 4)},
+    "lookup": {"strategy": "lookup"},
+    "auto": {"strategy": "auto"},
+}
+Outcome = dict[str, Any]
+"""Of a prompt at a temperature: its `number`, the `tokens` of `full`, its `lossless` label, and in `differing` the
+place of the first other token by strategy."""
+
+
+def outcome(model: RecycleModel, number: int, ids: list[int], temperature: float, new_tokens: int) -> Outcome:
+    """Answer a prompt by every strategy; its number is the seed."""
+    common = {"max_new_tokens": new_tokens, "temperature": temperature, "seed": number}
+    full = model.generate(ids, GREEDY, strategy="full", **common).tokens
+    differing = {}
+    for name, settings in STRATEGIES.items():
+        result = model.generate(ids, GREEDY, **settings, **common)
+        if result.tokens != full:
+            pairs_alike = (a == b for a, b in zip(full, result.tokens, strict=False))
+            differing[name] = next((place for place, alike in enumerate(pairs_alike) if not alike), len(full))
+    return {"number": number, "tokens": len(full), "lossless": result.lossless, "differing": differing}
+
+
+def outcomes(
+    path: Path, bundle: Path, prompts: Sequence[Prompt], temperature: float, new_tokens: int, threads: int
+) -> list[Outcome]:
+    """Of all prompts; those that `path` has are not answered again."""
+    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if len(kept) < len(prompts):
+        with recycle_onnx.load(bundle, threads=threads) as model, path.open("a") as file:
+            for number in range(len(kept), len(prompts)):
+                ids = prompts[number].ids(bundle, model.tokenizer)
+                kept.append(outcome(model, number, ids, temperature, new_tokens))
+                file.write(json.dumps(kept[-1]) + "\n")
+                file.flush()
+    return kept[: len(prompts)]
+
+
+def summary(compared: Sequence[Outcome]) -> dict[str, Any]:
+    """How many texts there are, their tokens, labels, and the numbers of prompts whose texts differ, by strategy."""
+    return {
+        "texts": len(compared),
+        "tokens": sum(each["tokens"] for each in compared),
+        "lossless": sorted({each["lossless"] for each in compared}),
+        "differing": {name: [each["number"] for each in compared if name in each["differing"]] for name in STRATEGIES},
+    }
+
+
+@click.command()
+@click.argument("work", type=Path)
+@click.option("--bundle", "bundles", multiple=True, required=True, metavar="NAME=BUNDLE", help="May be repeated.")
+@click.option("--prompts", "files", multiple=True, required=True, type=Path, help="May be repeated; joined in order.")
+@click.option("--field", help="Where each line of JSON has its prompt.")
+@click.option("--limit", default=500, show_default=True, help="Most prompts.")
+@click.option("--new-tokens", default=32, show_default=True)
+@click.option("--temperature", default=0.8, show_default=True, help="Of seeded texts, beside greedy ones.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--json", "as_json", is_flag=True)
+def main(
+    work: Path, bundles: tuple[str, ...], files: tuple[Path, ...], field: str | None, limit: int, new_tokens: int,
+    temperature: float, threads: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare the strategies' tokens."""
+    work.mkdir(parents=True, exist_ok=True)
+    prompts = list(chain.from_iterable(read_prompts(file, field) for file in files))[:limit]
+    stems = "+".join(file.stem for file in files)
+    results = {}
+    for name, bundle in pairs("bundle", bundles, "int4=my-bundle").items():
+        for heat in (0.0, temperature):
+            path = work / f"same-{stems}-{name}-{heat:g}-{new_tokens}.jsonl"
+            label = f"{name}, {f'seeded at {heat:g}' if heat else 'greedy'}"
+            results[label] = summary(outcomes(path, Path(bundle), prompts, heat, new_tokens, threads))
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+    else:
+        for label, result in results.items():
+            wrong = {strategy: numbers for strategy, numbers in result["differing"].items() if numbers}
+            click.echo(f"{label}: {result['texts']} texts, {result['tokens']} tokens, {'; '.join(result['lossless'])}")
+            for strategy, numbers in wrong.items():
+                click.echo(f"  {strategy} differs from full on prompts {', '.join(map(str, numbers))}")
+    sys.exit(any(numbers for result in results.values() for numbers in result["differing"].values()))
+
+
+if __name__ == "__main__":
+    main()
