@@ -11,7 +11,7 @@ from typing import Any
 from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import advice, median_interval
 from recycle_onnx.errors import InputError
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.prompts import Prompt
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Lossless, Result
@@ -63,7 +63,7 @@ class AnswerMeasurement:
 
 
 def bench_answers(
-    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = lambda *_: None
+    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = silent
 ) -> list[AnswerMeasurement]:
     """Let every strategy answer every prompt, to the answer's end or for `new_tokens`.
 

@@ -18,7 +18,7 @@ from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.openings import own_text
 from recycle_onnx.machine.memory import peak_rss_bytes
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Result
 from recycle_onnx.runtime.model import RecycleModel, load
@@ -69,7 +69,7 @@ class Measurement:
     providers: str = "cpu"
 
 
-def bench(bundle: Path, options: Options, report: Progress = lambda *_: None) -> list[Measurement]:
+def bench(bundle: Path, options: Options, report: Progress = silent) -> list[Measurement]:
     """Measure `bundle`.
 
     Raises:

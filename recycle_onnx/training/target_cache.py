@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,11 +186,3 @@ def _make_room(needed: int, limit: int, wanted: list[_Shard]) -> None:
 def _held() -> int:
     """Count the bytes of all files in the cache."""
     return sum(path.stat().st_size for path in folder().glob("*.safetensors"))
-
-
-def free_space() -> int:
-    """Return the bytes that are free where the cache lies."""
-    place = folder()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
