@@ -28,6 +28,10 @@ QUESTIONS = "Explain to a child why the sky is blue." "Why do cats purr?"
 PROMPT = "Once upon a time, a little fox"
 TORCH ?= torch>=2.13
 
+# One worker a processor; each takes its part of the files in order, and helps the other at the end. WORKERS=0 is none.
+WORKERS ?= logical
+IN_PARALLEL = -n $(WORKERS) --dist worksteal
+
 .PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray test-lowest lint format docs dist clean
 
 demo: $(DEMO_VENV)/ready  ## SmolLM2-135M alone and with its module; without an index to fetch it from, the stories sample
@@ -54,7 +58,7 @@ $(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stori
 	$(DEMO)/recycle-onnx export samples/stories $(@D) --force
 
 test: .venv/ready  ## the suite without torch, and its ten slowest tests
-	$(DEV)/python -m pytest -m "not reference and not peers" --durations=10
+	$(DEV)/python -m pytest $(IN_PARALLEL) -m "not reference and not peers" --durations=10
 
 test-reference: .venv-reference/ready  ## against torch and transformers
 	$(REFERENCE)/python -m pytest -m reference
@@ -70,7 +74,7 @@ test-ray: .venv-ray/ready  ## the sample program for a cluster, on a local Ray o
 	$(RAY)/python -m pytest tests/samples -k ray
 
 test-lowest: .venv-lowest/ready  ## what runs bundles, on the oldest versions that pyproject.toml allows
-	$(LOWEST)/python -m pytest tests/runtime tests/cli tests/doctor tests/evaluation tests/serve tests/conformance
+	$(LOWEST)/python -m pytest $(IN_PARALLEL) tests/runtime tests/cli tests/doctor tests/evaluation tests/serve tests/conformance
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .

@@ -72,7 +72,7 @@ def standard_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sample_model(sample_bundle: Path) -> RecycleModel:
-    return recycle_onnx.load(sample_bundle)
+    return recycle_onnx.load(sample_bundle, threads=1)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from recycle_onnx.tokenizer import load_tokenizer
 from tests.cli.test_interruptions import start
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, names, run
+from tests.helpers.patience import PATIENCE
 
 
 @pytest.fixture
@@ -103,7 +104,7 @@ def test_a_full_disk_leaves_nothing_behind(kilobytes: int, tokenizer: Path, tmp_
         resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, 1024 * kilobytes))
 
     process = start("create", tmp_path / "out", "--tokenizer", tokenizer, limit=limit)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, stderr
     assert stdout == b""
     assert_one_error(stderr.decode(), "out", "cannot write")

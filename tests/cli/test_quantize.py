@@ -12,6 +12,7 @@ import pytest
 
 import recycle_onnx
 from tests.helpers.command import assert_one_error, assert_refused, names, run
+from tests.helpers.patience import PATIENCE
 
 
 def test_quantize_says_what_it_costs(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_trouble_leaves_nothing_behind(
         while process.stderr.readline().decode().strip() != "quantizing model.onnx":
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == (130 if trouble == "interrupted" else 1)
     assert stdout == b""
     errors = [line for line in stderr.decode().splitlines() if line.startswith("Error")]

@@ -42,7 +42,7 @@ def bundle(text: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(bundle: Path) -> RecycleModel:
-    return recycle_onnx.load(bundle)
+    return recycle_onnx.load(bundle, threads=1)
 
 
 def test_the_most_frequent_tokens_are_chosen(text: Path, model: RecycleModel) -> None:

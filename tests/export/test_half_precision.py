@@ -57,7 +57,7 @@ def test_the_cost_is_measured_and_tiny(halved: Path) -> None:
 
 
 def test_logits_are_those_of_float32_but_for_rounding(halved: Path, sample_model: RecycleModel) -> None:
-    model = recycle_onnx.load(halved)
+    model = recycle_onnx.load(halved, threads=1)
     for prompt in story_prompts(5):
         expected, found = (m.decoder("full").prefill(m.encode(prompt)) for m in (sample_model, model))
         assert 0 < np.abs(expected - found).max() < 5e-3 * np.abs(expected).max()
@@ -65,13 +65,13 @@ def test_logits_are_those_of_float32_but_for_rounding(halved: Path, sample_model
 
 @pytest.mark.parametrize("strategy", ["verify", "alternate", "lookup", "auto"])
 def test_every_strategy_runs_and_says_how_exact_it_is(strategy: str, halved: Path) -> None:
-    result = recycle_onnx.load(halved).generate(story_prompts(1)[0], strategy=strategy, max_new_tokens=40)
+    result = recycle_onnx.load(halved, threads=1).generate(story_prompts(1)[0], strategy=strategy, max_new_tokens=40)
     assert len(result.tokens) > 10
     assert result.lossless == ("no" if strategy == "alternate" else "within_rounding")
 
 
 def test_a_conversation_in_float16_is_saved_and_goes_on(halved: Path, tmp_path: Path) -> None:
-    model = recycle_onnx.load(halved)
+    model = recycle_onnx.load(halved, threads=1)
     chat = model.conversation()
     for _ in chat.send("Tell me of a fox.", max_new_tokens=24):
         pass

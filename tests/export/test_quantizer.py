@@ -36,7 +36,7 @@ def quantized(request: pytest.FixtureRequest, sample_bundle: Path, tmp_path_fact
 
 @pytest.fixture(scope="module")
 def model(quantized: Path) -> RecycleModel:
-    return recycle_onnx.load(quantized)
+    return recycle_onnx.load(quantized, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def rounding_model(sample_bundle: Path, tmp_path_factory: pytest.TempPathFactory
     """Blocks whose kernel rounds one row otherwise than several."""
     folder = tmp_path_factory.mktemp("rounding") / "int4"
     quantize_bundle(sample_bundle, folder, Quantization(bits=4, block_size=64))
-    return recycle_onnx.load(folder)
+    return recycle_onnx.load(folder, threads=1)
 
 
 def test_the_cost_is_measured_and_small(quantized: Path) -> None:

@@ -21,6 +21,7 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.processors import Floats, Ids
 from recycle_onnx.runtime.model import RecycleModel
 from tests.helpers import tiny
+from tests.helpers.patience import PATIENCE
 from tests.helpers.prompts import LONG_STORY
 
 PROMPT = "the cat sat on"
@@ -65,7 +66,7 @@ def test_threads_share_a_model_and_get_what_they_would_alone(model: RecycleModel
         return tokens, generation.result.finish_reason
 
     with ThreadPoolExecutor(THREADS) as pool:
-        results = list(pool.map(work, range(REQUESTS), timeout=120))
+        results = list(pool.map(work, range(REQUESTS), timeout=PATIENCE))
     reasons = [reason for _, reason in results]
     assert set(reasons) == {"length", "cancelled"}
     for n, (tokens, reason) in enumerate(results):
@@ -87,7 +88,7 @@ def test_conversations_of_threads_do_not_meet(model: RecycleModel) -> None:
 
     alone = [talk(n) for n in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as pool:
-        assert list(pool.map(talk, range(THREADS), timeout=60)) == alone
+        assert list(pool.map(talk, range(THREADS), timeout=PATIENCE)) == alone
 
 
 def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
@@ -95,18 +96,18 @@ def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
 
     def hold(*_: object) -> None:
         inside.set()
-        go_on.wait(10)
+        go_on.wait(PATIENCE)
 
     chat = model.conversation()
     answer = chat.send(LONG, max_new_tokens=4, progress=hold)
     with ThreadPoolExecutor(1) as pool:
         first = pool.submit(next, answer)
-        assert inside.wait(10)
+        assert inside.wait(PATIENCE)
         for attempt in (lambda: next(answer), lambda: chat.send("more"), chat.fork, lambda: chat.save("nowhere")):
             with pytest.raises(RecycleError, match=r"another thread is using.*chat\.fork"):
                 attempt()
         go_on.set()
-        assert first.result(10).id == model.generate(answer.prompt, max_new_tokens=1).tokens[0]
+        assert first.result(PATIENCE).id == model.generate(answer.prompt, max_new_tokens=1).tokens[0]
     assert len(list(answer)) == 3
 
 
@@ -165,11 +166,11 @@ def test_closing_does_not_wait_for_what_waits_for_it(bundle: Path) -> None:
 
     def nested(_: Ids, logits: Floats) -> Floats:
         in_step.set()
-        time.sleep(0.3)  # until somebody waits for this step
-        try:
-            model.generate(PROMPT, max_new_tokens=1)
-        except RecycleError as error:
-            told.append(str(error))
+        while not told:  # until somebody waits for this step
+            try:
+                model.generate(PROMPT, max_new_tokens=1)
+            except RecycleError as error:
+                told.append(str(error))
         return logits
 
     def run() -> None:
@@ -178,11 +179,11 @@ def test_closing_does_not_wait_for_what_waits_for_it(bundle: Path) -> None:
 
     running = threading.Thread(target=run, daemon=True)
     running.start()
-    in_step.wait(10)
+    assert in_step.wait(PATIENCE)
     closing = threading.Thread(target=model.close, daemon=True)
     closing.start()
     for thread in (running, closing):
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
     assert told == ["the model was closed; load it again"]
 
@@ -194,10 +195,10 @@ def test_cancelling_takes_effect_within_a_step(model: RecycleModel) -> None:
             running = pool.submit(list, generation)
             while len(generation.tokens) < 5:
                 time.sleep(0.001)
-            runs = generation.decoder.full.runs
             generation.cancel()
-            made = running.result(10)
-        assert generation.decoder.full.runs <= runs + 20  # the thread may run on before it is seen
+            runs = generation.decoder.full.runs
+            made = running.result(PATIENCE)
+        assert generation.decoder.full.runs <= runs + 1  # the one in progress
         assert generation.result.finish_reason == "cancelled"
         assert generation.result.tokens == [token.id for token in made]
         runs = generation.decoder.full.runs
@@ -212,30 +213,31 @@ def test_a_finished_generation_stays_what_it_was_when_cancelled(model: RecycleMo
     assert generation.result.finish_reason == "length"
 
 
-async def heartbeats(gaps: list[float]) -> None:
+async def count(beats: list[None]) -> None:
     while True:
-        before = time.perf_counter()
         await asyncio.sleep(0.001)
-        gaps.append(time.perf_counter() - before)
+        beats.append(None)
 
 
 def test_asyncio_goes_on_while_tokens_come(model: RecycleModel) -> None:
     model.prefill_chunk = 4096
-    expected = model.generate(LONG, max_new_tokens=20)
+    prompt = LONG * 4
+    expected = model.generate(prompt, max_new_tokens=20)
 
-    async def main() -> tuple[list[int], list[float], float]:
-        gaps: list[float] = []
-        beating = asyncio.create_task(heartbeats(gaps))
+    async def main() -> tuple[list[int], int]:
+        beats: list[None] = []
+        beating = asyncio.create_task(count(beats))
         await asyncio.sleep(0)
-        generation = model.stream(LONG, max_new_tokens=20)
-        tokens = [token.id async for token in generation]
+        generation = model.stream(prompt, max_new_tokens=20)
+        tokens = [(await anext(generation)).id]
+        during_the_prompt = len(beats)
+        tokens += [token.id async for token in generation]
         beating.cancel()
-        return tokens, gaps, generation.result.stats.prefill_s
+        return tokens, during_the_prompt
 
-    tokens, gaps, prefill = asyncio.run(main())
+    tokens, during_the_prompt = asyncio.run(main())
     assert tokens == expected.tokens
-    assert len(gaps) > prefill / 0.02  # the loop went round while the prompt was read in one run
-    assert sorted(gaps)[len(gaps) // 2] < 0.02
+    assert during_the_prompt >= 3  # the loop went round while the prompt was read in one run
 
 
 def test_many_tasks_share_a_model(model: RecycleModel) -> None:
@@ -275,8 +277,10 @@ def test_cancelling_a_task_cancels_the_generation_and_frees_the_caches(model: Re
 
 
 def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: RecycleModel) -> None:
+    go_on = threading.Event()
+
     def slow(_: Ids, logits: Floats) -> Floats:
-        time.sleep(0.2)
+        go_on.wait(PATIENCE)
         return logits
 
     async def main() -> list[str]:
@@ -286,6 +290,7 @@ def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: RecycleM
         for _ in range(3):
             await asyncio.sleep(0.02)
             task.cancel()
+        go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
         again = chat.send("more", max_new_tokens=3)
@@ -347,7 +352,7 @@ def test_closing_waits_for_the_steps_in_progress(bundle: Path) -> None:
         while min(len(generation.tokens) for generation in generations) < 3:
             time.sleep(0.001)
         model.close()
-        assert {future.result(10) for future in running} == {"the model was closed; load it again"}
+        assert {future.result(PATIENCE) for future in running} == {"the model was closed; load it again"}
 
 
 def test_a_callback_that_closes_the_model_is_told_so_and_does_no_harm(bundle: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from recycle_onnx.runtime.model import RecycleModel
 from tests.helpers.command import run
+from tests.helpers.patience import PATIENCE
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 PROMPT = "One day, a little fox"
@@ -82,7 +83,7 @@ def test_openai_client(sample_bundle: Path, sample_model: RecycleModel) -> None:
         text = program("openai_client.py", found[0], "Tell me of a fox.")
     finally:
         server.terminate()
-        server.communicate(timeout=60)
+        server.communicate(timeout=PATIENCE)
     answer = sample_model.conversation().send("Tell me of a fox.", max_new_tokens=40)
     assert text == "".join(token.text for token in answer)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from openai import OpenAI
+from prometheus_client.parser import text_string_to_metric_families
 
 import recycle_onnx
 from recycle_onnx.checkpoint import attach
@@ -21,6 +22,7 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address, Server, Uvicorn
 from tests.helpers import tiny
+from tests.helpers.patience import PATIENCE
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
@@ -28,8 +30,8 @@ TEMPLATE = (
 NAME = "tiny"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.002)
@@ -43,7 +45,7 @@ class Running:
     uvicorn: Uvicorn
 
     def client(self, api_key: str = "none", retries: int = 0) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=retries, timeout=60)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=api_key, max_retries=retries, timeout=PATIENCE)
 
     @property
     def busy(self) -> int:
@@ -52,6 +54,14 @@ class Running:
     @property
     def waiting(self) -> int:
         return self.uvicorn.service.workers.waiting
+
+    @property
+    def new_tokens(self) -> float:
+        """Of all answers so far, when no slot is busy."""
+        families = text_string_to_metric_families(self.uvicorn.service.metrics.text().decode())
+        samples = (sample for family in families for sample in family.samples)
+        new = ("recycle_onnx_tokens_total", {"kind": "new"})
+        return sum(sample.value for sample in samples if (sample.name, sample.labels) == new)
 
 
 @contextmanager
@@ -69,7 +79,7 @@ def serving(
         yield Running(server.url, started[0])
     finally:
         started[0].should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
         assert not thread.is_alive()
 
 

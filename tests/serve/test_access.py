@@ -15,6 +15,7 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.access import host_name, is_loopback
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address
+from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
 
 TOKEN = "open sesame"
@@ -28,7 +29,7 @@ def closed(endless_model: RecycleModel) -> Iterator[Running]:
 
 
 def get(running: Running, path: str, **headers: str) -> tuple[http.client.HTTPResponse, bytes]:
-    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=PATIENCE)
     try:
         connection.request("GET", path, headers={name.replace("_", "-"): value for name, value in headers.items()})
         response = connection.getresponse()
@@ -123,7 +124,7 @@ def test_a_browser_may_ask_first_without_the_token(shared: Running) -> None:
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Headers": "authorization,content-type,x-stainless-os",
     }
-    connection = http.client.HTTPConnection(shared.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(shared.url.removeprefix("http://"), timeout=PATIENCE)
     connection.request("OPTIONS", "/v1/chat/completions", headers=asks)
     response = connection.getresponse()
     connection.close()

@@ -17,6 +17,7 @@ import pytest
 
 from recycle_onnx.runtime.model import RecycleModel
 from tests.helpers.command import assert_one_error, assert_refused, run
+from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import wait_until
 
 
@@ -51,7 +52,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_an_answer(endless_model: RecycleModel) 
             while piece := connection.recv(65536):
                 received += piece
         assert b"shutting down" in received
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert stdout == ""
     assert_one_error(stderr, "interrupted")

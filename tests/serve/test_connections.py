@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import statistics
 import time
 from contextlib import ExitStack
 from typing import Any
@@ -15,6 +14,7 @@ from openai import OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import SPARE_CONNECTIONS, Limits
+from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
 
 HALF = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
@@ -22,7 +22,7 @@ HALF = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
 def connected(running: Running) -> socket.socket:
     host, _, port = running.url.removeprefix("http://").partition(":")
-    return socket.create_connection((host, int(port)), timeout=30)
+    return socket.create_connection((host, int(port)), timeout=PATIENCE)
 
 
 def is_closed(connection: socket.socket) -> bool:
@@ -100,7 +100,7 @@ def test_a_client_that_does_not_read_is_let_go(endless_model: RecycleModel) -> N
     with serving(endless_model, Limits(body_seconds=1)) as running, ExitStack() as stack:
         ask_and_read_nothing(running, stack)
         wait_until(lambda: running.busy == 1)
-        wait_until(lambda: not running.uvicorn.server_state.connections and running.busy == 0, 30)
+        wait_until(lambda: not running.uvicorn.server_state.connections and running.busy == 0)
 
 
 def test_its_answer_takes_no_longer_than_others(endless_model: RecycleModel) -> None:
@@ -120,7 +120,7 @@ def test_others_are_served_meanwhile(server: Running, client: OpenAI) -> None:
 
 def test_answers_are_sent_at_once(server: Running) -> None:
     """Without TCP_NODELAY the second part of an answer waits for the client to acknowledge the first, 40 ms later."""
-    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE)
     seconds = []
     for _ in range(20):
         started = time.perf_counter()
@@ -132,4 +132,4 @@ def test_answers_are_sent_at_once(server: Running) -> None:
     assert sockets
     assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in sockets)
     connection.close()
-    assert statistics.median(seconds) < 0.03
+    assert min(seconds) < 0.03  # on a busy machine too, one of them is not held up by others

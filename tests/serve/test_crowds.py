@@ -6,7 +6,6 @@ import http.client
 import json
 import random
 import socket
-import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,10 +18,11 @@ from openai import OpenAI
 
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.serve.limits import Limits
+from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
 
 TEXT = "/v1/completions"
-ENDLESS = {"prompt": "the cat", "max_tokens": 8000}
+ENDLESS: dict[str, Any] = {"prompt": "the cat", "max_tokens": 8000}
 
 
 @contextmanager
@@ -53,13 +53,14 @@ def test_twenty_clients_at_once_get_their_own_texts(server: Running, endless_mod
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_goes_away_frees_its_slot(stream: bool, server: Running) -> None:
+    before = server.new_tokens
     with sent(server, {**ENDLESS, "stream": stream}) as connection:
         wait_until(lambda: server.busy == 1)
         if stream:
             connection.recv(1)
-    started = time.monotonic()
     wait_until(lambda: server.busy == 0)
-    assert time.monotonic() - started < 1.0  # of the minutes that the whole text takes
+    wait_until(lambda: server.new_tokens > before)
+    assert server.new_tokens - before < ENDLESS["max_tokens"]
 
 
 def test_a_client_that_goes_away_leaves_the_queue(endless_model: RecycleModel) -> None:
@@ -124,7 +125,7 @@ def test_an_answer_that_takes_too_long_is_ended(endless_model: RecycleModel) -> 
             running.client().completions.create(**asked)
         assert (found.value.status_code, found.value.code) == (504, "generation_timeout")
         stream = running.client().completions.create(**asked, stream=True)
-        before = [next(stream) for _ in range(10)]
+        before = [next(stream) for _ in range(3)]
         with pytest.raises(openai.APIError, match="more than 1 s"):
             deque(stream, maxlen=0)
         assert all(chunk.choices for chunk in before)
@@ -133,7 +134,7 @@ def test_an_answer_that_takes_too_long_is_ended(endless_model: RecycleModel) -> 
 
 def test_a_body_that_does_not_come_is_not_waited_for(endless_model: RecycleModel) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running:
-        connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=30)
+        connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=PATIENCE)
         connection.putrequest("POST", TEXT)
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Content-Length", "100")
@@ -147,9 +148,8 @@ def test_a_body_that_does_not_come_is_not_waited_for(endless_model: RecycleModel
 def test_the_event_loop_is_free_while_models_work(server: Running, client: OpenAI) -> None:
     with sent(server, ENDLESS), sent(server, ENDLESS):
         wait_until(lambda: server.busy == 2)
-        started = time.monotonic()
         assert client.models.list().data
-        assert time.monotonic() - started < 1.0
+        assert server.busy == 2  # it did not wait for them
     wait_until(lambda: server.busy == 0)
 
 

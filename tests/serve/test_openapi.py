@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 import recycle_onnx
 from recycle_onnx.serve import openapi
+from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import Running, serving
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
@@ -36,7 +37,7 @@ def short(tiny_bundle: Path) -> Iterator[Running]:
 @schema.parametrize()
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_the_server_does_what_its_document_says(case: schemathesis.Case, short: Running) -> None:
-    case.call_and_validate(base_url=short.url, checks=CHECKS, timeout=30)
+    case.call_and_validate(base_url=short.url, checks=CHECKS, timeout=PATIENCE)
 
 
 def test_the_document_is_served(short: Running) -> None:

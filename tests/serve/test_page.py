@@ -165,7 +165,7 @@ def test_a_model_without_template_continues_texts(browser: webdriver.Chrome, sam
         browser.find_element(By.ID, "compare").click()
         keep_picture(browser, "empty")
         ask(browser, "Once upon a time, a little fox", most=120)
-        wait_until(finished(browser, 2), 60)
+        wait_until(finished(browser, 2))
         expected = sample_model.generate("Once upon a time, a little fox", max_new_tokens=120, strategy="full").text
         assert text_of(answers(browser)[0]) == "Once upon a time, a little fox" + expected
         keep_picture(browser, "sample")

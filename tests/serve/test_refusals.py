@@ -16,6 +16,7 @@ from recycle_onnx.serve import schema
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.schema import AnyRequest, ChatRequest, CompletionRequest
+from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -92,7 +93,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
 
 
 def post(running: Running, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, Any]]:
-    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=60)
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=PATIENCE)
     try:
         connection.request("POST", path, body, {"Content-Type": "application/json", **headers})
         response = connection.getresponse()
