@@ -16,7 +16,7 @@ from recycle_onnx.training.data import Corpus, Windows, cut, split
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.own_text import OwnText
-from recycle_onnx.training.target_cache import TargetFiles
+from recycle_onnx.training.target_cache import TargetFiles, spread_files
 from recycle_onnx.training.tokens import tokenise
 
 HELD_OUT_WINDOWS = 64
@@ -51,7 +51,7 @@ class Reader:
             measured = self._own(held_out, 0) if options.regenerate else self._documents(held_out)
         corpus = split(name, parts, measured, most=HELD_OUT_WINDOWS)
         wanted = None if options.joint else options.windows_of_budget()
-        return corpus if wanted is None else replace(corpus, train=_spread(corpus.train, wanted))
+        return corpus if wanted is None else replace(corpus, train=spread(corpus.train, wanted))
 
     def _documents(self, paths: Sequence[Path]) -> Windows:
         base = self.checkpoint
@@ -72,11 +72,9 @@ class Reader:
             return OwnText(model, digest, script, openings, rows, length, options.seed, targets).windows(progress)
 
 
-def _spread(parts: tuple[Windows, ...], wanted: int) -> tuple[Windows, ...]:
-    """Choose no more than `wanted` windows, evenly over the text: a short training need not read all of it."""
+def spread(parts: tuple[Windows, ...], wanted: int) -> tuple[Windows, ...]:
+    """Take about `wanted` windows, evenly over the text: a short training need not let the base read all of it."""
     total = sum(map(len, parts))
     if total <= wanted:
         return parts
-    shares = [min(len(part), max(1, wanted * len(part) // total)) for part in parts]
-    places = [np.linspace(0, len(part) - 1, share).astype(int) for part, share in zip(parts, shares, strict=True)]
-    return tuple(part[chosen] for part, chosen in zip(parts, places, strict=True))
+    return tuple(spread_files(part, wanted * len(part) / total) for part in parts)

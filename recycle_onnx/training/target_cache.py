@@ -147,6 +147,17 @@ class CachedTargets:
         return Targets.joined([base_targets(self._model, part) for part in parts])
 
 
+def spread_files(windows: NDArray[np.uint32], wanted: float) -> NDArray[np.uint32]:
+    """Take about `wanted` of these windows [N, S], evenly, in the groups that have a file of targets each.
+
+    So a short training uses what was read for a long one, and the other way round.
+    """
+    starts = range(0, len(windows), SHARD)
+    count = min(len(starts), max(1, round(wanted / SHARD)))
+    places = np.linspace(0, len(starts) - 1, count).astype(int)
+    return np.concatenate([windows[starts[place] : starts[place] + SHARD] for place in places])
+
+
 def _name(identity: str, windows: NDArray[np.uint32]) -> str:
     digest = hashlib.sha256(f"{identity}|{windows.shape}|".encode())
     digest.update(np.ascontiguousarray(windows, np.uint32).tobytes())

@@ -16,6 +16,7 @@ from recycle_onnx.progress import silent
 from recycle_onnx.training import target_cache
 from recycle_onnx.training.model import RecycleGPT
 from recycle_onnx.training.options import Progress, TrainingOptions
+from recycle_onnx.training.reader import spread
 from recycle_onnx.training.target_cache import CachedTargets, bytes_a_token
 from recycle_onnx.training.targets import Targets, base_targets
 from recycle_onnx.training.trainer import train
@@ -88,6 +89,16 @@ def test_they_are_read_from_disk_as_they_were_computed(model: RecycleGPT, cache:
 def test_text_that_grows_keeps_what_was_read(model: RecycleGPT) -> None:
     CachedTargets(model.full, "base", [windows(8)], SIZE).fill(silent)
     assert CachedTargets(model.full, "base", [np.concatenate([windows(8), windows(4, seed=1)])], SIZE).missing == 4
+
+
+def test_a_short_training_uses_what_was_read_for_a_long_one(model: RecycleGPT) -> None:
+    parts = (windows(40), windows(20, seed=1))
+    CachedTargets(model.full, "base", parts, SIZE).fill(silent)
+    some = spread(parts, 18)
+    assert [len(part) for part in some] == [12, 8]  # of 4 windows each: 12 and 6 were asked for
+    assert {tuple(row) for row in some[0]} <= {tuple(row) for row in parts[0]}
+    assert CachedTargets(model.full, "base", some, SIZE).missing == 0
+    assert spread(parts, 60) is parts
 
 
 @pytest.mark.parametrize("change", ["base", "tap", "text", "type"])
