@@ -22,6 +22,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
 
 PROJECTION_NOISE = 0.02
+"""Deviation of the noise that is added to the averaging projection."""
 
 Init = Literal["base", "random"]
 Tensors = dict[str, NDArray[np.generic]]

@@ -22,6 +22,7 @@ DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA, CHECKSUM = "__metadata__", "sha256"
 ALIGNMENT = 8
+"""Bytes: safetensors pads its header to it, so that arrays of 8-byte values can be mapped."""
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:

@@ -21,7 +21,9 @@ NAMES = ("auto", "full", "alternate", "verify", "lookup")
 NEEDING_MODULE = ("alternate", "verify")
 """Those that cannot do without the module; `auto` can."""
 LONGEST_CHAIN = STEP_ROWS - 1
+"""A run has rows for the last token and for its proposals."""
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
+"""Tokens of a chain where nobody says: `auto` shortens it where that pays, `verify` takes what is asked for."""
 
 
 @dataclass(frozen=True)

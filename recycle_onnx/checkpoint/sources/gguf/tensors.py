@@ -19,6 +19,7 @@ from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 
 BYTES_AT_ONCE = 4 << 20
+"""Of float32 values that are decoded in one piece: memory stays small, whatever the matrix."""
 KEPT = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 ITEM_SIZES = {kind: dtype.itemsize for kind, dtype in KEPT.items()}
 """Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
