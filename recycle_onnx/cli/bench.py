@@ -76,7 +76,7 @@ def bench(
     Strategies take turns; figures are medians with 95 % intervals. With --prompts every strategy answers each of them
     through the bundle's chat template, and the answers are compared with those of full.
     """
-    from recycle_onnx.bench import machine
+    from recycle_onnx.bench.conditions import Conditions
     from recycle_onnx.bench.run import Options, to_json, verdict
     from recycle_onnx.bench.run import bench as run
 
@@ -122,16 +122,16 @@ def bench(
             )
     with progress("measuring") as update:
         results = run(bundle, options, update)
-    described = machine.describe()
+    conditions = Conditions.here()
     if plot:
         write_plot(results, plot, f"{shape}, random weights" if shape else str(bundle))
     if json_:
         label = {"label": f"{shape}, {RANDOM}"} if shape else {}
-        click.echo(as_json({**to_json(results, described), **label}))
+        click.echo(as_json({**to_json(results, conditions), **label}))
         return
     console = Console()
-    console.print(f"{described.cpu}, {described.threads} processors, ONNX Runtime {described.onnxruntime}, "
-                  f"reads {described.read_bandwidth_gb_s:.0f} GB/s", highlight=False)  # fmt: skip
+    console.print(f"{conditions.cpu}, {conditions.threads} processors, ONNX Runtime {conditions.onnxruntime}, "
+                  f"reads {conditions.read_bandwidth_gb_s:.0f} GB/s", highlight=False)  # fmt: skip
     if shape:
         console.print(f"{shape}: {RANDOM}", highlight=False, soft_wrap=True)
     for title, group in _settings(results):
