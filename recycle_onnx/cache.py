@@ -12,6 +12,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, write_json
 
 LIMIT = 1000
+"""Files that are remembered, the latest ones, so that the list stays small."""
 logger = logging.getLogger(__name__)
 
 

@@ -24,6 +24,7 @@ OBJECTS = ("recycler", "quantization", "provenance")
 MOST_BYTES = 1 << 50
 """Of a file: a petabyte."""
 MOST_TAPS = 64
+"""More hidden states side by side than any base has layers worth reading."""
 SHA256 = re.compile("[0-9a-f]{64}")
 
 

@@ -15,6 +15,7 @@ from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.model import RecycleModel
 
 ROUNDS = 20
+"""Rounds of every kind of step, of which the median counts: one interruption by another process changes nothing."""
 
 
 def calibrate(

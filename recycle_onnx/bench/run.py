@@ -24,6 +24,7 @@ from recycle_onnx.runtime.generation import Result
 from recycle_onnx.runtime.model import RecycleModel, load
 
 RESAMPLES = 2000
+"""Draws from the measured values, of which the median's interval is made (the bootstrap)."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from functools import partial
 from recycle_onnx.runtime.model import RecycleModel
 
 MOST_TOKENS = 5
+"""A full step verifies a chain of up to four proposals, with the token before them."""
 
 
 class StepTimer:

@@ -21,6 +21,7 @@ from recycle_onnx.files import write_json
 from recycle_onnx.safetensors_file import write_arrays
 
 PROJECTION_NOISE = 0.02
+"""Deviation of the noise that is added to the averaging projection."""
 
 Init = Literal["base", "random"]
 Tensors = dict[str, NDArray[np.generic]]

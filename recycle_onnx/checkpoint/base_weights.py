@@ -22,6 +22,7 @@ NUMBER = re.compile(r"(?<=layers\.)\d+")
 TRUNK, EMBEDDING = "model.", "embed_tokens"
 TABLE, HEAD = f"{TRUNK}{EMBEDDING}.weight", "lm_head.weight"
 ROWS_AT_ONCE = 4096
+"""Rows that are compared in one piece: an embedding whole would take hundreds of megabytes twice."""
 
 
 class BaseWeights:

@@ -12,6 +12,7 @@ from recycle_onnx.files import read_json, read_text, write_json
 from recycle_onnx.tokenizer import load_tokenizer
 
 SMALLEST = 16
+"""Fewer tokens are a slip of the keyboard: no text is made of them."""
 FILE = "draft_vocabulary.json"
 
 

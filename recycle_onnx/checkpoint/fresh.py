@@ -23,6 +23,7 @@ from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.untrusted import copy_file
 
 DEVIATION = 0.02
+"""Of fresh weights, as GPT-2 and Llama have it."""
 SHARD = 2**28
 """Values in a file of weights, at most: what is held in memory while it is written."""
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")

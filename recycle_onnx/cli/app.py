@@ -23,6 +23,7 @@ VERBS = (
     "serve", "bench", "calibrate", "eval", "doctor",
 )  # fmt: skip
 INTERRUPTED = 130
+"""Exit code after Ctrl-C, as shells give it: 128 and the signal's number."""
 INDENTATION = 6
 """Columns that click leaves empty before a verb's name and around its description."""
 EXTRA_OF_VERB = {

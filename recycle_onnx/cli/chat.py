@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.model import RecycleModel
 
 DEFAULT_NEW_TOKENS = 512
+"""Answers of a model that never ends its turn stop here."""
 COMMANDS = {
     "/reset": "forget all turns but the system message",
     "/strategy [NAME]": "show or change how tokens are made",

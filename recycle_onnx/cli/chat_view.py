@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.generation import Generation
 
 SECONDS_BETWEEN_FRAMES = 0.1
+"""Drawing markdown takes milliseconds, which tokens would wait for if each were drawn."""
 
 
 class View:

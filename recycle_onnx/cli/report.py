@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from recycle_onnx.export.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
+"""Where progress is no bar, logs of long work stay short."""
 ESCAPED = {code: f"\\u{code:04x}" for code in UNPRINTABLE}
 
 

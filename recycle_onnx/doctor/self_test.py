@@ -24,7 +24,9 @@ from recycle_onnx.runtime.ort.sessions import mapped_options, open_session
 SECONDS = 1.0
 """What each of the two texts may take."""
 MOST_TOKENS, FEWEST_TOKENS = 32, 4
+"""Tokens of each text: more where steps are fast, some in any case."""
 TIMED_STEPS = 5
+"""Steps of a kind, of which the median counts."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,9 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 SHORT_US = 1000
 """Spinning that ends by itself after so long is over before the other half's turn is."""
 ROUNDS = 6
+"""Rounds, of which medians are compared: another process may disturb one of them."""
 STEPS = 8
+"""Steps of a round: so many take longer than the clock's grain even on small models."""
 SLOW = 1.7
 """Turns that cost so much more than each half alone are worth a word; noise seldom reaches it."""
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 NORMAL_95 = 1.96
+"""Standard errors on either side of the mean that hold 95 % of a normal distribution."""
 
 
 class Estimate(NamedTuple):

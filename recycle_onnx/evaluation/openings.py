@@ -8,6 +8,7 @@ from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.runtime.text import encode
 
 TEXTS, TOKENS = 8, 16
+"""Openings, and tokens of each, for a measurement of seconds."""
 QUESTIONS = (
     "Why is the sky blue?",
     "Write a short story about a lighthouse keeper.",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from recycle_onnx.runtime.model import RecycleModel
 
 LONGEST = 1024
+"""Tokens of a piece: a longer context takes memory for logits of every row."""
 
 
 class Piece(NamedTuple):

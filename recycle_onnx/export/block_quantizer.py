@@ -40,10 +40,14 @@ PARTS = (
     "down_proj",
 )
 KEEP = {4: ("projection", "embed_tokens", "lm_head"), 8: ("projection",)}
+"""What gets more bits by default, by the bits of the others; docs/performance.md has what that costs and saves."""
 SMALLEST_BLOCK = 16
+"""What the kernels take at least."""
 FLOAT = ("embed_positions",)
 """Read a row at a time and small: stays as it is."""
 RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
+"""Parts of a block's range that codes may cover, tried beside all of it: to clip the outermost value can leave less
+error in the others."""
 
 
 @dataclass(frozen=True)

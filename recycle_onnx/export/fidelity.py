@@ -21,8 +21,12 @@ from recycle_onnx.runtime.ort.sessions import open_mapped
 
 TEXT = Path(__file__).parent / "text" / "measure.txt"
 TEXTS = 8
+"""Windows, spread evenly over the text."""
 TOKENS = 256
+"""Tokens of a window that both bundles read."""
 PAIRS = 32
+"""Tokens of a window where only runs on one and two tokens are compared: each token is a step, not a part of one run.
+"""
 NOTABLE, REFUSED = 0.05, 0.25
 """Parts by which perplexity may rise before a warning, and before a bundle is refused: llama.cpp's Q4_K_M costs a model
 of 135 M parameters 4 %; at 39 % its answers went round in circles."""

@@ -7,6 +7,7 @@ from typing import Any
 from recycle_onnx.checkpoint import BaseConfig
 
 CHUNK_SIZE = 256
+"""Tokens of a prompt in a run, as in our own runtime."""
 
 
 def genai_config(base: BaseConfig, bos: int | None, eos: list[int]) -> dict[str, Any]:

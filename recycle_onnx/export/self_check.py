@@ -17,6 +17,7 @@ from recycle_onnx.runtime.ort.sessions import open_mapped
 from recycle_onnx.untrusted import check_regular
 
 STEPS = 3
+"""Tokens that are read one by one behind a prompt: a cache that is written or read wrongly shows in the second."""
 
 
 @dataclass(frozen=True)

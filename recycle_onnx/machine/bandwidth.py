@@ -13,10 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 BYTES = 256 << 20
+"""Read at least: the caches of most processors hold less."""
 BYTES_A_THREAD = 64 << 20
+"""Cores have caches of their own, so more threads need more."""
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 SLICE = 32 << 20
+"""Bytes of a round: a millisecond or two, shorter than a time slice of the system."""
 ROUNDS = 100
+"""The best of so many counts: on a busy machine most rounds share the memory with others."""
 
 Words = NDArray[np.uint64]
 

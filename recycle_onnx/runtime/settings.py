@@ -21,7 +21,9 @@ LONGEST_CHAIN = max(LONGEST_CHAINS.values())
 CONFIDENT = ("auto", "verify")
 """Strategies that know `min_confidence`."""
 MOST_LOGPROBS = 20
+"""As many as OpenAI's API allows; each is looked up and decoded for every token."""
 MOST_BIAS = 1e9
+"""Far beyond any logit: a larger one decides nothing that this one does not."""
 PENALTY = Number(least=-2, most=2, notes={0: "none"})
 COUNT = Number(least=0, whole=True)
 SEED_64 = Number(least=-(2**63), most=2**63 - 1, whole=True)

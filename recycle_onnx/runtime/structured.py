@@ -29,7 +29,9 @@ if TYPE_CHECKING:
 ONE_SPACE = {"whitespace_pattern": "[ ]?"}
 """Between the parts of a JSON text: without a limit a model may go on with white space for ever (as in Outlines)."""
 WORD = 32
+"""Bits in a word of llguidance's masks, which are allocated in whole words."""
 LONGEST_MESSAGE = 300
+"""Characters of llguidance's reasons that are shown: they quote the grammar, which may be long."""
 
 
 @dataclass(frozen=True)

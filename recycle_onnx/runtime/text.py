@@ -23,6 +23,7 @@ LONGEST_CHARACTER = 4
 INCOMPLETE = "\ufffd"
 """What bytes that form no character are shown as; a model may also write it."""
 PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+"""Bytes that byte-level tokenizers write as the character of the same number."""
 ALPHABET = {
     chr(byte if byte in PRINTABLE else 256 + sum(other not in PRINTABLE for other in range(byte))): byte
     for byte in range(256)

@@ -22,6 +22,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.serve.errors import ApiError
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
+"""Ports that browsers leave out of an origin."""
 OPEN = frozenset({"/", "/health", "/openapi.json"})
 """Paths that tell nothing about anybody, and need no token."""
 HEADERS = {
@@ -30,6 +31,7 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
+"""Sent with every answer: no other site may embed it, and nobody keeps a copy of what was said."""
 
 
 def is_loopback(host: str) -> bool:

@@ -41,9 +41,10 @@ SMALL_BODY = 32 << 10
 between which others have their turn if it is another thread that takes them.
 """
 MANY_TOKENS = 256
-"""Of an answer that is written down in another thread: thousands with their alternatives are seconds of work."""
+"""Tokens of an answer from which on it is written down in another thread: with their alternatives thousands are seconds
+of work, for which all other clients would wait."""
 GONE = 499
-"""Status of an answer that nobody gets."""
+"""Status of an answer that nobody gets, as nginx calls it; it is only counted."""
 
 
 class Service:

@@ -7,6 +7,7 @@ from starlette.responses import JSONResponse
 from recycle_onnx.errors import InputError, TextError
 
 TYPES = {401: "authentication_error", 408: "timeout_error", 429: "rate_limit_error", 504: "timeout_error"}
+"""OpenAI's names of errors by status; others follow from whose fault a status means."""
 
 
 class ApiError(Exception):

@@ -13,6 +13,7 @@ from recycle_onnx.runtime.generation import Result
 
 PREFIX = "recycle_onnx_"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Bounds of the histograms' buckets: a first token takes hundredths of a second, a long answer minutes."""
 CLIENT_GONE = "499"
 """What is counted where no answer was sent, as nginx does."""
 

@@ -23,14 +23,15 @@ Prompt = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
 Many = Field(min_length=1, fail_fast=True)
-"""Of a list: one error is told, so only one is looked for; a body of megabytes holds millions."""
+"""For lists: one error is told, so only one is looked for, as a body of megabytes may hold millions."""
 Few = Field(min_length=1, max_length=4096, fail_fast=True)
 """The same of what takes microseconds each; more messages fit no context."""
 MOST_STOPS, MOST_BIASES = 16, 4096
+"""More slow every token down: each stop string is searched for, and each bias added, at every one."""
 NOTHING: tuple[object, ...] = (None, "", [], {})
 """What clients send for a field that they do not use."""
 MOST_MISTAKES = 100
-"""That are looked at one by one."""
+"""Mistakes of a body that are looked at one by one, to name the one that matters: each takes microseconds."""
 SERVED = {name: about for name, about in SETTINGS.items() if about.served}
 """Settings that are fields of requests under their own name."""
 NOTES = {"seed": "Random if left out.", "top_p": "0: the likeliest token alone."}

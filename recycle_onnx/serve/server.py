@@ -17,6 +17,7 @@ from recycle_onnx.serve.engine import Engine
 from recycle_onnx.serve.limits import Limits
 
 BACKLOG = 256
+"""Connections that the system holds until they are accepted: a crowd that comes at once is not turned away."""
 
 
 @dataclass(frozen=True)

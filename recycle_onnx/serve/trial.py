@@ -36,6 +36,7 @@ PLAIN = frozenset(
 SMALL = 300
 """JSON values in a schema: of plain ones so small the slowest took 0.1 s."""
 POLL_SECONDS = 0.05
+"""How soon a trial notices that its client has gone, without keeping a processor busy."""
 CLOCK = getattr(signal, "SIGPROF", None)
 """Ends a process that has used up its processor time; Windows has none, and wall time counts there."""
 PATIENCE = 60.0

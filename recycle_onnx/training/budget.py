@@ -8,11 +8,15 @@ from dataclasses import dataclass
 from recycle_onnx.errors import InputError
 
 WARM_UP = 0.05
+"""Part of the budget in which the learning rate rises: moments are not known before."""
 LOWEST = 0.1
+"""Part of the peak learning rate that is left at the end."""
 DEFAULT_MINUTES = 15.0
+"""Of a training without a budget, if acceptance never stops rising."""
 PATIENCE = 4
 """Measurements of held-out acceptance without a rise that end a training without a budget."""
 RISE = 0.002
+"""Less than this is within what acceptance on the held-out windows is known to."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from recycle_onnx.untrusted import copy_tree
 
 TORCH_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 REFERENCE_TOKENS = 48
+"""Tokens of the reference: a short text that every context holds."""
 REFERENCE_ROWS = 4
+"""Rows of logits that are kept: a row of a large vocabulary takes half a megabyte."""
 
 
 def load_model(checkpoint: Checkpoint, base_dtype: torch.dtype = torch.float32) -> RecycleGPT:

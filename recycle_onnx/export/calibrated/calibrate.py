@@ -36,6 +36,7 @@ Q4_K_M has 5.53 on a model of 135 M parameters."""
 TOKENS_A_COLUMN = 6
 """Of the widest matrix: three times what GPTQ needs not to lose to rounding."""
 FEWEST_WINDOWS = 12
+"""Windows at least, so that each kind of text has some, however few columns a model's matrices have."""
 VERSION = 1
 """Of what is kept of an unfinished calibration."""
 

@@ -27,7 +27,9 @@ from recycle_onnx.export.report import Report
 BATCH = 8
 """Windows that are read at once."""
 PROBES = 4
+"""Texts on which the damage of a part is judged: every part carries them on once, so each one costs a pass."""
 PROBE_LENGTH = 32
+"""Tokens of a probe: as for their number, time grows with it for every part of every matrix."""
 EVERY = 2
 """Of a probe's positions one in so many is judged at the end."""
 STAGE = "calibrating"

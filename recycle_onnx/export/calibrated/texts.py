@@ -29,6 +29,7 @@ FEWEST = 2
 MOST = 288
 """Windows of a user's file that scales are tuned on; 73 728 tokens."""
 TEMPERATURE = 1.0
+"""Of the model's own text: as the model's distribution is, neither sharpened nor flattened."""
 
 
 def windows(bundle: Bundle, path: Path | None, columns: int, rows: int, threads: int | None, report: Report) -> Ids:

@@ -14,6 +14,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export.graph import Cache, DecoderGraph, Projected
 
 HEAD_SIZES = 8
+"""The kernel takes heads of a multiple of so many values."""
 
 
 class OrtGraph(DecoderGraph):

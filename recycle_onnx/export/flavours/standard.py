@@ -19,6 +19,7 @@ from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, GraphSpec
 from recycle_onnx.export.graph import Cache, DecoderGraph, Projected
 
 HEADS_FIRST = [0, 2, 1, 3]
+"""The permutation from [B, S, heads, D] to [B, heads, S, D], and back."""
 
 
 class StandardGraph(DecoderGraph):

@@ -18,20 +18,26 @@ from recycle_onnx.runtime.settings import LONGEST_CHAINS
 Source = Literal["nothing", "module", "lookup", "constraint"]
 
 LONGEST = LONGEST_CHAINS["auto"]
-"""Most tokens of a chain."""
+"""Most tokens of a chain: a later place is right only where all before it were, so it adds ever less."""
 MEMORY = 0.95
-"""What a cycle's outcome still counts for after the next one of its kind."""
+"""What a cycle's outcome still counts for after the next one of its kind: half after 14 cycles, so that beliefs follow
+a text from prose into code, and a single miss does not turn them."""
 PRIOR = {"module": (1.5, 2.0), "lookup": (1.0, 2.0), "constraint": (1.9, 2.0)}
-"""Accepted and tried proposals to start from."""
+"""Accepted and tried proposals to start from: so few that the first cycles outweigh them."""
 PLACES = {"module": LONGEST, "lookup": LONGEST, "constraint": STEP_ROWS - 1}
 """Most tokens that each source proposes: a constraint is right wherever it leaves no choice."""
 CALIBRATED = 8.0
-"""Proposals that a calibration counts for."""
+"""Proposals that a calibration counts for: it was measured on other texts, so this text's own outcomes take over after
+as many cycles."""
 TRIALS = (1, 1, 0, 0, 1)
-"""Chain lengths of the first cycles, from which the costs come."""
+"""Chain lengths of the first cycles, from which the costs come. Each kind is tried twice or more, since a kind's first
+step also allocates and is not counted."""
 FIRST_PAUSE, LONGEST_PAUSE = 16, 256
+"""Cycles without the module before it is asked again where it did not pay: doubled from the first to the longest, so
+that a module which never pays costs a cycle in 256."""
 MARGIN = 1.03
-"""How much faster than the full model alone a proposal must promise to be."""
+"""How much faster than the full model alone a proposal must promise to be: costs are medians of few steps, and a
+smaller promise may be no more than their noise."""
 
 
 class Costs:

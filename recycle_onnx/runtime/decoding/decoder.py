@@ -19,10 +19,12 @@ from recycle_onnx.runtime.decoding.read_tokens import ReadTokens
 from recycle_onnx.runtime.decoding.waiting_states import WaitingStates
 
 CHUNK = 256
+"""Tokens of a prompt that are read in one run: memory for activations grows with it, and Ctrl-C waits for one run."""
 AHEAD = 1024
 """New tokens that room is made for before they come."""
 WINDOW = 64
-"""Most tokens that the module may fall behind while a strategy uses it."""
+"""Most tokens that the module may fall behind while a strategy uses it: it catches up in one run, which would grow
+without a bound."""
 
 Watch = Callable[[int, int], None]
 """Told after each chunk of a prompt how many tokens are read, and of how many; what it raises ends the reading."""

@@ -13,6 +13,8 @@ from recycle_onnx.contract import ATTENTION_MASK, GraphSpec
 from recycle_onnx.runtime.ort.memory import HOST, Array, Buffer, Memory
 
 FIRST_CAPACITY = 256
+"""Rows to begin with: most texts fit, and longer ones double the buffers, so that copying stays a small part of the
+work."""
 SPARE = 1
 """A row behind the text: there a graph may put one that makes a run on one token round as longer ones do."""
 

@@ -18,6 +18,7 @@ Ids = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Processor = Callable[[Ids, Floats], Floats]
 FORBIDDEN = np.float32(-np.inf)
+"""The logit of a token that may not come: its probability is 0 under every temperature."""
 
 
 class Follower(Protocol):

@@ -17,7 +17,9 @@ from recycle_onnx.errors import TextError
 from recycle_onnx.runtime.settings import check
 
 MASK = (1 << 64) - 1
+"""Keeps 64 bits of Python's unbounded integers, as SplitMix64 computes with."""
 GOLDEN = 0x9E3779B97F4A7C15
+"""SplitMix64's step: 2^64 divided by the golden ratio, so that neighbouring positions get keys far apart."""
 LARGEST_NOISE_GAP = 41.0
 """Gumbel noise from 53-bit uniforms lies in (-3.7, 36.8): a logit this far below the best can never win."""
 

@@ -20,6 +20,7 @@ from recycle_onnx.runtime.settings import check_plan
 NEEDING_MODULE = ("alternate", "verify")
 """Those that cannot do without the module; `auto` can."""
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
+"""Tokens of a chain where nobody says: `auto` shortens it where that pays, `verify` takes what is asked for."""
 
 
 @dataclass(frozen=True)

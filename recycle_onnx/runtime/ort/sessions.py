@@ -17,10 +17,12 @@ from recycle_onnx.runtime.ort.providers import Place, Placement
 from recycle_onnx.runtime.ort.renamed import renamed
 
 FATAL_ONLY = 4
+"""ONNX Runtime's severity at which it writes to standard error: what fails is raised too, and told in one line."""
 THREADS = Number(least=1, whole=True, optional=True)
 MOST_OF_A_REASON = 400
-"""Characters."""
+"""Characters of ONNX Runtime's reason for a failure: some list a whole graph."""
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
+"""How libraries word it: ONNX Runtime has no error of its own for a lack of memory."""
 Prepacking = Literal["parallel", "serial", "off"]
 INT8_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "4")
 """For products with integers in ONNX's own form, which ONNX Runtime fuses: what MatMulNBits has in `ort` bundles."""

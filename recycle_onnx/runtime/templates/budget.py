@@ -19,6 +19,7 @@ from jinja2.runtime import LoopContext
 STEPS = 1_000_000
 """Nodes of the syntax tree that are run, some tenths of a second; a message of a conversation takes 300 or so."""
 STEPS_A_BYTE = 16
+"""More steps for longer messages: filters go over every character several times."""
 SECONDS = 1.5
 """Of this thread's processor time: other threads and processes do not count. Ordinary templates take milliseconds."""
 LARGEST = 2 << 20
@@ -28,6 +29,7 @@ LARGEST_A_BYTE = 32
 ROOM = 16 << 20
 """Bytes of all values that are made, also of those that are gone again."""
 ROOM_A_BYTE = 64
+"""More room for longer messages, which are copied at every filter and concatenation."""
 LARGEST_BITS = 10_000
 """Of a whole number; Python prints no more than 4300 digits."""
 DEEPEST = 100

@@ -29,11 +29,13 @@ OVER_VALUES = (
 )  # fmt: skip
 """Filters that go over a value's parts, and may keep them all."""
 LARGEST_PIECES = 100_000
+"""Parts that `batch` and `slice` may make, before they make them."""
 LONGEST_NUMBER = 1000
-"""Characters."""
+"""Characters of a text that becomes a number: the time to convert grows with their square."""
 MOST_DECIMALS = 100
+"""Digits that `round` may ask for: more than any float has."""
 DEEPEST_INDENT = 64
-"""Of JSON, a level."""
+"""Spaces of a level that `tojson` may indent by: every line of a deep value begins with its level's."""
 
 NOTHING = Undefined()
 Filter = Callable[..., Any]

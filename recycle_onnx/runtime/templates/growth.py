@@ -34,6 +34,7 @@ METHODS: dict[type, frozenset[str]] = {
 """What a template may call of Python's own; the others change things, or make bytes."""
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 BYTES_A_STEP = 64
+"""Bytes that a method may go over for one step of the budget."""
 COMPARISONS_A_STEP = 1024
 """Of characters, in methods that try every place: a search from the right, a strip."""
 WIDEST = 10_000

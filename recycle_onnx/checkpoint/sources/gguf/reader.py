@@ -29,10 +29,13 @@ NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "
 STRING, ARRAY = 8, 9
 VERSIONS = (2, 3)
 AFTER_MAGIC = 4
+"""Bytes: the version follows the four letters GGUF."""
 MOST_DIMENSIONS = 4
+"""ggml's own limit."""
 MOST_VALUES = 1 << 23
 """Values in lists, of the whole header: five times those of a vocabulary of 262,144 tokens with as many merges."""
 MOST_TENSORS = 1 << 17
+"""Many times those of the largest models: a damaged count is refused, not believed."""
 
 
 @dataclass(frozen=True)

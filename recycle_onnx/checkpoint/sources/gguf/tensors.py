@@ -21,6 +21,7 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.safetensors_file import SIZES, Stream, bytes_of, write_streams
 
 BYTES_AT_ONCE = 4 << 20
+"""Of float32 values that are decoded in one piece: memory stays small, whatever the matrix."""
 KEPT = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
 """Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
 

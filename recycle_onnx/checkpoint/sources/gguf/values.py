@@ -11,6 +11,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.limits import MOST, MOST_OF_ANYTHING
 
 MOST_ALIGNMENT = 1 << 16
+"""Bytes: beyond it a damaged file would place its tensors anywhere."""
 LEAST_ID = -1
 """How some converters say that there is no such token."""
 
