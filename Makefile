@@ -57,6 +57,8 @@ $(DEMO_FILES)/smollm2/recycle.json: $(BASE) $(wildcard $(SMOLLM2)/*.json $(SMOLL
 $(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stories/recycler/*) $(PACKAGE) | $(DEMO_VENV)/ready
 	$(DEMO)/recycle-onnx export samples/stories $(@D) --force
 
+# Threads of numpy's products wait by spinning, on the processor that the worker beside them needs.
+test test-lowest: export OPENBLAS_NUM_THREADS = 1
 test: .venv/ready  ## the suite without torch, and its ten slowest tests
 	$(DEV)/python -m pytest $(IN_PARALLEL) -m "not reference and not peers" --durations=10
 
