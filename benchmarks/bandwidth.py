@@ -27,9 +27,9 @@ TOLERANCE = 0.2
 
 
 def compiler() -> str | None:
-    """A C compiler, None if there is none."""
+    """Return a C compiler, None if there is none."""
     names = (os.environ.get("CC", ""), "cc", "gcc", "clang")
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def build(folder: Path) -> Path:
@@ -42,8 +42,8 @@ def build(folder: Path) -> Path:
 
 def in_c(program: Path, threads: int, size: int) -> float:
     """GB/s that the C program reads."""
-    found = subprocess.run([program, str(threads), str(size >> 20)], check=True, capture_output=True, text=True)
-    return float(found.stdout)
+    process = subprocess.run([program, str(threads), str(size >> 20)], check=True, capture_output=True, text=True)
+    return float(process.stdout)
 
 
 def compare(threads: int, rounds: int, size: int) -> tuple[list[float], list[float]]:

@@ -32,7 +32,7 @@ Report = Callable[[int, int, str], None]
 
 
 def kept(path: Path, measure: Callable[[], Rows]) -> Rows:
-    """What `path` holds, measured first if it is not there."""
+    """Return what `path` holds, measured first if it is not there."""
     if not path.exists():
         click.echo(f"measuring {path.name}", err=True)
         write_json(path, measure())
@@ -41,7 +41,7 @@ def kept(path: Path, measure: Callable[[], Rows]) -> Rows:
 
 
 def acceptances(bundle: Path, prompts: Sequence[Prompt], heat: float, new_tokens: int, threads: int) -> Rows:
-    """Acceptance in chains of one and of four."""
+    """Measure acceptance in chains of one and of four."""
     with recycle_onnx.load(bundle, threads=threads) as model:
         ids = [prompt.ids(bundle, model.tokenizer) for prompt in prompts]
         return [
@@ -60,7 +60,7 @@ def speeds(bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions) -> R
 
 
 def acceptance_line(name: str, rows: Rows) -> str:
-    """A line of the first table."""
+    """Write a line of the first table."""
     one, four = rows
     places = " ".join(f"{rate:.2f}" for rate in four["by_place"])
     first = f"{one['by_place'][0]:.3f}" if one["by_place"] else ""
@@ -68,7 +68,7 @@ def acceptance_line(name: str, rows: Rows) -> str:
 
 
 def speed_line(name: str, rows: Rows) -> str:
-    """A line of the second table."""
+    """Write a line of the second table."""
     by_name = {row["strategy"]: row for row in rows}
     full = by_name.pop("full")
     cells = [

@@ -65,7 +65,7 @@ VARIANTS = {
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON lines file, none where there is no such file."""
+    """Read the objects of a JSON lines file, none where there is no such file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -93,17 +93,17 @@ def quality(
 ) -> None:
     """Train every variant that is not there yet, and measure what it is worth."""
     work.mkdir(parents=True, exist_ok=True)
-    done = {line["name"] for line in lines(work / "quality.jsonl")}
+    measured = {line["name"] for line in lines(work / "quality.jsonl")}
     with Checkpoint.open(base, base_only=True) as checkpoint:
         deepest = checkpoint.base.num_layers
     length = {"steps": steps, "batch_size": batch_size, "learning_rate": lr}
     for name, variant in VARIANTS.items():
-        if name in done or (only and name not in only) or variant.attach.get("num_layers", 1) > deepest:
+        if name in measured or (only and name not in only) or variant.attach.get("num_layers", 1) > deepest:
             continue
         click.echo(name, err=True)
-        found = _train_and_measure(base, folder_of(work, name), variant, data, held_out, length)
+        figures = _train_and_measure(base, folder_of(work, name), variant, data, held_out, length)
         with (work / "quality.jsonl").open("a") as file:
-            file.write(json.dumps({"name": name, **found}) + "\n")
+            file.write(json.dumps({"name": name, **figures}) + "\n")
 
 
 def _train_and_measure(
@@ -158,7 +158,7 @@ def speed(work: Path, repeat: int, threads: int | None) -> None:
     """Measure `full`, `alternate` and `verify` of every bundle, all in turns; write WORK/speed.json."""
     names = [line["name"] for line in lines(work / "quality.jsonl")]
     models = {name: recycle_onnx.load(folder_of(work, name).with_suffix(".bundle"), threads=threads) for name in names}
-    found: dict[str, dict[str, list[float]]] = {name: {"alternate": [], "verify": []} for name in names}
+    speedups: dict[str, dict[str, list[float]]] = {name: {"alternate": [], "verify": []} for name in names}
     timers = {}
     for name, model in models.items():
         model.stop_ids = frozenset()
@@ -167,12 +167,12 @@ def speed(work: Path, repeat: int, threads: int | None) -> None:
         for name, model in models.items():
             timers[name].round()
             speeds = {kind: _tokens_per_second(model, kind) for kind in ("full", "alternate", "verify")}
-            for kind, values in found[name].items():
+            for kind, values in speedups[name].items():
                 values.append(speeds[kind] / speeds["full"])
     result = {}
     for name in names:
         step = timers[name].medians()
-        ratios = {kind: statistics.median(values) for kind, values in found[name].items()}
+        ratios = {kind: statistics.median(values) for kind, values in speedups[name].items()}
         result[name] = {"recycle_step": step["recycle_1"] / step["full_1"], **ratios}
     (work / "speed.json").write_text(json.dumps(result, indent=2))
 

@@ -47,16 +47,16 @@ def cycles(model: RecycleModel, tokens: int) -> list[float]:
         part.session = TimedSession(part.session)
     plan, counts = strategies.Plan("verify"), strategies.Counts()
     choices = strategies.run(plan, decoder, model.encode(PROMPT), Sampling(), tokens, counts)
-    found = []
+    microseconds = []
     next(choices)
     mark, runs = time.perf_counter(), TimedSession.spent
     for choice in choices:
         if choice.recycled:
             continue
         now = time.perf_counter()
-        found.append(1e6 * ((now - mark) - (TimedSession.spent - runs)))
+        microseconds.append(1e6 * ((now - mark) - (TimedSession.spent - runs)))
         mark, runs = time.perf_counter(), TimedSession.spent
-    return found[2:]
+    return microseconds[2:]
 
 
 def first_token(model: RecycleModel, strategy: str) -> float:

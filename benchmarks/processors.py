@@ -62,7 +62,7 @@ def costs(tokenizer: Tokenizer, length: int) -> dict[str, float]:
             started = time.perf_counter()
             choose.choose(logits, length + row)
             seconds[name].append(time.perf_counter() - started)
-    return {name: 1e6 * statistics.median(found) for name, found in seconds.items()}
+    return {name: 1e6 * statistics.median(times) for name, times in seconds.items()}
 
 
 @click.command()
@@ -70,13 +70,13 @@ def costs(tokenizer: Tokenizer, length: int) -> dict[str, float]:
 @click.option("--length", default=1000, show_default=True, help="Tokens of the text before.")
 def main(tokenizers: tuple[Path, ...], length: int) -> None:
     """Measure with each of TOKENIZERS."""
-    found = {}
+    columns = {}
     for path in tokenizers:
         tokenizer = Tokenizer.from_file(str(path))
-        found[f"{tokenizer.get_vocab_size():,} tokens"] = costs(tokenizer, length)
-    table = Table("microseconds a choice", *found)
+        columns[f"{tokenizer.get_vocab_size():,} tokens"] = costs(tokenizer, length)
+    table = Table("microseconds a choice", *columns)
     for name in CONTROLS:
-        table.add_row(name, *(f"{column[name]:.0f}" for column in found.values()))
+        table.add_row(name, *(f"{column[name]:.0f}" for column in columns.values()))
     Console().print(table)
 
 

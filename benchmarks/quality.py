@@ -35,7 +35,7 @@ WINDOW = 256
 
 
 def ours(how: Quantization) -> Recipe:
-    """A recipe of this project."""
+    """Make a recipe of this project."""
 
     def recipe(name: str, matrix: Matrix) -> Matrix:
         own = how.for_matrix(name, matrix.shape[1])
@@ -54,7 +54,7 @@ def q4_0(name: str, matrix: Matrix) -> Matrix:
 
 
 def q4_0_throughout(_: str, matrix: Matrix) -> Matrix:
-    """The same with four bits everywhere."""
+    """Return the recipe with four bits everywhere."""
     return q4_0("", matrix)
 
 
@@ -97,10 +97,10 @@ def log_probabilities(bundle: Bundle, windows: list[list[int]]) -> Matrix:
     return np.concatenate(rows)
 
 
-def compare(exact: Matrix, found: Matrix, following: list[int]) -> Score:
+def compare(exact: Matrix, actual: Matrix, following: list[int]) -> Score:
     """Score what a recipe gives against what float32 gives."""
-    divergence = (np.exp(exact) * (exact - found)).sum(-1).mean()
-    return Score(float(np.exp(-found[np.arange(len(following)), following].mean())), float(divergence))
+    divergence = (np.exp(exact) * (exact - actual)).sum(-1).mean()
+    return Score(float(np.exp(-actual[np.arange(len(following)), following].mean())), float(divergence))
 
 
 def apply(recipe: Recipe, folder: Path) -> None:
@@ -112,8 +112,8 @@ def apply(recipe: Recipe, folder: Path) -> None:
         stored = np.memmap(tensor.path, np.float32, "r+", tensor.offset or 0, tuple(tensor.shape.numpy()))
         product = any(use.node.op_type == "MatMul" for use in value.uses())  # stored [K, N]; all others [N, K]
         rows = np.ascontiguousarray(stored.T if product else stored)
-        found = recipe(str(value.name), rows)
-        stored[:] = found.T if product else found
+        changed = recipe(str(value.name), rows)
+        stored[:] = changed.T if product else changed
         stored.flush()
 
 
@@ -128,13 +128,13 @@ def score(checkpoint: Path, text: Path, windows: int) -> dict[str, Score]:
         pieces = [ids[start : start + size] for start in range(0, len(ids) - size, size)][:windows]
         following = [token for piece in pieces for token in piece[1:]]
         exact = log_probabilities(Bundle(plain, manifest), pieces)
-        found = {}
+        scores = {}
         for name, recipe in RECIPES.items():
             shutil.copytree(plain, altered)
             apply(recipe, altered)
-            found[name] = compare(exact, log_probabilities(Bundle(altered, manifest), pieces), following)
+            scores[name] = compare(exact, log_probabilities(Bundle(altered, manifest), pieces), following)
             shutil.rmtree(altered)
-    return found
+    return scores
 
 
 def product_error(how: Quantization | None, matrix: Matrix, x: Matrix) -> tuple[float, float]:
@@ -142,19 +142,19 @@ def product_error(how: Quantization | None, matrix: Matrix, x: Matrix) -> tuple[
     exact = x @ matrix.T
     if how is None:
         weights = q4_0("", matrix)
-        found = gguf.quants.dequantize(gguf.quants.quantize(x, Q8_0), Q8_0) @ weights.T
+        product = gguf.quants.dequantize(gguf.quants.quantize(x, Q8_0), Q8_0) @ weights.T
     else:
         blocks = quantize(matrix, how)
-        weights, found = dequantize(blocks, how), _kernel(how, blocks, x)
-    return _relative(weights, matrix), _relative(found, exact)
+        weights, product = dequantize(blocks, how), _kernel(how, blocks, x)
+    return _relative(weights, matrix), _relative(product, exact)
 
 
-def _relative(found: Matrix, exact: Matrix) -> float:
-    return float(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+def _relative(actual: Matrix, exact: Matrix) -> float:
+    return float(np.linalg.norm(actual - exact) / np.linalg.norm(exact))
 
 
 def _kernel(how: Quantization, blocks: tuple[Matrix | None, ...], x: Matrix) -> Matrix:
-    """What MatMulNBits with accuracy level 4 gives."""
+    """Compute what MatMulNBits with accuracy level 4 gives."""
     packed, scales, zero_points = blocks
     assert packed is not None
     assert scales is not None
@@ -207,12 +207,12 @@ def main(checkpoint: Path | None, text: Path | None, windows: int, only_errors: 
         return
     if checkpoint is None or text is None:
         raise click.UsageError("expected CHECKPOINT and TEXT, or --errors")
-    found = score(checkpoint, text, windows)
+    scores = score(checkpoint, text, windows)
     if json_:
-        click.echo(json.dumps({name: value._asdict() for name, value in found.items()}, indent=2))
+        click.echo(json.dumps({name: value._asdict() for name, value in scores.items()}, indent=2))
         return
-    for name, value in found.items():
-        change = value.perplexity / found["float32"].perplexity - 1
+    for name, value in scores.items():
+        change = value.perplexity / scores["float32"].perplexity - 1
         click.echo(f"{name}: perplexity {value.perplexity:.4f} ({change:+.2%}), divergence {value.divergence:.5f}")
 
 

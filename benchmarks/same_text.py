@@ -63,13 +63,13 @@ def outcomes(
     return kept[: len(prompts)]
 
 
-def summary(found: Sequence[Outcome]) -> dict[str, Any]:
+def summary(compared: Sequence[Outcome]) -> dict[str, Any]:
     """How many texts there are, their tokens, labels, and the numbers of prompts whose texts differ, by strategy."""
     return {
-        "texts": len(found),
-        "tokens": sum(each["tokens"] for each in found),
-        "lossless": sorted({each["lossless"] for each in found}),
-        "differing": {name: [each["number"] for each in found if name in each["differing"]] for name in STRATEGIES},
+        "texts": len(compared),
+        "tokens": sum(each["tokens"] for each in compared),
+        "lossless": sorted({each["lossless"] for each in compared}),
+        "differing": {name: [each["number"] for each in compared if name in each["differing"]] for name in STRATEGIES},
     }
 
 

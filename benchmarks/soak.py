@@ -28,7 +28,7 @@ LONGEST = 48
 
 
 def job(number: int) -> dict[str, object]:
-    """Controls of a request; the same again after 60."""
+    """Return the controls of a request; the same again after 60."""
     kind = number % 60
     return {"strategy": STRATEGIES[kind % 5], "max_new_tokens": 4 + kind % (LONGEST - 4), "temperature": kind % 3 / 2}
 
@@ -96,7 +96,7 @@ def resident_mb() -> float:
 
 
 def allocated_mb() -> float:
-    """What was asked of glibc's allocator and not given back: a leak grows here, a fragmented heap does not."""
+    """Return the bytes that glibc's allocator holds: a leak grows here, a fragmented heap does not."""
     mallinfo2 = ctypes.CDLL(None).mallinfo2
     mallinfo2.restype = Mallinfo2
     info = mallinfo2()
@@ -104,17 +104,17 @@ def allocated_mb() -> float:
 
 
 def sample(every: float, until: threading.Event) -> np.ndarray:
-    """[samples, (minutes, resident MB, allocated MB)], every so many seconds.
+    """Return [samples, (minutes, resident MB, allocated MB)], every so many seconds.
 
     What glibc's arenas keep for later is given back first: it grows to the highest tide of all threads, which comes
     ever more rarely, and would look like a leak.
     """
-    started, found = time.monotonic(), array("d")
+    started, samples = time.monotonic(), array("d")
     trim = ctypes.CDLL(None).malloc_trim
     while not until.wait(every):
         trim(0)
-        found.extend(((time.monotonic() - started) / 60, resident_mb(), allocated_mb()))
-    return np.array(found).reshape(-1, 3)
+        samples.extend(((time.monotonic() - started) / 60, resident_mb(), allocated_mb()))
+    return np.array(samples).reshape(-1, 3)
 
 
 def slope(minutes: np.ndarray, megabytes: np.ndarray, blocks: int = 12) -> tuple[float, float, float]:
@@ -137,7 +137,7 @@ def main(bundle: Path, minutes: float, warm_up: float, threads: int) -> None:
     """Soak BUNDLE."""
     model = recycle_onnx.load(bundle, threads=1)
     expected = {(p, kind): model.generate(p, **job(kind)).tokens for p in PROMPTS for kind in range(60)}
-    end, done = time.monotonic() + 60 * (warm_up + minutes), threading.Event()
+    end, over = time.monotonic() + 60 * (warm_up + minutes), threading.Event()
 
     def work(worker: int) -> Counter[str]:
         reasons, number = Counter[str](), worker
@@ -147,12 +147,12 @@ def main(bundle: Path, minutes: float, warm_up: float, threads: int) -> None:
         return reasons
 
     with ThreadPoolExecutor(threads + 1) as pool:
-        sampling = pool.submit(sample, 1, done)
+        sampling = pool.submit(sample, 1, over)
         workers = [pool.submit(work, worker) for worker in range(threads)]
         try:
             reasons = sum((worker.result() for worker in workers), Counter[str]())
         finally:
-            done.set()
+            over.set()
         samples = sampling.result()
     click.echo(f"{reasons.total()} requests in {threads} threads, {reasons['cancelled']} cancelled, all right")
     report("resident", samples[:, 0], samples[:, 1], warm_up)

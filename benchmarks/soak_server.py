@@ -28,7 +28,7 @@ SLOWEST_HEALTH = 1.0
 
 
 def soak(server: Server, seconds: float, clients: int, hostile: int, over: threading.Event) -> dict[str, Any]:
-    """What the clients say of the server, which runs in this thread until they have ended."""
+    """Return what the clients say of the server, which runs in this thread until they have ended."""
     with ThreadPoolExecutor(1) as pool:
 
         def begin(uvicorn: Uvicorn) -> None:
@@ -39,8 +39,8 @@ def soak(server: Server, seconds: float, clients: int, hostile: int, over: threa
                 numbers = {"seconds": seconds, "clients": clients, "hostile": hostile}
                 options = [part for name, number in numbers.items() for part in (f"--{name}", str(number))]
                 command = [sys.executable, str(CLIENTS), server.url, *options]
-                found = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                return dict(json.loads(found.stdout))
+                client = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                return dict(json.loads(client.stdout))
             finally:
                 over.set()
                 uvicorn.should_exit = True
@@ -62,13 +62,13 @@ def main(bundle: Path, minutes: float, warm_up: float, clients: int, hostile: in
     over = threading.Event()
     with ThreadPoolExecutor(1) as pool:
         sampling = pool.submit(sample, 1, over)
-        found = soak(server, 60 * (warm_up + minutes), clients, hostile, over)
+        outcome = soak(server, 60 * (warm_up + minutes), clients, hostile, over)
         samples = sampling.result()
-    click.echo(json.dumps(found))
+    click.echo(json.dumps(outcome))
     if minutes >= 1:
         report("resident", samples[:, 0], samples[:, 1], warm_up)
         report("allocated", samples[:, 0], samples[:, 2], warm_up)
-    sys.exit(1 if found["failures"] or found["slowest_health_s"] > SLOWEST_HEALTH else 0)
+    sys.exit(1 if outcome["failures"] or outcome["slowest_health_s"] > SLOWEST_HEALTH else 0)
 
 
 if __name__ == "__main__":

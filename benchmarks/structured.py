@@ -24,7 +24,7 @@ from recycle_onnx.prompts import read_prompts
 
 
 def says(answer: list[int], prompt_tokens: int) -> Callable[[NDArray[np.int64], NDArray[np.float32]], object]:
-    """A processor that makes the next token of `answer` the likeliest one, wherever it may stand."""
+    """Make a processor by which the next token of `answer` is the likeliest one, wherever it may stand."""
 
     def processor(ids: NDArray[np.int64], logits: NDArray[np.float32]) -> NDArray[np.float32]:
         place = len(ids) - prompt_tokens

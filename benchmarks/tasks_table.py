@@ -54,7 +54,7 @@ class Job:
 
 
 def run(job: Job) -> tuple[Samples, float]:
-    """Samples by decoding, and seconds."""
+    """Return samples by decoding, and seconds."""
     os.environ.setdefault("TQDM_DISABLE", "1")
     from recycle_onnx.evaluation.harness import evaluate, load_task
 
@@ -90,7 +90,7 @@ def _place(row: dict[str, Any]) -> int:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """What the tables need of a row; of the arguments only the choices."""
+    """Return what the tables need of a row; of the arguments only the choices."""
     kept = {name: row[name] for name in FIELDS if name in row}
     return {**kept, "arguments": [["", str(argument[1])] for argument in row["arguments"]]}
 
@@ -101,7 +101,7 @@ def right(samples: Sequence[dict[str, Any]], metric: str) -> list[float]:
 
 
 def percent(value: Estimate, sign: str = "") -> str:
-    """A mean and half the width of its interval."""
+    """Write a mean and half the width of its interval."""
     return f"{100 * value.mean:{sign}.1f} ± {50 * (value.high - value.low):.1f}"
 
 
@@ -113,7 +113,7 @@ def mean(values: Sequence[Estimate]) -> Estimate:
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """Write a table."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -123,15 +123,15 @@ def metrics_of(samples: Sequence[dict[str, Any]]) -> list[str]:
     return [metric for metric in METRICS if metric in samples[0]]
 
 
-def bundles_table(found: dict[tuple[str, str], Samples], names: Sequence[str], tasks: Sequence[str]) -> str:
+def bundles_table(samples_of: dict[tuple[str, str], Samples], names: Sequence[str], tasks: Sequence[str]) -> str:
     """Accuracy of the first bundle, and what each of the others has more."""
     base, *others = names
     rows, means = [], [[] for _ in names]
     for task in tasks:
-        samples = found[base, task]["full"]
+        samples = samples_of[base, task]["full"]
         for metric in metrics_of(samples):
             about, base_rows = accuracy(task, metric, {"full": samples}), right(samples, metric)
-            values = [about.full, *(paired(base_rows, right(found[n, task]["full"], metric)) for n in others)]
+            values = [about.full, *(paired(base_rows, right(samples_of[n, task]["full"], metric)) for n in others)]
             note = "" if about.informative else ", not informative"
             head = [f"{task} {metric}{note}", str(about.rows), f"{100 * about.chance:.1f}"]
             rows.append([*head, percent(values[0]), *(percent(value, "+") for value in values[1:])])
@@ -143,14 +143,14 @@ def bundles_table(found: dict[tuple[str, str], Samples], names: Sequence[str], t
     return markdown(["task", "rows", "chance", base, *(f"{name} less {base}" for name in others)], rows)
 
 
-def alternate_table(found: dict[tuple[str, str], Samples], names: Sequence[str], tasks: Sequence[str]) -> str:
-    """What `alternate` of each bundle has more than its own full model; the mean of both orders."""
+def alternate_table(samples_of: dict[tuple[str, str], Samples], names: Sequence[str], tasks: Sequence[str]) -> str:
+    """Write what `alternate` of each bundle has more than its own full model; the mean of both orders."""
     rows, means = [], [[] for _ in names]
     for task in tasks:
-        for metric in metrics_of(found[names[0], task]["full"]):
+        for metric in metrics_of(samples_of[names[0], task]["full"]):
             values = []
             for name in names:
-                orders = {decoding: right(rows_, metric) for decoding, rows_ in found[name, task].items()}
+                orders = {decoding: right(rows_, metric) for decoding, rows_ in samples_of[name, task].items()}
                 both = [fmean(pair) for pair in zip(orders["full_first"], orders["module_first"], strict=True)]
                 values.append(paired(orders["full"], both))
             rows.append([f"{task} {metric}", *(percent(value, "+") for value in values)])
@@ -161,12 +161,12 @@ def alternate_table(found: dict[tuple[str, str], Samples], names: Sequence[str],
     return markdown(["task", *(f"{name}: alternate less full" for name in names)], rows)
 
 
-def reference_table(found: dict[tuple[str, str], Samples], base: str, tasks: Sequence[str]) -> str:
-    """The first bundle beside transformers, on the rows that both have."""
+def reference_table(samples_of: dict[tuple[str, str], Samples], base: str, tasks: Sequence[str]) -> str:
+    """Write the first bundle beside transformers, on the rows that both have."""
     rows = []
     for task in tasks:
-        theirs = found[REFERENCE, task]["full"]
-        ours = found[base, task]["full"][: len(theirs)]
+        theirs = samples_of[REFERENCE, task]["full"]
+        ours = samples_of[base, task]["full"][: len(theirs)]
         for metric in metrics_of(theirs):
             a, b = right(theirs, metric), right(ours, metric)
             same = sum(x == y for x, y in zip(a, b, strict=True))
@@ -206,14 +206,14 @@ def main(
             samples, seconds = future.result()
             write_json(job.file(work), {"seconds": seconds, "samples": samples})
             click.echo(f"{job.name}, {job.task}: {job.limit} rows in {seconds:.0f} s", err=True)
-    found = {(job.name, job.task): json.loads(job.file(work).read_text())["samples"] for job in todo}
+    samples_of = {(job.name, job.task): json.loads(job.file(work).read_text())["samples"] for job in todo}
     parts = ["Accuracy in %, with 95 % intervals; differences are paired, row by row.\n"]
-    parts.append(bundles_table(found, list(folders), tasks))
-    with_module = [name for name in folders if "full_first" in found[name, tasks[0]]]
+    parts.append(bundles_table(samples_of, list(folders), tasks))
+    with_module = [name for name in folders if "full_first" in samples_of[name, tasks[0]]]
     if with_module:
-        parts.append(alternate_table(found, with_module, tasks))
+        parts.append(alternate_table(samples_of, with_module, tasks))
     if checkpoint:
-        parts.append(reference_table(found, next(iter(folders)), tasks))
+        parts.append(reference_table(samples_of, next(iter(folders)), tasks))
     (work / "tasks.md").write_text("\n".join(parts))
     click.echo("\n".join(parts))
 

@@ -60,7 +60,7 @@ MARKS = {ParameterKind.var_positional: "*", ParameterKind.var_keyword: "**"}
 
 
 def render() -> str:
-    """The whole page."""
+    """Render the whole page."""
     package = griffe.load("recycle_onnx", search_paths=[ROOT], docstring_parser="google", allow_inspection=False)
     shown = {name for names in CHAPTERS.values() for name in names}
     face = {package.members[str(name)].target_path.partition(".")[2] for name in package.exports or ()}
@@ -97,7 +97,7 @@ def _object(thing: Class | Function, home: str) -> Iterator[str]:
 
 
 def _settings(thing: Class | Function) -> Iterator[str]:
-    """The settings that a class declares, each with its help."""
+    """Yield the settings that a class declares, each with its help."""
     declared = {one.name: one.default for one in thing.parameters if _is_setting(one.default)}
     yield from (_item(f"**{name}**", literal_eval(str(call.arguments[2]))) for name, call in declared.items())
     if declared:
@@ -113,20 +113,20 @@ def _shown(name: str) -> bool:
 
 
 def _signature(thing: Class | Function, name: str | None = None) -> str:
-    given, starred = [], False
+    parameters, starred = [], False
     for parameter in thing.parameters:
         if parameter.name in ("self", "cls"):
             continue
         if parameter.kind is ParameterKind.keyword_only and not starred:
-            given.append("*")
+            parameters.append("*")
         starred = starred or parameter.kind in (ParameterKind.keyword_only, ParameterKind.var_positional)
         value = parameter.default.arguments[0] if _is_setting(parameter.default) else parameter.default
         default = "" if value is None or parameter.kind in MARKS else f" = {value}"
-        given.append(f"{MARKS.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}{default}")
+        parameters.append(f"{MARKS.get(parameter.kind, '')}{parameter.name}: {parameter.annotation}{default}")
     result = "" if name or thing.is_class else f" -> {thing.returns}"
-    line = f"{name or thing.name}({', '.join(given)}){result}"
+    line = f"{name or thing.name}({', '.join(parameters)}){result}"
     if len(line) > 100:
-        line = f"{name or thing.name}(\n    " + ",\n    ".join(given) + f",\n){result}"
+        line = f"{name or thing.name}(\n    " + ",\n    ".join(parameters) + f",\n){result}"
     return f"```python\n{line}\n```\n"
 
 
@@ -135,7 +135,7 @@ def _text(thing: Class | Function) -> Iterator[str]:
         if section.kind is DocstringSectionKind.text:
             yield from (f"{_filled(paragraph)}\n" for paragraph in section.value.split("\n\n"))
         elif section.kind is DocstringSectionKind.parameters:
-            yield from (_item(f"**{given.name}**", given.description) for given in section.value)
+            yield from (_item(f"**{parameter.name}**", parameter.description) for parameter in section.value)
             yield ""
         elif section.kind is DocstringSectionKind.raises:
             yield from (_item(f"raises **{error.annotation}**", error.description) for error in section.value)
@@ -149,7 +149,7 @@ def _item(name: str, description: str) -> str:
 
 
 def _filled(text: str, indent: str = "") -> str:
-    """A paragraph or an item in lines of the page's width, none of which begins as an item would."""
+    """Fill a paragraph or an item into lines of the page's width, none of which begins as an item would."""
     whole = re.sub(r" (?=[-+*#>] |\d+\. )", "\0", " ".join(text.split()))
     lines = textwrap.fill(whole, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return lines.replace("\0", " ")

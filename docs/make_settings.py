@@ -17,7 +17,7 @@ COLUMNS = ("setting", "default", "values", "what it does", "name from", "server"
 
 
 def render(page: str) -> str:
-    """The page with the table of today in it."""
+    """Return the page with the table of today in it."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     rows = [COLUMNS, ("---",) * len(COLUMNS)]

@@ -41,7 +41,7 @@ class Page:
         return sum(len(sentence.split()) for sentence in self.sentences) / max(len(self.sentences), 1)
 
     def longest(self, count: int) -> list[str]:
-        """The sentences with the most words."""
+        """Return the sentences with the most words."""
         return sorted(self.sentences, key=lambda sentence: -len(sentence.split()))[:count]
 
 
@@ -66,7 +66,7 @@ def too_long(line: str) -> bool:
 
 
 def blocks(text: str) -> Iterator[str]:
-    """The paragraphs and list items of a page, each as one line, links as their text."""
+    """Yield the paragraphs and list items of a page, each as one line, links as their text."""
     block: list[str] = []
     fenced, item, after_blank = False, False, True
     for line in (*text.splitlines(), ""):
@@ -85,7 +85,7 @@ def blocks(text: str) -> Iterator[str]:
 
 
 def complaints() -> list[str]:
-    """What is too long, one line each."""
+    """List what is too long, one line each."""
     told = []
     for page in pages():
         if page.words > MOST_WORDS:

@@ -57,6 +57,6 @@ def target(folder: str, link: str, repository: str) -> str:
 
 
 def link_at_the_top(path: str, repository: str) -> str:
-    """A page of the site, or the file in the repository."""
+    """Return a page of the site, or the file in the repository."""
     kind = "tree" if (ROOT / path).is_dir() else "blob"
     return path if path in AT_THE_TOP else f"{repository}/{kind}/main/{path}"

@@ -49,18 +49,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of a request: a result, or why there is none."""
+    """The outcome of a request: a result, or why there is none."""
 
     id: Id
     result: Result | None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: nothing in them depends on time, so that the same request gives the same line."""
+        """Return plain values: none depends on time, so that the same request gives the same line."""
         if self.result is None:
             return {"id": self.id, "error": self.error}
         result = self.result
-        found = {
+        fields = {
             "id": self.id,
             "text": result.text,
             "finish_reason": result.finish_reason,
@@ -69,7 +69,7 @@ class Answer:
             "prompt_tokens": result.stats.prompt_tokens,
             "new_tokens": result.stats.new_tokens,
         }
-        return found if result.logprobs is None else {**found, "tokens": result.tokens, "logprobs": result.logprobs}
+        return fields if result.logprobs is None else {**fields, "tokens": result.tokens, "logprobs": result.logprobs}
 
     @property
     def line(self) -> str:
@@ -78,7 +78,7 @@ class Answer:
 
 
 class Worker:
-    """Answers requests with a model; threads may share it."""
+    """A worker that answers requests with a model; threads may share it."""
 
     def __init__(self, model: RecycleModel, config: GenerationConfig | None = None) -> None:
         self.model, self.config = model, config or model.generation_config
@@ -99,7 +99,7 @@ class Worker:
             self.model.conversation()
 
     def __call__(self, request: Request, stopped: threading.Event | None = None) -> Answer:
-        """The answer, broken off when it is `stopped`; whatever fails for this request alone gives its error.
+        """Answer a request, broken off when it is `stopped`; a failure of this request alone gives its error.
 
         Raises:
             RecycleError: it is not the prompt that is wrong, so that another try may succeed.
@@ -234,14 +234,14 @@ def _settings(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 class Finished(NamedTuple):
-    """Lines of a former run, and those of them that are errors."""
+    """The number of lines of a former run, and of those among them that are errors."""
 
     lines: int = 0
     failed: int = 0
 
 
 def finished(path: Path, requests: Sequence[Request]) -> Finished:
-    """Which of `requests` a former run has done in `path`; a last line that was cut off is taken away.
+    """Count which of `requests` a former run has answered in `path`; a last line that was cut off is taken away.
 
     Raises:
         InputError: a line is damaged, or is not the answer to the request of its place.
@@ -260,18 +260,18 @@ def finished(path: Path, requests: Sequence[Request]) -> Finished:
 def _is_error(path: Path, number: int, line: bytes, requests: Sequence[Request]) -> bool:
     try:
         record = parse_json(line)
-        found = record["id"]
+        answered = record["id"]
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}, line {number}: damaged; repair it, or --force to start again") from error
     expected = requests[number - 1].id if number <= len(requests) else None
-    if found != expected:
+    if answered != expected:
         of = "no request" if expected is None else f"request {expected!r}"
-        raise InputError(f"{path}, line {number}: answers {found!r}, expected {of}; it belongs to other prompts")
+        raise InputError(f"{path}, line {number}: answers {answered!r}, expected {of}; it belongs to other prompts")
     return "error" in record
 
 
 def answers(worker: Worker, requests: Sequence[Request], workers: int = 1) -> Generator[Answer, None, None]:
-    """Answers in the order of the requests, made by so many threads.
+    """Yield answers in the order of the requests, made by so many threads.
 
     To close the iterator breaks off what is being answered.
     """

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class File:
-    """Size in bytes and SHA-256 of a file of the bundle."""
+    """The size in bytes and the SHA-256 of a file of the bundle."""
 
     bytes: int
     sha256: str
@@ -112,12 +112,12 @@ def _known(cls: Any, values: dict[str, Any]) -> Any:
 
 
 def graph_file(kind: Kind | str) -> str:
-    """File name of a half's graph; its weights lie in the same name with `.data` behind it."""
+    """Return the file name of a half's graph; its weights lie in the same name with `.data` behind it."""
     return "model.onnx" if kind == "full" else "recycler.onnx"
 
 
 def describe_files(folder: Path, names: Iterable[str]) -> dict[str, File]:
-    """Size and hash of files in `folder`."""
+    """Return size and hash of files in `folder`."""
     return {name: File((folder / name).stat().st_size, sha256(folder / name)) for name in names}
 
 
@@ -127,7 +127,11 @@ def check_is_bundle(folder: Path) -> None:
     Raises:
         InputError: no folder, or no manifest in it.
     """
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError as error:  # a name that is too long, or a folder above that may not be looked into
+        raise InputError(f"{folder}: cannot read ({error.strerror})") from error
+    if not there:
         raise InputError(f"{folder}: no such folder; expected a bundle that `recycle-onnx export` wrote")
     if not (folder / MANIFEST).exists():
         raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")
@@ -159,11 +163,11 @@ class Bundle:
         for name in sorted(manifest.files.keys() | set(ADVISORY)):
             check_inside(folder / name)
         verified = VerifiedFiles.load()
-        done, total = 0, sum(file.bytes for file in manifest.files.values())
+        checked, total = 0, sum(file.bytes for file in manifest.files.values())
         for name, expected in manifest.files.items():
-            progress(done, total, f"checking {name}")
+            progress(checked, total, f"checking {name}")
             _check_file(folder / name, expected, verified, verify=verify)
-            done += expected.bytes
+            checked += expected.bytes
         progress(total, total, "checked")
         verified.save()
         for kind in manifest.kinds:
@@ -178,12 +182,12 @@ class Bundle:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def graph(self, kind: Kind) -> Path:
-        """Path of a half's graph."""
+        """Return the path of a half's graph."""
         return self.folder / graph_file(kind)
 
 
 def _check_weights_of(graph: Path, manifest: Manifest) -> None:
-    """A graph may name any file to read weights from; those that the manifest lists were checked."""
+    """Refuse a graph that reads weights from a file which the manifest does not list, and nobody checked."""
     for name in sorted(weight_files(graph) - manifest.files.keys()):
         raise InputError(
             f"{graph}: reads weights from {name!r:.100}, which {MANIFEST} does not list; export the bundle again"

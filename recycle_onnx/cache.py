@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """`RECYCLE_ONNX_CACHE` if set, otherwise the platform's place for caches.
+    """Return `RECYCLE_ONNX_CACHE` if set, otherwise the platform's place for caches.
+
+    These are the folders of platformdirs, which is not used: it would be one more package in the plain install, whose
+    parts are few on purpose, for five lines that do not change.
 
     A user without a home has none: the folder is then one that can be neither read nor written, which is no error
     for a cache.
@@ -38,7 +41,7 @@ def _cache_folder() -> Path:
 
 
 class VerifiedFiles:
-    """Files whose SHA-256 is known, by path, size, times of modification and change, and inode."""
+    """The files whose SHA-256 is known, by path, size, times of modification and change, and inode."""
 
     def __init__(self, path: Path, known: dict[str, str]) -> None:
         self._path, self._known, self._changed = path, known, False
@@ -50,7 +53,7 @@ class VerifiedFiles:
         return cls(path, read_cached(path) or {})
 
     def knows(self, path: Path, sha256: str) -> bool:
-        """Whether this very file was found to have this hash."""
+        """Tell whether this very file was seen to have this hash."""
         return self._known.get(_identity(path)) == sha256
 
     def remember(self, path: Path, sha256: str) -> None:
@@ -70,7 +73,7 @@ class VerifiedFiles:
 
 
 def read_cached(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file of the cache; None where there is none, and with a warning where it is damaged."""
+    """Read the JSON object in a file of the cache; None without one, and with a warning where it is damaged."""
     try:
         if os.path.lexists(path):
             return read_json(path)

@@ -31,20 +31,22 @@ FloatType = Literal["float32", "float16"]
 
 
 class Tensor(NamedTuple):
-    """Element type (`int64`, `float32` or `float16`) and shape; a string is a free dimension's name."""
+    """The element type (`int64`, `float32` or `float16`) and shape; a string is a free dimension's name."""
 
     dtype: str
     shape: tuple[str | int, ...]
 
 
 def tap_output(tap: str) -> str:
-    """Name of the full model's output for a tap."""
+    """Return the name of the full model's output for a tap."""
     return HIDDEN_STATES if tap == FINAL_POST else f"{HIDDEN_STATES}.{tap}"
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """What decides a graph's interface. `vocab_size` is the number of logits, which are float32 always.
+    """The numbers that decide a graph's interface.
+
+    `vocab_size` is the number of logits, which are float32 always.
 
     `float_type` is that of hidden states and key-value buffers. `taps` are the hidden states of the full model that
     the module reads, side by side.
@@ -70,19 +72,19 @@ class GraphSpec:
         return HIDDEN_STATES if self.taps == (FINAL_POST,) else RECYCLE_STATES
 
     def state_outputs(self) -> list[str]:
-        """Outputs that, side by side, are the module's next input: the taps, or the module's own state."""
+        """Return outputs that, side by side, are the module's next input: the taps, or its own state."""
         return [tap_output(tap) for tap in self.taps] if self.kind == "full" else [HIDDEN_STATES_OUT]
 
     def past_names(self) -> list[str]:
-        """Names of the key-value inputs, key and value of layer 0 first."""
+        """Return names of the key-value inputs, key and value of layer 0 first."""
         return [f"past_key_values.{layer}.{part}" for layer in range(self.num_layers) for part in ("key", "value")]
 
     def present_names(self) -> list[str]:
-        """Names of the key-value outputs, in the order of `past_names`."""
+        """Return names of the key-value outputs, in the order of `past_names`."""
         return [f"present.{layer}.{part}" for layer in range(self.num_layers) for part in ("key", "value")]
 
     def inputs(self) -> dict[str, Tensor]:
-        """Required inputs, in the graph's order."""
+        """Return the required inputs, in the graph's order."""
         states = {self.state_input: self._states(self.state_size)}
         return {
             INPUT_IDS: Tensor("int64", (BATCH, SEQUENCE)),
@@ -92,11 +94,11 @@ class GraphSpec:
         }
 
     def optional_inputs(self) -> dict[str, Tensor]:
-        """Inputs with a default: the number of last rows that get logits, 0 for all."""
+        """Return the inputs with a default: the number of last rows that get logits, 0 for all."""
         return {LOGITS_TO_KEEP: Tensor("int64", ())}
 
     def outputs(self) -> dict[str, Tensor]:
-        """All outputs, in the graph's order."""
+        """Return all outputs, in the graph's order."""
         states = {HIDDEN_STATES: self._states(self.hidden_size)} if self.kind == "full" else {}
         width = self.hidden_size if self.kind == "full" else self.state_size
         return {

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass, field, fields
+from inspect import cleandoc
 from typing import Any, TypeVar
 
 from recycle_onnx.kinds import Kind
 
 Value = TypeVar("Value")
+Class = TypeVar("Class", bound=type)
 METADATA = "setting"
+WIDTH = 100
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is declared of a setting beside its name and type.
+    """A setting's declaration, beside its name and type.
 
     `help` is one text for every reader. `origin` names whose setting it is. `unset` says what the default means, where
     that is not a value. `in_file` settings may stand in generation_config.json. `served` is what the server takes of
@@ -52,3 +56,19 @@ def setting(
 def declared(kind: type) -> dict[str, Setting]:
     """Return the settings that a dataclass declares, by name, in order."""
     return {f.name: f.metadata[METADATA] for f in fields(kind) if METADATA in f.metadata}
+
+
+def documented(kind: Class) -> Class:
+    """Add to a dataclass's docstring what is declared of its settings, for `help` to list."""
+    lines = (
+        textwrap.fill(
+            f"{name}: {about.help} Default: {about.unset or repr(about.default)}.",
+            width=WIDTH,
+            initial_indent=4 * " ",
+            subsequent_indent=8 * " ",
+            break_on_hyphens=False,
+        )  # fmt: skip
+        for name, about in declared(kind).items()
+    )
+    kind.__doc__ = "\n".join([cleandoc(kind.__doc__ or ""), "", "Attributes:", *lines])
+    return kind

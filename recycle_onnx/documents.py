@@ -15,18 +15,18 @@ SEPARATOR = "<|endoftext|>"
 
 
 def read_documents(paths: Sequence[Path], field: str = "text") -> Iterator[str]:
-    """Documents in order: of text files what lies between `<|endoftext|>`, of JSON lines (.jsonl) the `field` of each.
+    """Yield documents in order: parts between `<|endoftext|>` of text files, the `field` of JSON lines (.jsonl).
 
     Raises:
         InputError: a file is missing, is not text, or a line has no such field; or no file holds any text.
     """
-    found = False
+    is_empty = True
     for path in paths:
         for document in _documents(path, field):
             if text := document.strip():
-                found = True
+                is_empty = False
                 yield text
-    if not found:
+    if is_empty:
         raise InputError(f"{', '.join(map(str, paths))}: no text; expected UTF-8 text, documents split by {SEPARATOR}")
 
 
@@ -60,7 +60,7 @@ def _split(file: TextIO) -> Iterator[str]:
 
 
 def json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, Any]]:
-    """The number and the value of every line that is not blank; `path` says in errors where the lines are from.
+    """Yield number and value of every line that is not blank; `path` says in errors where the lines are from.
 
     Raises:
         InputError: a line is not JSON.

@@ -8,18 +8,18 @@ class RecycleError(Exception):
 
 
 class TextError(RecycleError):
-    """This text cannot go on; the model is fine, and others can."""
+    """An error of one text, which cannot go on; the model is fine, and other texts can."""
 
 
 class NotFiniteError(RecycleError):
-    """A half's logits are not numbers, or infinite: no token can be chosen, and nothing measured."""
+    """An error where a half's logits are not numbers, or infinite: no token can be chosen, and nothing measured."""
 
 
 class OvertakenError(RecycleError):
-    """Another text has been read into the caches of a generation, which cannot go on."""
+    """An error for a generation into whose caches another text has been read, so that it cannot go on."""
 
 
 class InputError(RecycleError):
-    """The user's mistake: a wrong path, option or file; the command line ends with exit code 2."""
+    """A mistake of the user: a wrong path, option or file; the command line ends with exit code 2."""
 
     exit_code = 2

@@ -21,7 +21,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def install_command(extra: str) -> str:
-    """The command that installs an extra."""
+    """Return the command that installs an extra."""
     return f"pip install 'recycle-onnx[{extra}]'"
 
 
@@ -34,5 +34,5 @@ def extra_of(module: str, preferred: str | None = None) -> str | None:
 
 
 def is_installed(extra: str) -> bool:
-    """Whether all modules of an extra are there; imports none of them."""
+    """Tell whether all modules of an extra are there; imports none of them."""
     return all(find_spec(module) is not None for module in EXTRAS[extra])

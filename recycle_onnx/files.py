@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,20 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone."""
+    """Write a file so that a reader sees the old content or the new, never a part; if `private`, its owner alone.
+
+    Raises:
+        OSError: it cannot be written, or what is there is a device or a pipe, whose place a file would take.
+    """
+    write_pieces(path, pieces, private=private)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, private: bool = False) -> None:
+    """Write a file as `write_bytes` does, of pieces that are made while it is written."""
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, "a name with a null byte")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(errno.EINVAL, "what is there is not a regular file")
     with temporary_file(path, private=private) as (temporary, file):
         file.writelines(pieces)
         file.close()
@@ -65,13 +79,13 @@ def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) 
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a regular file's bytes."""
+    """Return the hexadecimal SHA-256 of a regular file's bytes."""
     with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()) -> None:
-    """Say no before any work is done where `new_folder` would.
+    """Refuse before any work begins where `new_folder` would.
 
     Raises:
         InputError: `target` exists and `force` is false, is not a folder, or holds something to `keep`.
@@ -88,12 +102,12 @@ def check_target(target: Path, *, force: bool = False, keep: Sequence[Path] = ()
 
 
 def users_folders() -> list[Path]:
-    """Where the user is and is at home, as far as that is known: what no command may replace."""
-    found = []
+    """Return the current and the home folder, as far as they are known: no command may replace them."""
+    folders = []
     for find in (Path.cwd, Path.home):
         with suppress(OSError, RuntimeError):
-            found.append(find())
-    return found
+            folders.append(find())
+    return folders
 
 
 @contextmanager

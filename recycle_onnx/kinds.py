@@ -35,7 +35,7 @@ def refusal(name: str, value: object, expected: str) -> InputError:
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """Numbers between two bounds, which belong to them unless `above` or `below` is set.
+    """A kind of numbers between two bounds, which belong to them unless `above` or `below` is set.
 
     `whole` numbers are integers, `optional` ones may be None, only `infinite` ones infinity. `notes` say what single
     values mean.
@@ -57,7 +57,7 @@ class Number:
         return value
 
     def has(self, value: object) -> bool:
-        """Whether a value is such a number."""
+        """Tell whether a value is such a number."""
         if not isinstance(value, Integral if self.whole else Real) or isinstance(value, bool):
             return False
         number: Any = value
@@ -110,7 +110,7 @@ TOKEN_ID = Number(least=0, whole=True)
 
 @dataclass(frozen=True)
 class Name:
-    """One of several names; None leaves it to somebody else, whom `unset` names."""
+    """A kind with one of several names; None leaves it to somebody else, whom `unset` names."""
 
     names: tuple[str, ...]
     unset: str
@@ -131,7 +131,7 @@ class Name:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several words, or None where that is one of them."""
+    """A kind with one of several words, or None where that is one of them."""
 
     words: tuple[str, ...]
     optional: bool = False
@@ -150,7 +150,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Text:
-    """Any string."""
+    """A kind of any string."""
 
     expected = "a string"
 
@@ -163,7 +163,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Flag:
-    """True or False."""
+    """A kind of True or False."""
 
     expected = "True or False"
 
@@ -175,7 +175,7 @@ class Flag:
 
 
 class FrozenBiases(dict[int, float]):
-    """Numbers by token id, not to be changed."""
+    """A mapping of numbers by token id, not to be changed."""
 
     def _refuse(self, *_: object, **__: object) -> Any:
         raise TypeError("a GenerationConfig cannot be changed; config.updated(logit_bias=…) makes another one")
@@ -188,7 +188,7 @@ class FrozenBiases(dict[int, float]):
 
 @dataclass(frozen=True)
 class Biases:
-    """A number for each of some token ids, which may be minus infinity too."""
+    """A kind of numbers for some token ids, which may be minus infinity too."""
 
     number: Number
     expected = "token ids with numbers"
@@ -219,7 +219,7 @@ class Biases:
 
 @dataclass(frozen=True)
 class Strings:
-    """Some strings; a single one stands for a list of it."""
+    """A kind of several strings; a single one stands for a list of it."""
 
     expected = "a list of strings"
 
@@ -234,7 +234,7 @@ class Strings:
 
 @dataclass(frozen=True)
 class TokenIds:
-    """Some token ids, or None."""
+    """A kind of several token ids, or None."""
 
     expected = "a list of token ids, or None"
 

@@ -23,7 +23,7 @@ MOST_OF_ANYTHING = (1 << 31) - 1
 
 
 def within(name: str, value: object, least: int = 1) -> int:
-    """A size as a whole number in range.
+    """Return a size as a whole number in range.
 
     Raises:
         ValueError: it is none, or out of range.

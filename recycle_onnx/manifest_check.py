@@ -99,7 +99,7 @@ def _check_module(recycler: dict[str, Any] | None, base: dict[str, Any]) -> None
 
 
 def _check_draft(ids: Any, graphs: dict[str, Any]) -> None:
-    """Ids of the full model's tokens, as many as the module has logits."""
+    """Check that ids are tokens of the full model, as many as the module has logits."""
     if ids is None:
         if "recycler" in graphs and graphs["recycler"]["vocab_size"] != graphs["full"]["vocab_size"]:
             raise ValueError("the module has another vocabulary than the full model, and no draft_vocabulary")

@@ -30,7 +30,7 @@ Field = tuple[int, int, int]
 
 
 def weight_files(path: Path) -> set[str]:
-    """The locations that the graph's tensors name, in whatever subgraph or attribute; relative to its folder.
+    """Return the locations that the graph's tensors name, in any subgraph or attribute; relative to its folder.
 
     Raises:
         RecycleError: not an ONNX graph, or one of more than `MOST_PARTS` parts.
@@ -61,7 +61,7 @@ def _locations(data: mmap.mmap) -> Iterator[bytes]:
 
 
 def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[Field]:
-    """The fields of a message that hold bytes: strings and messages."""
+    """Yield the fields of a message that hold bytes: strings and messages."""
     while position < end:
         tag, position = _varint(data, position)
         kind = tag & 7
@@ -80,7 +80,7 @@ def _fields(data: mmap.mmap, position: int, end: int) -> Iterator[Field]:
 
 
 def _varint(data: mmap.mmap, position: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and where it ends."""
+    """Read a number of seven bits a byte, the lowest first; return it and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]

@@ -11,7 +11,7 @@ from recycle_onnx.errors import InputError, RecycleError
 
 
 def check_plot(path: Path) -> None:
-    """Say no before anything is measured where `save_plot` would.
+    """Refuse before anything is measured where `save_plot` would.
 
     Raises:
         InputError: a kind of file that matplotlib does not write, or no folder to write it into.

@@ -8,5 +8,5 @@ Progress = Callable[[int, int, str], None]
 """Called with how much is finished, how much there is in all, and a few words on what comes now."""
 
 
-def silent(done: int, total: int, what: str) -> None:
-    """Tell nobody."""
+def silent(completed: int, total: int, what: str) -> None:
+    """Report nothing."""

@@ -21,7 +21,7 @@ FIELDS = ("messages", "turns", "prompt")
 
 @dataclass(frozen=True)
 class Prompt:
-    """Messages of which the last one is the user's, and is to be answered."""
+    """A list of messages of which the last one is the user's, and is to be answered."""
 
     messages: tuple[Message, ...]
 
@@ -31,7 +31,7 @@ class Prompt:
         return str(self.messages[-1]["content"])
 
     def ids(self, folder: Path, tokenizer: Tokenizer) -> list[int]:
-        """Token ids by the chat template of the bundle in `folder`; without a template, of the user's text alone.
+        """Return token ids by the chat template of the bundle in `folder`, or of the user's text alone without one.
 
         Raises:
             InputError: the template refuses the messages, or jinja2 is not installed.
@@ -43,7 +43,7 @@ class Prompt:
 
 
 def read_prompts(path: Path, field: str | None = None) -> list[Prompt]:
-    """A prompt from every line that is not empty: of a `.jsonl` file its JSON, of any other file the line itself.
+    """Read a prompt from every line that is not empty: its JSON in a `.jsonl` file, else the line itself.
 
     The JSON has `messages` (objects with role and content), `turns` (texts, of which the first is taken) or `prompt`
     (a text); `field` names the one that holds the prompt in any of these forms.
@@ -76,7 +76,7 @@ def _json_prompts(path: Path, field: str | None) -> Iterator[Prompt]:
 
 
 def _prompt(value: Any) -> Prompt | None:
-    """A text, the first of several turns, or messages up to the user's last one; None for anything else."""
+    """Make a prompt of a text, the first of several turns, or messages up to the user's last; None otherwise."""
     if isinstance(value, str) and value.strip():
         return _asked(value)
     if not isinstance(value, list) or not value:

@@ -16,5 +16,5 @@ def write_source(folder: Path, source: dict[str, Any]) -> None:
 
 
 def read_source(*folders: Path) -> dict[str, Any] | None:
-    """What the first of `folders` that has a `source.json` says; none for a base that was a folder all along."""
+    """Read the first `source.json` of `folders`; None for a base that was a folder all along."""
     return next((read_json(folder / SOURCE) for folder in folders if (folder / SOURCE).is_file()), None)

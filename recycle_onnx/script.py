@@ -82,7 +82,7 @@ class Writing:
 
 @dataclass(frozen=True)
 class Script:
-    """Turns that take each other's place in order; texts from nothing begin with one after the other of `starts`."""
+    """The turns of a text in order; texts from nothing begin with one after the other of `starts`."""
 
     starts: tuple[Opening, ...]
     turns: tuple[Turn, ...]
@@ -91,7 +91,7 @@ class Script:
 
     @classmethod
     def of(cls, folder: Path, temperature: float) -> Script:
-        """The script for the base in `folder`; texts are sampled at `temperature`, every other answer at half of it."""
+        """Make the script for the base in `folder`; texts are sampled at `temperature`, half of them colder."""
         tokenizer = load_tokenizer(folder)
         template = ChatTemplate.find(folder)
         if template.name != PLAIN and (turns := _conversation(template, tokenizer, temperature)):
@@ -102,7 +102,7 @@ class Script:
         return cls((Opening(begin, 0),), (Turn(frozenset(ends), begin, (temperature,)),), None, tokenizer)
 
     def openings(self, paths: Sequence[Path], field: str) -> list[Opening]:
-        """What texts begin with: prompts and chats in JSON lines (`prompts.py`) whole, documents for a few tokens.
+        """Return what texts begin with: prompts and chats in JSON lines whole, documents for a few tokens.
 
         Raises:
             InputError: a chat for a base without a chat template, or no document is long enough.
@@ -126,7 +126,7 @@ class Script:
 
 
 def _starts(start: tuple[int, ...], tokenizer: Tokenizer) -> tuple[Opening, ...]:
-    """As many openings in which the base asks what it likes as there are in which its question is begun for it."""
+    """Return as many openings in which the base asks what it likes as there are with a question begun for it."""
     lines = QUESTIONS.read_text(encoding="utf-8").splitlines()
     begun = (tokenizer.encode(line.replace("\\n", "\n"), add_special_tokens=False).ids for line in lines)
     return (Opening(start, 0),) * len(lines) + tuple(Opening((*start, *ids), 0) for ids in begun)
@@ -135,7 +135,7 @@ def _starts(start: tuple[int, ...], tokenizer: Tokenizer) -> tuple[Opening, ...]
 def _conversation(
     template: ChatTemplate, tokenizer: Tokenizer, temperature: float
 ) -> tuple[tuple[int, ...], Turn, Turn] | None:
-    """What stands before a question, between it and its answer, and before the next one, as the template has it.
+    """Return the text before a question, between it and its answer, and before the next, by the template.
 
     None where a turn does not end with a token of its own: then nothing says where the base has ended it.
     """
@@ -152,7 +152,7 @@ def _conversation(
 
 
 def holds_prompts(path: Path) -> bool:
-    """Whether a file of JSON lines has prompts or chats rather than documents, by its first line."""
+    """Tell whether a file of JSON lines has prompts or chats rather than documents, by its first line."""
     if path.suffix != ".jsonl":
         return False
     try:
@@ -164,7 +164,7 @@ def holds_prompts(path: Path) -> bool:
 
 
 def _begin(folder: Path, ends: Sequence[int]) -> int:
-    """The token that a text begins with: BOS, or the one that ends the text before."""
+    """Return the token that a text begins with: BOS, or the one that ends the text before."""
     configs = (
         read_json(folder / name) for name in ("generation_config.json", "config.json") if (folder / name).exists()
     )

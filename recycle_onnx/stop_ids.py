@@ -36,7 +36,7 @@ CHANNELS = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
 
 
 def stop_ids(folder: Path, tokenizer: Tokenizer) -> Named:
-    """Token ids that end a text of the model in `folder`, and the places that name each.
+    """Return token ids that end a text of the model in `folder`, and the places that name each.
 
     What configs name is taken as it stands: whether the model has such tokens is for the caller to check.
     """
@@ -50,12 +50,12 @@ def stop_ids(folder: Path, tokenizer: Tokenizer) -> Named:
 
 
 def describe_ends(named: Named, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The same as plain values, each token with its text: what a bundle records, and `inspect` prints."""
+    """Return plain values, each token with its text: what a bundle records, and `inspect` prints."""
     return [{"id": token, "token": tokenizer.id_to_token(token), "named_by": places} for token, places in named.items()]
 
 
 def known_ends(ids: dict[str, int]) -> list[int]:
-    """Ids of `KNOWN` tokens in a vocabulary, its ids by text."""
+    """Return ids of `KNOWN` tokens in a vocabulary, its ids by text."""
     within_answers = {"<|end|>"} if any(both <= ids.keys() for both in CHANNELS) else set()
     return [ids[text] for text in KNOWN if text in ids and text not in within_answers]
 
@@ -80,7 +80,7 @@ def _places(folder: Path, tokenizer: Tokenizer) -> Iterator[tuple[str, list[int]
 
 
 def _end_of_turn(folder: Path, tokenizer: Tokenizer, special: set[int]) -> int | None:
-    """The special token that stands behind an answer; None without a template that can be read here."""
+    """Return the special token that stands behind an answer; None without a template that can be read here."""
     with suppress(InputError):  # a broken one, or jinja2 is not installed: whoever chats is told
         template = ChatTemplate.find(folder)
         frames = None if template.name == PLAIN else template.frames("user", "assistant", "user")

@@ -116,7 +116,7 @@ def _name(target: Path) -> Path:
 
 
 def _opened(path: Path) -> int | None:
-    """The open file or folder; None for what Windows does not open, a folder or another's file."""
+    """Return the open file or folder; None for what Windows does not open, a folder or another's file."""
     flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         return os.open(path, flags)

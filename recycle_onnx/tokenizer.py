@@ -40,7 +40,7 @@ def load_tokenizer(folder: Path, *, named: Path | None = None) -> Tokenizer:
 
 
 def _tried(tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer without what its file says about batching, after it has shown that it works."""
+    """Return the tokenizer without what its file says about batching, after it has shown that it works."""
     tokenizer.no_truncation()
     tokenizer.no_padding()  # to 2^33 tokens would end the process
     tokenizer.decode(tokenizer.encode("a b").ids)
@@ -48,7 +48,9 @@ def _tried(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def special_token(path: Path, name: str) -> str | None:
-    """The text of a special token (`eos_token`) in a tokenizer_config.json: a string, or an object that holds one.
+    """Return the text of a special token (`eos_token`) in a tokenizer_config.json.
+
+    That is a string, or an object that holds one.
 
     None where it names none, or there is no such file.
 
@@ -59,7 +61,7 @@ def special_token(path: Path, name: str) -> str | None:
 
 
 def special_tokens(path: Path, names: Sequence[str]) -> dict[str, str]:
-    """The texts of those special tokens that a tokenizer_config.json names, as for `special_token`."""
+    """Return the texts of those special tokens that a tokenizer_config.json names, as for `special_token`."""
     config = read_json(path) if path.exists() else {}
     return {name: _text_of(config[name], name, path) for name in names if config.get(name) is not None}
 
@@ -90,7 +92,7 @@ def leave_out_tokens(path: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
 
 
 def _known(merge: str | list[str], model: dict[str, Any]) -> bool:
-    """Whether a merge makes a token of the vocabulary out of two."""
+    """Tell whether a merge makes a token of the vocabulary out of two."""
     left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
     whole = left + right.removeprefix(model.get("continuing_subword_prefix") or "")
     return all(text in model["vocab"] for text in (left, right, whole))

@@ -22,15 +22,16 @@ Report = Callable[[str, int, int], None]
 
 
 class Grid(NamedTuple):
-    """Rows of a quantized matrix: `codes` i8 [N, B, block size], less their zero points, times `scales` f32 [N, B]."""
+    """The rows of a quantized matrix: `codes` i8 [N, B, block size] less zero points, times `scales` f32 [N, B]."""
 
     codes: NDArray[np.int8]
     scales: Floats
 
 
 class FloatModel(NamedTuple):
-    """The model before it was quantized: its `weights` by neutral names, their `digest`, and the `folder` of its text
-    files.
+    """The model before it was quantized: `weights` by neutral names, and their `digest`.
+
+    `folder` holds its text files.
     """
 
     base: BaseConfig
@@ -41,7 +42,7 @@ class FloatModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Tuned:
-    """Scales and norms by neutral names, and the divergence on held-out text (nats a token) `before` and `after`.
+    """The tuned scales and norms by neutral names, and the divergence on held-out text (nats a token).
 
     `scales` has an array [N, B] for each grid of a matrix; `tokens` is how many were learnt from.
     """
@@ -54,7 +55,7 @@ class Tuned:
 
 
 class Tuner(Protocol):
-    """Finds better scales; `recycle_onnx.training.scales.tune` is one."""
+    """A function that finds better scales; `recycle_onnx.training.scales.tune` is one."""
 
     def __call__(
         self,
@@ -67,5 +68,5 @@ class Tuner(Protocol):
     ) -> Tuned | None:
         """Tune on `windows` [n, length] of token ids and, with `write`, on text that the model writes.
 
-        None where that is no better; `report` has been told so.
+        None where it would take too long here, or is no better; `report` has been told so.
         """

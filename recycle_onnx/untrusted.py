@@ -36,12 +36,12 @@ UNPRINTABLE = {**CONTROL, **TURNING, **HALVES}
 
 
 def printable(text: str) -> str:
-    """The text without the characters that drive a terminal or cannot be written to one."""
+    """Return the text without the characters that drive a terminal or cannot be written to one."""
     return text.translate(UNPRINTABLE)
 
 
 def is_plain_name(name: object) -> bool:
-    """Whether it is the name of a file in this very folder: letters, digits, `.`, `_` and `-`, and not hidden."""
+    """Tell whether it names a file in this very folder: letters, digits, `.`, `_` and `-`, and not hidden."""
     return isinstance(name, str) and PLAIN_NAME.fullmatch(name) is not None
 
 
@@ -91,7 +91,7 @@ def _refuse_special(path: Path, mode: int) -> None:
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
-    """The content of a regular file.
+    """Read the content of a regular file.
 
     Raises:
         FileNotFoundError: there is none.
@@ -105,7 +105,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text.
+    """Return the value of a JSON text.
 
     Raises:
         ValueError: not JSON, nested too deeply, or a number of thousands of digits.
@@ -134,7 +134,7 @@ def check_inside(path: Path) -> None:
 
 
 def _is_blob(target: Path, folder: Path) -> bool:
-    """Whether it is a file of the hub's cache: `models--ORG--NAME/blobs/HASH`, for `snapshots/COMMIT` beside it."""
+    """Tell whether it is a file of the hub's cache: `models--ORG--NAME/blobs/HASH`, for `snapshots/COMMIT`."""
     blobs = target.parent
     model = blobs.parent
     return blobs.name == "blobs" and (model.name.startswith("models--") or model / "snapshots" in folder.parents)

@@ -74,7 +74,7 @@ def asker(model: RecycleModel, chat: bool) -> Asker:
 
 
 def answer(generation: Generation) -> Answer:
-    """Run to the end. (The generation itself is not kept: it holds the caches of both halves.)"""
+    """Run to the end; the generation itself is not kept, as it holds the caches of both halves."""
     return Answer(generation.prompt, list(generation), generation.result)
 
 
@@ -88,7 +88,7 @@ def in_turns(ask: Asker, prompt: str, strategies: list[str], most: int, rounds: 
 
 
 def shown(runs: Runs, strategy: str) -> Answer:
-    """The answer of median speed; of an even number, the slower one in the middle."""
+    """Return the answer of median speed; of an even number, the slower one in the middle."""
     return sorted(runs[strategy], key=lambda run: run.speed)[(len(runs[strategy]) - 1) // 2]
 
 
@@ -98,7 +98,7 @@ def same_text(run: Answer, expected: Answer) -> bool:
 
 
 def panel(strategy: str, run: Answer, beginning: str, width: int, frame: box.Box) -> Panel:
-    """A text, recycled tokens green, with two lines on how it came about."""
+    """Show a text, recycled tokens green, with two lines on how it came about."""
     text, begun = Text(beginning, style="dim"), bool(beginning)
     for token in run.tokens:
         piece = printable(token.text if begun else token.text.lstrip())
@@ -111,7 +111,7 @@ def panel(strategy: str, run: Answer, beginning: str, width: int, frame: box.Box
 
 
 def side_by_side(console: Console, prompt: str, runs: Runs, chat: bool) -> RenderableType:
-    """A column for each strategy, or one below the other where columns would be narrow."""
+    """Show a column for each strategy, or one below the other where columns would be narrow."""
     width = console.width // len(runs) - 1
     fits = width >= NARROWEST_COLUMN
     size, frame = (width, box.ROUNDED) if fits else (console.width, box.HORIZONTALS)

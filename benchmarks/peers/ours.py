@@ -26,10 +26,10 @@ def generate(prompt, new_tokens, strategy, stop=(), chain=0, rate=0.0, seed=0):
 
 
 def score(ids):
-    found = both_halves(model, ids)
-    answer = {"nats": float(found.nats.sum()), "tokens": len(found.nats)}
-    if found.module is not None:
-        orders = [verdict(found, ids[1:], order).log_probability for order in ("full_first", "module_first")]
+    scores = both_halves(model, ids)
+    answer = {"nats": float(scores.nats.sum()), "tokens": len(scores.nats)}
+    if scores.module is not None:
+        orders = [verdict(scores, ids[1:], order).log_probability for order in ("full_first", "module_first")]
         answer["alternate_nats"] = -sum(orders) / 2
     return answer
 

@@ -45,13 +45,13 @@ class Model:
 
 def models(bundles: dict[str, str], ggufs: dict[str, str], llama: str, threads: int) -> dict[str, Model]:
     """All models by name, bundles first. A bundle's module is not counted."""
-    found = {}
+    by_name = {}
     for name, bundle in bundles.items():
         files = tuple(sorted(Path(bundle).glob("model.onnx*")))
-        found[name] = Model((sys.executable, HERE / "ours.py", bundle, threads), files)
+        by_name[name] = Model((sys.executable, HERE / "ours.py", bundle, threads), files)
     for name, path in ggufs.items():
-        found[f"llama.cpp {name}"] = Model((llama, HERE / "llama.py", path, threads), (Path(path),))
-    return found
+        by_name[f"llama.cpp {name}"] = Model((llama, HERE / "llama.py", path, threads), (Path(path),))
+    return by_name
 
 
 def windows(tokenizer: Path, text: str, wanted: int) -> list[list[int]]:

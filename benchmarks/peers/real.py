@@ -26,8 +26,8 @@ from typing import Any
 import click
 from worker import Worker
 
-from recycle_onnx.bench import machine
 from recycle_onnx.bench.answers import SHORTEST
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import median_interval
 from recycle_onnx.cli.options import pairs
 from recycle_onnx.files import write_json
@@ -63,25 +63,25 @@ def engines(
     work: Path, gguf: Path, bundles: dict[str, str], llama: str, genai: str | None, threads: int
 ) -> dict[str, Engine]:
     """All engines by name; those of one model share a process."""
-    found: dict[str, Engine] = {}
+    by_name: dict[str, Engine] = {}
     for path in (*(work / f"{kind}.gguf" for kind in TYPES), gguf):
         model = f"llama.cpp {path.stem.rpartition('.')[2].upper()}"
         command = (llama, HERE / "llama.py", path, threads)
         for count in (0, *LOOKUPS):
             name = f"{model}, prompt lookup of {count}" if count else model
-            found[name] = Engine(model, command, (path,), {"lookup": count} if count else {})
+            by_name[name] = Engine(model, command, (path,), {"lookup": count} if count else {})
     if genai:
         folder = work / "genai"
         command = (genai, HERE / "genai.py", folder, threads)
         model = "onnxruntime-genai int4"
-        found[model] = Engine(model, command, tuple(sorted(folder.glob("model.onnx*"))), {})
+        by_name[model] = Engine(model, command, tuple(sorted(folder.glob("model.onnx*"))), {})
     for name, bundle in bundles.items():
         model = f"recycle-onnx {name}"
         command = (sys.executable, HERE / "ours.py", bundle, threads)
         files = tuple(sorted(Path(bundle).glob("*.onnx*")))
         for strategy in STRATEGIES:
-            found[f"{model}, {strategy}"] = Engine(model, command, files, {"strategy": strategy})
-    return found
+            by_name[f"{model}, {strategy}"] = Engine(model, command, files, {"strategy": strategy})
+    return by_name
 
 
 def prepare(work: Path, checkpoint: Path, gguf: Path, llama: str, genai: str | None) -> None:
@@ -122,14 +122,14 @@ def rounds(
             workers[engine.model].ask(**{**request, "prompt": prompts[0], "new_tokens": SHORTEST, **engine.request})
     for index in range(len(kept), len(prompts)):
         click.echo(f"prompt {index + 1} of {len(prompts)}", err=True)
-        found = {}
+        answers = {}
         for name in all_engines if index % 2 == 0 else reversed(all_engines):
             engine = all_engines[name]
             answer = workers[engine.model].ask(**request, prompt=prompts[index], **engine.request)
-            found[name] = {"tokens": len(answer["tokens"]), "tokens_per_second": answer["tokens_per_second"]}
+            answers[name] = {"tokens": len(answer["tokens"]), "tokens_per_second": answer["tokens_per_second"]}
         with path.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        kept.append(found)
+            file.write(json.dumps(answers) + "\n")
+        kept.append(answers)
     return kept[: len(prompts)]
 
 
@@ -162,11 +162,13 @@ def table(results: dict[str, dict[str, Any]], others: list[str]) -> str:
     """Markdown."""
     lines = [f"| | MB | perplexity | tokens/s | {' | '.join(f'x {other}' for other in others)} |"]
     lines.append("|---" * (4 + len(others)) + "|")
-    for name, found in results.items():
-        cells = [name, f"{found['megabytes']:.0f}", _perplexity(found["perplexity"])]
-        cells.append(f"{found['tokens_per_second']:.0f} ({found['interval'][0]:.0f} to {found['interval'][1]:.0f})")
+    for name, figures in results.items():
+        cells = [name, f"{figures['megabytes']:.0f}", _perplexity(figures["perplexity"])]
+        cells.append(
+            f"{figures['tokens_per_second']:.0f} ({figures['interval'][0]:.0f} to {figures['interval'][1]:.0f})"
+        )
         for other in others:
-            ratio, (low, high) = found["against"][other].values()
+            ratio, (low, high) = figures["against"][other].values()
             cells.append("1" if other == name else f"{ratio:.2f} ({low:.2f} to {high:.2f})")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -206,7 +208,7 @@ def main(
         sys.exit(f"{text}: {len(ids)} tokens; expected {windows * WINDOW}, or fewer --windows")
     compared = engines(work, gguf, pairs("bundle", bundles, "int4=my-bundle"), llama, genai, threads)
     workers = {engine.model: Worker(*engine.command) for engine in {e.model: e for e in compared.values()}.values()}
-    found = perplexities(work / f"perplexity-{windows}.json", compared, workers, pieces)
+    measured = perplexities(work / f"perplexity-{windows}.json", compared, workers, pieces)
     stop = sorted(read_defaults(checkpoint / "generation_config.json").stop_ids or ())
     request = {"new_tokens": new_tokens, "stop": stop}
     key = f"rounds-{prompts.stem}-{new_tokens}-threads-{threads}.jsonl"
@@ -214,9 +216,9 @@ def main(
     for worker in workers.values():
         worker.close()
     others = [name.strip() for name in against.split(",") if name.strip() in compared]
-    results = {name: result(name, engine, found[name], runs, others) for name, engine in compared.items()}
+    results = {name: result(name, engine, measured[name], runs, others) for name, engine in compared.items()}
     about = {"prompts": prompts.name, "new_tokens": new_tokens, "threads": threads, "windows": windows}
-    write_json(work / "real.json", {"machine": asdict(machine.describe()), **about, "results": results})
+    write_json(work / "real.json", {"machine": asdict(Conditions.here()), **about, "results": results})
     (work / "real.md").write_text(table(results, others))
     click.echo(table(results, others))
 

@@ -22,7 +22,7 @@ from typing import Any
 import click
 from worker import Worker
 
-from recycle_onnx.bench import machine
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import median_interval
 from recycle_onnx.bench.shapes import shape as shape_of
 from recycle_onnx.bench.shapes import write_random_base
@@ -114,7 +114,7 @@ def main(
             speeds[name].append(answer["tokens_per_second"])
     for worker in {id(worker): worker for worker, _ in engines.values()}.values():
         worker.close()
-    found = {
+    results = {
         name: {
             "tokens_per_second": statistics.median(values),
             "interval": median_interval(values),
@@ -122,11 +122,13 @@ def main(
         }
         for name, values in speeds.items()
     }
-    described = machine.describe()
+    conditions = Conditions.here()
     if json_:
-        click.echo(json.dumps({"machine": vars(described), "shape": shape, "sizes": sizes, "results": found}, indent=2))
+        click.echo(
+            json.dumps({"machine": vars(conditions), "shape": shape, "sizes": sizes, "results": results}, indent=2)
+        )
         return
-    for name, values in found.items():
+    for name, values in results.items():
         ratios = "".join(f", {ratio:.2f}x {other}" for other, (ratio, _) in values["against"].items() if other != name)
         click.echo(f"{name}: {values['tokens_per_second']:.1f} tokens/s{ratios}")
 

@@ -59,7 +59,7 @@ def serve(generate: Callable[..., dict[str, Any]], score: Callable[[list[int]], 
 
 
 def nats_of(logits: Any, ids: Sequence[int]) -> dict[str, Any]:
-    """The answer to a request to score `ids`, from the logits [len(ids) - 1, V] after all but the last."""
+    """Answer a request to score `ids`, from the logits [len(ids) - 1, V] after all but the last."""
     rows = np.array(logits, np.float64)
     rows -= rows.max(-1, keepdims=True)
     nats = np.log(np.exp(rows).sum(-1)) - rows[np.arange(len(ids) - 1), ids[1:]]

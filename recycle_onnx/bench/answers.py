@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recycle_onnx.bench import machine
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import advice, median_interval
 from recycle_onnx.errors import InputError
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.prompts import Prompt
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Lossless, Result
@@ -24,7 +24,7 @@ USUAL = ("full", "auto", "verify", "alternate", "lookup")
 
 @dataclass(frozen=True)
 class AnswerOptions:
-    """What to measure: every strategy on every prompt, `repeat` times, on each number of threads."""
+    """The measurements to make: every strategy on every prompt, `repeat` times, on each number of threads."""
 
     strategies: tuple[str, ...] = ()
     new_tokens: int = 64
@@ -38,7 +38,7 @@ class AnswerOptions:
 
 @dataclass(frozen=True)
 class AnswerMeasurement:
-    """One strategy on one number of threads.
+    """The measurement of one strategy on one number of threads.
 
     `answers` is how many are counted (those of 8 tokens or more under every strategy), `identical` the part of them
     that has just the tokens of `full`. Speeds are medians over answers, `measured_speedup` of ratios to `full` on the
@@ -63,7 +63,7 @@ class AnswerMeasurement:
 
 
 def bench_answers(
-    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = lambda *_: None
+    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = silent
 ) -> list[AnswerMeasurement]:
     """Let every strategy answer every prompt, to the answer's end or for `new_tokens`.
 
@@ -74,13 +74,13 @@ def bench_answers(
         raise InputError(f"new-tokens is {options.new_tokens}; expected at least {SHORTEST} to time answers")
     if options.repeat < 1:
         raise InputError(f"repeat is {options.repeat}; expected at least 1")
-    found = []
+    measurements = []
     for threads in options.threads:
         model = load(bundle, threads=threads, **options.placing)
         names = ("full", *(name for name in options.strategies or _usual(model) if name != "full"))
         runs = _answer(model, prompts, names, options, report)
-        found += [_summary(model, name, runs, options, threads) for name in names]
-    return found
+        measurements += [_summary(model, name, runs, options, threads) for name in names]
+    return measurements
 
 
 def _usual(model: RecycleModel) -> tuple[str, ...]:
@@ -90,7 +90,7 @@ def _usual(model: RecycleModel) -> tuple[str, ...]:
 def _answer(
     model: RecycleModel, prompts: Sequence[Prompt], names: Sequence[str], options: AnswerOptions, report: Progress
 ) -> list[dict[str, Result]]:
-    """Results by strategy for each prompt and round; the order turns around from one to the next."""
+    """Return results by strategy for each prompt and round; the order turns around from one to the next."""
     texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in prompts] * options.repeat
     _generate(model, texts[0], names[0], options, 0)  # pages in the weights
     runs = []
@@ -142,10 +142,10 @@ def _summary(
     )
 
 
-def to_json(results: Sequence[AnswerMeasurement], described: machine.BenchMachine) -> dict[str, object]:
-    """Machine and results as plain values."""
+def to_json(results: Sequence[AnswerMeasurement], conditions: Conditions) -> dict[str, object]:
+    """Return machine and results as plain values."""
     return {
-        "machine": asdict(described),
+        "machine": asdict(conditions),
         "results": [asdict(result) for result in results],
         "verdict": advice([result for result in results if result.threads == results[0].threads]),
     }

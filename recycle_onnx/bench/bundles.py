@@ -27,7 +27,9 @@ def random_bundle(
     activations: str = "fp32",
     report: Report | None = None,
 ) -> Path:
-    """The bundle, from the cache if it was made before. A draft vocabulary holds the first `draft_vocab` tokens.
+    """Return the bundle, from the cache if it was made before.
+
+    A draft vocabulary holds the first `draft_vocab` tokens.
 
     Raises:
         InputError: an unknown shape, precision, flavour or type of activations, or more module layers than the shape

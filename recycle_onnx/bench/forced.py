@@ -15,16 +15,18 @@ from recycle_onnx.runtime.model import RecycleModel
 
 
 class ForcedScript(Sampling):
-    """Pays for greedy choice, and then says what the script says: token 1 or 2, by turns."""
+    """A chooser that pays for a greedy choice, and then says what the script says: token 1 or 2 in turns."""
 
     def choose(self, logits: NDArray[np.float32], position: int, vocabulary: NDArray[np.int64] | None = None) -> int:
-        """The script's token for `position`."""
+        """Choose the script's token for `position`."""
         super().choose(logits, position, vocabulary)
         return 1 + position % 2
 
 
 class ForcedProposer:
-    """Runs the module on the script, and spoils its proposals so that each is right with probability `rate`.
+    """A proposer that runs the module on the script, and spoils its proposals.
+
+    Each is right with probability `rate`.
 
     (Given that those before it in the chain were right.)
     """
@@ -34,7 +36,7 @@ class ForcedProposer:
         self._generator = np.random.default_rng(seed)
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """As many tokens as the module proposes."""
+        """Propose as many tokens as the module does."""
         proposals = self.module.propose(kept, position, room)
         right = self._generator.random(len(proposals)) < self.rate
         return [token if hit else 0 for token, hit in zip(proposals, right, strict=True)]

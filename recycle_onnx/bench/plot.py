@@ -15,7 +15,7 @@ BAR, LABELLED, PREDICTED = "#4878a8", "#a8b8c8", "#c44e52"
 
 
 def write_plot(results: Sequence[Measurement], path: Path, title: str) -> None:
-    """Tokens a second of every strategy, one panel a setting; a mark shows what the step costs predict.
+    """Plot tokens per second of every strategy, one panel a setting; a mark shows what step costs predict.
 
     Raises:
         RecycleError: the file cannot be written.

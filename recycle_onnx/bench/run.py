@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recycle_onnx.bench import machine, steps
+from recycle_onnx.bench import steps
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.forced import forced
 from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.openings import own_text
-from recycle_onnx.progress import Progress
+from recycle_onnx.machine.memory import peak_rss_bytes
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Result
 from recycle_onnx.runtime.model import RecycleModel, load
@@ -26,7 +28,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure: every combination of strategy, context and number of threads, `repeat` times in turns."""
+    """The measurements to make: every combination of strategy, context and threads, `repeat` times in turns."""
 
     strategies: tuple[str, ...] = ()
     contexts: tuple[int, ...] = (128,)
@@ -41,7 +43,10 @@ class Options:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One strategy, context and number of threads. Speeds are medians; `interval` is that median's 95 % interval."""
+    """The measurement of one strategy, context and number of threads.
+
+    Speeds are medians; `interval` is that median's 95 % interval.
+    """
 
     strategy: str
     threads: int | None
@@ -64,22 +69,22 @@ class Measurement:
     providers: str = "cpu"
 
 
-def bench(bundle: Path, options: Options, report: Progress = lambda *_: None) -> list[Measurement]:
+def bench(bundle: Path, options: Options, report: Progress = silent) -> list[Measurement]:
     """Measure `bundle`.
 
     Raises:
         InputError: an option out of range, or an unknown strategy.
     """
     _check(options)
-    found = []
+    measurements = []
     for threads in options.threads:
         started = time.perf_counter()
         model = load(bundle, threads=threads, **options.placing)
         load_s = time.perf_counter() - started
         model.stop_ids = frozenset()  # texts of equal length
         for context in options.contexts:
-            found += _measure(model, context, threads, load_s, options, report)
-    return found
+            measurements += _measure(model, context, threads, load_s, options, report)
+    return measurements
 
 
 def _check(options: Options) -> None:
@@ -157,7 +162,7 @@ def _summary(
         measured_speedup=statistics.median(ratios),
         speedup_interval=median_interval(ratios),
         weights_gb_per_s=weights / (1e-3 * step["full_1"]) / 1e9,
-        peak_rss_bytes=machine.peak_rss_bytes(),
+        peak_rss_bytes=peak_rss_bytes(),
         load_s=load_s,
         label=f"acceptance forced to {rate_forced}" if rate_forced is not None and name == "verify" else None,
         providers=model.providers,
@@ -165,19 +170,19 @@ def _summary(
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval of the median, by resampling with a fixed seed."""
+    """Compute the 95 % interval of the median, by resampling with a fixed seed."""
     draws = np.random.default_rng(0).choice(np.asarray(values), (RESAMPLES, len(values)))
     low, high = np.quantile(np.median(draws, axis=1), [0.025, 0.975])
     return float(low), float(high)
 
 
 def verdict(results: Sequence[Measurement]) -> str:
-    """One line: which strategy wins in the first setting, and what to do about it."""
+    """Say in one line which strategy wins in the first setting, and what to do about it."""
     return advice([r for r in results if (r.threads, r.context) == (results[0].threads, results[0].context)])
 
 
 class Timed(Protocol):
-    """What `advice` goes by."""
+    """A measurement, as `advice` needs it."""
 
     @property
     def strategy(self) -> str: ...
@@ -188,7 +193,7 @@ class Timed(Protocol):
 
 
 def advice(results: Sequence[Timed]) -> str:
-    """One line on strategies that were measured in the same setting."""
+    """Give one line on strategies that were measured in the same setting."""
     best = max((r for r in results if r.strategy != "alternate"), key=lambda r: r.measured_speedup)
     if best.strategy == "full" or best.speedup_interval[0] <= 1:
         line = "nothing lossless is surely faster than full here: a better module, fewer threads or int4 may help"
@@ -198,10 +203,10 @@ def advice(results: Sequence[Timed]) -> str:
     return f"{best.strategy} is {best.measured_speedup:.2f}x full; {what}"
 
 
-def to_json(results: Sequence[Measurement], described: machine.BenchMachine) -> dict[str, object]:
-    """Machine, results and verdict as plain values."""
+def to_json(results: Sequence[Measurement], conditions: Conditions) -> dict[str, object]:
+    """Return machine, results and verdict as plain values."""
     return {
-        "machine": asdict(described),
+        "machine": asdict(conditions),
         "results": [asdict(result) for result in results],
         "verdict": verdict(results),
     }

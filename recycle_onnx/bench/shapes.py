@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
 from recycle_onnx.checkpoint import BaseConfig, plain_llama
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
+from recycle_onnx.safetensors_file import write_arrays
 
 _LLAMA: dict[str, Any] = {
     "hidden_size": 2048,
@@ -46,7 +46,7 @@ SHAPES = {
 
 
 def shape(name: str) -> BaseConfig:
-    """The dimensions of a known shape.
+    """Return the dimensions of a known shape.
 
     Raises:
         InputError: no such shape.
@@ -57,7 +57,7 @@ def shape(name: str) -> BaseConfig:
 
 
 def write_random_base(folder: Path, config: BaseConfig) -> None:
-    """A Hugging Face folder of this shape: float16, every tensor drawn anew (equal ones would be shared in memory)."""
+    """Write a Hugging Face folder of this shape: float16, every tensor drawn anew (equal ones would share memory)."""
     folder.mkdir(parents=True)
     generator = np.random.default_rng(0)
     tensors = {}
@@ -67,7 +67,7 @@ def write_random_base(folder: Path, config: BaseConfig) -> None:
         else:
             values = generator.standard_normal(sizes, np.float32)
             tensors[name] = (values / np.float32(sizes[-1] ** 0.5)).astype(np.float16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_arrays(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config.to_hugging_face())
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<0>"})
     letters = {f"<{index}>": index for index in range(config.vocab_size)}

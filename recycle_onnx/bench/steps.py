@@ -13,7 +13,7 @@ MOST_TOKENS = 5
 
 
 class StepTimer:
-    """Times the kinds of steps after a prompt: `full_1` … `full_5`, and with a module `recycle_1`, `recycle_2`.
+    """A timer of the kinds of steps after a prompt: `full_1` … `full_5`, with a module `recycle_1`, `recycle_2`.
 
     They take turns, as full and recycle steps do in decoding; the first round, which allocates, is left out.
     """
@@ -47,14 +47,14 @@ class StepTimer:
             self._decoder.keep(self._length)
 
     def medians(self) -> dict[str, float]:
-        """Median milliseconds by kind."""
+        """Return median milliseconds by kind."""
         return {kind: statistics.median(values) for kind, values in self.samples.items()}
 
 
 def predicted_speedup(
     strategy: str, step: dict[str, float], chain: int, acceptance: float | None, tokens_per_full_run: float
 ) -> float | None:
-    """What step costs and acceptance allow against `full`; None where the steps of a cycle are not known."""
+    """Predict the speed-up against `full` from step costs and acceptance; None where a step is not known."""
     if strategy == "full":
         return 1.0
     if strategy == "alternate":

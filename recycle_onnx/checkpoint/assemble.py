@@ -18,7 +18,7 @@ HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".on
 
 
 def reference_from(base: Checkpoint, out: Path, *, reference: bool) -> BaseReference:
-    """How a module in the checkpoint `out` refers to its `base`."""
+    """Return how a module in the checkpoint `out` refers to its `base`."""
     origin = base.base_folder
     elsewhere = origin != base.folder if _in_place(base, out) else reference
     path = Path(os.path.relpath(origin.resolve(), out.resolve())) if elsewhere else None

@@ -8,18 +8,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.assemble import module_folder, reference_from
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, DraftVocabulary
 from recycle_onnx.checkpoint.folder import Checkpoint
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST, RecyclerConfig
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
+from recycle_onnx.safetensors_file import write_arrays
 
 PROJECTION_NOISE = 0.02
 
@@ -73,8 +72,7 @@ def attach(
         )
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, init, seed)
         with module_folder(checkpoint, out, reference=reference, force=force) as folder:
-            with disk_errors():
-                save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            write_arrays(folder / "model.safetensors", tensors)
             if config.draft_vocabulary and draft_ids:
                 config.draft_vocabulary.write(folder, draft_ids)
             write_json(folder / "config.json", config.to_json())
@@ -82,7 +80,7 @@ def attach(
 
 
 def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:
-    """The module's tensors, in the type that the base is stored in."""
+    """Make the module's tensors, in the type that the base is stored in."""
     generator = np.random.default_rng(seed)
     shapes = config.tensor_shapes(base)
     own_norms = ("embedding_norm.weight", *config.hidden_norms())
@@ -100,7 +98,7 @@ def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerCon
 
 
 def _random(name: str, shape: tuple[int, ...], base: BaseConfig, generator: np.random.Generator) -> NDArray[np.generic]:
-    """Norms that change nothing, no biases, and matrices that keep the variance of what they read."""
+    """Draw a tensor: norms that change nothing, no biases, and matrices that keep the variance of what they read."""
     if len(shape) == 1:
         nothing = name.endswith(".bias") or base.norm.plus_one
         return np.zeros(shape) if nothing else np.ones(shape)
@@ -108,7 +106,7 @@ def _random(name: str, shape: tuple[int, ...], base: BaseConfig, generator: np.r
 
 
 def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator) -> NDArray[np.generic]:
-    """A projection that averages the embedding with the mean of the taps, plus a little noise.
+    """Make a projection that averages the embedding with the mean of the taps, plus a little noise.
 
     An input has the same weights wherever its columns stand.
     """
@@ -120,7 +118,7 @@ def _averaging(size: int, config: RecyclerConfig, generator: np.random.Generator
 
 
 def _last_layers(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig) -> Tensors:
-    """Copies of the base's last layers; norms that those lack change nothing but the scale."""
+    """Copy the base's last layers; norms that those lack change nothing but the scale."""
     first = base.num_layers - config.num_layers
     tensors: Tensors = {}
     for index in range(config.num_layers):

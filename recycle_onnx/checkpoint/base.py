@@ -24,7 +24,7 @@ SIZES = (
 
 @dataclass(frozen=True)
 class Norm:
-    """RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450) over the last axis.
+    """A norm over the last axis: RMSNorm (arXiv 1910.07467) or LayerNorm (arXiv 1607.06450).
 
     With `plus_one` a stored weight w acts as 1 + w.
     """
@@ -37,7 +37,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotary positions (arXiv 2104.09864) of the first 2 · len(frequencies) values of a head.
+    """A rotary embedding (arXiv 2104.09864) of the first 2 · len(frequencies) values of a head.
 
     Position p turns pair i by p · frequencies[i] radians, whatever scaling those came from, and stretches it by
     `factor`. Pair i are values i and i + len(frequencies), or, `interleaved`, values 2i and 2i + 1.
@@ -50,7 +50,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class Layer:
-    """What may differ from layer to layer: `scale` of the attention scores, `window` (keys seen, own one included)."""
+    """The fields in which layers may differ: `scale` of attention scores, `window` (keys seen, own one included)."""
 
     scale: float
     rope: Rope | None = None
@@ -97,19 +97,19 @@ class BaseConfig:
 
     @property
     def num_layers(self) -> int:
-        """Number of decoder layers."""
+        """The number of decoder layers."""
         return len(self.layers)
 
     def last(self, count: int) -> BaseConfig:
-        """The same with the last `count` layers only: the kind that a module's layers have."""
+        """Return the description with the last `count` layers only: the kind that a module's layers have."""
         return replace(self, layers=self.layers[len(self.layers) - count :])
 
     def ropes(self) -> list[Rope]:
-        """Distinct rotary embeddings, in the order of their first layers."""
+        """Return the distinct rotary embeddings, in the order of their first layers."""
         return list(dict.fromkeys(layer.rope for layer in self.layers if layer.rope))
 
     def contradiction(self) -> str | None:
-        """What is impossible about these numbers, if anything."""
+        """Say what is impossible about these numbers, if anything."""
         for name in SIZES:
             if getattr(self, name) < (least := LEAST.get(name, 1)):
                 return f"{name} is {getattr(self, name)}; expected at least {least}"
@@ -122,7 +122,7 @@ class BaseConfig:
         return None
 
     def layer_shapes(self, prefix: str) -> Shapes:
-        """Names and shapes of one decoder layer's tensors, linear weights as [out, in]."""
+        """Return names and shapes of one decoder layer's tensors, linear weights as [out, in]."""
         hidden, inner = self.hidden_size, self.intermediate_size
         queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
         attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
@@ -144,12 +144,12 @@ class BaseConfig:
         return self.norm_shapes(name) if present else {}
 
     def norm_shapes(self, name: str) -> Shapes:
-        """Names and shapes of a norm's tensors."""
+        """Return names and shapes of a norm's tensors."""
         shapes: Shapes = {f"{name}.weight": (self.hidden_size,)}
         return shapes | ({f"{name}.bias": (self.hidden_size,)} if self.norm.bias else {})
 
     def tensor_shapes(self) -> Shapes:
-        """Neutral names and shapes of every tensor of the base."""
+        """Return neutral names and shapes of every tensor of the base."""
         shapes: Shapes = {"model.embed_tokens.weight": (self.vocab_size, self.hidden_size)}
         if self.position_offset is not None:
             rows = self.context_length + self.position_offset
@@ -162,12 +162,12 @@ class BaseConfig:
         return shapes
 
     def summary(self) -> dict[str, Any]:
-        """The description as plain values, without its layers and its source."""
+        """Return the description as plain values, without its layers and its source."""
         plain = replace(self, layers=(), source={})
         return {"num_layers": self.num_layers, **{k: v for k, v in asdict(plain).items() if k not in _LONG}}
 
     def to_hugging_face(self, **changes: Any) -> dict[str, Any]:
-        """The `config.json` it was read from."""
+        """Return the `config.json` that the description was read from, with `changes`."""
         return {**self.source, **changes}
 
 

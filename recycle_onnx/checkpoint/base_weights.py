@@ -55,23 +55,23 @@ class BaseWeights:
         return self.weights.files
 
     def digest(self) -> str:
-        """SHA-256 of the files."""
+        """Return the SHA-256 of the files."""
         return self.weights.digest()
 
     def num_parameters(self) -> int:
-        """Number of values in all tensors of the base."""
+        """Count the values in all tensors of the base."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
     def stored_type(self) -> str:
-        """The type of the embedding, in safetensors' words: F32, F16 or BF16."""
+        """Return the type of the embedding, in safetensors' words: F32, F16 or BF16."""
         return self.weights.stored_type(self._places[TABLE][0])
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one neutral tensor."""
+        """Return the shape of one neutral tensor."""
         return self.shapes[name]
 
     def stored(self, name: str, rows: slice = ALL) -> Array:
-        """One neutral tensor, or some of its rows, in the type it is stored in.
+        """Read one neutral tensor, or some of its rows, in the type it is stored in.
 
         Raises:
             InputError: a value is not finite.
@@ -89,21 +89,21 @@ class BaseWeights:
         return np.ascontiguousarray(array)
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-        """One neutral tensor, or some of its rows, as float32; stored float32 values are not rounded."""
+        """Read one neutral tensor, or some of its rows, as float32; stored float32 values are not rounded."""
         return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
 
     def integer_type(self, name: str) -> str | None:
-        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        """Return the file's name for the small integers that hold the tensor; None where it has floats."""
         source, how = self._places[name]
         alone = len(how.parts) == 1 and not (how.transposed or how.by_head)
         return self.weights.integer_type(source) if alone else None
 
     def integers(self, name: str, rows: slice = ALL) -> Integers:
-        """One neutral tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        """Read one neutral tensor that has an `integer_type`, or some of its rows, as the file has it."""
         return self.weights.integers(self._places[name][0], rows)
 
     def pack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
-        """Neutral tensors as the files keep them, by the files' names."""
+        """Arrange neutral tensors as the files keep them, by the files' names."""
         packed = {}
         for source, how in dict(self._places.values()).items():
             parts = [tensors[f"{part}.{source.rpartition('.')[2]}"] for part in how.parts]
@@ -111,13 +111,13 @@ class BaseWeights:
         return packed
 
     def others(self) -> set[str]:
-        """Names of what else the files hold, but for copies of tied weights."""
+        """Return names of what else the files hold, but for copies of tied weights."""
         return self.weights.names() - {source for source, _ in self._places.values()} - {f"{self._head}.weight"}
 
 
-def stored_shapes(base: BaseConfig, family: Family, found: set[str]) -> Shapes:
-    """Names and shapes of what files with tensors of the names `found` must hold."""
-    shapes, names = base.tensor_shapes(), _Names(family, found)
+def stored_shapes(base: BaseConfig, family: Family, present: set[str]) -> Shapes:
+    """Return names and shapes of what files with tensors of the names `present` must hold."""
+    shapes, names = base.tensor_shapes(), _Names(family, present)
     return _stored_shapes(shapes, {name: names.place(name) for name in shapes})
 
 
@@ -132,19 +132,19 @@ def _stored_shapes(neutral: Shapes, places: Mapping[str, tuple[str, StoredMatrix
 
 
 class _Names:
-    """Where a family's files have the neutral tensors."""
+    """The places where a family's files have the neutral tensors."""
 
-    def __init__(self, family: Family, found: set[str]) -> None:
+    def __init__(self, family: Family, present: set[str]) -> None:
         self._stored: dict[str, tuple[str, StoredMatrix]] = {}
         for pattern, what in family.tensors.items():
             stored = what if isinstance(what, StoredMatrix) else StoredMatrix((what,))
             self._stored |= dict.fromkeys(stored.parts, (pattern, stored))
         anchors = [self._stored.get(module, (module,))[0] for module in (EMBEDDING, "norm")]
-        fits = (trunk for anchor in anchors for trunk in family.trunk if f"{trunk}{anchor}.weight" in found)
+        fits = (trunk for anchor in anchors for trunk in family.trunk if f"{trunk}{anchor}.weight" in present)
         self._trunk, self._head = next(fits, family.trunk[0]), family.head
 
     def place(self, name: str) -> tuple[str, StoredMatrix]:
-        """Source name of a neutral tensor, and what that holds (neutral names without weight or bias)."""
+        """Return the source name of a neutral tensor, and what that holds (neutral names without weight or bias)."""
         module, _, suffix = name.rpartition(".")
         if not module.startswith(TRUNK):
             return f"{self._head}.{suffix}", StoredMatrix((module,))
@@ -158,7 +158,7 @@ class _Names:
 
 
 def _differ(weights: Weights, first: str, second: str) -> bool:
-    """Whether the files have both tensors, and other values in them."""
+    """Tell whether the files have both tensors, and other values in them."""
     if not {first, second} <= weights.names():
         return False
     if weights.shape(first) != weights.shape(second):

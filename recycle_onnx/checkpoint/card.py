@@ -45,7 +45,7 @@ TERMS = "Whatever licence the base and the training text have applies to this mo
 
 @dataclass(frozen=True)
 class Card:
-    """What a published module's card says besides its config: None where it is not known."""
+    """The facts that a published module's card tells besides its config: None where one is not known."""
 
     base: BaseConfig
     parameters: int
@@ -65,7 +65,7 @@ class Card:
         licence: str | None,
         base_model: str | None,
     ) -> Card:
-        """From a checkpoint with a module; licence and id of the base from its source where they are not given."""
+        """Gather the facts from a checkpoint with a module; licence and id default to those of the base's source."""
         assert checkpoint.recycler_weights is not None
         came_from = source or {}
         parameters = checkpoint.recycler_weights.num_parameters()
@@ -84,14 +84,14 @@ class Card:
 
 
 def _copy(source: dict[str, Any]) -> str | None:
-    """The copy of the base that the module was trained on, as its source names it."""
+    """Name the copy of the base that the module was trained on, as its source does."""
     if source.get("kind") == "gguf":
         return f"{source.get('file')}, SHA-256 {str(source.get('sha256'))[:12]}…"
     return f"{source['id']} at commit {str(source.get('commit'))[:12]}" if source.get("kind") == "hub" else None
 
 
 def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
-    """Markdown from what `recycler/config.json` says; with a `card`, that of a published module for the hub."""
+    """Write Markdown from what `recycler/config.json` says; with a `card`, that of a published module for the hub."""
     one = config.num_layers == 1
     layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
     about = _paragraph(ABOUT.format(layers=layers, tap=", ".join(config.tap), predict="predicts" if one else "predict"))
@@ -103,7 +103,7 @@ def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
 
 
 def _front_matter(card: Card) -> str:
-    """What the hub reads, as YAML; a JSON string is one of YAML too."""
+    """Write what the hub reads, as YAML; a JSON string is one of YAML too."""
     lines = ["---"]
     if card.licence:
         lines.append(f"license: {json.dumps(card.licence)}")
@@ -133,13 +133,13 @@ def _facts(config: RecyclerConfig, card: Card) -> str:
 
 def _measured(config: RecyclerConfig) -> str:
     lines = ["## Training\n" if config.training.get("runs") else "## Training\n\n" + UNTRAINED]
-    if found := config.acceptance:
-        lines.append(_paragraph(f"{described(found)} (`verify`, one token at a time)."))
+    if acceptance := config.acceptance:
+        lines.append(_paragraph(f"{described(acceptance)} (`verify`, one token at a time)."))
     return "\n".join([*lines, _training(config)]) if config.training.get("runs") else "\n".join(lines)
 
 
 def described(acceptance: dict[str, Any]) -> str:
-    """What was measured at publishing or at joining, in a phrase."""
+    """Say in a phrase what was measured at publishing or at joining."""
     rate, count = acceptance.get("rate"), acceptance.get("proposals")
     known = f"{rate:.1%}" if isinstance(rate, float) else "an unknown part"
     return f"{known} of {count} proposals accepted ({acceptance.get('text')}, {acceptance.get('precision')})"

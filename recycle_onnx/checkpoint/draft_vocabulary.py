@@ -17,7 +17,7 @@ FILE = "draft_vocabulary.json"
 
 @dataclass(frozen=True)
 class DraftVocabulary:
-    """The `size` most frequent tokens of `text`.
+    """A choice of the `size` most frequent tokens of `text`.
 
     The module's LM head then has so many rows, which is most of a small module's cost. A token outside is never
     proposed, and costs a rejection; what `verify` gives stays the same. (FR-Spec, arXiv 2502.14856.)
@@ -28,7 +28,7 @@ class DraftVocabulary:
 
     @classmethod
     def given(cls, size: int | None, text: Path | None) -> DraftVocabulary | None:
-        """What the options --draft-vocab and --draft-text ask for; None where neither is given.
+        """Make what the options --draft-vocab and --draft-text ask for; None without them.
 
         Raises:
             InputError: only one of them is given.
@@ -38,7 +38,7 @@ class DraftVocabulary:
         return None if size is None or text is None else cls(size, text)
 
     def choose(self, folder: Path, vocab_size: int) -> list[int]:
-        """Token ids, ascending; tokens that the text lacks fill up in the order of their ids.
+        """Choose token ids, ascending; tokens that the text lacks fill up in the order of their ids.
 
         Raises:
             InputError: a size out of range, or no text.
@@ -64,31 +64,31 @@ def check_size(size: int, vocab_size: int) -> None:
 
 
 def most_frequent(size: int, counts: Sequence[int]) -> list[int]:
-    """The `size` tokens with the highest counts, ascending; of those that are equal the ones with the lower ids."""
+    """Return the `size` tokens with the highest counts, ascending; of equal ones those with lower ids."""
     return sorted(sorted(range(len(counts)), key=lambda token: (-counts[token], token))[:size])
 
 
 @dataclass(frozen=True)
 class DraftFile:
-    """A checkpoint's draft vocabulary: how many tokens, and the file in `recycler/` that lists their ids."""
+    """A checkpoint's draft vocabulary: the number of tokens, and the file in `recycler/` that lists their ids."""
 
     size: int
     file: str = FILE
 
     def read(self, folder: Path, vocab_size: int) -> list[int]:
-        """Token ids, ascending.
+        """Read the token ids, ascending.
 
         Raises:
             InputError: the file is missing, or does not list `size` ids below `vocab_size` in ascending order.
         """
         path = folder / self.file
         ids: list[int] = []
-        if isinstance(found := read_json(path).get("token_ids"), list):
-            ids = [token for token in found if type(token) is int and 0 <= token < vocab_size]
-        if len(ids) != self.size or ids != sorted(set(ids)) or ids != found:
+        if isinstance(listed := read_json(path).get("token_ids"), list):
+            ids = [token for token in listed if type(token) is int and 0 <= token < vocab_size]
+        if len(ids) != self.size or ids != sorted(set(ids)) or ids != listed:
             raise InputError(f"{path}: expected {self.size} ascending 'token_ids' below {vocab_size}; attach again")
         return ids
 
     def write(self, folder: Path, ids: list[int]) -> None:
-        """Write the file."""
+        """Write the token ids into the file."""
         write_json(folder / self.file, {"token_ids": ids})

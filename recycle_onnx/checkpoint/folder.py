@@ -70,12 +70,15 @@ class Checkpoint:
         yield cls(folder, base_folder, base, base_weights, recycler, recycler_weights, draft_ids)
 
     def folders(self) -> list[Path]:
-        """What a command that reads this checkpoint must not delete: it, its weights, and where the user is at home."""
+        """Return what a command that reads this checkpoint must not delete.
+
+        That is the checkpoint with its weights, and the user's own folders.
+        """
         return [self.folder, self.folder / "recycler", self.base_folder, *self.base_weights.files, *users_folders()]
 
 
 def base_reference(base_folder: Path, weights: Weights | BaseWeights, *, path: Path | None = None) -> BaseReference:
-    """By what a module recognises its base."""
+    """Describe a base so that its module recognises it."""
     return BaseReference.of(base_folder, weights.digest(), path)
 
 
@@ -101,8 +104,8 @@ def _find_base(folder: Path, recycler: RecyclerConfig | None) -> Path:
 def _check_base(expected: BaseReference | None, base_folder: Path, weights: BaseWeights) -> None:
     if expected is None:
         return
-    found = {"config": sha256(base_folder / "config.json"), "weights": weights.digest()}
-    for what, digest in found.items():
+    actual = {"config": sha256(base_folder / "config.json"), "weights": weights.digest()}
+    for what, digest in actual.items():
         if (wanted := getattr(expected, f"{what}_sha256")) != digest:
             raise InputError(
                 f"{base_folder}: the {what} differ from what this module was made for "

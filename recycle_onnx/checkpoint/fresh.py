@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from recycle_onnx.checkpoint.attach import attach
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.families import read_config
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.plain import plain_llama
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, read_json, users_folders, write_json
+from recycle_onnx.safetensors_file import write_arrays
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.untrusted import copy_file
 
@@ -31,7 +30,7 @@ ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 
 @dataclass(frozen=True)
 class Preset:
-    """Dimensions of a base and, in layers, of its module."""
+    """The dimensions of a base and, in layers, of its module."""
 
     hidden_size: int
     intermediate_size: int
@@ -93,7 +92,7 @@ def _write_tokenizer(source: Path, folder: Path) -> None:
 
 
 def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
-    """The token that ends a text."""
+    """Return the token that ends a text."""
     for token in (_text(config.get("eos_token")), *ENDS):
         if token is not None and tokenizer.token_to_id(token) is not None:
             return token
@@ -101,7 +100,7 @@ def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
 
 
 def _text(token: Any) -> str | None:
-    """A special token as a tokenizer's config names it: a string, or an object that holds one."""
+    """Return the text of a special token as a tokenizer's config names it: a string, or an object that holds one."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 
@@ -131,7 +130,7 @@ def _write_configs(shape: Preset, folder: Path, source: Path) -> None:
 
 
 def _write_weights(config: BaseConfig, folder: Path, seed: int) -> None:
-    """One safetensors file, or where that would be large several with their index: one at a time in memory."""
+    """Write one safetensors file, or several with their index where it would be large: one at a time in memory."""
     generator = np.random.default_rng(seed)
     shards = list(_shards(config.tensor_shapes()))
     names = [f"model-{n:05}-of-{len(shards):05}.safetensors" for n in range(1, len(shards) + 1)]
@@ -140,8 +139,7 @@ def _write_weights(config: BaseConfig, folder: Path, seed: int) -> None:
     where: dict[str, str] = {}
     for name, shapes in zip(names, shards, strict=True):
         tensors = {tensor: _draw(tensor, shape, config.num_layers, generator) for tensor, shape in shapes.items()}
-        with disk_errors():
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+        write_arrays(folder / name, tensors)
         where |= dict.fromkeys(shapes, name)
     if len(shards) > 1:
         size = 2 * sum(int(np.prod(shape)) for shape in config.tensor_shapes().values())

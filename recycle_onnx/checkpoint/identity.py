@@ -31,7 +31,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class BaseReference:
-    """Which base a module belongs to.
+    """The base that a module belongs to: digests of its files, and what recognises another copy of it.
 
     The first two are digests of its files. `config` is what its `config.json` says, `tokens` how many its tokenizer
     has, and `tokens_sha256` their digest (`vocabulary`); None where an earlier version of this project wrote it, or
@@ -48,13 +48,13 @@ class BaseReference:
 
     @classmethod
     def of(cls, folder: Path, weights_sha256: str, path: Path | None = None) -> BaseReference:
-        """The base in `folder`."""
+        """Describe the base in `folder`."""
         digests = cls(sha256(folder / "config.json"), weights_sha256, None if path is None else str(path))
         return digests.described_by(folder)
 
     @classmethod
     def read(cls, raw: Any, where: Path) -> BaseReference:
-        """From the `base` of a `recycler/config.json`; fields that are not known are ignored.
+        """Read the `base` of a `recycler/config.json`; fields that are not known are ignored.
 
         Raises:
             InputError: it is no object, or a field is of another type.
@@ -68,7 +68,7 @@ class BaseReference:
         return cls(**known)
 
     def described_by(self, folder: Path) -> BaseReference:
-        """The same, with what the base's files in `folder` say about it."""
+        """Return a copy with what the base's files in `folder` say about it."""
         config = {name: value for name, value in read_json(folder / "config.json").items() if name[0] != "_"}
         tokens = vocabulary(folder) if (folder / "tokenizer.json").exists() else (None, None)
         return replace(self, config=config, tokens=tokens[0], tokens_sha256=tokens[1], source=read_source(folder))
@@ -80,7 +80,7 @@ class BaseReference:
 
 
 def vocabulary(folder: Path) -> tuple[int, str]:
-    """How many tokens the tokenizer in `folder` has, and a SHA-256 over their ids and texts, in the order of ids.
+    """Count the tokens of the tokenizer in `folder`; also return a SHA-256 over their ids and texts.
 
     Merges, normalizers and templates are not in it: a tokenizer made from a GGUF file states them in other words.
     """
@@ -89,7 +89,7 @@ def vocabulary(folder: Path) -> tuple[int, str]:
     return len(ids), hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
 
-def check_same_base(expected: BaseReference, found: BaseReference, base: BaseConfig, module: Path, name: str) -> None:
+def check_same_base(expected: BaseReference, actual: BaseReference, base: BaseConfig, module: Path, name: str) -> None:
     """Refuse the base `name` if it computes otherwise than the one that `module` was made for, or has other tokens.
 
     Raises:
@@ -98,8 +98,8 @@ def check_same_base(expected: BaseReference, found: BaseReference, base: BaseCon
     assert expected.config is not None
     made_for, _ = describe(expected.config, module / "config.json")
     different = [*_differences(made_for, base)]
-    if found.tokens_sha256 != expected.tokens_sha256:
-        how = "other ones" if found.tokens == expected.tokens else f"{found.tokens or 'none'} here"
+    if actual.tokens_sha256 != expected.tokens_sha256:
+        how = "other ones" if actual.tokens == expected.tokens else f"{actual.tokens or 'none'} here"
         different.append(f"another tokenizer ({expected.tokens} tokens, {how})")
     if different:
         more = f" and {len(different) - NAMED} more" if len(different) > NAMED else ""
@@ -110,7 +110,7 @@ def check_same_base(expected: BaseReference, found: BaseReference, base: BaseCon
 
 
 def _differences(made_for: BaseConfig, base: BaseConfig) -> Iterator[str]:
-    """What differs, each as `hidden size 576 against 288`."""
+    """Yield what differs, each as `hidden size 576 against 288`."""
     if len(made_for.layers) != len(base.layers):
         yield f"layers {len(made_for.layers)} against {len(base.layers)}"
     for field in fields(BaseConfig):

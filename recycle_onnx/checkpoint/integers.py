@@ -24,11 +24,11 @@ class Integers(NamedTuple):
 
     @property
     def block_size(self) -> int:
-        """Values that share a scale."""
+        """The number of values that share a scale."""
         return int(self.codes.shape[1] // self.scales.shape[1])
 
     def values(self) -> NDArray[np.float32]:
-        """The matrix, as whoever reads the file computes with it."""
+        """Return the matrix, as whoever reads the file computes with it."""
         rows, count = self.scales.shape
         centred = self.codes.reshape(rows, count, -1).astype(np.float32) - np.float32(self.zero)
         values = centred * self.scales[..., None]
@@ -38,6 +38,6 @@ class Integers(NamedTuple):
         return whole
 
     def at(self, rows: NDArray[np.intp]) -> Integers:
-        """Some of the rows."""
+        """Return some of the rows."""
         minima = None if self.minima is None else self.minima[rows]
         return self._replace(codes=self.codes[rows], scales=self.scales[rows], minima=minima)

@@ -15,7 +15,7 @@ from recycle_onnx.untrusted import copy_file
 
 @dataclass(frozen=True)
 class Joined:
-    """The module's config beside this base, and whether the base's weights are those that it was trained on."""
+    """The module's config beside this base, and whether the base's weights are those it was trained on."""
 
     config: RecyclerConfig
     same_weights: bool
@@ -35,8 +35,8 @@ def join(
             `out` exists (unless `force`).
     """
     with Checkpoint.open(base, base_only=True) as checkpoint:
-        found = reference_from(checkpoint, out, reference=reference)
-        config = module.check(checkpoint.base, found, name or str(base))
+        base_identity = reference_from(checkpoint, out, reference=reference)
+        config = module.check(checkpoint.base, base_identity, name or str(base))
         same = config.trained_on is None
         files = [WEIGHTS, CARD]
         if config.draft_vocabulary:

@@ -24,7 +24,7 @@ OF_A_MODULE = ("num_layers", "tap", "recycle")
 
 @dataclass(frozen=True)
 class Module:
-    """A module apart from its base, whose config was read; `trained_on` describes its base."""
+    """A module apart from its base, with its config; `trained_on` describes its base."""
 
     folder: Path
     config: RecyclerConfig
@@ -32,7 +32,7 @@ class Module:
 
     @classmethod
     def find(cls, named: str, revision: str | None = None) -> Module:
-        """A published folder, a checkpoint's module, or a published one on the hub, by its id.
+        """Open a published folder, a checkpoint's module, or a published module on the hub, by its id.
 
         Raises:
             InputError: no such folder or model, one that is no module, or that does not say which base it is for.
@@ -72,32 +72,32 @@ class Module:
 
     @staticmethod
     def is_one(folder: Path) -> bool:
-        """Whether `folder` itself is a module's, as `publish` writes them."""
+        """Tell whether `folder` itself is a module's, as `publish` writes them."""
         path = folder / CONFIG
         return path.is_file() and not (folder / "recycler").is_dir() and _is_module_config(read_json(path))
 
     def base(self) -> BaseConfig:
-        """What its base computes."""
+        """Describe the module's base."""
         assert self.trained_on.config is not None
         return describe(self.trained_on.config, self.folder / CONFIG)[0]
 
     def weights(self) -> Weights:
-        """Its tensors, not yet compared with the config."""
+        """Open the module's tensors, not yet compared with the config."""
         return Safetensors([self.folder / WEIGHTS])
 
-    def check(self, base: BaseConfig, found: BaseReference, name: str) -> RecyclerConfig:
-        """Refuse another base than the module's, and weights that are damaged; give the config beside this base.
+    def check(self, base: BaseConfig, actual: BaseReference, name: str) -> RecyclerConfig:
+        """Refuse another base than the module's, and damaged weights; return the config beside this base.
 
-        `found` is what the base is recognised by, `name` what to call it.
+        `actual` is what the base is recognised by, `name` what to call it.
 
         Raises:
             InputError: names what differs, or what is damaged.
         """
-        check_same_base(self.trained_on, found, base, self.folder, name)
-        same = found.weights_sha256 == self.trained_on.weights_sha256
+        check_same_base(self.trained_on, actual, base, self.folder, name)
+        same = actual.weights_sha256 == self.trained_on.weights_sha256
         trained_on = None if same else replace(self.trained_on, path=None)
         # one computation may have two names: llama.cpp calls a Mistral without windows a Llama
-        config = replace(self.config, layer=base.model_type, base=found, trained_on=trained_on, format=FORMAT)
+        config = replace(self.config, layer=base.model_type, base=actual, trained_on=trained_on, format=FORMAT)
         config.check_base(base, str(self.folder / CONFIG))
         weights, shapes = self.weights(), config.tensor_shapes(base)
         weights.check(shapes)

@@ -22,7 +22,7 @@ def plain_llama(
     rope_theta: float = 10000.0,
     tied_embeddings: bool,
 ) -> BaseConfig:
-    """A Llama of these sizes; its `config.json` is its `to_hugging_face()`."""
+    """Describe a Llama of these sizes; its `config.json` is its `to_hugging_face()`."""
     raw = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -35,7 +35,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 
 @dataclass(frozen=True)
 class RecyclerConfig:
-    """Conventions of a module that reads the hidden state at p and the token at p+1, and predicts p+2.
+    """The conventions of a module that reads the hidden state at p and the token at p+1, and predicts p+2.
 
     `tap`: hidden states of the full model, side by side in this order (`taps.py`). `concat`: in which order they and
     the embedding stand before the projection. `recycle`: the module's own state in a chain, after or before its final
@@ -102,9 +102,9 @@ class RecyclerConfig:
             InputError: names the convention and what it may be.
         """
         for name, accepted in CHOICES.items():
-            if (given := getattr(self, name)) not in accepted:
+            if (value := getattr(self, name)) not in accepted:
                 expected = " or ".join(map(repr, accepted))
-                raise InputError(f"{where}: {name} {given!r} is not supported; expected {expected}")
+                raise InputError(f"{where}: {name} {value!r} is not supported; expected {expected}")
 
         if self.window is not None and (type(self.window) is not int or self.window < 1):
             raise InputError(f"{where}: window {self.window!r} is not supported; expected null, or at least 1 position")
@@ -125,11 +125,11 @@ class RecyclerConfig:
         check_taps(self.tap, base.num_layers, where)
 
     def to_json(self) -> dict[str, Any]:
-        """The content of `recycler/config.json`."""
+        """Return the content of `recycler/config.json`."""
         return asdict(self)
 
     def layers_of(self, base: BaseConfig) -> BaseConfig:
-        """The base with the module's layers in place of its own: of the kind of its last ones, but for what differs."""
+        """Describe the module's layers: of the kind of the base's last ones, but for what differs."""
         last = base.last(self.num_layers)
         layers = last.layers
         if self.window is not None:
@@ -142,13 +142,13 @@ class RecyclerConfig:
         return self.trained_depth != 0
 
     def hidden_norms(self) -> list[str]:
-        """Names of the norms' weights, one a tap."""
+        """Return names of the norms' weights, one a tap."""
         if len(self.tap) == 1:
             return ["hidden_norm.weight"]
         return [f"hidden_norm.{index}.weight" for index in range(len(self.tap))]
 
     def tensor_shapes(self, base: BaseConfig) -> Shapes:
-        """Names and shapes of the module's own tensors; embedding and LM head are the base's."""
+        """Return names and shapes of the module's own tensors; embedding and LM head are the base's."""
         hidden = base.hidden_size
         shapes: Shapes = {
             "embedding_norm.weight": (hidden,),
@@ -161,7 +161,7 @@ class RecyclerConfig:
 
 
 def _check_kinds(values: dict[str, Any], path: Path) -> None:
-    """Sizes in range, and texts and objects where `check` does not compare them with its choices."""
+    """Check sizes, and the texts and objects that `check` does not compare with its choices."""
     try:
         within("num_layers", values.get("num_layers"))
         within("trained_depth", values.get("trained_depth", 0), 0)

@@ -12,7 +12,7 @@ LAYER = "layer."
 
 
 def layer_of(tap: str) -> int:
-    """N of `layer.N`; 0 for anything else."""
+    """Return N of `layer.N`; 0 for anything else."""
     number = tap.removeprefix(LAYER)
     return int(number) if number.isdecimal() and tap == f"{LAYER}{int(number)}" else 0
 

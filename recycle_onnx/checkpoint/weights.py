@@ -37,10 +37,10 @@ ALL = slice(None)
 
 
 class FloatTensors(Protocol):
-    """Where weights come from, by name, as numbers."""
+    """A source of weights by name, as numbers."""
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Give the shape of the tensor `name`."""
+        """Return the shape of the tensor `name`."""
         ...
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
@@ -49,14 +49,14 @@ class FloatTensors(Protocol):
 
 
 class Tensors(FloatTensors, Protocol):
-    """Where weights come from, by name, as numbers and as the small integers that a file may hold."""
+    """A source of weights by name, as numbers and as the small integers that a file may hold."""
 
     def integer_type(self, name: str) -> str | None:
-        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        """Return the file's name for the small integers that hold the tensor; None where it has floats."""
         ...
 
     def integers(self, name: str, rows: slice = ALL) -> Integers:
-        """One tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        """Read one tensor that has an `integer_type`, or some of its rows, as the file has it."""
         ...
 
 
@@ -68,15 +68,15 @@ class Weights(ABC):
 
     @abstractmethod
     def names(self) -> set[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
+        """Return the shape of one tensor."""
 
     @abstractmethod
     def stored_type(self, name: str | None = None) -> str:
-        """The type that a tensor (the first one) is read in, in safetensors' words: F32, F16 or BF16."""
+        """Return the type that a tensor (the first one) is read in, in safetensors' words: F32, F16 or BF16."""
 
     @abstractmethod
     def copy_to(self, folder: Path) -> None:
@@ -84,7 +84,7 @@ class Weights(ABC):
 
     @abstractmethod
     def _read(self, name: str, rows: slice) -> NDArray[Any]:
-        """One tensor, or some of its rows, whether finite or not."""
+        """Read one tensor, or some of its rows, whether finite or not."""
 
     @property
     def where(self) -> Path:
@@ -92,15 +92,15 @@ class Weights(ABC):
         return self.files[0] if len(self.files) == 1 else self.files[0].parent
 
     def integer_type(self, name: str) -> str | None:
-        """What the file calls the small integers that it has the tensor in; None where it has floats."""
+        """Return the file's name for the small integers that hold the tensor; None where it has floats."""
         return None
 
     def integers(self, name: str, rows: slice = ALL) -> Integers:
-        """One tensor that has an `integer_type`, or some of its rows, as the file has it."""
+        """Read one tensor that has an `integer_type`, or some of its rows, as the file has it."""
         raise ValueError(f"{name} is not stored as integers")
 
     def num_parameters(self) -> int:
-        """Number of values in all tensors."""
+        """Count the values in all tensors."""
         return sum(int(np.prod(self.shape(name))) for name in self.names())
 
     def check(self, expected: Shapes) -> None:
@@ -115,7 +115,7 @@ class Weights(ABC):
                 raise InputError(f"{self.where}: {name} is stored as {kind}; expected one of {', '.join(FLOAT_TYPES)}")
 
     def stored(self, name: str, rows: slice = ALL) -> NDArray[Any]:
-        """One tensor, or some of its rows, in the type it is stored in (bfloat16 as ml_dtypes' type).
+        """Read one tensor, or some of its rows, in the type it is stored in (bfloat16 as ml_dtypes' type).
 
         Raises:
             InputError: a value is not finite.
@@ -126,11 +126,11 @@ class Weights(ABC):
         return array
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
-        """One tensor, or some of its rows, as float32; stored float32 values are not rounded."""
+        """Read one tensor, or some of its rows, as float32; stored float32 values are not rounded."""
         return np.ascontiguousarray(self.stored(name, rows), dtype=np.float32)
 
     def digest(self) -> str:
-        """SHA-256 over the files' own SHA-256, in the order of their names."""
+        """Return the SHA-256 over the files' own SHA-256, in the order of their names."""
         return self._digest
 
     @cached_property
@@ -140,7 +140,7 @@ class Weights(ABC):
 
 
 class _Stored(NamedTuple):
-    """Where a tensor is, and what the file's header says about it."""
+    """The place of a tensor, and what the file's header says about it."""
 
     path: Path
     shape: tuple[int, ...]
@@ -178,15 +178,15 @@ class Safetensors(Weights):
         return cls(_shards(index))
 
     def names(self) -> set[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return set(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
+        """Return the shape of one tensor."""
         return self._tensors[name].shape
 
     def stored_type(self, name: str | None = None) -> str:
-        """The type of a tensor (the first one): F32, F16 or BF16."""
+        """Return the type of a tensor (the first one): F32, F16 or BF16."""
         return self._tensors[name or next(iter(self._tensors))].kind
 
     def copy_to(self, folder: Path) -> None:
@@ -200,18 +200,18 @@ class Safetensors(Weights):
         return array
 
 
-def check_shapes(where: Path, found: Shapes, expected: Shapes) -> None:
+def check_shapes(where: Path, actual: Shapes, expected: Shapes) -> None:
     """Compare the tensors that a file has with what the config implies.
 
     Raises:
         InputError: names the first tensor that is missing, or has another shape.
     """
     for name, shape in expected.items():
-        if name not in found:
-            _refuse_wrapped(where, found)
+        if name not in actual:
+            _refuse_wrapped(where, actual)
             raise InputError(f"{where}: tensor {name!r} is missing; the config implies one of shape {list(shape)}")
-        if found[name] != shape:
-            raise InputError(f"{where}: {name} has shape {list(found[name])}; the config implies {list(shape)}")
+        if actual[name] != shape:
+            raise InputError(f"{where}: {name} has shape {list(actual[name])}; the config implies {list(shape)}")
 
 
 @contextmanager
@@ -227,7 +227,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 
 def _shards(index: Path) -> list[Path]:
-    """The files that an index lists.
+    """Return the files that an index lists.
 
     Raises:
         InputError: the index is damaged, or files are missing.
@@ -259,18 +259,18 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def _refuse_wrapped(where: Path, found: Shapes) -> None:
+def _refuse_wrapped(where: Path, shapes: Shapes) -> None:
     for prefix, what in WRAPPED.items():
-        if any(name.startswith(prefix) for name in found):
+        if any(name.startswith(prefix) for name in shapes):
             raise InputError(f"{where}: its tensors' names begin with {prefix!r}: {what} instead")
 
 
 def _refuse_pickle(folder: Path) -> None:
     """Say what to do about weights in torch's own format, where there are no others."""
-    found = [path.name for name in PICKLES for path in sorted(folder.glob(name))]
-    if found and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
+    pickles = [path.name for name in PICKLES for path in sorted(folder.glob(name))]
+    if pickles and not (folder / INDEX).exists() and not (folder / "model.safetensors").exists():
         raise InputError(
-            f"{folder / found[0]}: a torch pickle, which may run any code when it is opened; expected safetensors: "
+            f"{folder / pickles[0]}: a torch pickle, which may run any code when it is opened; expected safetensors: "
             f'convert with `python -c "from transformers import AutoModelForCausalLM as M; '
             f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"`, and copy the tokenizer"
         )

@@ -33,7 +33,10 @@ EXTRA_OF_VERB = {
 
 
 class Verbs(click.Group):
-    """Imports a verb's file when it is asked for, and turns errors into one line and an exit code."""
+    """A group of commands that imports a verb's file when it is asked for.
+
+    Errors leave it as one line and an exit code.
+    """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -95,7 +98,7 @@ class Verbs(click.Group):
 
 @contextmanager
 def _termination_as_interruption() -> Iterator[None]:
-    """Within it SIGTERM is what Ctrl-C is, so that nothing half-written stays behind."""
+    """Treat SIGTERM as Ctrl-C within the block, so that nothing half-written stays behind."""
     # processes that were launched together are their launcher's to end, and may wait for each other
     if "LOCAL_RANK" in os.environ or threading.current_thread() is not threading.main_thread():
         yield

@@ -111,7 +111,7 @@ def attach(
     if seed < 0:
         raise InputError(f"--seed is {seed}; expected 0 or more")
     draft = checkpoint.DraftVocabulary.given(draft_vocab, draft_text)
-    with place.found() as (folder, target):
+    with place.opened() as (folder, target):
         config = checkpoint.attach(
             folder,
             target,
@@ -135,7 +135,7 @@ def attach(
 
 
 def _refuse_misplaced(context: click.Context, module: str | None) -> None:
-    """A published module has decided what most options are about; others are about one only."""
+    """Refuse options that a published module has decided, or that are about one only."""
     for name in OF_A_PUBLISHED_ONE if module is None else OF_A_NEW_MODULE:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             option = f"--{name.replace('_', '-')}"
@@ -146,7 +146,7 @@ def _refuse_misplaced(context: click.Context, module: str | None) -> None:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the base is, and where the checkpoint goes."""
+    """The base's place, and the place of the checkpoint to write."""
 
     base: str
     out: Path
@@ -155,8 +155,8 @@ class Place:
     force: bool
 
     @contextmanager
-    def found(self, keep: Sequence[Path] = ()) -> Iterator[tuple[Path, Path]]:
-        """The base's folder and the checkpoint to write."""
+    def opened(self, keep: Sequence[Path] = ()) -> Iterator[tuple[Path, Path]]:
+        """Open the base's folder, for the checkpoint to write."""
         from recycle_onnx.checkpoint.sources import attached_to
 
         with (
@@ -172,7 +172,7 @@ class Place:
 def _attach_published(module: Module, named: str, place: Place, check: bool | None, json_: bool) -> None:
     from recycle_onnx import checkpoint
 
-    with place.found([module.folder]) as (folder, target):
+    with place.opened([module.folder]) as (folder, target):
         reference = place.reference and folder != target
         joined = checkpoint.join(folder, target, module, name=place.base, reference=reference, force=place.force)
     if not joined.same_weights:
@@ -192,7 +192,7 @@ def _attach_published(module: Module, named: str, place: Place, check: bool | No
 
 
 def _measured(out: Path) -> dict[str, Any] | None:
-    """Acceptance; None, and a note, where it cannot be measured: the checkpoint is there all the same."""
+    """Measure acceptance; None, and a note, where that fails: the checkpoint is there all the same."""
     try:
         return measure(out, out)
     except RecycleError as error:

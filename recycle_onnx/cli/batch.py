@@ -15,6 +15,7 @@ from recycle_onnx.cli.generate import DEFAULT_NEW_TOKENS
 from recycle_onnx.cli.report import as_json, progress
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.temporary import lock
+from recycle_onnx.untrusted import check_regular
 
 if TYPE_CHECKING:
     from recycle_onnx.batch import Answer
@@ -56,6 +57,7 @@ def batch(
     requests = read_requests(prompts)
     if output.exists() and not (resume or force):
         raise InputError(f"{output} exists; give another name, --resume to go on with it, or --force to replace it")
+    check_regular(output)
     if output.exists() and output.samefile(prompts):
         raise InputError(f"{output} is the file of the prompts; give another name")
     settings["threads"] = settings["threads"] or (1 if workers > 1 else None)
@@ -78,13 +80,13 @@ def batch(
                     file.write(f"{answer.line}\n".encode())
                     file.flush()
                     summary.count(answer)
-                    report(summary.done, summary.lines, summary.note)
+                    report(summary.written, summary.lines, summary.note)
         except OSError as error:
             raise RecycleError(f"{output}: cannot write ({error.strerror or error}); --resume goes on") from error
         except KeyboardInterrupt as interruption:
-            # not `summary.done`: the last line may have been written and not counted yet
-            done = output.read_bytes().count(b"\n") if output.exists() else 0
-            text = f"interrupted after {done} of {len(requests)} lines; --resume goes on"
+            # not `summary.written`: the last line may have been written and not counted yet
+            written = output.read_bytes().count(b"\n") if output.exists() else 0
+            text = f"interrupted after {written} of {len(requests)} lines; --resume goes on"
             raise KeyboardInterrupt(text) from interruption
     click.echo(as_json(summary.to_json()) if json_ else summary.text)
     if failed := summary.failed + summary.failed_before:
@@ -105,7 +107,10 @@ def _claim(file: IO[bytes], output: Path, *, replaces: bool) -> None:
 
 @dataclass
 class Summary:
-    """What a run did: lines in all, those that a former run had done (errors among them), and the work of this one."""
+    """The outcome of a run: lines in all, those that a former run had answered, and its own work.
+
+    Errors of the former run are counted too.
+    """
 
     lines: int
     resumed: int
@@ -117,7 +122,7 @@ class Summary:
     _started: float = field(default_factory=time.perf_counter)
 
     def count(self, answer: Answer) -> None:
-        """Add a line."""
+        """Count an answered or failed line."""
         if answer.result is None:
             self.failed += 1
             return
@@ -126,18 +131,18 @@ class Summary:
         self.recycled_tokens += sum(answer.result.recycled)
 
     @property
-    def done(self) -> int:
-        """Lines that are in the output."""
+    def written(self) -> int:
+        """The number of lines that are in the output."""
         return self.resumed + self.answered + self.failed
 
     @property
     def seconds(self) -> float:
-        """Wall time so far, without loading."""
+        """The wall time so far, without loading."""
         return time.perf_counter() - self._started
 
     @property
     def note(self) -> str:
-        """Tokens a second, all workers together."""
+        """The tokens per second of all workers together."""
         return f"{self.new_tokens / self.seconds:.0f} tokens/s"
 
     @property
@@ -150,7 +155,7 @@ class Summary:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The summary as plain values; `seconds` without loading."""
+        """Return the summary as plain values; `seconds` without loading."""
         seconds = self.seconds
         return {
             "lines": self.lines,

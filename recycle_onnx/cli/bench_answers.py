@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 def report_answers(bundle: Path, prompts: Sequence[Prompt], json_: bool, **options: Any) -> None:
     """Measure `bundle` on answers, with `AnswerOptions` of those names, and print it."""
-    from recycle_onnx.bench import machine
     from recycle_onnx.bench.answers import AnswerOptions, bench_answers, to_json
+    from recycle_onnx.bench.conditions import Conditions
 
     with progress("measuring") as update:
         results = bench_answers(bundle, prompts, AnswerOptions(**options), update)
-    found = to_json(results, machine.describe())
+    report = to_json(results, Conditions.here())
     if json_:
-        click.echo(as_json(found))
+        click.echo(as_json(report))
         return
     for threads, group in groupby(results, key=lambda result: result.threads):
         Console().print(_table(threads, list(group)))
-    Console().print(found["verdict"], highlight=False, soft_wrap=True)
+    Console().print(report["verdict"], highlight=False, soft_wrap=True)
 
 
 def _table(threads: int | None, results: Sequence[AnswerMeasurement]) -> Table:

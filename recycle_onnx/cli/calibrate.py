@@ -9,6 +9,7 @@ import click
 
 from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json, echo, progress
+from recycle_onnx.cli.steps import step_times
 
 
 @click.command()
@@ -47,16 +48,15 @@ def calibrate(
     check_cache(model.bundle, model.providers, threads)
     texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked]
     with progress("calibrating") as update:
-        found = run(model, texts, context=context, new_tokens=new_tokens, report=update)
-    path = found.save(model.bundle, model.providers, threads)
-    source, chain, speedup = first_choice(found)
+        calibration = run(model, texts, context=context, new_tokens=new_tokens, report=update)
+    path = calibration.save(model.bundle, model.providers, threads)
+    source, chain, speedup = first_choice(calibration)
     if json_:
         start = {"source": source, "chain": chain, "expected_speedup": speedup}
-        click.echo(as_json({"file": str(path), **asdict(found), "auto_starts_with": start}))
+        click.echo(as_json({"file": str(path), **asdict(calibration), "auto_starts_with": start}))
         return
-    steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in found.step_ms.items())
-    echo(f"steps in ms: {steps}")
-    for name, places in found.acceptance.items():
+    echo(f"steps in ms: {step_times(calibration.step_ms)}")
+    for name, places in calibration.acceptance.items():
         listed = ", ".join(f"{rate:.0%}" for rate in places) or "nothing was proposed"
         echo(f"{name}, accepted by place in a chain: {listed}")
     choice = f"{chain} tokens of the {source}, {speedup:.2f}x full expected" if chain else "the full model alone"

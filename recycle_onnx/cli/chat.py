@@ -89,7 +89,7 @@ def _loop(session: Session, lines: Lines) -> None:
 
 
 class Session:
-    """A conversation, and what the commands change."""
+    """A conversation, with the settings that commands change."""
 
     def __init__(self, model: RecycleModel, conversation: Conversation, config: GenerationConfig, view: View) -> None:
         self.model, self.conversation, self.config, self.view = model, conversation, config, view

@@ -18,21 +18,21 @@ HISTORY = 1000
 
 @dataclass
 class Lines:
-    """Messages, one at a time. `ask` gives a line, without its end, for a prompt to show."""
+    """A source of messages, one at a time. `ask` gives a line, without its end, for a prompt to show."""
 
     ask: Callable[[str], str]
     interactive: bool
 
     @classmethod
     def standard(cls) -> Lines:
-        """Standard input: with editing and history where both ends are a terminal."""
+        """Read standard input: with editing and history where both ends are a terminal."""
         interactive = sys.stdin.isatty() and sys.stdout.isatty()
         if interactive:
             _remember()
         return cls(input if interactive else _piped, interactive)
 
     def read(self) -> str:
-        """The next message; between two `\"\"\"` it has several lines. A paste of several lines is one, too.
+        """Read the next message; between two `\\"\\"\\"` it has several lines, and so may a paste.
 
         Raises:
             EOFError: there are no more.

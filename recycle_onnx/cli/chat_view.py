@@ -25,14 +25,14 @@ SECONDS_BETWEEN_FRAMES = 0.1
 
 
 class View:
-    """Where answers go; `tint` shows recycled tokens green, and the text as it was written."""
+    """A view of answers; `tint` shows recycled tokens green, and the text as it was written."""
 
     def __init__(self, console: Console, tint: bool) -> None:
         self.console, self.tint = console, tint
 
     @contextmanager
     def answer(self) -> Iterator[PlainAnswer]:
-        """What shows the next answer."""
+        """Open what shows the next answer."""
         if not self.console.is_terminal:
             yield PlainAnswer()
             return
@@ -43,10 +43,10 @@ class View:
 
 
 class PlainAnswer:
-    """Text as it comes, for a pipe or a file."""
+    """A view of an answer as plain text, for a pipe or a file."""
 
-    def reading(self, done: int, total: int, what: str) -> None:
-        """The prompt is read so far."""
+    def reading(self, read: int, total: int, what: str) -> None:
+        """Ignore how far the prompt is read."""
 
     def show(self, generation: Generation) -> None:
         """Write the answer until it ends. A leading space belongs to the turn's beginning, and is left out."""
@@ -61,16 +61,16 @@ class PlainAnswer:
 
 
 class LiveAnswer(PlainAnswer):
-    """The end of the answer as far as it fits the screen, and a line on how fast it comes; the whole of it at last."""
+    """A view of an answer's end, as far as it fits the screen, and of its speed; of all of it at last."""
 
     def __init__(self, live: Live, render: Callable[[Generation], RenderableType]) -> None:
         self._live, self._render = live, render
         self._next = 0.0
         self.final: RenderableType = Text("(stopped)", style="dim")
 
-    def reading(self, done: int, total: int, what: str) -> None:
-        if done < total:
-            self._draw(Text(f"{what}: {done} of {total} tokens", style="dim"))
+    def reading(self, read: int, total: int, what: str) -> None:
+        if read < total:
+            self._draw(Text(f"{what}: {read} of {total} tokens", style="dim"))
 
     def show(self, generation: Generation) -> None:
         """Draw the answer until it ends; Ctrl-C stops it, after the step in progress."""
@@ -86,7 +86,7 @@ class LiveAnswer(PlainAnswer):
 
 
 class Tail:
-    """The last lines of something, so many as fit a screen with a line to spare."""
+    """The last lines of something, as many as fit a screen with a line to spare."""
 
     def __init__(self, whole: RenderableType) -> None:
         self._whole = whole
@@ -99,18 +99,21 @@ class Tail:
 
 
 def markdown(generation: Generation) -> RenderableType:
-    """The answer so far as the markdown it may be."""
+    """Render the answer so far as the markdown it may be."""
     return Markdown(printable("".join(token.text for token in generation.tokens)))
 
 
 def tinted(generation: Generation) -> RenderableType:
-    """The answer so far, recycled tokens green. A token's colour is that of the token which completed its text."""
+    """Render the answer so far, recycled tokens green.
+
+    A token's colour is that of the token which completed its text.
+    """
     parts = [(printable(token.text), RECYCLED if token.recycled else "") for token in generation.tokens]
     return Text.assemble(*parts)
 
 
 def live_line(generation: Generation) -> Text:
-    """Tokens, speed and acceptance so far."""
+    """Show tokens, speed and acceptance so far."""
     result = generation.result
     stats = result.stats
     rate = "" if stats.acceptance_rate is None else f" · {stats.acceptance_rate:.0%} accepted"

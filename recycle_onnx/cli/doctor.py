@@ -33,12 +33,12 @@ def doctor(
 
     config = pairs("session-config", session_config, "session.force_spinning_stop=1")
     with stages() as report:
-        found = examine(
+        examination = examine(
             bundle, **places(settings), threads=threads, session_config=config,
-            progress=lambda done, total, what: report(what, done, total),
+            progress=lambda completed, total, what: report(what, completed, total),
         )  # fmt: skip
     if json_:
-        click.echo(as_json(found.to_json()))
+        click.echo(as_json(examination.to_json()))
     else:
-        show(found)
-    sys.exit(int(found.broken))
+        show(examination)
+    sys.exit(int(examination.broken))

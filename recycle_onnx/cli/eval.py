@@ -114,7 +114,7 @@ def eval_(
 
 @dataclass(frozen=True)
 class Asked:
-    """What to measure: documents by kind of measurement, prompts, rows by task (None where they are to be fetched)."""
+    """The measurements to make: documents by kind, prompts, rows by task (None where they are to be fetched)."""
 
     texts: dict[str, list[str]]
     prompts: list[Prompt]
@@ -126,7 +126,7 @@ class Asked:
 
     @property
     def kinds(self) -> list[str]:
-        """Names of all measurements."""
+        """The names of all measurements."""
         return [*self.texts, *(["answers"] if self.prompts else []), *(["tasks"] if self.tasks else [])]
 
 
@@ -181,7 +181,7 @@ def _measure(model: RecycleModel, asked: Asked) -> Findings:
 
 
 def _acceptance(model: RecycleModel, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
-    """In the model's own text and in the given one, greedy and sampled."""
+    """Measure acceptance in the model's own text and in the documents, greedy and sampled."""
     from recycle_onnx.evaluation.acceptance import acceptance, acceptance_on_text
 
     return [
@@ -199,7 +199,7 @@ def _acceptance(model: RecycleModel, asked: Asked, report: Callable[[int, int, s
 
 
 def _answers(model: RecycleModel, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
-    """In answers, greedy and sampled, one token at a time and in chains."""
+    """Measure acceptance in answers, greedy and sampled, one token at a time and in chains."""
     from recycle_onnx.evaluation.acceptance import acceptance_in_answers
 
     ids = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked.prompts]

@@ -126,10 +126,10 @@ def export(
         stages() as report,
         folder_of(
             checkpoint, bundle, revision=revision, force=force, note=note,
-            progress=lambda done, total, _: report("converting", done, total),
+            progress=lambda exported, total, _: report("converting", exported, total),
         ) as folder,
     ):  # fmt: skip
-        done = run(
+        exported = run(
             folder,
             bundle,
             flavour=flavour,
@@ -144,27 +144,28 @@ def export(
             threads=threads,
             report=report,
         )
-    size = sum(file.bytes for file in done.manifest.files.values())
-    if "recycler" in done.manifest.graphs:
-        note_if_untrained(done.manifest.module_trained)
-    quantized = done.manifest.quantization or {}
-    if done.fidelity is not None:
-        warned = warning(done.manifest.precision, done.fidelity, quantized.get("method", ""))
+    check = exported.self_check
+    size = sum(file.bytes for file in exported.manifest.files.values())
+    if "recycler" in exported.manifest.graphs:
+        note_if_untrained(exported.manifest.module_trained)
+    quantized = exported.manifest.quantization or {}
+    if exported.fidelity is not None:
+        warned = warning(exported.manifest.precision, exported.fidelity, quantized.get("method", ""))
         if warned is not None:
             click.echo(f"Warning: {warned}", err=True)
     if json_:
-        strategies = list(done.manifest.strategies)
-        check = asdict(done.self_check)
-        described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": check}
-        click.echo(as_json({**described, "quantization": done.manifest.quantization}))
+        strategies = list(exported.manifest.strategies)
+        described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": asdict(check)}
+        click.echo(as_json({**described, "quantization": exported.manifest.quantization}))
         return
-    echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(done.manifest.strategies)}")
-    echo(f"prefill against steps: largest difference {done.self_check.prefill_against_steps:.1e} of the largest logit")
+    echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(exported.manifest.strategies)}")
+    apart = f"{check.prefill_against_steps:.1e} of the largest logit"
+    echo(f"checked: a prompt read at once and one read token by token differ by {apart}")
     if "fp16" in (precision, activations):
         echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if made := method_line(quantized):
         echo(made)
-    if done.fidelity is not None:
-        echo(fidelity_line(done.manifest.precision, quantized))
-    if (difference := done.self_check.against_reference) is not None:
-        echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")
+    if exported.fidelity is not None:
+        echo(fidelity_line(exported.manifest.precision, quantized))
+    if (difference := check.against_reference) is not None:
+        echo(f"checked: torch and the graphs differ by {difference:.1e} of the largest logit")

@@ -9,30 +9,31 @@ from rich.table import Table
 
 
 def fidelity_line(precision: str, quantization: Mapping[str, Any]) -> str:
-    """What a manifest's `quantization` says of its cost, in one line, or how to know."""
+    """Say in one line what a manifest's `quantization` costs, or how to know."""
     cost = quantization.get("fidelity") or {}
     equal = cost.get("equal_runs")
-    within = "verify is exact here" if equal else f"verify is within {cost.get('epsilon', 0):.2g} of full"
+    epsilon = cost.get("epsilon", 0)
+    within = "verify writes full's text here" if equal else f"verify's logits differ from full's by up to {epsilon:.2g}"
     if "perplexity" not in cost:
         return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
     parts = [_perplexity(cost, (quantization.get("source") or {}).get("file"))]
     if "divergence" in cost:
-        parts.append(f"divergence {cost['divergence']:.4f}")
-    parts.append(f"same best token {cost['top1_agreement']:.1%}")
+        parts.append(f"divergence {cost['divergence']:.4f} nats a token")
+    parts.append(f"same best token at {cost['top1_agreement']:.1%} of places")
     if _has_acceptance(cost):
         parts.append(f"acceptance {cost['acceptance_fp32']:.1%} to {cost['acceptance']:.1%}")
     return f"{precision}: {', '.join(parts)}; {within}"
 
 
 def method_line(quantization: Mapping[str, Any]) -> str | None:
-    """How a bundle was made that is calibrated or keeps a file's blocks, in one line; None for another."""
+    """Say in one line how a bundle is calibrated, or which file's blocks it keeps; None for another."""
     if source := quantization.get("source"):
         return _source_line(source)
     calibration = quantization.get("calibration")
     if not calibration:
         return None
-    told = calibration.get("tuning")
-    tuned = f"; scales tuned on {told['tokens']:,} tokens" if told else ""
+    tuning = calibration.get("tuning")
+    tuned = f"; scales tuned on {tuning['tokens']:,} tokens" if tuning else ""
     return (
         f"calibrated on {calibration['tokens']:,} tokens ({calibration['text']}): "
         f"{calibration['bits_per_weight']:.2f} bits a weight in the layers, "
@@ -41,7 +42,7 @@ def method_line(quantization: Mapping[str, Any]) -> str | None:
 
 
 def fidelity_table(precision: str, cost: Mapping[str, Any]) -> Table:
-    """The cost as a table, float32 beside it."""
+    """Show the cost as a table, float32 beside it."""
     table = Table("", "fp32", precision, title=f"{cost['tokens']} tokens: {cost['text']}", title_justify="left")
     table.add_row("perplexity", f"{cost['perplexity_fp32']:.4f}", f"{cost['perplexity']:.4f}")
     table.add_row("divergence, nats a token", "0", f"{cost['divergence']:.5f}")
@@ -54,7 +55,7 @@ def fidelity_table(precision: str, cost: Mapping[str, Any]) -> Table:
 
 
 def _source_line(source: Mapping[str, Any]) -> str:
-    """What is stored as the file has it, and what is computed."""
+    """Say what is stored as the file has it, and what is computed."""
     kept = [f"{kind} ({count / 1e6:.1f} M weights) bit by bit" for kind, count in source["exact"].items()]
     near = [f"{kind} ({count / 1e6:.1f} M weights)" for kind, count in source["near"].items()]
     if near:
@@ -63,7 +64,7 @@ def _source_line(source: Mapping[str, Any]) -> str:
 
 
 def _perplexity(cost: Mapping[str, Any], file: str | None) -> str:
-    """Both perplexities; `file` is what float32 was, where that was a quantized file already."""
+    """Write both perplexities; `file` names what float32 was, where that was a quantized file already."""
     change = cost["perplexity"] / cost["perplexity_fp32"] - 1
     before, after = f"{cost['perplexity_fp32']:.3f}", f"{cost['perplexity']:.3f} ({change:+.2%})"
     return f"perplexity of {file} {before}, here {after}" if file else f"perplexity {before} to {after}"

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
-from recycle_onnx.cli.fidelity import fidelity_line, method_line
+from recycle_onnx.cli.inspect_view import rows
 from recycle_onnx.cli.report import as_json, shown
 from recycle_onnx.provenance import read_source
 from recycle_onnx.runtime.config import read_defaults
@@ -20,20 +20,16 @@ from recycle_onnx.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from recycle_onnx.checkpoint import Module
 
-CONVENTIONS = (
-    "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "window", "qk_norm", "embedding",
-    "lm_head", "draft_vocabulary", "trained_depth",
-)  # fmt: skip
-
 
 @click.command()
 @click.argument("path", type=Path, metavar="FOLDER")
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle, weights included.")
+@click.option("--graphs", is_flag=True, help="Show the inputs and outputs of a bundle's graphs too.")
 @click.option("--plot", type=Path, help="Draw the curves of a checkpoint's last training; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
-    """Say what a checkpoint, a bundle or a published module is: dimensions, conventions, bytes and contracts."""
-    found = _describe(path, verify)
+def inspect(path: Path, verify: bool, graphs: bool, plot: Path | None, json_: bool) -> None:
+    """Say what a checkpoint, a bundle or a published module is, and whether its module is trained."""
+    description = _describe(path, verify)
     if plot:
         from recycle_onnx.picture import check_plot
         from recycle_onnx.training.curves import write_curves
@@ -41,10 +37,10 @@ def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
         check_plot(plot)
         write_curves(path, plot)
     if json_:
-        click.echo(as_json(found))
+        click.echo(as_json(description))
         return
-    table = Table(title=shown(f"{path}: a {found['kind']}"), show_header=False, title_justify="left")
-    for name, value in _rows(found):
+    table = Table(title=shown(f"{path}: a {description['kind']}"), show_header=False, title_justify="left")
+    for name, value in rows(description, graphs):
         table.add_row(shown(name), shown(value))
     Console().print(table)
 
@@ -80,13 +76,13 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
 
 
 def _end(token: int, manifest: Manifest) -> dict[str, Any]:
-    """What the export recorded of a token that ends a text; one that is not known was written into the file since."""
+    """Return what the export recorded of a token that ends a text; an unknown one was added to the file since."""
     unknown = {"id": token, "token": None, "named_by": ["generation_config.json eos_token_id"]}
     return next((end for end in manifest.provenance.get("stop_ids", ()) if end["id"] == token), unknown)
 
 
 def _contracts(manifest: Manifest) -> dict[str, Any]:
-    """Inputs and outputs of each graph as `type[dimensions]`."""
+    """Return the inputs and outputs of each graph as `type[dimensions]`."""
 
     def shown(tensors: dict[str, Any]) -> dict[str, str]:
         return {name: f"{t.dtype}[{', '.join(map(str, t.shape))}]" for name, t in tensors.items()}
@@ -123,7 +119,7 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _ends(folder: Path) -> list[dict[str, Any]]:
-    """Tokens that end a text of a checkpoint; none of one without a tokenizer."""
+    """Return the tokens that end a text of a checkpoint; none of one without a tokenizer."""
     if not (folder / "tokenizer.json").exists():
         return []
     tokenizer = load_tokenizer(folder)
@@ -131,7 +127,7 @@ def _ends(folder: Path) -> list[dict[str, Any]]:
 
 
 def _describe_module(module: Module) -> dict[str, Any]:
-    """The base is what it was made for; its number of parameters is not known here."""
+    """Describe a published module by the base it was made for, whose number of parameters is not known here."""
     weights = module.weights()
     return {
         "kind": "module",
@@ -148,58 +144,3 @@ def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, 
     whole, part = base.get("parameters"), recycler and recycler.get("parameters")
     ratio = part / whole if whole and part else None
     return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
-
-
-def _rows(found: dict[str, Any]) -> list[tuple[str, str]]:
-    base, recycler = found["base"], found["recycler"]
-    rows: list[tuple[str, str]] = [
-        (name, str(found[name])) for name in ("format", "flavour", "precision") if name in found
-    ]
-    rows += [
-        ("base", base["model_type"] + (f", {base['parameters']:,} parameters" if "parameters" in base else "")),
-        ("dimensions", f"{base['num_layers']} layers of {base['hidden_size']}, {base['num_heads']} heads "
-         f"({base['num_kv_heads']} KV) of {base['head_dim']}, feed-forward {base['intermediate_size']}"),
-        ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
-        ("context", f"{base['context_length']:,} tokens"),
-    ]  # fmt: skip
-    if source := found["source"]:
-        known = {name: value for name, value in source.items() if name != "stop_ids" and value is not None}
-        rows += [(f"source {name}", _text(value)) for name, value in known.items()]
-    for end in found.get("stop_ids", ()):
-        rows.append((f"ends at {end['id']} {end['token'] or ''}", ", ".join(end["named_by"])))
-    if quantization := found.get("quantization"):
-        told = ("fidelity", "calibration")
-        rows += [(f"quantization {name}", _text(value)) for name, value in quantization.items() if name not in told]
-        if made := method_line(quantization):
-            rows.append(("calibration", made))
-        if cost := quantization.get("fidelity"):
-            rows.append(("fidelity", fidelity_line(found["precision"], quantization)))
-            rows += [(f"fidelity {name}", _text(value)) for name, value in cost.items()]
-    if size := found.get("draft_vocabulary"):
-        rows.append(("draft vocabulary", f"{size:,} tokens"))
-    if recycler:
-        ratio = f" ({found['parameter_ratio']:.1%} of the base)" if found["parameter_ratio"] else ""
-        untrained = "" if found["module_trained"] else ", untrained"
-        rows.append(
-            (
-                "module",
-                f"layers {recycler.get('num_layers')}, {recycler.get('parameters', 0):,} parameters{ratio}{untrained}",
-            )
-        )
-        rows += [(f"module {name}", _text(recycler.get(name))) for name in CONVENTIONS]
-    else:
-        rows.append(("module", "none"))
-    if "strategies" in found:
-        rows.append(("strategies", ", ".join(found["strategies"])))
-    rows += [(f"bytes {name}", f"{size:,}") for name, size in found["bytes"].items()]
-    for graph, contract in found.get("contracts", {}).items():
-        for part in ("inputs", "optional_inputs", "outputs"):
-            lines = [f"{name}: {kind}" for name, kind in contract[part].items() if ".0." in name or "." not in name]
-            rows.append((f"{graph} {part.replace('_', ' ')}", "\n".join(lines)))
-    return rows
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        value = [f"{name}: {part}" for name, part in value.items()]
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

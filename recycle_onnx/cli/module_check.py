@@ -38,13 +38,13 @@ def measure(checkpoint: Path, beside: Path) -> dict[str, Any]:
         with progress("measuring") as update, recycle_onnx.load(work / "bundle") as model:
             model.stop_ids = frozenset()  # a text that ends early would tell little
             begun, text = openings(model)
-            found = acceptance_in_answers(model, begun, chain=1, new_tokens=NEW_TOKENS, report=update)
-    rate = found.by_place[0] if found.by_place else 0.0
-    return {"rate": rate, "proposals": found.proposals, "text": text, "precision": "int8"}
+            acceptance = acceptance_in_answers(model, begun, chain=1, new_tokens=NEW_TOKENS, report=update)
+    rate = acceptance.by_place[0] if acceptance.by_place else 0.0
+    return {"rate": rate, "proposals": acceptance.proposals, "text": text, "precision": "int8"}
 
 
 def compared(measured: dict[str, Any], config: RecyclerConfig) -> str:
-    """What was measured, beside what was published, in one line."""
+    """Say in one line what was measured, and what was published."""
     from recycle_onnx.checkpoint.card import described
 
     line = f"acceptance: {described(measured)}"
@@ -54,7 +54,7 @@ def compared(measured: dict[str, Any], config: RecyclerConfig) -> str:
 
 
 def warn_if_far_below(measured: dict[str, Any], config: RecyclerConfig, out: Path) -> None:
-    """One line on standard error where the module is right much less often than it was."""
+    """Warn in one line on standard error where the module is right much less often than published."""
     published = _published(config)
     if published is not None and measured["rate"] < published - FAR:
         echo(
@@ -65,7 +65,7 @@ def warn_if_far_below(measured: dict[str, Any], config: RecyclerConfig, out: Pat
 
 
 def _published(config: RecyclerConfig) -> float | None:
-    """What was measured when it was published, otherwise what its last training measured at the first place."""
+    """Return the acceptance that was published, otherwise what the last training measured at the first place."""
     if config.acceptance and isinstance(rate := config.acceptance.get("rate"), float):
         return rate
     runs = config.training.get("runs") or [{}]

@@ -79,7 +79,7 @@ def logprobs(note: str) -> Callable[[Command], Command]:
 
 
 def _unset(about: Setting) -> str:
-    """What holds without an option: nothing of a bundle's file is known here, where it may say."""
+    """Say what holds without an option: nothing of a bundle's file is known here, where it may say."""
     own = about.unset or (f"{about.default:g}" if isinstance(about.kind, Number) else "")
     return f"the bundle's, otherwise {own}" if about.in_file else own
 
@@ -110,7 +110,7 @@ def note_module(model: RecycleModel, config: GenerationConfig) -> None:
 
 
 def places(settings: dict[str, Any]) -> dict[str, Any]:
-    """What `recycle_onnx.load` takes of the options of `placing`, and take them out of `settings`.
+    """Take the options of `placing` out of `settings`; return what `recycle_onnx.load` takes of them.
 
     Raises:
         InputError: an option of a provider is no KEY=VALUE.
@@ -130,7 +130,7 @@ def places(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def pairs(option: str, texts: tuple[str, ...], example: str = "device_id=0") -> dict[str, str]:
-    """Names and values of an option that may be repeated.
+    """Return the names and values of an option that may be repeated.
 
     Raises:
         InputError: one is no KEY=VALUE.

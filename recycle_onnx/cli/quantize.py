@@ -120,7 +120,7 @@ def quantize(
 
 
 def default_method(bits: int) -> str:
-    """The method where none was asked for; empty where the number of bits decides."""
+    """Return the method where none was asked for; empty where the number of bits decides."""
     from recycle_onnx.export.block_quantizer import CALIBRATED
 
     return CALIBRATED if bits == 4 else ""
@@ -129,7 +129,7 @@ def default_method(bits: int) -> str:
 def calibration_of(
     text: Path | None, bits_per_weight: float | None, tuner: Tuner | None, *, by_default: bool
 ) -> Calibration:
-    """What to calibrate with; `by_default` only models for which that takes minutes."""
+    """Return what to calibrate with; `by_default` only models for which that takes minutes."""
     from recycle_onnx.export import Calibration
     from recycle_onnx.export.calibrated.calibrate import BITS_PER_WEIGHT, LARGEST
 

@@ -46,7 +46,7 @@ def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
 
 
 def shown(value: object) -> Text:
-    """A value for one of rich's tables: nothing in it is markup, and nothing drives the terminal."""
+    """Make a value fit for one of rich's tables: nothing in it is markup, and nothing drives the terminal."""
     return Text(printable(str(value)))
 
 
@@ -56,7 +56,7 @@ def next_step(*words: object) -> None:
 
 
 class _Printable(logging.Formatter):
-    """Warnings quote names and values of files."""
+    """A log formatter that makes warnings printable: they quote names and values of files."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(super().format(record))
@@ -82,7 +82,7 @@ def writable_anyhow() -> None:
 
 
 def as_json(value: object) -> str:
-    """Indented JSON with text as it is, but for what a terminal would not show as it is.
+    """Write indented JSON with text as it is, but for what a terminal would not show as it is.
 
     Where standard output is not UTF-8 everything beyond ASCII is escaped.
     """
@@ -92,7 +92,7 @@ def as_json(value: object) -> str:
 
 
 def is_main_process() -> bool:
-    """Whether this is the one that reports: always, unless `accelerate launch` or torchrun started others too."""
+    """Tell whether this process reports: always, unless `accelerate launch` or torchrun started others too."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -103,7 +103,7 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     Of several processes that were launched together only the main one shows it.
     """
     if not is_main_process():
-        yield lambda done, total, note: None
+        yield lambda completed, total, note: None
         return
     if not sys.stderr.isatty():
         yield _lines(title)
@@ -114,19 +114,21 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
-        yield lambda done, total, note: bar.update(task, completed=done, total=total, note=escape(printable(note)))
+        yield lambda completed, total, note: bar.update(
+            task, completed=completed, total=total, note=escape(printable(note))
+        )
 
 
 def _lines(title: str) -> Callable[[int, int, str], None]:
     last = 0.0
 
-    def update(done: int, total: int, note: str) -> None:
+    def update(completed: int, total: int, note: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if done < total and now - last < SECONDS_BETWEEN_LINES:
+        if completed < total and now - last < SECONDS_BETWEEN_LINES:
             return
         last = now
-        echo(f"{title} {done}/{total} {note}".rstrip(), err=True)
+        echo(f"{title} {completed}/{total} {note}".rstrip(), err=True)
 
     return update
 
@@ -134,13 +136,13 @@ def _lines(title: str) -> Callable[[int, int, str], None]:
 def _stage_lines() -> Report:
     last, current = time.monotonic(), ""
 
-    def report(text: str, done: int = 0, total: int = 0) -> None:
+    def report(text: str, completed: int = 0, total: int = 0) -> None:
         nonlocal last, current
         stage, _, _ = text.partition(": ")
         now = time.monotonic()
         if stage == current and now - last < SECONDS_BETWEEN_LINES:
             return
-        known = f"{text}: {done / total:.0%}" if total else text
+        known = f"{text}: {completed / total:.0%}" if total else text
         echo(known if stage == current else stage, err=True)
         last, current = now, stage
 
@@ -163,19 +165,19 @@ def stages() -> Iterator[Report]:
         task = bar.add_task("reading the checkpoint", total=None)
         current = ""
 
-        def report(text: str, done: int = 0, total: int = 0) -> None:
+        def report(text: str, completed: int = 0, total: int = 0) -> None:
             nonlocal current
             stage, _, _ = text.partition(": ")
             if stage != current:
                 bar.reset(task)
-            bar.update(task, description=escape(printable(text)), completed=done, total=total or None)
+            bar.update(task, description=escape(printable(text)), completed=completed, total=total or None)
             current = stage
 
         yield report
 
 
 class _Known(ProgressColumn):
-    """A column that is there only where the total is known."""
+    """A progress column that is there only where the total is known."""
 
     def __init__(self, column: ProgressColumn) -> None:
         super().__init__()

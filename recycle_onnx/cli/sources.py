@@ -38,10 +38,10 @@ def note(text: str) -> None:
 def _file_first(args: list[str]) -> list[str]:
     own = args[: args.index("--")] if "--" in args else args
     for index, arg in enumerate(own):
-        name, given, value = arg.partition("=")
+        name, equals, value = arg.partition("=")
         if name != OPTION:
             continue
-        file, rest = (value, args[index + 1 :]) if given else (own[index + 1 : index + 2], args[index + 2 :])
+        file, rest = (value, args[index + 1 :]) if equals else (own[index + 1 : index + 2], args[index + 2 :])
         path = "".join(file)
         if not Path(path).is_file():
             raise InputError(f"{OPTION} {path}: no such file; expected a GGUF model")

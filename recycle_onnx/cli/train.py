@@ -111,26 +111,27 @@ def _say(checkpoint: Path, result: TrainingResult, text: str, json_: bool) -> No
 def _estimate(checkpoint: Path, data: list[Path], options: TrainingOptions, held_out: list[Path], json_: bool) -> None:
     from recycle_onnx.training.estimate import estimate
 
-    found = estimate(checkpoint, data, options, held_out=held_out, notice=_notice)
+    estimated = estimate(checkpoint, data, options, held_out=held_out, notice=_notice)
     if not is_main_process():
         return
     if json_:
-        click.echo(as_json({"checkpoint": str(checkpoint), **asdict(found)}))
+        click.echo(as_json({"checkpoint": str(checkpoint), **asdict(estimated)}))
         return
-    memory, disk = found.memory, found.disk
-    echo(f"{checkpoint}: {found.processes} process{'es' * (found.processes > 1)} on {found.device}")
-    echo(f"text     {found.text_tokens:,} tokens to train on, {found.held_out_tokens:,} held out")
-    if found.steps is not None and found.passes is not None:
-        echo(f"budget   {found.tokens:,} tokens in {found.steps:,} steps, {found.passes:.2f} passes of the text")
-    if found.seconds_a_step is None or found.hours is None:
-        echo(f"time     not measured: a step does not fit into the {_bytes(found.free_memory)} that are free")
+    memory, disk = estimated.memory, estimated.disk
+    echo(f"{checkpoint}: {estimated.processes} process{'es' * (estimated.processes > 1)} on {estimated.device}")
+    echo(f"text     {estimated.text_tokens:,} tokens to train on, {estimated.held_out_tokens:,} held out")
+    if estimated.steps is not None and estimated.passes is not None:
+        passes = f"{estimated.passes:.2f} passes of the text"
+        echo(f"budget   {estimated.tokens:,} tokens in {estimated.steps:,} steps, {passes}")
+    if estimated.seconds_a_step is None or estimated.hours is None:
+        echo(f"time     not measured: a step does not fit into the {_bytes(estimated.free_memory)} that are free")
     else:
         echo(
-            f"time     {found.hours:.2f} hours: the base writes for {found.writing_hours:.2f}, reads for "
-            f"{found.reading_hours:.2f}; then {found.seconds_a_step:.2f} s a step, without measuring and saving"
+            f"time     {estimated.hours:.2f} hours: the base writes for {estimated.writing_hours:.2f}, reads for "
+            f"{estimated.reading_hours:.2f}; then {estimated.seconds_a_step:.2f} s a step, without measuring and saving"
         )
-    speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in found.product_speeds.items())
-    echo(f"numbers  {found.precision}; matrix products here, in billions of operations a second: {speeds}")
+    speeds = ", ".join(f"{name} {speed:,.0f}" for name, speed in estimated.product_speeds.items())
+    echo(f"numbers  {estimated.precision}; matrix products here, in billions of operations a second: {speeds}")
     peak = f"; measured peak {_bytes(memory.measured_peak)}" if memory.measured_peak else ""
     echo(
         f"memory   {_bytes(memory.total)} a process: model {_bytes(memory.model)}, gradients "

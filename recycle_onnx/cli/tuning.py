@@ -20,7 +20,7 @@ tune_option = click.option(
 
 
 def tuner_of(tune: bool, *, calibrated: bool) -> Tuner | None:
-    """What tunes the scales of a bundle that is to be `calibrated`; None without --tune.
+    """Return what tunes the scales of a bundle that is to be `calibrated`; None without --tune.
 
     Raises:
         InputError: --tune without torch, or for a bundle that is not calibrated.

@@ -13,6 +13,6 @@ WITHOUT_MODULE = ("full", "lookup")
 
 
 def note_if_untrained(trained: bool, strategy: str | None = None) -> None:
-    """One line on standard error, unless the module was trained or `strategy` does not use one."""
+    """Warn in one line on standard error, unless the module was trained or `strategy` does not use one."""
     if not trained and strategy not in WITHOUT_MODULE:
         note(UNTRAINED)

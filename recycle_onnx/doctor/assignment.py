@@ -15,7 +15,7 @@ IS_TOLD = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")
 
 @dataclass(frozen=True)
 class Assignment:
-    """Nodes by ONNX Runtime's name of the provider and by operator; `MatMul` or `com.microsoft.MatMulNBits`.
+    """The nodes of a graph by provider (ONNX Runtime's name) and operator, as `MatMul` or `com.microsoft.MatMulNBits`.
 
     The nodes are those of the optimized graph.
     """
@@ -23,16 +23,16 @@ class Assignment:
     nodes: dict[str, dict[str, int]]
 
     def elsewhere(self, provider: str) -> dict[str, int]:
-        """Operators that another provider has to run, with the number of nodes."""
-        found: Counter[str] = Counter()
+        """Return operators that another provider has to run, with the number of nodes."""
+        counts: Counter[str] = Counter()
         for name, operators in self.nodes.items():
             if name != provider:
-                found.update(operators)
-        return dict(found)
+                counts.update(operators)
+        return dict(counts)
 
     @property
     def total(self) -> int:
-        """Nodes in all."""
+        """The number of all nodes."""
         return sum(sum(operators.values()) for operators in self.nodes.values())
 
 
@@ -44,4 +44,4 @@ def of_session(session: ort.InferenceSession) -> Assignment | None:
     for part in session.get_provider_graph_assignment_info():
         names = (f"{node.domain}.{node.op_type}".lstrip(".") for node in part.get_nodes())
         counts.setdefault(part.ep_name, Counter()).update(names)
-    return Assignment({name: dict(found.most_common()) for name, found in counts.items()})
+    return Assignment({name: dict(operators.most_common()) for name, operators in counts.items()})

@@ -13,12 +13,12 @@ from recycle_onnx.contract import Kind
 from recycle_onnx.doctor import assignment, needs, providers, self_test, spinning
 from recycle_onnx.doctor.assignment import Assignment
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.needs import Needs
 from recycle_onnx.doctor.self_test import SelfTest
 from recycle_onnx.doctor.spinning import Spinning
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.machine.bandwidth import Bandwidth
+from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.model import RecycleModel
@@ -30,7 +30,7 @@ from recycle_onnx.runtime.ort.sessions import open_session, session_options
 
 @dataclass
 class BundleReport:
-    """What was found of a bundle; what could not be examined any more is None or empty."""
+    """The results of a bundle's examination; what could not be examined is None or empty."""
 
     folder: str
     provider: str
@@ -47,7 +47,7 @@ class BundleReport:
 
 @dataclass(frozen=True)
 class How:
-    """Providers to choose from and options for it, the same of the module, and the sessions' threads and settings.
+    """The providers to choose from and their options, the same of the module, and the sessions' threads and settings.
 
     `session_config` are settings of ONNX Runtime's sessions that take the place of ours.
     """
@@ -116,7 +116,7 @@ def _run(bundle: Bundle, how: How, machine: Machine, report: BundleReport, progr
 
 
 def _expected(bundle: Bundle, how: How, report: BundleReport) -> list[Floats] | None:
-    """The CPU's logits; None where it cannot run what another provider may."""
+    """Return the CPU's logits; None where it cannot run what another provider may."""
     try:
         return self_test.on_the_cpu(bundle, how.threads)
     except RecycleError as error:
@@ -128,7 +128,7 @@ def _expected(bundle: Bundle, how: How, report: BundleReport) -> list[Floats] | 
 
 
 def _refused(error: InputError) -> Finding:
-    """What `load` would refuse."""
+    """Make a finding of an error that `load` would raise."""
     what, _, do = str(error).rpartition("; ")
     why = "it is not what was exported: it does not load, or may write other texts"
     return Finding("broken", what or str(error), why, do if what else "copy the bundle again, or export it again")
@@ -145,7 +145,7 @@ def _cannot_run(manifest: Manifest, provider: str, error: Exception) -> Finding:
 
 
 class _Opener:
-    """Opens sessions as `load` does, but with settings of the application's, and keeps them."""
+    """An opener of sessions as `load` opens them, but with the application's settings; it keeps them."""
 
     def __init__(self, config: Mapping[str, str]) -> None:
         self.config = config

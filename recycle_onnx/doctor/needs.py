@@ -17,7 +17,7 @@ BITS = {"int4": 4.6, "int8": 8.6, "fp16": 16.0, "fp32": 32.0}
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes of the weights of both halves, of both caches for one text as long as the context, and read by a full step.
+    """The bytes of both halves' weights, of both caches for a text as long as the context, and read by a full step.
 
     `tokens_per_second` is the most that `full` can give at this bandwidth on a short text.
     """
@@ -35,7 +35,7 @@ class Needs:
 
 
 def find(manifest: Manifest, bandwidth: Bandwidth) -> Needs:
-    """Follows from the manifest."""
+    """Compute the needs from the manifest."""
     step = full_step_bytes(manifest)
     return Needs(
         weights_bytes=sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data")),
@@ -47,44 +47,47 @@ def find(manifest: Manifest, bandwidth: Bandwidth) -> Needs:
 
 
 def full_step_bytes(manifest: Manifest) -> int:
-    """Weights that a full step on one token reads: all, but of an embedding of its own a row only."""
+    """Count the bytes of weights that a full step on one token reads.
+
+    That is all of them, but of an embedding of its own one row only.
+    """
     base, weights = manifest.base, manifest.files["model.onnx.data"].bytes
     if base["tied_embeddings"]:
         return weights
     return weights - int(base["vocab_size"] * base["hidden_size"] * BITS.get(manifest.precision, 32) / 8)
 
 
-def findings(found: Needs, memory: SystemMemory) -> Iterator[Finding]:
-    """Weights, or weights and caches, that do not fit."""
+def findings(needs: Needs, memory: SystemMemory) -> Iterator[Finding]:
+    """Yield a finding where weights, or weights and caches, do not fit."""
     most, free = memory.most_bytes, memory.free_bytes
     if most is None or free is None:
         return
-    if found.weights_bytes > most:
+    if needs.weights_bytes > most:
         yield Finding(
             "broken",
-            f"the weights take {gigabytes(found.weights_bytes)}, and this process can have {gigabytes(most)}",
+            f"the weights take {gigabytes(needs.weights_bytes)}, and this process can have {gigabytes(most)}",
             "the bundle cannot be loaded here",
             "quantize it (`recycle-onnx quantize BUNDLE SMALL --bits 4`), or raise the memory limit",
         )
-    elif found.weights_bytes > free:
+    elif needs.weights_bytes > free:
         yield Finding(
             "advice",
-            f"the weights take {gigabytes(found.weights_bytes)}, and {gigabytes(free)} are free now",
+            f"the weights take {gigabytes(needs.weights_bytes)}, and {gigabytes(free)} are free now",
             "loading will push other programs out of memory, or fail",
             "close other programs, or quantize the bundle (`recycle-onnx quantize`)",
         )
-    elif found.total_bytes > free:
-        rows = int((free - found.weights_bytes) / (found.cache_bytes / found.context_length))
+    elif needs.total_bytes > free:
+        rows = int((free - needs.weights_bytes) / (needs.cache_bytes / needs.context_length))
         yield Finding(
             "advice",
-            f"caches of a text of {found.context_length} tokens take {gigabytes(found.cache_bytes)} beside the weights",
+            f"caches of a text of {needs.context_length} tokens take {gigabytes(needs.cache_bytes)} beside the weights",
             f"they grow with the text: about {rows} tokens fit into the {gigabytes(free)} that are free",
             "keep texts shorter than that, or free memory",
         )
 
 
 def gigabytes(count: float) -> str:
-    """Bytes as people read them, 10⁹ a GB."""
+    """Write bytes as people read them, 10⁹ a GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 

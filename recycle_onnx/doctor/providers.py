@@ -18,7 +18,7 @@ COMPUTE = ("MatMul", "MatMulNBits", "FusedMatMul", "Gemm", "Attention", "GroupQu
 
 @dataclass(frozen=True)
 class ProviderState:
-    """A provider by our name and ONNX Runtime's; `why_not` says why it cannot be used and what brings it, or is None.
+    """A provider by our name and ONNX Runtime's; `why_not` says why it cannot be used, or is None.
 
     `tested` says how far we have seen it ourselves.
     """
@@ -32,7 +32,7 @@ class ProviderState:
 
 
 def find() -> list[ProviderState]:
-    """All that we know, whether they are here or not."""
+    """List all providers that we know, whether they are here or not."""
     return [
         ProviderState(p.name, p.ort_name, providers.why_missing(p), p.package, p.flavours, p.tested)
         for p in PROVIDERS.values()
@@ -40,7 +40,7 @@ def find() -> list[ProviderState]:
 
 
 def candidates(name: str) -> list[str]:
-    """The provider of this name; for `auto` those that are here, the best one first.
+    """Return the provider of this name; for `auto` those that are here, the best one first.
 
     Raises:
         InputError: it is not known, or not here.
@@ -53,7 +53,7 @@ def candidates(name: str) -> list[str]:
 
 
 def choose(manifest: Manifest, names: list[str]) -> tuple[str, list[Finding]]:
-    """The best of these providers that runs the bundle well, and what is to be said of those before it.
+    """Choose the best of these providers that runs the bundle well; also return findings on those before it.
 
     Where none does, the last one that can run it at all; where none can, it is broken.
     """
@@ -76,14 +76,14 @@ def _unsuited(manifest: Manifest, name: str, *, broken: bool) -> Iterator[Findin
 
 
 def elsewhere(assignments: Mapping[str, Assignment], names: Mapping[str, str]) -> Iterator[Finding]:
-    """Graphs of which their provider runs nothing, or not what takes the time; all by the graph's name."""
-    for graph, found in assignments.items():
+    """Yield graphs of which their provider runs nothing, or not what takes the time."""
+    for graph, assignment in assignments.items():
         name = names[graph]
-        others = found.elsewhere(providers.known(name).ort_name)
-        if sum(others.values()) == found.total:
+        others = assignment.elsewhere(providers.known(name).ort_name)
+        if sum(others.values()) == assignment.total:
             yield Finding(
                 "broken",
-                f"provider {name} runs none of the {found.total} nodes of {graph}",
+                f"provider {name} runs none of the {assignment.total} nodes of {graph}",
                 "all of it runs on the CPU, and is copied there and back",
                 "export the bundle in another flavour (`--flavour`), or use --provider cpu",
             )

@@ -13,12 +13,12 @@ from recycle_onnx.doctor import bundle as bundles
 from recycle_onnx.doctor import machine, providers, telemetry, versions
 from recycle_onnx.doctor.bundle import BundleReport, How
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.providers import ProviderState
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
 from recycle_onnx.machine import bandwidth
 from recycle_onnx.machine.bandwidth import Bandwidth
+from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.ort.providers import options_of_module, register_library
 from recycle_onnx.runtime.ort.sessions import check_threads
@@ -26,7 +26,7 @@ from recycle_onnx.runtime.ort.sessions import check_threads
 
 @dataclass(frozen=True)
 class DoctorReport:
-    """All that was found; `findings` say what is wrong and what to do, those that are `broken` first.
+    """The results of an examination; `findings` say what is wrong and what to do, `broken` ones first.
 
     `provider` is the one that suits the bundle best, or without a bundle this machine.
     """
@@ -46,7 +46,7 @@ class DoctorReport:
         return any(finding.level == "broken" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; the bundle's findings are among the others."""
+        """Return plain values; the bundle's findings are among the others."""
         plain = asdict(self)
         if plain["bundle"] is not None:
             del plain["bundle"]["findings"]
@@ -90,21 +90,21 @@ def examine(
     if bundle is not None:
         check_is_bundle(Path(bundle))
     progress(0, 1, "measuring how fast memory is read")
-    found = machine.find()
-    speed = bandwidth.measure(found.processors.useful_threads, found.memory.free_bytes)
+    here = Machine.this()
+    speed = bandwidth.measure(here.processors.useful_threads, here.memory.free_bytes)
     installed, sends = versions.find(), telemetry.find()
     others = names if recycler_provider is None else providers.candidates(recycler_provider)
     options = provider_options or {}
     how = How(
         names, options, others, options if recycler_provider is None else own_options, threads, session_config or {}
     )
-    examined = None if bundle is None else bundles.examine(Path(bundle), how, found, speed, progress)
+    examined = None if bundle is None else bundles.examine(Path(bundle), how, here, speed, progress)
     findings = [
         *versions.findings(installed),
-        *machine.findings(found, threads),
+        *machine.findings(here, threads),
         *telemetry.findings(sends),
         *(examined.findings if examined else []),
     ]
     findings.sort(key=lambda finding: finding.level != "broken")
     chosen = examined.provider if examined else names[0]
-    return DoctorReport(installed, found, speed, providers.find(), chosen, sends, examined, findings)
+    return DoctorReport(installed, here, speed, providers.find(), chosen, sends, examined, findings)

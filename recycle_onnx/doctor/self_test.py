@@ -29,7 +29,9 @@ TIMED_STEPS = 5
 
 @dataclass(frozen=True)
 class SelfTest:
-    """`differences` of each half's logits from the CPU's unoptimized graph, as a part of the largest logit, if known.
+    """The results of running both halves, with `differences` from the CPU's unoptimized graph if they are known.
+
+    A difference is of logits, as a part of the largest one.
 
     Of `tokens` greedy tokens of `full`, `same_tokens` at the beginning are those of `verify` too (None without a
     module). `step_ms` are medians of steps on one token.
@@ -44,7 +46,7 @@ class SelfTest:
 
 
 def on_the_cpu(bundle: Bundle, threads: int | None) -> list[Floats]:
-    """Logits of each half on some text, from the graphs as they were written: the CPU's kernels, no optimizer."""
+    """Compute logits of each half on some text from the graphs as written: the CPU's kernels, no optimizer."""
     manifest = bundle.manifest
     options = mapped_options(bundle, threads)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -63,14 +65,14 @@ def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expe
     """
     manifest = model.bundle.manifest
     ids = some_text(manifest)
-    found = BothHalves(manifest, sessions).logits(ids, split=len(ids))
+    actual = BothHalves(manifest, sessions).logits(ids, split=len(ids))
     prompt = ids[: max(1, manifest.context_length // 2)]
     step_ms = _step_ms(model, prompt)
     write = partial(model.generate, prompt, GREEDY, stop_ids=(), max_new_tokens=_affordable(step_ms["full"]))
     full = write(strategy="full")
     verify = write(strategy="verify") if "verify" in model.strategies else None
     return SelfTest(
-        differences={} if expected is None else dict(zip(sessions, map(difference, expected, found), strict=True)),
+        differences={} if expected is None else dict(zip(sessions, map(difference, expected, actual), strict=True)),
         tolerance=TOLERANCE[manifest.precision],
         tokens=len(full.tokens),
         same_tokens=None if verify is None else common_prefix(full.tokens, verify.tokens),
@@ -79,20 +81,20 @@ def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expe
     )
 
 
-def findings(found: SelfTest) -> Iterator[Finding]:
-    """A half that departs from the CPU, or a `verify` that departs from `full` where it may not."""
-    for half, apart in found.differences.items():
-        if apart > found.tolerance:
+def findings(test: SelfTest) -> Iterator[Finding]:
+    """Yield a half that departs from the CPU, or a `verify` that departs from `full` where it may not."""
+    for half, apart in test.differences.items():
+        if apart > test.tolerance:
             yield Finding(
                 "broken",
-                f"logits of {half} differ from the CPU's by {apart:.1e} of the largest, allowed {found.tolerance:.0e}",
+                f"logits of {half} differ from the CPU's by {apart:.1e} of the largest, allowed {test.tolerance:.0e}",
                 "the provider computes something else: texts will not be the model's",
                 "use --provider cpu, and update the provider's package and driver",
             )
-    if found.same_tokens is not None and found.same_tokens < found.tokens and found.lossless == "exact":
+    if test.same_tokens is not None and test.same_tokens < test.tokens and test.lossless == "exact":
         yield Finding(
             "broken",
-            f"`verify` departs from `full` after {found.same_tokens} of {found.tokens} tokens",
+            f"`verify` departs from `full` after {test.same_tokens} of {test.tokens} tokens",
             "on this bundle the two are promised to be the same",
             "use --strategy full, and report it with what `recycle-onnx doctor BUNDLE --json` prints",
         )
@@ -119,5 +121,5 @@ def _median_ms(step: Callable[[], object]) -> float:
 
 
 def _affordable(step_ms: float) -> int:
-    """Tokens that `full` writes in the time there is."""
+    """Return how many tokens `full` writes in the time there is."""
     return min(MOST_TOKENS, max(FEWEST_TOKENS, int(1e3 * SECONDS / step_ms)))

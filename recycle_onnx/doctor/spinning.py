@@ -24,14 +24,14 @@ SLOW = 1.7
 
 @dataclass(frozen=True)
 class Spinning:
-    """Halves whose sessions spin between runs, and what a pair of steps in turns costs against steps of each alone."""
+    """The halves whose sessions spin between runs, and the cost of steps in turns against steps of each alone."""
 
     halves: list[Kind]
     turns_against_alone: float | None
 
 
 def spins(session: ort.InferenceSession, processors: Processors) -> bool:
-    """Whether a session's settings let its threads spin after a run, in a pool of its own.
+    """Tell whether a session's settings let its threads spin after a run, in a pool of its own.
 
     `session.force_spinning_stop`, `session.intra_op.allow_spinning` and `session.intra_op.spin_duration_us` say so
     (onnxruntime_session_options_config_keys.h). With one thread there is no pool.
@@ -46,7 +46,7 @@ def spins(session: ort.InferenceSession, processors: Processors) -> bool:
 
 
 def turns_against_alone(decoder: Decoder, token: int) -> float:
-    """Seconds of a full step and a recycle step in turns, by those of each one repeated; about 1 where none spins.
+    """Measure a full step and a recycle step in turns, by those of each one repeated; about 1 where none spins.
 
     `decoder` has read a prompt, and its module has caught up.
     """
@@ -58,14 +58,14 @@ def turns_against_alone(decoder: Decoder, token: int) -> float:
     return statistics.median(turns) / statistics.median(alone)
 
 
-def findings(found: Spinning) -> Iterator[Finding]:
-    """Sessions that spin, or turns that are slow for another reason."""
-    measured = found.turns_against_alone
+def findings(spinning: Spinning) -> Iterator[Finding]:
+    """Yield sessions that spin, or turns that are slow for another reason."""
+    measured = spinning.turns_against_alone
     cost = "" if measured is None else f"; here turns cost {measured:.2f}x what each half costs alone"
-    if found.halves:
+    if spinning.halves:
         yield Finding(
             "broken",
-            f"threads of the {' and the '.join(_NAMES[half] for half in found.halves)} spin between runs{cost}",
+            f"threads of the {' and the '.join(_NAMES[half] for half in spinning.halves)} spin between runs{cost}",
             "two sessions take turns: idle threads of the one keep the other from its cores, and nothing is gained",
             "leave session.force_spinning_stop at 1 and session.intra_op.allow_spinning unset, or give one thread",
         )
@@ -89,7 +89,7 @@ def _entry(options: ort.SessionOptions, key: str) -> str:
 
 
 def _steps(decoder: Decoder, token: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """A full step and one of the module, as in a chain, that leave the text as long as it was."""
+    """Make a full step and one of the module, as in a chain, that leave the text as long as it was."""
     length = decoder.full.length
 
     def full() -> None:

@@ -25,15 +25,15 @@ class Telemetry:
 
 
 def find() -> Telemetry:
-    """The state follows from the variable."""
+    """Tell the state of telemetry by the variable that onnxruntime read."""
     variable = telemetry.AT_IMPORT
     return Telemetry("off" if variable == "1" else "off from the first bundle on", variable)
 
 
-def findings(found: Telemetry) -> Iterator[Finding]:
-    """It was on for a while."""
-    if found.state != "off":
-        value = found.variable or "not set"
+def findings(state: Telemetry) -> Iterator[Finding]:
+    """Yield a finding where telemetry was on for a while."""
+    if state.state != "off":
+        value = state.variable or "not set"
         yield Finding(
             "advice",
             f"ONNX Runtime's telemetry is on until a bundle is loaded ({telemetry.VARIABLE} is {value})",

@@ -16,7 +16,7 @@ NEEDED = ("onnxruntime", "numpy", "tokenizers")
 
 @dataclass(frozen=True)
 class Versions:
-    """Ours, Python's, the system's, and of each package that the runtime imports the one that is installed.
+    """The versions of this package, Python, the system, and each package that the runtime imports.
 
     `onnxruntime_packages` are all that brought an `onnxruntime`, since there are several: one a set of providers.
     """
@@ -29,7 +29,7 @@ class Versions:
 
 
 def find() -> Versions:
-    """Ask what is installed."""
+    """Gather the installed versions."""
     return Versions(
         recycle_onnx=__version__,
         python=f"{platform.python_implementation()} {platform.python_version()}",
@@ -40,13 +40,13 @@ def find() -> Versions:
 
 
 def onnxruntime_packages() -> list[str]:
-    """Names of the installed packages that bring an `onnxruntime` to import."""
+    """Return names of the installed packages that bring an `onnxruntime` to import."""
     return sorted(set(metadata.packages_distributions().get("onnxruntime", [])))
 
 
-def findings(found: Versions) -> Iterator[Finding]:
-    """Packages that write over each other, or are older than what we are tested with."""
-    packages = list(found.onnxruntime_packages)
+def findings(versions: Versions) -> Iterator[Finding]:
+    """Yield packages that write over each other, or are older than what we are tested with."""
+    packages = list(versions.onnxruntime_packages)
     if len(packages) > 1:
         yield Finding(
             "advice",
@@ -55,7 +55,7 @@ def findings(found: Versions) -> Iterator[Finding]:
             f"pip uninstall {' '.join(packages)}, then install the one whose providers you want",
         )
     for name, least in _least().items():
-        installed = found.packages.get(name)
+        installed = versions.packages.get(name)
         if installed and _numbers(installed) < _numbers(least):
             yield Finding(
                 "advice",
@@ -71,7 +71,7 @@ def _imported(name: str) -> str:
 
 
 def _least() -> dict[str, str]:
-    """The oldest versions that our own package asks for; none where it was not installed as a package."""
+    """Return the oldest versions that our own package asks for; none where it was not installed as a package."""
     try:
         lines = metadata.requires("recycle-onnx") or []
     except metadata.PackageNotFoundError:

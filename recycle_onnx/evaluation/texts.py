@@ -11,7 +11,7 @@ LONGEST = 1024
 
 
 class Piece(NamedTuple):
-    """Token ids, of which those from `first` on are to be scored."""
+    """The token ids of a piece of text, of which those from `first` on are to be scored."""
 
     ids: list[int]
     first: int

@@ -48,7 +48,7 @@ RANGES = (0.78, 0.84, 0.88, 0.92, 0.96, 1.04)
 
 @dataclass(frozen=True)
 class Quantization:
-    """How weights are stored: `bits` a value, in blocks of `block_size` values that share a scale (0: 32 or 64).
+    """The way weights are stored: `bits` a value, in blocks of `block_size` that share a scale (0: 32 or 64).
 
     Symmetric blocks have no zero point. Parts named in `keep` get 8 bits where the others get 4, and stay float32
     where the others get 8; by default the module's projection, and of 4 bits embedding and LM head too. Methods:
@@ -93,11 +93,14 @@ class Quantization:
 
     @property
     def float_type(self) -> FloatType:
-        """Of hidden states and caches."""
+        """The type of hidden states and caches."""
         return ACTIVATIONS[self.activations]
 
     def for_matrix(self, name: str, width: int) -> Quantization | None:
-        """What the matrix `name` with rows of `width` values gets: blocks that divide a row; None is float32."""
+        """Return how the matrix `name` with rows of `width` values is stored; None for float32.
+
+        Blocks divide a row.
+        """
         kept = any(part in name for part in self.keep or ())
         if (kept and self.bits == 8) or any(part in name for part in FLOAT):
             return None
@@ -130,7 +133,7 @@ def quantize(matrix: NDArray[np.float32], how: Quantization) -> Blocks:
 
 
 def join(parts: Sequence[Blocks], how: Quantization) -> Blocks:
-    """One matrix of parts that follow each other in its rows."""
+    """Join parts that follow each other in a matrix's rows."""
     packed, scales, zero_points = zip(*parts, strict=True)
     return Blocks(
         np.concatenate(packed), np.concatenate(scales), None if how.symmetric else np.concatenate(zero_points)
@@ -138,7 +141,7 @@ def join(parts: Sequence[Blocks], how: Quantization) -> Blocks:
 
 
 def dequantize(blocks: Blocks, how: Quantization) -> NDArray[np.float32]:
-    """The matrix [N, K] that the kernels compute with."""
+    """Compute the matrix [N, K] that the kernels compute with."""
     rows, count = blocks.scales.shape
     values = unpack(blocks.packed, how.bits).reshape(rows, count, how.block_size).astype(np.float32)
     middle = np.full((rows, count), 1 << (how.bits - 1), np.float32)
@@ -154,15 +157,15 @@ def _round_to_nearest(rows: NDArray[np.float32], how: Quantization) -> Blocks:
 
 
 def _least_squares(rows: NDArray[np.float32], how: Quantization) -> Blocks:
-    """For each block the range, a part of its own, and then the scale that leave the least squared error."""
+    """Find for each block the range, a part of its own, and then the scale that leave the least squared error."""
     blocks = np.ascontiguousarray(rows).reshape(len(rows), -1, how.block_size)  # or sums would round otherwise
-    best, *found = _rounded(blocks, how, 1.0)
+    best, *chosen = _rounded(blocks, how, 1.0)
     for part in RANGES:
         error, *other = _rounded(blocks, how, part)
         better = error < best
         best = np.where(better, error, best)
-        found = [np.where(better, new, old) for new, old in zip(other, found, strict=True)]
-    values, scales, zero_points = found
+        chosen = [np.where(better, new, old) for new, old in zip(other, chosen, strict=True)]
+    values, scales, zero_points = chosen
     return Blocks(
         pack(values.astype(np.uint8), how.bits),
         scales[..., 0].astype(np.float32),
@@ -171,7 +174,10 @@ def _least_squares(rows: NDArray[np.float32], how: Quantization) -> Blocks:
 
 
 def _rounded(blocks: NDArray[np.float32], how: Quantization, part: float) -> tuple[NDArray[np.float32], ...]:
-    """Squared error, values, scales and zero points of blocks [N, B, size], when `part` of their range is covered."""
+    """Round blocks [N, B, size], when `part` of their range is covered.
+
+    Return squared error, values, scales and zero points.
+    """
     top, middle = np.float32(2**how.bits - 1), np.float32(2 ** (how.bits - 1))
     low, high = np.minimum(blocks.min(-1, keepdims=True), 0), np.maximum(blocks.max(-1, keepdims=True), 0)
     scale = np.where(high > -low, high, low) * (-part / middle) if how.symmetric else (high - low) * (part / top)
@@ -186,7 +192,7 @@ def _rounded(blocks: NDArray[np.float32], how: Quantization, part: float) -> tup
 
 
 def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Two 4-bit values a byte, the first one low; an odd last one alone."""
+    """Pack two 4-bit values into a byte, the first one low; an odd last one alone."""
     if bits == 8:
         return values
     if values.shape[-1] % 2:
@@ -196,7 +202,7 @@ def pack(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
 
 
 def unpack(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """What `pack` packed; an odd last one has an empty neighbour."""
+    """Unpack what `pack` packed; an odd last value has an empty neighbour."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

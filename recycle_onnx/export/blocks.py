@@ -15,7 +15,7 @@ from recycle_onnx.export.lazy import LazyWeight, of_array
 
 
 def embed(graph: DecoderGraph, tokens: LazyWeight, positions: LazyWeight | None) -> ir.Value:
-    """What the base's first layer reads [B, S, H]: rows of the table `tokens`, and of learned `positions` if any.
+    """Build what the base's first layer reads [B, S, H]: rows of the table `tokens`, and of learned `positions` if any.
 
     (In the module too a token is embedded at its row's position.)
     """
@@ -31,21 +31,21 @@ def embed(graph: DecoderGraph, tokens: LazyWeight, positions: LazyWeight | None)
 
 
 def norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str) -> ir.Value:
-    """RMSNormalization (opset 23) of x [B, S, H], whatever norms the base has."""
+    """Build RMSNormalization (opset 23) of x [B, S, H], whatever norms the base has."""
     weight = graph.weight(of_array(name, weights.float32(name)))
     normalised: ir.Value = graph.op.RMSNormalization(x, weight, axis=-1, epsilon=graph.config.norm.eps)
     return normalised
 
 
 def layer_norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str) -> ir.Value:
-    """The base's kind of norm over the last axis of x; `name` without `.weight`."""
+    """Build the base's kind of norm over the last axis of x; `name` is without `.weight`."""
     return graph.norm(x, _norm_weights(graph, weights, name))
 
 
 def add_norm(
     graph: DecoderGraph, x: ir.Value, delta: ir.Value | None, weights: Tensors, name: str
 ) -> tuple[ir.Value, ir.Value]:
-    """x + delta, normalised, and the sum itself."""
+    """Build x + delta, normalised, and the sum itself."""
     parameters = _norm_weights(graph, weights, name)
     return (graph.norm(x, parameters), x) if delta is None else graph.add_norm(x, delta, parameters)
 
@@ -53,16 +53,16 @@ def add_norm(
 def _norm_weights(graph: DecoderGraph, weights: Tensors, name: str) -> list[ir.Value]:
     config = graph.config.norm
     weight = weights.float32(f"{name}.weight")
-    found = {f"{name}.weight": weight + np.float32(1) if config.plus_one else weight}
+    arrays = {f"{name}.weight": weight + np.float32(1) if config.plus_one else weight}
     if config.bias:
-        found[f"{name}.bias"] = weights.float32(f"{name}.bias")
-    return [graph.weight(of_array(*item)) for item in found.items()]
+        arrays[f"{name}.bias"] = weights.float32(f"{name}.bias")
+    return [graph.weight(of_array(*item)) for item in arrays.items()]
 
 
 def attention(
     graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, layer: Layer, past: Cache
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
-    """Attention over packed projections; gives output [B, S, H], present key and value."""
+    """Build attention over packed projections; return output [B, S, H], present key and value."""
     config = graph.config
     names = [f"{prefix}{part}_proj.weight" for part in "qkv"]
     query: Projected = (graph.linear(x, weights, *names, store_as=f"{prefix}qkv_proj.weight", bias=config.qkv_bias),)
@@ -75,20 +75,20 @@ def attention(
 
 
 def _normalised(graph: DecoderGraph, query: Projected, weights: Tensors, prefix: str) -> Projected:
-    """Norms on queries and keys: of their whole width, or of each head, the last axis of [B, S, heads, D]."""
+    """Normalise queries and keys: their whole width, or each head, the last axis of [B, S, heads, D]."""
     q, k, value = query
     if graph.config.qk_norm == "width":
         q, k = (layer_norm(graph, x, weights, f"{prefix}{part}_norm") for x, part in ((q, "q"), (k, "k")))
         return q, k, value
     op, size = graph.op, graph.config.head_dim
     by_head = (op.Reshape(x, graph.ints(0, 0, -1, size)) for x in (q, k))
-    done = (layer_norm(graph, x, weights, f"{prefix}{part}_norm") for x, part in zip(by_head, "qk", strict=True))
-    q, k = (op.Reshape(x, graph.ints(0, 0, -1)) for x in done)
+    normalised = (layer_norm(graph, x, weights, f"{prefix}{part}_norm") for x, part in zip(by_head, "qk", strict=True))
+    q, k = (op.Reshape(x, graph.ints(0, 0, -1)) for x in normalised)
     return q, k, value
 
 
 def feed_forward(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str) -> ir.Value:
-    """down(act(gate(x)) · up(x)), or down(act(up(x)))."""
+    """Build down(act(gate(x)) · up(x)), or down(act(up(x)))."""
     config = graph.config
     bias = config.feed_forward_bias
     inner = graph.linear(x, weights, f"{prefix}{'gate' if config.gated else 'up'}_proj.weight", bias=bias)
@@ -101,7 +101,7 @@ def feed_forward(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str
 
 
 def activation(graph: DecoderGraph, x: ir.Value) -> ir.Value:
-    """The base's activation."""
+    """Build the base's activation."""
     op, kind = graph.op, graph.config.activation
     activated: ir.Value
     if kind == "silu":
@@ -114,7 +114,7 @@ def activation(graph: DecoderGraph, x: ir.Value) -> ir.Value:
 
 
 class Stack(NamedTuple):
-    """What a stack of layers gives: states after the final norm [B, S, H], present keys and values.
+    """The outputs of a stack of layers: states after the final norm [B, S, H], present keys and values.
 
     `streams[n]` [B, S, H] is the residual stream after n layers.
     """
@@ -125,7 +125,7 @@ class Stack(NamedTuple):
 
 
 def layers(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, final_norm: str) -> Stack:
-    """All decoder layers and the final norm.
+    """Build all decoder layers and the final norm.
 
     `delta` is what a sublayer adds, kept apart from the residual stream x, so that the sum goes with the next norm.
     """
@@ -155,7 +155,7 @@ def layers(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, fina
 def _before(
     graph: DecoderGraph, x: ir.Value, delta: ir.Value | None, weights: Tensors, name: str
 ) -> tuple[ir.Value, ir.Value]:
-    """What a sublayer reads, and the residual stream that it adds to."""
+    """Return what a sublayer reads, and the residual stream that it adds to."""
     if graph.config.placement != "post":
         return add_norm(graph, x, delta, weights, name)
     total = x if delta is None else graph.op.Add(x, delta)
@@ -163,12 +163,12 @@ def _before(
 
 
 def _behind(graph: DecoderGraph, delta: ir.Value, weights: Tensors, name: str) -> ir.Value:
-    """What a sublayer adds."""
+    """Return what a sublayer adds, normalised where the base does so."""
     return layer_norm(graph, delta, weights, name) if graph.config.placement in ("post", "both") else delta
 
 
 def logits(graph: DecoderGraph, hidden: ir.Value, head: LazyWeight) -> ir.Value:
-    """Logits of the last `logits_to_keep` rows (0: of all), with the head [V, H] stored as the embedding is."""
+    """Build logits of the last `logits_to_keep` rows (0: of all); the head [V, H] is stored as the embedding is."""
     start = graph.op.Reshape(graph.op.Neg(graph.keep), graph.ints(1))
     kept = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
     kept = graph.scaled(kept, graph.config.logit_scale)

@@ -42,7 +42,7 @@ SMALL = 1_000_000_000
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how the graphs compared with themselves and with torch.
+    """The outcome of an export: what was written, and how the graphs compared with themselves and with torch.
 
     For a quantized bundle that was compared with float32, `self_check` is that of the float32 graphs; `fidelity` is
     what was measured of the quantized ones.
@@ -127,10 +127,10 @@ def export(
                 kept = rewriter.kept.summary(source.base_weights.files[0].name)
                 manifest = replace(manifest, quantization={**(manifest.quantization or {}), "source": kept})
         manifest.write(folder / MANIFEST)
-        done, cost = Bundle(folder, manifest), None
-        checked = _check(source, done, eos, report) if plain is None else plain.self_check
+        written, cost = Bundle(folder, manifest), None
+        checked = _check(source, written, eos, report) if plain is None else plain.self_check
         if quantization is not None and (compare or epsilon):
-            cost = measure(done, float32 if compare else None, text, report, threads)
+            cost = measure(written, float32 if compare else None, text, report, threads)
             if not force_quality:
                 check_quality(quantization.precision, cost, method_of(quantization))
         manifest.provenance["self_check"] = asdict(checked)
@@ -139,10 +139,10 @@ def export(
     return ExportReport(bundle, manifest, checked, cost)
 
 
-def _check(source: Checkpoint, done: Bundle, eos: list[int], report: Report) -> SelfCheck:
+def _check(source: Checkpoint, bundle: Bundle, eos: list[int], report: Report) -> SelfCheck:
     report("checking the graphs")
     reference = source.folder / "recycler" / "reference.safetensors"
-    return check_bundle(done, reference if source.recycler else None, eos)
+    return check_bundle(bundle, reference if source.recycler else None, eos)
 
 
 def _float32_bytes(source: Checkpoint) -> int:
@@ -194,7 +194,7 @@ def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
 
 
 def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
-    """The base's generation config, with special tokens from its config where it says none."""
+    """Return the base's generation config, with special tokens from its config where it says none."""
     path = origin / "generation_config.json"
     own = read_json(path) if path.exists() else {}
     config = read_json(origin / "config.json")
@@ -233,7 +233,7 @@ def _manifest(
 
 
 def _module(source: Checkpoint, draft: list[int] | None) -> dict[str, Any] | None:
-    """The module's conventions as the bundle has them, and its size."""
+    """Return the module's conventions as the bundle has them, and its size."""
     if source.recycler is None or source.recycler_weights is None:
         return None
     return {

@@ -21,7 +21,7 @@ ALIGNMENT = 64
 
 
 class ExternalDataWriter:
-    """Appends tensors to one file and gives references to put into graphs."""
+    """A writer that appends tensors to one file and gives references to put into graphs."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -32,7 +32,7 @@ ROWS = 64
 
 @dataclass(frozen=True)
 class Rounding:
-    """What a quantized bundle by itself tells: how far runs on two tokens of `text` depart from runs on one.
+    """The rounding of a quantized bundle by itself: how far runs on two tokens of `text` depart from runs on one.
 
     `epsilon` bounds how far below the best logit a token of `verify` may lie when one-token runs score it: twice the
     largest difference between the logits of a two-token run and of one-token runs. With `equal_runs` runs of all sizes
@@ -46,7 +46,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Fidelity(Rounding):
-    """Perplexity on `tokens` tokens of `text`, how often both bundles' best tokens agree, and acceptance rates.
+    """The quality of a quantized bundle beside float32: perplexity, agreement of best tokens, and acceptance.
 
     `divergence` is the mean Kullback-Leibler divergence from float32, in nats a token.
     """
@@ -61,14 +61,14 @@ class Fidelity(Rounding):
 
     @property
     def change(self) -> float:
-        """Part by which perplexity rose."""
+        """The part by which perplexity rose."""
         return self.perplexity / self.perplexity_fp32 - 1
 
 
 def measure(
     quantized: Bundle, original: Bundle | None, text: Path | None, report: Report, threads: int | None = None
 ) -> Rounding:
-    """What `quantized` tells on `text` (default: a text of ours in plain English); `Fidelity` if there is `original`.
+    """Measure `quantized` on `text` (default: our own plain English); return a `Fidelity` if there is `original`.
 
     Raises:
         InputError: `text` is missing, is not UTF-8, or has too few tokens.
@@ -82,7 +82,7 @@ def measure(
 
 
 def check_quality(precision: str, cost: Rounding, method: str) -> None:
-    """Refuse a bundle that lost too much.
+    """Refuse a bundle that lost too much of its quality.
 
     Raises:
         RecycleError: perplexity rose by more than `REFUSED`.
@@ -96,14 +96,14 @@ def check_quality(precision: str, cost: Rounding, method: str) -> None:
 
 
 def warning(precision: str, cost: Rounding, method: str) -> str | None:
-    """What to tell of a bundle that lost much, and what to do; None of a good one."""
+    """Say what to do about a bundle that lost much; None of a good one."""
     if not isinstance(cost, Fidelity) or cost.change <= NOTABLE:
         return None
     return f"{precision} costs {cost.change:+.1%} of perplexity, more than {NOTABLE:.0%}: {remedy(precision, method)}"
 
 
 def remedy(precision: str, method: str) -> str:
-    """What keeps more of a model."""
+    """Say what keeps more of a model."""
     if precision != "int4":
         return "use --precision fp32, or int8 where this is fp16" if precision == "fp16" else "use float32 or fp16"
     if method != "calibrated":
@@ -136,7 +136,7 @@ def _compared(model: RecycleModel, plain: RecycleModel, text: Path | None, name:
 
 
 def _divergence(plain: Floats, rounded: Floats) -> Iterator[float]:
-    """Kullback-Leibler divergence of each row of `rounded` [S, V] from `plain`."""
+    """Yield the Kullback-Leibler divergence of each row of `rounded` [S, V] from `plain`."""
     for start in range(0, len(plain), ROWS):
         p, q = (_log_probabilities(logits[start : start + ROWS]) for logits in (plain, rounded))
         yield from (np.exp(p) * (p - q)).sum(-1)
@@ -153,7 +153,7 @@ def _load(bundle: Bundle, threads: int | None) -> RecycleModel:
 
 
 def _read(model: RecycleModel, path: Path | None, tokens: int) -> list[list[int]]:
-    """Windows of the text, spread evenly over it."""
+    """Return windows of the text, spread evenly over it."""
     ids = model.encode(read_text(path or TEXT))
     length = min(tokens, model.bundle.manifest.context_length)
     texts = [ids[start : start + length] for start in range(0, len(ids) - length + 1, length)]
@@ -173,7 +173,7 @@ def _acceptance(scores: list[Score]) -> float | None:
 
 
 def _two_against_one(model: RecycleModel, ids: list[int]) -> float:
-    """Largest difference between the logits of two-token and of one-token runs over the same text."""
+    """Return the largest difference between logits of two-token and of one-token runs over the same text."""
     rows: list[list[Floats]] = []
     for size in (1, 2):
         decoder: Decoder = model.decoder("full")

@@ -18,7 +18,7 @@ LM_HEAD = "lm_head.weight"
 
 
 def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> GraphSpec:
-    """The full model's interface, with the hidden states that its module reads."""
+    """Return the full model's interface, with the hidden states that its module reads."""
     return GraphSpec(
         "full", config.num_layers, config.num_kv_heads, config.head_dim, config.hidden_size, config.vocab_size,
         taps=taps,
@@ -28,7 +28,7 @@ def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> Grap
 def build_full_model(
     config: BaseConfig, weights: Tensors, taps: tuple[str, ...] = (FINAL_POST,), flavour: Flavour = ORT
 ) -> ir.Model:
-    """Token ids to logits, hidden states and present keys and values; matrices are not read yet.
+    """Build a graph from token ids to logits, hidden states and present keys and values; matrices are not read yet.
 
     Raises:
         InputError: a head size that the flavour's kernels lack.

@@ -10,7 +10,7 @@ CHUNK_SIZE = 256
 
 
 def genai_config(base: BaseConfig, bos: int | None, eos: list[int]) -> dict[str, Any]:
-    """The configuration for a decoder whose key-value buffers are shared between past and present."""
+    """Make the configuration of a decoder whose key-value buffers are shared between past and present."""
     decoder = {
         "session_options": {"log_id": "recycle-onnx", "provider_options": []},
         "filename": "model.onnx",

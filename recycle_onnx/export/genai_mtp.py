@@ -19,7 +19,7 @@ MAIN_FOLDER = "main"
 
 
 def check_mtp(manifest: Manifest) -> None:
-    """Say no to a module that MtpGenerator cannot feed.
+    """Refuse a module that MtpGenerator cannot feed.
 
     Raises:
         InputError: no module, one with a draft vocabulary, or one that reads other states than the final norm's.
@@ -62,7 +62,7 @@ def write_mtp(source: Path, folder: Path, *, force: bool = False) -> None:
 
 
 def _main_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The main model's configuration: the bundle's, and what feeds the head."""
+    """Make the main model's configuration: the bundle's, and what feeds the head."""
     decoder = config["model"]["decoder"]
     mtp = {
         "filename": HEAD,
@@ -76,7 +76,7 @@ def _main_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def _head_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
-    """The head's configuration: a decoder that reads hidden states too, in the folder below."""
+    """Make the head's configuration: a decoder that reads hidden states too, in the folder below."""
     decoder = config["model"]["decoder"]
     head = {
         **decoder,
@@ -89,7 +89,7 @@ def _head_config(config: dict[str, Any], layers: int) -> dict[str, Any]:
 
 
 def _save_with_half_logits(graph_path: Path, path: Path) -> None:
-    """The same graph over the same weights, with a Cast to float16 behind its logits."""
+    """Save the same graph over the same weights, with a Cast to float16 behind its logits."""
     model = ir.load(graph_path)
     graph = model.graph
     index = next(i for i, value in enumerate(graph.outputs) if value.name == LOGITS)

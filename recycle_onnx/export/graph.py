@@ -47,7 +47,7 @@ class DecoderGraph(ABC):
         return value
 
     def _optional_input(self, name: str, tensor: Tensor) -> ir.Value:
-        """An initializer that is listed as an input too: 0 unless the caller says otherwise."""
+        """Add an initializer that is listed as an input too: 0 unless the caller says otherwise."""
         value = self._input(name, tensor)
         value.const_value = ir.tensor(np.array(0, np.int64), name=name)
         self.graph.initializers[name] = value
@@ -60,7 +60,7 @@ class DecoderGraph(ABC):
 
     @abstractmethod
     def add_norm(self, x: ir.Value, delta: ir.Value, parameters: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """The base's norm, of those weights (and bias), of x + delta; and the sum itself."""
+        """Build the base's norm, of those weights (and bias), of x + delta; and the sum itself."""
 
     @abstractmethod
     def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -68,24 +68,24 @@ class DecoderGraph(ABC):
 
     @abstractmethod
     def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:
-        """x [B, S, H] times each row of a table [V, H]: [B, S, V]."""
+        """Build x [B, S, H] times each row of a table [V, H]: [B, S, V]."""
 
     def norm(self, x: ir.Value, parameters: list[ir.Value]) -> ir.Value:
-        """The base's kind of norm over the last axis of x."""
+        """Build the base's kind of norm over the last axis of x."""
         config = self.config.norm
         operator = self.op.RMSNormalization if config.kind == "rms" else self.op.LayerNormalization
         normalised: ir.Value = operator(x, *parameters, axis=-1, epsilon=config.eps)
         return normalised
 
     def split(self, packed: ir.Value) -> Projected:
-        """Queries, keys and values, each by itself."""
+        """Split into queries, keys and values, each by itself."""
         config = self.config
         keys = config.num_kv_heads * config.head_dim
         sizes = self.ints(config.num_heads * config.head_dim, keys, keys)
         return tuple(self.op.Split(packed, sizes, axis=-1, _outputs=3))
 
     def rotary_tables(self, rope: Rope) -> tuple[ir.Value, ir.Value]:
-        """Cosines and sines [context, rotated / 2] of a rotary embedding, one pair for all layers that share it."""
+        """Return cosines and sines [context, rotated / 2] of a rotary embedding, one pair for layers that share it."""
         if rope not in self._tables:
             name = f"rope.{len(self._tables)}" if self._tables else "rope"
             angles = np.outer(np.arange(self.config.context_length), rope.frequencies)
@@ -97,23 +97,23 @@ class DecoderGraph(ABC):
         return self._tables[rope]
 
     def real(self, value: float) -> ir.Value:
-        """A constant f32 scalar."""
+        """Return a constant f32 scalar."""
         return self._constant(f"float.{value!r}", np.array(value, np.float32))
 
     def scaled(self, x: ir.Value, factor: float) -> ir.Value:
-        """x · factor; x itself where the factor is 1."""
+        """Build x · factor; x itself where the factor is 1."""
         return x if factor == 1 else self.op.Mul(x, self.real(factor))
 
     def capped(self, x: ir.Value, cap: float | None) -> ir.Value:
-        """cap · tanh(x / cap); x itself where there is no cap."""
+        """Build cap · tanh(x / cap); x itself where there is no cap."""
         return x if cap is None else self.scaled(self.op.Tanh(self.scaled(x, 1 / cap)), cap)
 
     def ints(self, *values: int) -> ir.Value:
-        """A constant i64 vector."""
+        """Return a constant i64 vector."""
         return self._constant("ints." + "_".join(map(str, values)), np.array(values, np.int64))
 
     def scalar(self, value: int) -> ir.Value:
-        """A constant i64 scalar."""
+        """Return a constant i64 scalar."""
         return self._constant(f"int.{value}", np.array(value, np.int64))
 
     def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -123,7 +123,7 @@ class DecoderGraph(ABC):
         return self._constants[name]
 
     def weight(self, weight: LazyWeight) -> ir.Value:
-        """An initializer under the weight's name; the one there is, where it was used before."""
+        """Return an initializer under the weight's name, made where it was not used before."""
         name = str(weight.name)
         if name in self.graph.initializers:
             return self.graph.initializers[name]
@@ -139,7 +139,7 @@ class DecoderGraph(ABC):
         bias: bool = False,
         scale: float = 1.0,
     ) -> ir.Value:
-        """x [B, S, in] times the [out, in] matrices `names`, side by side in one product; plus their biases.
+        """Build x [B, S, in] times the [out, in] matrices `names`, side by side in one product; plus their biases.
 
         The weights are multiplied by `scale` as they are stored.
         """

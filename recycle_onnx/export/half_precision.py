@@ -22,7 +22,7 @@ LARGEST = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class HalfPrecision:
-    """Weights, activations and caches in float16."""
+    """A precision of weights, activations and caches in float16."""
 
     bits: int = 16
 
@@ -33,12 +33,12 @@ class HalfPrecision:
 
     @property
     def float_type(self) -> FloatType:
-        """Of hidden states and caches."""
+        """The type of hidden states and caches."""
         return "float16"
 
 
 class HalfPrecisionRewriter(Rewriter):
-    """Stores all weights as float16, and gives graphs float16 inputs, values and outputs."""
+    """A rewriter that stores all weights as float16, and gives graphs float16 inputs, values and outputs."""
 
     doing = "rounding"
 
@@ -52,12 +52,12 @@ class HalfPrecisionRewriter(Rewriter):
         to_half_precision(graph)
 
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
-        """Round what is float32."""
+        """Round a piece that is float32 to float16."""
         return rounded(name, piece)
 
 
 def rounded(name: str, piece: NDArray[Any]) -> NDArray[Any]:
-    """Some of the weight `name`, as float16 where it is float32.
+    """Return some of the weight `name`, as float16 where it is float32.
 
     Raises:
         InputError: it is beyond float16's range.

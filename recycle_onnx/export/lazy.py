@@ -42,7 +42,10 @@ class LazyWeight(ir.LazyTensor):
         self.integers = integers
 
     def pieces(self, *, transposed: bool = False) -> Pieces:
-        """The rows of the initializer, or of its transpose, in order; one piece where it does not come that way."""
+        """Yield the rows of the initializer, or of its transpose, in order.
+
+        They come in one piece where the weight is not stored that way.
+        """
         return self._read() if transposed == self._transposed else iter([_whole(self._read()).T])
 
 
@@ -51,18 +54,18 @@ Known = dict[tuple[str, int | None], LazyWeight]
 
 
 def of_array(name: str, array: NDArray[Any]) -> LazyWeight:
-    """A small weight that is there already."""
+    """Make a weight of a small array that is there already."""
     return LazyWeight(name, array.shape, lambda: iter([array]), dtype=ir.DataType.from_numpy(array.dtype))
 
 
 def of_table(name: str, weights: Tensors) -> LazyWeight:
-    """A table [N, K] of a checkpoint, as it is."""
+    """Make a weight of a table [N, K] of a checkpoint, as it is."""
     integers = _integers(weights, [name])
     return LazyWeight(name, weights.shape(name), lambda: _rows(weights, name), integers=integers)
 
 
 def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float) -> LazyWeight:
-    """Matrices [N, K] of a checkpoint, times `scale`: one [K, ΣN] for a product."""
+    """Make a weight of matrices [N, K] of a checkpoint, times `scale`: one [K, ΣN] for a product."""
     shapes = [weights.shape(part) for part in names]
 
     def read() -> Pieces:
@@ -75,11 +78,11 @@ def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float)
 
 
 def of_some_rows(name: str, table: LazyWeight, rows: Sequence[int]) -> LazyWeight:
-    """The `rows` of a table, ascending."""
+    """Make a weight of the `rows` of a table, ascending."""
     wanted = np.asarray(rows)
 
     def chosen(start: int, count: int) -> NDArray[np.intp]:
-        """Which of `count` rows from `start` on are wanted."""
+        """Return which of `count` rows from `start` on are wanted."""
         first, last = np.searchsorted(wanted, (start, start + count))
         places: NDArray[np.intp] = wanted[first:last] - start
         return places
@@ -104,13 +107,13 @@ def of_some_rows(name: str, table: LazyWeight, rows: Sequence[int]) -> LazyWeigh
 
 
 def weights_of(model: ir.Model) -> dict[str, LazyWeight]:
-    """The weights of a graph that are not read yet, by name."""
+    """Return the weights of a graph that are not read yet, by name."""
     values = {name: value.const_value for name, value in model.graph.initializers.items()}
     return {name: value for name, value in values.items() if isinstance(value, LazyWeight)}
 
 
 def load_lazily(path: Path, known: Known) -> ir.Model:
-    """A graph with its external weights not read; `known` are those of graphs read before."""
+    """Load a graph with its external weights not read; `known` are those of graphs read before."""
     model = ir.load(path)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
@@ -120,7 +123,10 @@ def load_lazily(path: Path, known: Known) -> ir.Model:
 
 
 def _of_file(tensor: ir.ExternalTensor) -> LazyWeight:
-    """(Not mapped: pages of a mapped file count as this process's memory until someone needs them.)"""
+    """Make a weight of a file's tensor.
+
+    It is not mapped: pages of a mapped file count as this process's memory until someone needs them.
+    """
     shape, dtype = tensor.shape.numpy(), tensor.dtype.numpy()
     width = int(np.prod(shape[1:], dtype=np.int64))
 
@@ -134,7 +140,7 @@ def _of_file(tensor: ir.ExternalTensor) -> LazyWeight:
 
 
 def row_ranges(count: int, width: int) -> Iterator[slice]:
-    """Parts of `count` rows of `width` values that are small enough to compute with."""
+    """Yield parts of `count` rows of `width` values that are small enough to compute with."""
     step = max(1, VALUES_AT_ONCE // max(1, width))
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
@@ -144,7 +150,7 @@ def _rows(weights: Tensors, name: str) -> Pieces:
 
 
 def _integers(weights: Tensors, names: Sequence[str]) -> Callable[[], Iterator[Integers]] | None:
-    """How to read matrices as the file's integers; None where it has one of them in floats."""
+    """Return how to read matrices as the file's integers; None where it has one of them in floats."""
     if any(weights.integer_type(name) is None for name in names):
         return None
     return lambda: (weights.integers(name, rows) for name in names for rows in row_ranges(*weights.shape(name)))

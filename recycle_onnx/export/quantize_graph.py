@@ -49,7 +49,7 @@ class QuantizedMatrix:
 
 
 class GraphQuantizer(Rewriter):
-    """Makes products with weights and the embedding read blocks; stores what stays float32 as it is.
+    """A rewriter by which products with weights and the embedding read blocks; the rest stays float32.
 
     A flavour says how blocks are laid out, and which operators read them.
     """
@@ -65,7 +65,10 @@ class GraphQuantizer(Rewriter):
         made: Made = MappingProxyType({}),
         vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> None:
-        """`made` are the matrices that are quantized already, by name, and `vectors` other values of vectors."""
+        """Prepare to quantize by `how`.
+
+        `made` are matrices that are quantized already, by name, and `vectors` other values of vectors.
+        """
         super().__init__(report)
         self.how, self.made, self.vectors, self.kept = how, made, vectors, Kept()
         self._quantized: dict[LazyWeight, list[QuantizedMatrix]] = {}
@@ -81,11 +84,11 @@ class GraphQuantizer(Rewriter):
 
     @abstractmethod
     def product(self, x: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
-        """Nodes that give x [..., K] times the matrix's rows."""
+        """Make nodes that give x [..., K] times the matrix's rows."""
 
     @abstractmethod
     def gather(self, ids: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
-        """Nodes that give the matrix's rows `ids`."""
+        """Make nodes that give the matrix's rows `ids`."""
 
     def rewrite(self, graph: ir.Graph, writer: ExternalDataWriter) -> None:
         """Replace products with weights and the embedding, then store the other weights.
@@ -115,7 +118,7 @@ class GraphQuantizer(Rewriter):
             self.round_alike(graph)
 
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
-        """Scales and weights that are not quantized have the type of the activations."""
+        """Convert scales and weights that are not quantized to the type of the activations."""
         return rounded(name, piece) if self.how.float_type == "float16" else piece
 
     def _store(self, weight: LazyWeight, writer: ExternalDataWriter) -> ir.ExternalTensor:
@@ -127,7 +130,7 @@ class GraphQuantizer(Rewriter):
     def _products(
         self, x: ir.Value, stored: Sequence[QuantizedMatrix], width: int, graph: ir.Graph
     ) -> Sequence[ir.Node]:
-        """The product with each part of a matrix of `width` columns, side by side."""
+        """Make the product with each part of a matrix of `width` columns, side by side."""
         nodes: list[ir.Node] = []
         products: list[ir.Value] = []
         for part in stored:
@@ -139,7 +142,7 @@ class GraphQuantizer(Rewriter):
         return nodes
 
     def _and_sums(self, x: ir.Value, width: int, size: int, graph: ir.Graph, nodes: list[ir.Node]) -> ir.Value:
-        """X [B, S, K] with the sums of its blocks behind it; made once for all products that read it.
+        """Append to x [B, S, K] the sums of its blocks, made once for all products that read it.
 
         (Summed by ReduceSum: it adds up one row as it does several, which a product with ones need not.)
         """
@@ -177,7 +180,7 @@ class GraphQuantizer(Rewriter):
     def _parts(
         self, weight: LazyWeight, how: Quantization, width: int, *, transposed: bool, table: bool
     ) -> Sequence[QuantizedRows]:
-        """The blocks of a weight: made before, as its file has them, or by rounding."""
+        """Return the blocks of a weight: made before, as its file has them, or by rounding."""
         name = str(weight.name)
         if name in self.made:
             return [QuantizedRows(*made, width) for made in self.made[name]]
@@ -189,7 +192,7 @@ class GraphQuantizer(Rewriter):
 
 
 def _width(value: ir.Value | None, *, transposed: bool) -> int:
-    """K of a weight [N, K], or `transposed` [K, N]."""
+    """Return K of a weight [N, K], or `transposed` [K, N]."""
     assert value is not None
     assert value.const_value is not None
     shape = value.const_value.shape.numpy()
@@ -208,7 +211,7 @@ def _constant(graph: ir.Graph, name: str, array: NDArray[np.int64]) -> ir.Value:
 def same_bytes(
     tensor: ir.ExternalTensor, shape: Sequence[int], *, dtype: ir.DataType | None = None, name: str | None = None
 ) -> ir.ExternalTensor:
-    """The same bytes under another shape, as another type."""
+    """Refer to the same bytes under another shape, as another type."""
     return ir.ExternalTensor(
         tensor.location, tensor.offset, tensor.length, dtype or tensor.dtype,
         shape=ir.Shape(shape), name=name or str(tensor.name), base_dir=tensor.base_dir,
@@ -216,7 +219,7 @@ def same_bytes(
 
 
 def initializers(graph: ir.Graph, tensors: Sequence[ir.ExternalTensor]) -> list[ir.Value]:
-    """Values of the graph that hold these tensors."""
+    """Return values of the graph that hold these tensors."""
     return [_initializer(graph, tensor) for tensor in tensors]
 
 

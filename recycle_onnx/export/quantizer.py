@@ -73,7 +73,7 @@ def quantize_bundle(
 
 
 def check_text(text: Path | None) -> None:
-    """Say no before any work is done.
+    """Refuse a text that cannot be measured on, before any work begins.
 
     Raises:
         InputError: `text` is no file.
@@ -83,7 +83,9 @@ def check_text(text: Path | None) -> None:
 
 
 def settled(how: Precision, calibration: Calibration, size: int, report: Report) -> Precision:
-    """The precision with a method that suits `size` bytes of float32 weights: `mse` where calibrating would take long.
+    """Return the precision with a method that suits `size` bytes of float32 weights.
+
+    That is `mse` where calibrating would take long.
 
     Raises:
         InputError: options of a calibration for another method.
@@ -105,7 +107,7 @@ def settled(how: Precision, calibration: Calibration, size: int, report: Report)
 def calibrate_for(
     source: Bundle, how: Precision, calibration: Calibration, threads: int | None, report: Report
 ) -> Calibrated:
-    """The quantized matrices of a float32 bundle's full model; none of them where the method does not calibrate."""
+    """Calibrate the matrices of a float32 bundle's full model; return none where the method does not calibrate."""
     if method_of(how) != CALIBRATED:
         return Calibrated({}, None)
     assert isinstance(how, Quantization)
@@ -113,24 +115,24 @@ def calibrate_for(
 
 
 def method_of(how: Precision) -> str:
-    """How weights are rounded; empty for half precision."""
+    """Return how weights are rounded; empty for half precision."""
     return how.method if isinstance(how, Quantization) else ""
 
 
 def as_quantized(manifest: Manifest, how: Precision, calibrated: Calibrated) -> Manifest:
-    """The manifest of a float32 bundle for one in another precision; the files are still the old ones."""
-    told = {} if calibrated.summary is None else {"calibration": calibrated.summary}
+    """Return a float32 bundle's manifest for one in another precision; the files are still the old ones."""
+    about = {} if calibrated.summary is None else {"calibration": calibrated.summary}
     return replace(
         manifest,
         graphs={name: replace(spec, float_type=how.float_type) for name, spec in manifest.graphs.items()},
         precision=how.precision,
-        quantization={**asdict(how), **told},
+        quantization={**asdict(how), **about},
         provenance={**manifest.provenance, "quantizer": f"recycle-onnx {__version__}"},
     )
 
 
 def with_cost(manifest: Manifest, cost: Rounding) -> Manifest:
-    """The manifest of a quantized bundle with what was measured."""
+    """Return the manifest of a quantized bundle with what was measured."""
     return replace(manifest, quantization={**(manifest.quantization or {}), "fidelity": asdict(cost)})
 
 

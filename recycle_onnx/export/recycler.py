@@ -19,7 +19,7 @@ DRAFT_HEAD = "draft_head.weight"
 
 
 def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | None = None) -> GraphSpec:
-    """The module's interface; with a draft vocabulary it has a logit for each of its tokens only."""
+    """Return the module's interface; with a draft vocabulary it has a logit for each of its tokens only."""
     vocab_size = base.vocab_size if draft is None else len(draft)
     return GraphSpec(
         "recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, vocab_size, taps=config.tap
@@ -34,7 +34,9 @@ def build_recycler(
     draft: list[int] | None = None,
     flavour: Flavour = ORT,
 ) -> ir.Model:
-    """Tokens at p+1 and hidden states at p to logits of p+2, and the module's own state in the form of its input.
+    """Build a graph from tokens at p+1 and hidden states at p to logits of p+2, and the module's own state.
+
+    That state has the form of the input.
 
     Embedding and LM head are the full model's own, `shared`; with a `draft` vocabulary the head is a copy of its rows.
     """
@@ -56,7 +58,7 @@ def build_recycler(
 
 
 def _split(graph: DecoderGraph, states: ir.Value) -> list[ir.Value]:
-    """The taps [B, S, H] of [B, S, n·H]."""
+    """Split [B, S, n·H] into the taps [B, S, H]."""
     count = len(graph.spec.taps)
     if count == 1:
         return [states]
@@ -64,6 +66,6 @@ def _split(graph: DecoderGraph, states: ir.Value) -> list[ir.Value]:
 
 
 def _repeat(graph: DecoderGraph, own: ir.Value) -> ir.Value:
-    """In a chain the module's own state takes the place of every tap."""
+    """Put the module's own state in the place of every tap, for a chain."""
     count = len(graph.spec.taps)
     return own if count == 1 else graph.op.Concat(*[own] * count, axis=-1)

@@ -6,11 +6,11 @@ from typing import Protocol
 
 
 class Report(Protocol):
-    """Told a stage as it begins, `stage: detail`, or how much of a stage is done."""
+    """A callback that is told a stage as it begins, `stage: detail`, or how much of a stage is finished."""
 
-    def __call__(self, text: str, done: int = 0, total: int = 0) -> None:
-        """`done` of `total` count anything; a total of 0 says nothing."""
+    def __call__(self, text: str, completed: int = 0, total: int = 0) -> None:
+        """Report a stage; `completed` of `total` count anything, and a total of 0 says nothing."""
 
 
-def silent(text: str, done: int = 0, total: int = 0) -> None:
-    """Tells nobody."""
+def silent(text: str, completed: int = 0, total: int = 0) -> None:
+    """Report nothing."""

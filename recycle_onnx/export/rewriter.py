@@ -15,7 +15,7 @@ from recycle_onnx.export.report import Report
 
 
 class Rewriter:
-    """Writes the graphs of a bundle, one after the other; what they share is stored once.
+    """A writer of a bundle's graphs, one after the other; what they share is stored once.
 
     This one stores weights as they are. Others change weights and graph on the way.
     """
@@ -25,12 +25,12 @@ class Rewriter:
     def __init__(self, report: Report) -> None:
         self.report = report
         self._stored: dict[LazyWeight, ir.ExternalTensor] = {}
-        self._stage, self._done, self._total = "", 0, 0
+        self._stage, self._completed, self._total = "", 0, 0
 
     def save(self, model: ir.Model, path: Path) -> None:
         """Write `model` as `path`, and its weights into the same name with `.data` behind it."""
         own = {weight for weight in weights_of(model).values() if weight not in self._stored}
-        self._stage, self._done, self._total = f"{self.doing} {path.name}", 0, sum(weight.size for weight in own)
+        self._stage, self._completed, self._total = f"{self.doing} {path.name}", 0, sum(weight.size for weight in own)
         self.report(self._stage)
         with ExternalDataWriter(path.with_name(f"{path.name}.data")) as writer:
             self.rewrite(model.graph, writer)
@@ -43,15 +43,15 @@ class Rewriter:
                 value.const_value = self._store(value.const_value, writer)
 
     def convert(self, name: str, piece: NDArray[Any]) -> NDArray[Any]:
-        """Some rows as they are stored."""
+        """Convert some rows to what is stored."""
         return piece
 
     def pieces(self, weight: LazyWeight, *, transposed: bool = False) -> Iterator[NDArray[Any]]:
-        """Its rows, or those of its transpose; tells how much is done."""
+        """Yield a weight's rows, or those of its transpose, and report how much is written."""
         for piece in weight.pieces(transposed=transposed):
             yield piece
-            self._done += piece.size
-            self.report(self._stage, self._done, self._total)
+            self._completed += piece.size
+            self.report(self._stage, self._completed, self._total)
 
     def _store(self, weight: LazyWeight, writer: ExternalDataWriter) -> ir.ExternalTensor:
         if weight not in self._stored:

@@ -21,7 +21,10 @@ STEPS = 3
 
 @dataclass(frozen=True)
 class SelfCheck:
-    """Largest differences, as a part of the largest logit: prefill against prefill and steps, graph against torch."""
+    """The largest differences, as a part of the largest logit, found by an export's check.
+
+    Prefill is compared with steps, and graphs with torch.
+    """
 
     prefill_against_steps: float
     against_reference: float | None
@@ -58,8 +61,8 @@ def _against_reference(halves: BothHalves, path: Path, tolerance: float) -> floa
         ) from error
     if (draft := halves.manifest.draft_vocabulary) is not None:
         expected = (expected[0], expected[1][:, draft])
-    found = halves.logits(ids, split=len(ids))
-    pairs = zip(expected, found, strict=True)
+    actual = halves.logits(ids, split=len(ids))
+    pairs = zip(expected, actual, strict=True)
     return max(_difference(a, b[rows], "torch and the graphs", tolerance) for a, b in pairs)
 
 
@@ -80,9 +83,9 @@ def _check_reference(ids: Any, rows: Floats, expected: tuple[Floats, Floats], ma
             raise ValueError(f"logits are {logits.dtype}{list(logits.shape)}")
 
 
-def _difference(expected: Floats, found: Floats, what: str, tolerance: float) -> float:
+def _difference(expected: Floats, actual: Floats, what: str, tolerance: float) -> float:
     try:
-        apart = difference(expected, found)
+        apart = difference(expected, actual)
     except RecycleError as error:
         raise RecycleError(f"self-check: {what}: {error}") from error
     if apart > tolerance:

@@ -42,7 +42,7 @@ class QuantizedRows(NamedTuple):
 
 @dataclass
 class Kept:
-    """How many weights were stored bit by bit and how many nearly so, by the file's types; and by how much those miss.
+    """The number of weights stored bit by bit and nearly so, by the file's types, and by how much the latter miss.
 
     `error` and `energy` are sums of squares: of what the second kind misses, and of their values.
     """
@@ -53,13 +53,13 @@ class Kept:
     energy: float = 0.0
 
     def summary(self, file: str) -> dict[str, Any]:
-        """For a manifest; `deviation` is the root mean square of the misses, relative to the values'."""
+        """Summarise for a manifest; `deviation` is the root mean square of the misses, relative to the values'."""
         deviation = (self.error / self.energy) ** 0.5 if self.energy else 0.0
         return {"file": file, "exact": self.exact, "near": self.near, "deviation": round(deviation, 6)}
 
 
 def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> Quantization:
-    """The method `source` where it is `preferred` and suits the weights; `how` itself elsewhere.
+    """Return the method `source` where it is `preferred` and suits the weights; `how` itself elsewhere.
 
     Raises:
         InputError: `how` asks for it, and no matrix of a layer has integers.
@@ -73,7 +73,7 @@ def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> 
 
 
 def _share(weights: BaseWeights, bits: int) -> float:
-    """Part of the layers' weights that a file has in integers of no more than `bits`."""
+    """Return the part of the layers' weights that a file has in integers of no more than `bits`."""
     sizes = {True: 0, False: 0}
     for name, shape in weights.shapes.items():
         if name.endswith(MATRICES):
@@ -85,7 +85,7 @@ def _share(weights: BaseWeights, bits: int) -> float:
 
 
 def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[QuantizedRows]:
-    """The matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
+    """Return the matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
 
     A `table`, whose rows are looked up, has no columns for sums.
     """
@@ -107,7 +107,7 @@ def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Ke
 
 
 def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> QuantizedRows:
-    """Blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
+    """Store blocks with minima: with columns for sums where that is near enough, else on a finer grid."""
     values, columns = piece.values(), piece.codes.shape[1]
     energy = _squares(values)
     if sums:
@@ -132,7 +132,7 @@ def _squares(values: Floats) -> float:
 
 
 def meant(part: QuantizedRows, columns: int) -> Floats:
-    """The matrix [N, columns] that a part stands for, its sums' columns spread over their blocks."""
+    """Return the matrix [N, columns] that a part stands for, its sums' columns spread over their blocks."""
     whole = dequantize(part.blocks, part.how)
     own, sums = whole[:, :columns], whole[:, columns : part.columns]
     if not sums.shape[1]:
@@ -141,13 +141,13 @@ def meant(part: QuantizedRows, columns: int) -> Floats:
 
 
 def _symmetric(piece: Integers, bits: int) -> Blocks:
-    """Codes around the middle of `bits`; scales as they are."""
+    """Store codes around the middle of `bits`; scales stay as they are."""
     shift = np.uint8((1 << (bits - 1)) - piece.zero)
     return Blocks(_packed(piece.codes + shift, piece.block_size, bits), piece.scales, None)
 
 
 def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
-    """4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
+    """Store 4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
     scales, minima, codes = _without_flat(piece)
     zeros = np.clip(np.rint(-minima / scales), 0, 15)
     left = (minima + zeros * scales).astype(np.float32)
@@ -166,7 +166,7 @@ def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
 
 
 def _finer(piece: Integers) -> Blocks:
-    """8 bits: (code + minimum / scale) · k is rounded, for the whole k whose rounded minimum / scale · k misses least.
+    """Store 8 bits: round (code + minimum / scale) · k, for the whole k by which minimum / scale · k misses least.
 
     Where a minimum is so far from 0 that no whole k fits, k is a fraction, and codes are rounded too.
     """
@@ -187,7 +187,7 @@ def _finer(piece: Integers) -> Blocks:
 
 
 def _without_flat(piece: Integers) -> tuple[Floats, Floats, NDArray[np.uint8]]:
-    """Scales that are not 0, minima and codes: a block without a scale is its minimum throughout."""
+    """Return scales that are not 0, minima and codes: a block without a scale is its minimum throughout."""
     assert piece.minima is not None
     flat = piece.scales == 0
     scales = np.where(flat, np.maximum(np.abs(piece.minima), np.float32(1e-30)), piece.scales)

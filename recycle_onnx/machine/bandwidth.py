@@ -23,7 +23,7 @@ Words = NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """GB/s (10⁹ bytes) read by one thread, and by `threads` at once."""
+    """The GB/s (10⁹ bytes) read by one thread, and by `threads` at once."""
 
     one_thread_gb_s: float
     all_threads_gb_s: float
@@ -41,7 +41,7 @@ def measure(threads: int, free_bytes: int | None = None) -> Bandwidth:
 
 
 def read(data: Words, threads: int) -> float:
-    """GB/s at which `threads` read `data`, a part of it each: the best of many rounds.
+    """Measure the GB/s at which `threads` read `data`, a part of it each: the best of many rounds.
 
     Adding up 64-bit words takes a processor less time than the memory needs to bring them, and numpy adds without
     Python's lock. A round is shorter than a time slice: on a busy machine some have their processors to themselves.
@@ -52,7 +52,7 @@ def read(data: Words, threads: int) -> float:
 
 
 def beyond_caches(threads: int) -> int:
-    """Bytes: 256 MiB, 64 MiB a thread, or four times the largest cache."""
+    """Return more bytes than caches hold: 256 MiB, 64 MiB a thread, or four times the largest cache."""
     sizes = [path.read_text(encoding="utf-8").strip() for path in CACHES.glob("index*/size")]
     caches = [1024 * int(size[:-1]) for size in sizes if size.endswith("K")]
     return max(BYTES, BYTES_A_THREAD * threads, 4 * max(caches, default=0))
@@ -63,7 +63,7 @@ def _slices(part: Words) -> Iterator[Words]:
 
 
 def _round(pool: ThreadPoolExecutor, slices: list[Words]) -> float:
-    """From the first thread's start to the last one's end."""
+    """Measure one round, from the first thread's start to the last one's end."""
     starts, ends = zip(*pool.map(_add, slices), strict=True)
     seconds: float = max(ends) - min(starts)
     return sum(words.nbytes for words in slices) / seconds / 1e9

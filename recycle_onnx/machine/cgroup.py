@@ -14,7 +14,7 @@ UNLIMITED = 1 << 60
 
 @dataclass(frozen=True)
 class CgroupLimits:
-    """Most bytes of memory and how many are left of them, and processors' worth of time; None where unlimited."""
+    """The most bytes of memory, how many of them are left, and processors' worth of time; None where unlimited."""
 
     memory_bytes: int | None = None
     memory_left_bytes: int | None = None
@@ -22,11 +22,11 @@ class CgroupLimits:
 
 
 def limits(own_groups: Path = OWN_GROUPS, mount: Path = MOUNT) -> CgroupLimits:
-    """The tightest limits of this process's groups and of those around them."""
+    """Return the tightest limits of this process's groups and of those around them."""
     if not own_groups.exists():
         return CgroupLimits()
     folders = list(_folders(own_groups.read_text(encoding="utf-8"), mount))
-    memory = [found for folder in folders if (found := _memory(folder))]
+    memory = [used_and_limit for folder in folders if (used_and_limit := _memory(folder))]
     quotas = [quota for folder in folders if (quota := _quota(folder)) is not None]
     return CgroupLimits(
         min((limit for limit, _ in memory), default=None),
@@ -36,7 +36,7 @@ def limits(own_groups: Path = OWN_GROUPS, mount: Path = MOUNT) -> CgroupLimits:
 
 
 def _folders(groups: str, mount: Path) -> Iterator[Path]:
-    """Folders of memory and cpu groups, each with those around it; within a container some are out of sight."""
+    """Yield folders of memory and cpu groups, each with those around it; in a container some are out of sight."""
     for line in groups.splitlines():
         _, controllers, path = line.split(":", 2)
         top = mount / controllers if controllers else mount
@@ -60,8 +60,8 @@ def _memory(folder: Path) -> tuple[int, int] | None:
 
 def _cached_files(path: Path) -> int:
     lines = _text(path).splitlines()
-    found = {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
-    return found.get("total_inactive_file", found.get("inactive_file", 0))
+    counters = {name: int(value) for name, _, value in (line.partition(" ") for line in lines) if value.isdigit()}
+    return counters.get("total_inactive_file", counters.get("inactive_file", 0))
 
 
 def _quota(folder: Path) -> float | None:

@@ -25,7 +25,7 @@ WINDOWS = {"AVX2": 40, "AVX512": 41, "NEON": 19, "NEON dotprod": 43}
 
 
 def names() -> list[str]:
-    """Those this processor has; empty where the platform does not tell."""
+    """Return the instruction sets of this processor; empty where the platform does not tell."""
     if sys.platform == "darwin":
         return [name for name, key in MACOS.items() if _sysctl(key) == "1"]
     if sys.platform == "win32":
@@ -36,5 +36,5 @@ def names() -> list[str]:
 
 
 def _sysctl(key: str) -> str:
-    found = subprocess.run(["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, check=False)
-    return found.stdout.strip()
+    process = subprocess.run(["/usr/sbin/sysctl", "-n", key], capture_output=True, text=True, check=False)
+    return process.stdout.strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from recycle_onnx.machine.cgroup import CgroupLimits
@@ -9,7 +10,7 @@ from recycle_onnx.machine.cgroup import CgroupLimits
 
 @dataclass(frozen=True)
 class SystemMemory:
-    """Bytes: of the machine, available to programs now, and the most that a control group allows; None if unknown."""
+    """The bytes of the machine, available now, and allowed by a control group; None if unknown."""
 
     total_bytes: int | None
     available_bytes: int | None
@@ -28,11 +29,21 @@ class SystemMemory:
 
 
 def find(limits: CgroupLimits) -> SystemMemory:
-    """Ask the platform."""
+    """Gather what the platform tells of memory."""
     import psutil  # here: to load a bundle and generate needs none of it
 
     memory = psutil.virtual_memory()
     return SystemMemory(memory.total, memory.available, limits.memory_bytes, limits.memory_left_bytes)
+
+
+def peak_rss_bytes() -> int | None:
+    """Most memory this process has held so far; None where the platform does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _least(*values: int | None) -> int | None:

@@ -12,18 +12,18 @@ INSTRUCTIONS = ("flags", "Features")
 
 
 def name() -> str:
-    """What people call it."""
+    """Return the processor's name."""
     return _first(NAMES) or platform.processor() or platform.machine()
 
 
 def identity() -> str:
-    """Its name and, where the platform tells, a hash of its instruction sets."""
+    """Return the processor's name and, where the platform tells, a hash of its instruction sets."""
     instructions = hashlib.sha256(_first(INSTRUCTIONS).encode()).hexdigest()[:12]
     return f"{name()}, {platform.machine()}, {instructions}"
 
 
 def flags() -> frozenset[str]:
-    """Its instruction sets as Linux names them; empty elsewhere."""
+    """Return the processor's instruction sets as Linux names them; empty elsewhere."""
     return frozenset(_first(INSTRUCTIONS).split())
 
 

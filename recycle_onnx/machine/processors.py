@@ -11,7 +11,7 @@ from recycle_onnx.machine.cgroup import CgroupLimits
 
 @dataclass(frozen=True)
 class Processors:
-    """Physical cores (None if unknown), logical processors, those this process may use, and a quota of their time."""
+    """The numbers of physical cores (None if unknown), logical processors, allowed ones, and a quota of time."""
 
     physical: int | None
     logical: int
@@ -25,17 +25,17 @@ class Processors:
         return cores if self.quota is None else max(1, min(cores, floor(self.quota)))
 
     def session_threads(self, threads: int | None) -> int:
-        """Threads that a session has: ONNX Runtime's default is one a physical core, whatever is allowed."""
+        """Return a session's threads: by ONNX Runtime's default one a physical core, whatever is allowed."""
         return threads or self.physical or self.allowed
 
 
 def find(limits: CgroupLimits) -> Processors:
-    """Ask the platform."""
+    """Gather what the platform tells of processors."""
     import psutil  # here: to load a bundle and generate needs none of it
 
     return Processors(psutil.cpu_count(logical=False), os.cpu_count() or 1, allowed(), limits.processors)
 
 
 def allowed() -> int:
-    """Logical processors that this process may run on."""
+    """Count the logical processors that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -47,7 +47,7 @@ GONE = 499
 
 
 class Service:
-    """One model behind HTTP."""
+    """A model behind HTTP."""
 
     def __init__(self, engine: Engine, name: str, limits: Limits, with_token: bool) -> None:
         self.engine, self.name, self.limits = engine, name, limits
@@ -132,7 +132,10 @@ class Service:
     async def _read(
         self, request: Request, kind: type[schema.AnyRequest], order_of: Callable[[schema.AnyRequest], Order]
     ) -> tuple[schema.AnyRequest, Order]:
-        """What is asked, and the order that `order_of` makes of it; a large body is read in another thread."""
+        """Read a request; return it, and the order that `order_of` makes of it.
+
+        A large body is read in another thread.
+        """
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if media != "application/json":
             raise ApiError(415, "not_json", f"the body is declared as {media or 'nothing'}; expected application/json")

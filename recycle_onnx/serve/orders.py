@@ -19,7 +19,7 @@ SCHEMA_PARAM = "response_format.json_schema.schema"
 
 @dataclass(frozen=True)
 class Turns:
-    """Messages to answer, as chat templates take them."""
+    """A list of messages to answer, as chat templates take them."""
 
     messages: list[dict[str, str]]
 
@@ -89,5 +89,5 @@ def constraint(form: schema.ResponseFormat | None, most_bytes: int) -> Constrain
 
 
 def _is_longer(value: object, most: int) -> bool:
-    """Whether a value has more characters as JSON; looks no further, for millions at once stop the process for long."""
+    """Tell whether a value has more characters as JSON, without looking further: millions would stop the process."""
     return any(length > most for length in accumulate(map(len, json.JSONEncoder().iterencode(value))))

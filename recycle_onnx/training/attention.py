@@ -22,7 +22,7 @@ def attend(
     scale: float,
     cap: float | None,
 ) -> Tensor:
-    """What the queries [B, heads, S, D] read in keys and values [B, KV heads, T, D], and each row in its own `chain`.
+    """Attend with queries [B, heads, S, D] to keys and values [B, KV heads, T, D], and each row to its own `chain`.
 
     `mask` [S, T] says which keys a row may see; without it a row sees the keys up to its own number. Scores are
     multiplied by `scale`, and bounded by `cap`: cap · tanh(score / cap) (arXiv 2408.00118).

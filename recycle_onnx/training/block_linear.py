@@ -12,7 +12,7 @@ from recycle_onnx.tuning import Floats, Grid
 
 
 class BlockLinear(nn.Module):
-    """x [..., K] times the rows of grids that follow each other; computed in `dtype`.
+    """A product of x [..., K] with the rows of quantized grids that follow each other, computed in `dtype`.
 
     The parameters are relative changes of the scales, one a block.
     """
@@ -35,7 +35,7 @@ class BlockLinear(nn.Module):
             return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def scales(self) -> list[Floats]:
-        """The scales [N, B] of each grid as they are now."""
+        """Return the scales [N, B] of each grid as they are now."""
         return [scales.detach().numpy() for scales in self._scales()]
 
     def _scales(self) -> list[Tensor]:
@@ -43,7 +43,7 @@ class BlockLinear(nn.Module):
 
 
 class _Product(torch.autograd.Function):
-    """Makes the matrix anew for the gradient, so that of all layers only codes are kept."""
+    """A product that makes its matrix anew for the gradient, so that of all layers only codes are kept."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, codes: Tensor, scales: Tensor) -> Tensor:

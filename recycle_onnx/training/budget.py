@@ -17,17 +17,20 @@ RISE = 0.002
 
 @dataclass(frozen=True)
 class Budget:
-    """One of steps, tokens or minutes; with none of them until acceptance stops rising, 15 minutes at the most."""
+    """A limit in steps, tokens or minutes.
+
+    With none of them training goes on until acceptance stops rising, for 15 minutes at most.
+    """
 
     steps: int | None = None
     tokens: int | None = None
     minutes: float | None = None
 
     def __post_init__(self) -> None:
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        if len(given) > 1:
-            raise InputError(f"expected one budget, found {' and '.join(f'--{name}' for name in given)}")
-        for name, value in given.items():
+        limits = {name: value for name, value in vars(self).items() if value is not None}
+        if len(limits) > 1:
+            raise InputError(f"expected one budget, found {' and '.join(f'--{name}' for name in limits)}")
+        for name, value in limits.items():
             if value <= 0:
                 raise InputError(f"--{name} is {value}; expected more than 0")
 
@@ -37,7 +40,7 @@ class Budget:
         return self.steps is None and self.tokens is None and self.minutes is None
 
     def progress(self, step: int, tokens: int, seconds: float) -> float:
-        """The part that is spent, 1 or more when it is over."""
+        """Return the part of the budget that is spent, 1 or more when it is over."""
         if self.steps is not None:
             return step / self.steps
         if self.tokens is not None:
@@ -46,20 +49,20 @@ class Budget:
 
 
 def learning_rate(peak: float, progress: float, step: int) -> float:
-    """Linear warm-up over the first part, then a cosine down to a tenth."""
+    """Compute a learning rate: a linear warm-up over the first part, then a cosine down to a tenth."""
     warm = min(1.0, max(progress, 1e-3) / WARM_UP) if step else 1e-3 / WARM_UP
     after = min(1.0, max(0.0, (progress - WARM_UP) / (1 - WARM_UP)))
     return peak * warm * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * after)))
 
 
 class Plateau:
-    """Whether what is measured on held-out text has stopped rising."""
+    """A watcher of what is measured on held-out text, which tells when it has stopped rising."""
 
     def __init__(self) -> None:
         self.best, self.since = 0.0, 0
 
     def reached(self, value: float) -> bool:
-        """Note a measurement."""
+        """Note a measurement; tell whether there was no rise for too long."""
         if value > self.best + RISE:
             self.best, self.since = value, 0
         else:

@@ -13,7 +13,7 @@ from recycle_onnx.checkpoint import BaseConfig
 
 
 class Past(Protocol):
-    """What a layer's attention sees besides its own rows."""
+    """The keys and values that a layer's attention sees besides its own rows."""
 
     @property
     def start(self) -> int:
@@ -25,15 +25,15 @@ class Past(Protocol):
         ...
 
     def chain(self, window: int | None) -> Chain:
-        """What each row sees besides those, in a row of its own, and not further back than the layer's window."""
+        """Return what each row sees besides those, in a row of its own, and not further back than the window."""
         ...
 
     def mask(self, rows: int, device: torch.device) -> Tensor | None:
-        """Which keys the latest `rows` may see, bool [rows, keys]; None where causality says it all."""
+        """Return which keys the latest `rows` may see, bool [rows, keys]; None where causality says it all."""
         ...
 
     def distances(self, rows: int, device: torch.device) -> Tensor:
-        """How many positions before each of the latest `rows` a key lies, i64 [rows, keys]."""
+        """Return how many positions before each of the latest `rows` a key lies, i64 [rows, keys]."""
         ...
 
 
@@ -72,16 +72,16 @@ class LayerCache:
         return self.keys, self.values
 
     def chain(self, window: int | None) -> Chain:
-        """Nothing: all rows are in one place."""
+        """Return no chain: all rows are in one place."""
         return []
 
     def mask(self, rows: int, device: torch.device) -> Tensor | None:
-        """Causal; `extend` has counted the rows already."""
+        """Return a causal mask; `extend` has counted the rows already."""
         kept = self.keys.shape[2]
         return torch.ones(rows, kept, dtype=torch.bool, device=device).tril(self.length - rows)
 
     def distances(self, rows: int, device: torch.device) -> Tensor:
-        """As in `mask`, the rows are counted already."""
+        """Return distances from the latest rows, which `extend` has counted already, as in `mask`."""
         places = torch.arange(self.keys.shape[2], device=device)
         return places[self.length - rows : self.length, None] - places
 
@@ -111,17 +111,17 @@ class Unrolled:
         return self.keys[0][:, :, :rows], self.values[0][:, :, :rows]
 
     def chain(self, window: int | None) -> Chain:
-        """Keys and values [B, K, S, D] of the steps after the first one, of which each row sees its own row only."""
+        """Return keys and values [B, K, S, D] of the steps after the first, of which each row sees its own only."""
         rows, first = self.keys[-1].shape[2], 1 if window is None else max(1, len(self.keys) - window)
         steps = zip(self.keys[first:], self.values[first:], strict=True)
         return [(key[:, :, :rows], value[:, :, :rows]) for key, value in steps]
 
     def mask(self, rows: int, device: torch.device) -> Tensor | None:
-        """Causal in the true rows, which end with the chain's beginning."""
+        """Return a causal mask over the true rows, which end with the chain's beginning."""
         return None if len(self.keys) == 1 else torch.ones(rows, rows, dtype=torch.bool, device=device).tril()
 
     def distances(self, rows: int, device: torch.device) -> Tensor:
-        """Row r of step k stands at position r + k - 1."""
+        """Return distances to the true rows: row r of step k stands at position r + k - 1."""
         places = torch.arange(rows, device=device)
         return places[:, None] + len(self.keys) - 1 - places
 
@@ -136,5 +136,5 @@ def new_cache(
     dtype: torch.dtype = torch.float32,
     device: torch.device | None = None,
 ) -> list[LayerCache]:
-    """An empty cache for `num_layers` layers."""
+    """Make an empty cache for `num_layers` layers."""
     return [LayerCache(config, batch, dtype, device) for _ in range(num_layers)]

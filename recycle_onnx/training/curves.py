@@ -18,7 +18,7 @@ POINTS = 200
 
 
 def write_curves(folder: Path, path: Path) -> None:
-    """Losses, acceptance by place in the chain and learning rate of the last training of the checkpoint `folder`.
+    """Plot losses, acceptance by place and learning rate of the last training of the checkpoint `folder`.
 
     Raises:
         InputError: it was never trained, or has a log of another version.
@@ -53,7 +53,7 @@ def write_curves(folder: Path, path: Path) -> None:
 
 
 def _curve(axes: Axes, steps: NDArray[np.float64], values: NDArray[np.float64], label: str) -> None:
-    """Every step in pale, and means of equally many steps."""
+    """Plot every step in pale, and means of equally many steps."""
     (line,) = axes.plot(steps, values, alpha=0.3, linewidth=0.6)
     parts = min(POINTS, len(steps))
     means = [[part.mean() for part in np.array_split(column, parts)] for column in (steps, values)]

@@ -22,7 +22,7 @@ Windows = NDArray[np.uint32]
 
 
 class Batch(NamedTuple):
-    """Token ids [B, S], and the base's targets for them where it is frozen."""
+    """A batch: token ids [B, S], and the base's targets for them where it is frozen."""
 
     ids: Tensor
     targets: Targets | None
@@ -41,25 +41,25 @@ class Examples:
 
     @cached_property
     def windows(self) -> Windows:
-        """All of them [N, S]."""
+        """All windows [N, S], of every kind of text."""
         return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
 
     def batch(self, numbers: Sequence[int], device: torch.device) -> Batch:
-        """The windows with these numbers, in order."""
+        """Return the windows with these numbers, in order."""
         ids = torch.from_numpy(self.windows[list(numbers)].astype(np.int64)).to(device)
         return Batch(ids, self.targets.read(list(numbers)).to(device) if self.targets else None)
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Windows to train on, and others that are only measured, by the kind of text."""
+    """The text of a training, by its kind: windows to train on, and others that are only measured."""
 
     train: tuple[Windows, ...]
     held_out: tuple[Windows, ...]
 
 
 def batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of the numbers below `count`: every epoch in an order of its own, which the seed decides."""
+    """Yield endless batches of the numbers below `count`: the seed decides the order of every epoch."""
     waiting: list[int] = []
     generator = np.random.default_rng(seed)
     while True:
@@ -70,7 +70,7 @@ def batches(count: int, batch_size: int, seed: int) -> Iterator[list[int]]:
 
 
 def cut(tokens: Tokens, length: int) -> Windows:
-    """Windows [N, length] of the tokens of a text, in order and without overlap; what is left at the end is dropped."""
+    """Cut a text's tokens into windows [N, length], without overlap; what is left at the end is dropped."""
     count = len(tokens) // length
     return tokens[: count * length].reshape(count, length)
 

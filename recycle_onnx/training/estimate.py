@@ -44,8 +44,10 @@ LOG_LINE = 300
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one process. `activations` are kept for the gradient, `logits` are those of one part of a batch with
-    what their loss needs at once. `measured_peak` is None where no step was run.
+    """The memory of one process, in bytes.
+
+    `activations` are kept for the gradient, `logits` are those of one part of a batch with what their loss needs.
+    `measured_peak` is None where no step was run.
     """
 
     model: int
@@ -59,7 +61,7 @@ class TrainingMemory:
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes of what is written; while a file is replaced the old one and the new lie side by side.
+    """The disk that a training takes, in bytes; while a file is replaced the old one and the new lie side by side.
 
     `target_cache` is what a frozen base says of the text, as far as --cache-gb has room for it.
     """
@@ -73,7 +75,9 @@ class Disk:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """Tokens of the text and of the budget, steps, hours (None where a step does not fit into memory), bytes.
+    """The time, memory and disk that a training takes.
+
+    `steps` and `hours` are None where a step does not fit into memory.
 
     `hours` are all of it: those in which the base writes its own text, in which it reads other text into the cache,
     and those of the steps. `product_speeds` are billions of operations a second of matrix products, by precision.
@@ -124,7 +128,7 @@ def estimate(
 
 
 class _Times(NamedTuple):
-    """Seconds: of a step, without what the cache spares it, and of what comes before the first one."""
+    """The seconds of a step, without what the cache spares it, and of what comes before the first one."""
 
     step: float
     writing: float
@@ -166,7 +170,7 @@ def _estimate(
 
 
 def _cached_tokens(setup: Setup, options: TrainingOptions) -> int:
-    """Tokens whose targets the cache keeps."""
+    """Count the tokens whose targets the cache keeps."""
     if options.joint:
         return 0
     room = int(options.cache_gb * 1e9) // bytes_a_token(setup.model.full)
@@ -174,7 +178,7 @@ def _cached_tokens(setup: Setup, options: TrainingOptions) -> int:
 
 
 def _steps(options: TrainingOptions, seconds: float | None) -> int | None:
-    """Steps until the budget is spent; without one, those of the longest training."""
+    """Return the steps until the budget is spent; without one, those of the longest training."""
     budget = Budget(options.steps, options.tokens, options.minutes)
     if budget.steps is not None:
         return budget.steps
@@ -184,7 +188,7 @@ def _steps(options: TrainingOptions, seconds: float | None) -> int | None:
 
 
 def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
-    """Measured; the main process's in all of them."""
+    """Measure real steps, reading and writing; every process takes the main one's seconds."""
     numbers = batches(len(setup.train), options.batch_size, options.seed)
     step = reading = 0.0
     for number, windows in enumerate(islice(numbers, TIMED_STEPS), start=1):
@@ -202,7 +206,7 @@ def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
 
 
 def writing_speed(setup: Setup) -> float:
-    """Tokens per second that the base writes, from a few tokens of as many texts as it writes together."""
+    """Measure how many tokens per second the base writes, from a few tokens of texts written together."""
     model, begun = setup.model.full, [Opening((0,), 0)] * AT_ONCE
     turns = (Turn(frozenset(), (), (1.0,)),)
 
@@ -215,14 +219,14 @@ def writing_speed(setup: Setup) -> float:
 
 
 def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Seconds that the work takes, and what it gives."""
+    """Return the seconds that the work takes, and its result."""
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result
 
 
 def _memory(setup: Setup, stepper: Stepper) -> TrainingMemory:
-    """Computed, before any of it is used."""
+    """Compute the memory of a training before any of it is used."""
     options = setup.options
     model = _bytes(setup.model.parameters()) + _bytes(setup.model.buffers())
     trained = _bytes(stepper.trained.values())
@@ -236,7 +240,7 @@ def _memory(setup: Setup, stepper: Stepper) -> TrainingMemory:
 
 
 def _logits(setup: Setup, rows: int) -> int:
-    """Bytes of the logits that exist at once with what their loss needs, for a batch of so many rows."""
+    """Compute the bytes of the logits that exist at once with what their loss needs, for a batch of so many rows."""
     vocabulary = setup.checkpoint.base.vocab_size
     if not setup.options.joint:
         draft = vocabulary if setup.model.draft_ids is None else len(setup.model.draft_ids)
@@ -252,7 +256,7 @@ def _free(device: torch.device) -> int:
 
 
 def _peak(device: torch.device) -> int | None:
-    """The most that this process has held so far."""
+    """Return the most bytes that this process has held so far."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
@@ -267,7 +271,7 @@ def _bytes(tensors: Iterable[Tensor]) -> int:
 
 
 def _stored(setup: Setup) -> int:
-    """Bytes of the files that a training writes anew."""
+    """Count the bytes of the files that a training writes anew."""
     checkpoint = setup.checkpoint
     halves: list[tuple[nn.Module, Weights | BaseWeights | None]] = [(setup.model.recycler, checkpoint.recycler_weights)]
     if setup.options.joint:

@@ -17,7 +17,7 @@ RowsLoss = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 
 
 class HeadLoss(NamedTuple):
-    """Mean nats a row that are minimised, and the likeliest draft row [T] of each."""
+    """The mean nats a row that are minimised, and the likeliest draft row [T] of each."""
 
     nats: Tensor
     best: Tensor
@@ -26,7 +26,7 @@ class HeadLoss(NamedTuple):
 def head_loss(
     states: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, *, overlap: float, cap: float | None
 ) -> HeadLoss:
-    """Soft cross-entropy of `states` [T, H] behind the LM head [V, H] against the target's likeliest tokens.
+    """Compute the soft cross-entropy of `states` [T, H] behind the LM head [V, H] against likeliest tokens.
 
     The target gives `probabilities` [T, K] to the rows `ids` [T, K] of the head; the cross-entropy takes them as all
     there is. With a weight `overlap` the loss also counts what a sampled proposal is refused, 1 - sum(min(p, q))
@@ -37,7 +37,7 @@ def head_loss(
 
 
 def mean_by_rows(ctx: Any, states: Tensor, head: Tensor, cap: float | None, rows: int, loss: RowsLoss) -> Tensor:
-    """Mean of a loss over `states` [T, H] behind the LM head [V, H], `rows` at a time, for an autograd function.
+    """Compute the mean of a loss over `states` [T, H] behind the LM head [V, H], `rows` at a time.
 
     The gradient with respect to the states is computed along with it, and saved in `ctx` for the backward pass.
     """
@@ -59,7 +59,7 @@ def mean_by_rows(ctx: Any, states: Tensor, head: Tensor, cap: float | None, rows
 
 
 class _HeadLoss(torch.autograd.Function):
-    """Computes the gradient along with the loss, so that no logits wait for the backward pass."""
+    """A loss that computes its gradient along with its value, so that no logits wait for the backward pass."""
 
     @staticmethod
     def forward(
@@ -85,7 +85,7 @@ class _HeadLoss(torch.autograd.Function):
 
 
 def _loss_and_gradient(logits: Tensor, ids: Tensor, target: Tensor, overlap: float) -> tuple[Tensor, Tensor]:
-    """Nats of all rows together, and their gradient with respect to the logits [rows, V]."""
+    """Return the nats of all rows together, and their gradient with respect to the logits [rows, V]."""
     share = target / target.sum(-1, keepdim=True).clamp(min=1e-30)
     q = logits.softmax(-1)
     known = q.gather(-1, ids)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Interruption:
-    """Within it the first Ctrl-C only sets `requested`. A second one no longer waits, unless `patient`.
+    """A block within which the first Ctrl-C only sets `requested`. A second one no longer waits, unless `patient`.
 
     (Launchers pass a terminal's Ctrl-C on to processes that have had it already: those are to be patient, and
     SIGTERM is how a launcher ends those that wait for a process that is lost.)
@@ -33,7 +33,7 @@ class Interruption:
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Within it a KeyboardInterrupt counts as a Ctrl-C."""
+        """Count a KeyboardInterrupt within the block as a Ctrl-C."""
         try:
             yield
         except KeyboardInterrupt:

@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) · weight over the last axis (arXiv 1910.07467); with `plus_one` · (1 + weight)."""
+    """A norm: x / rms(x) · weight over the last axis (arXiv 1910.07467); with `plus_one` · (1 + weight)."""
 
     def __init__(self, size: int, eps: float, plus_one: bool = False) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class RMSNorm(nn.Module):
 
 
 def new_norm(size: int, norm: Norm) -> nn.Module:
-    """A norm of the base's kind."""
+    """Make a norm of the base's kind."""
     if norm.kind == "rms":
         return RMSNorm(size, norm.eps, norm.plus_one)
     return nn.LayerNorm(size, norm.eps, bias=norm.bias)
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         return out
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [B, heads, S, D], the first two normalised where the base does so."""
+        """Compute queries, keys and values [B, heads, S, D], the first two normalised where the base does so."""
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.config.qk_norm == "width":
             query, key = self.q_norm(query), self.k_norm(key)
@@ -106,7 +106,7 @@ class Attention(nn.Module):
         return query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
 
     def _mask(self, x: Tensor, cache: Past | None) -> Tensor | None:
-        """Which keys each row may see, bool [rows, keys]; None where causality says it all."""
+        """Return which keys each row may see, bool [rows, keys]; None where causality says it all."""
         rows = x.shape[1]
         mask = cache.mask(rows, x.device) if cache is not None else None
         if self.layer.window is None:
@@ -159,7 +159,7 @@ class DecoderLayer(nn.Module):
 def run_layers(
     layers: nn.ModuleList, x: Tensor, rotary: Rotary, cache: Cache | None, keep: Collection[int] = ()
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """x [B, S, H] through all layers; also the residual stream after so many of them as `keep` says."""
+    """Run x [B, S, H] through all layers; return it, and the residual stream after the layers in `keep`."""
     kept = {}
     for index, layer in enumerate(layers):
         x = layer(x, rotary, cache[index] if cache is not None else None)

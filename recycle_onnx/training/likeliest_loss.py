@@ -18,7 +18,9 @@ SMALLEST = 1e-9
 def divergence(
     states: Tensor, head: Tensor, ids: Tensor, log_probabilities: Tensor, *, cap: float | None = None
 ) -> Tensor:
-    """Mean Kullback-Leibler divergence, in nats a row, of `states` [T, H] behind the LM head [V, H] from a target.
+    """Compute the mean Kullback-Leibler divergence of `states` [T, H] behind the LM head [V, H] from a target.
+
+    It is in nats a row.
 
     The target's likeliest tokens are `ids` [T, K], their `log_probabilities` [T, K]; all others count as one more
     token. `cap` bounds the logits: cap · tanh(logit / cap) (arXiv 2408.00118). The head gets no gradient.
@@ -28,7 +30,7 @@ def divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """Computes the gradient along with the value, so that no logits wait for the backward pass."""
+    """A divergence that computes its gradient along with its value, so that no logits wait for the backward pass."""
 
     @staticmethod
     def forward(
@@ -46,7 +48,7 @@ class _Divergence(torch.autograd.Function):
 
 
 def _of_logits(logits: Tensor, ids: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Nats of all rows together, and their gradient with respect to the logits [rows, V]."""
+    """Return the nats of all rows together, and their gradient with respect to the logits [rows, V]."""
     probabilities = target.exp()
     rest = (1 - probabilities.sum(-1)).clamp(min=SMALLEST)
     q = logits.softmax(-1)

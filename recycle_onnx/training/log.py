@@ -13,7 +13,7 @@ LOG = TRAINING_LOG
 
 
 class Log:
-    """Appends to `training.jsonl` in the checkpoint, after the lines before `first_step`; later ones are dropped."""
+    """A writer to `training.jsonl` in the checkpoint; lines of `first_step` and later ones are dropped first."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._path = folder / LOG
@@ -21,13 +21,13 @@ class Log:
         write_bytes(self._path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def add(self, **values: Any) -> None:
-        """Write a line."""
+        """Append one line with these values."""
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """The steps of the last training of a checkpoint, none if it was never trained."""
+    """Read the steps of the last training of a checkpoint, none if it was never trained."""
     path = folder / LOG
     lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:

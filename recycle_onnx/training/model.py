@@ -21,14 +21,14 @@ from recycle_onnx.training.layers import DecoderLayer, RMSNorm, Rotary, new_norm
 
 
 class Output(NamedTuple):
-    """What a half gives: logits [B, S, V], and hidden states [B, S, n·H] as the module reads them, one a tap."""
+    """A half's output: logits [B, S, V], and hidden states [B, S, n·H] as the module reads them, one a tap."""
 
     logits: Tensor
     hidden_states: Tensor
 
 
 class _Trunk(nn.Module):
-    """The part that Hugging Face calls `model`."""
+    """The embeddings, layers and final norm of a base, which Hugging Face calls `model`."""
 
     def __init__(self, config: BaseConfig) -> None:
         super().__init__()
@@ -58,16 +58,16 @@ class FullModel(nn.Module):
         return Output(self.logits(hidden), states)
 
     def hidden(self, ids: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """Hidden states of `ids` [B, S]: after the final norm [B, S, H], and at the taps [B, S, n·H]."""
+        """Compute hidden states of `ids` [B, S]: after the final norm [B, S, H], and at the taps [B, S, n·H]."""
         inner = [layer_of(tap) for tap in self.taps]
         x, kept = run_layers(self.model.layers, self.embed(ids, cache), self.rotary, cache, inner)
         hidden: Tensor = self.model.norm(x)
-        found = {FINAL_PRE: x, FINAL_POST: hidden, **{f"{LAYER}{number}": stream for number, stream in kept.items()}}
-        states = [found[tap] for tap in self.taps]
+        by_tap = {FINAL_PRE: x, FINAL_POST: hidden, **{f"{LAYER}{number}": stream for number, stream in kept.items()}}
+        states = [by_tap[tap] for tap in self.taps]
         return hidden, torch.cat(states, dim=-1) if len(states) > 1 else states[0]
 
     def embed(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        """What the first layer reads for `ids` [B, S] in rows that follow the cache's."""
+        """Return what the first layer reads for `ids` [B, S] in rows that follow the cache's."""
         x: Tensor = self.model.embed_tokens(ids) * self.config.embedding_scale
         if self.config.position_offset is None:
             return x
@@ -77,7 +77,7 @@ class FullModel(nn.Module):
         return x + learned
 
     def logits(self, hidden: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Logits of hidden states [B, S, H] after a final norm, of the tokens `rows` only where they are given."""
+        """Compute logits of hidden states [B, S, H] after a final norm, of the tokens `rows` only if there are any."""
         hidden = hidden * self.config.logit_scale
         head = self.lm_head.weight
         logits = self.lm_head(hidden) if rows is None else functional.linear(hidden, head[rows].to(hidden.dtype))
@@ -112,7 +112,7 @@ class Recycler(nn.Module):
     def forward(
         self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Embeddings of the tokens at p+1 [B, S, H] and hidden states at p [B, S, n·H] to two states of its own.
+        """Compute two states from embeddings at p+1 [B, S, H] and hidden states at p [B, S, n·H].
 
         The one after the final norm [B, S, H] is for the LM head, the other is in the form of `hidden`, for a chain.
         """
@@ -125,7 +125,7 @@ class Recycler(nn.Module):
         return states, own if taps == 1 else own.repeat(1, 1, taps)
 
     def _normalised(self, hidden: Tensor) -> Tensor:
-        """Each tap by its own norm."""
+        """Normalise each tap by its own norm."""
         if not isinstance(self.hidden_norm, nn.ModuleList):
             return self.hidden_norm(hidden)  # type: ignore[no-any-return]
         taps = hidden.chunk(len(self.hidden_norm), dim=-1)
@@ -133,12 +133,15 @@ class Recycler(nn.Module):
 
 
 class RecycleGPT(nn.Module):
-    """Both halves. Row p of the module lies at position p, so it shares the full model's rotary tables."""
+    """Both halves in torch.
+
+    Row p of the module lies at position p, so it shares the full model's rotary tables.
+    """
 
     draft_ids: Tensor | None
 
     def __init__(self, base: BaseConfig, recycler: RecyclerConfig, draft_ids: Sequence[int] | None = None) -> None:
-        """`draft_ids` are the tokens that the module has logits for, ascending; all without them."""
+        """Build both halves; `draft_ids` are the tokens that the module has logits for, ascending, by default all."""
         super().__init__()
         self.full = FullModel(base, recycler.tap)
         self.recycler = Recycler(recycler, base)
@@ -153,11 +156,11 @@ class RecycleGPT(nn.Module):
         return Output(self.full.logits(states, None if every_token else self.draft_ids), own)
 
     def recycled_states(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """The module's states for the LM head [B, S, H], and those that a chain goes on from [B, S, n·H]."""
+        """Return the module's states for the LM head [B, S, H], and those that a chain goes on from [B, S, n·H]."""
         own: tuple[Tensor, Tensor] = self.recycler(self.full.embed(ids, cache), hidden, self.full.rotary, cache)
         return own
 
     def chosen(self, output: Output) -> Tensor:
-        """Token ids [B, S] that the module gives most probability."""
+        """Return the token ids [B, S] to which the module gives most probability."""
         best = output.logits.argmax(-1)
         return best if self.draft_ids is None else self.draft_ids[best]

@@ -26,7 +26,7 @@ DECAY = 0.8
 
 
 class Losses(NamedTuple):
-    """Mean nats a token of both halves, and how often their greedy choices agree by place in the chain [depth].
+    """The mean nats a token of both halves, and the agreement of their greedy choices by place in the chain [depth].
 
     (The acceptance rate, where the tokens before are those of the text.)
     """
@@ -36,12 +36,12 @@ class Losses(NamedTuple):
     acceptance: Tensor
 
     def row(self) -> Tensor:
-        """All of them as one vector without a gradient, to be averaged."""
+        """Return all losses as one vector without a gradient, to be averaged."""
         return torch.cat([self.next_token[None], self.recycle[None], self.acceptance]).detach()
 
     @classmethod
     def from_row(cls, row: Tensor) -> Losses:
-        """Undo `row`."""
+        """Make losses of a vector that `row` gave."""
         return cls(row[0], row[1], row[2:])
 
 
@@ -51,28 +51,31 @@ class Objective(nn.Module):
     def __init__(
         self, model: RecycleGPT, depth: int, precision: Precision, recycle_weight: float | None, overlap: float = 0.0
     ) -> None:
-        """`recycle_weight` is for joint training; None freezes the base. `overlap` is explained at `head_loss`."""
+        """Wrap a model; `recycle_weight` is for joint training, and None freezes the base.
+
+        `overlap` is explained at `head_loss`.
+        """
         super().__init__()
         self.model, self.depth, self.recycle_weight, self.overlap = model, depth, recycle_weight, overlap
         self._precision = precision
         model.full.requires_grad_(recycle_weight is not None)
 
     def forward(self, batch: Batch) -> Losses:
-        """Losses of windows of text."""
+        """Compute the losses of windows of text."""
         with computing(self.model.full, batch.ids.device, self._precision):
             if batch.targets is None:
                 return joint(self.model, batch.ids, self.depth)
             return frozen_base(self.model, batch.ids, batch.targets, self.depth, self.overlap)
 
     def total(self, losses: Losses) -> Tensor:
-        """What is minimised."""
+        """Return the sum that is minimised."""
         if self.recycle_weight is None:
             return losses.recycle
         return losses.next_token + self.recycle_weight * losses.recycle
 
 
 def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
-    """Both halves against the text `ids` [B, S] (RecycleGPT, section on training).
+    """Compute the losses of both halves against the text `ids` [B, S] (RecycleGPT, section on training).
 
     Tokens outside a draft vocabulary are left out of the module's loss.
     """
@@ -89,7 +92,7 @@ def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
 
 
 def frozen_base(model: RecycleGPT, ids: Tensor, targets: Targets, depth: int = 1, overlap: float = 0.0) -> Losses:
-    """The module against the base's own next-token distribution (soft cross-entropy) on the text `ids` [B, S].
+    """Compute the module's losses against the base's own next-token distribution on the text `ids` [B, S].
 
     With a draft vocabulary that is the base's distribution over its tokens alone.
     """
@@ -111,7 +114,7 @@ def frozen_base(model: RecycleGPT, ids: Tensor, targets: Targets, depth: int = 1
 
 
 def _chain(model: RecycleGPT, ids: Tensor, states: Tensor, depth: int) -> list[Tensor]:
-    """What the module's steps say, as states [B, rows, H] for the LM head.
+    """Run the module's steps; return their states [B, rows, H] for the LM head.
 
     `states` [B, S, n·H] are the base's for the tokens `ids` [B, S]. Row r of step k predicts what row r + k of the
     full model predicts.
@@ -133,7 +136,10 @@ def _weighted(losses: list[Tensor]) -> Tensor:
 
 
 def _lean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """In float32; its probabilities, several times the logits, are made again for the gradient, not kept."""
+    """Compute cross-entropy in float32; its probabilities are made again for the gradient, not kept.
+
+    They take several times the memory of the logits.
+    """
 
     def run(logits: Tensor, targets: Tensor) -> Tensor:
         total = functional.cross_entropy(
@@ -146,7 +152,7 @@ def _lean_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _draft_places(model: RecycleGPT) -> Tensor | None:
-    """Where each token stands among the module's logits [V]; `OUTSIDE` for those it has none for."""
+    """Return where each token stands among the module's logits [V], `OUTSIDE` for tokens it has none for."""
     if model.draft_ids is None:
         return None
     places = torch.full((model.full.config.vocab_size,), OUTSIDE, device=model.draft_ids.device)
@@ -155,6 +161,6 @@ def _draft_places(model: RecycleGPT) -> Tensor | None:
 
 
 def _agreement(model: RecycleGPT, chosen: Tensor, best: Tensor) -> Tensor:
-    """How often the module names the base's best token of all, also where its draft vocabulary lacks that."""
+    """Return how often the module names the base's best token, also where its draft vocabulary lacks that."""
     tokens = chosen if model.draft_ids is None else model.draft_ids[chosen]
     return (tokens == best).float().mean()

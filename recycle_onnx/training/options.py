@@ -31,7 +31,7 @@ OWN_TOKENS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """How to train. At most one of `steps`, `tokens` and `minutes` is the budget (see `Budget`).
+    """The options of a training. At most one of `steps`, `tokens` and `minutes` is the budget (see `Budget`).
 
     Each process takes its share of a batch. A base that is held in bfloat16 is a frozen one: what is trained stays in
     float32. The options of `recycle-onnx train` are made from these fields.
@@ -103,7 +103,7 @@ class TrainingOptions:
         return self.learning_rate or PEAKS[self.chosen_optimizer] * math.sqrt(256 / hidden_size)
 
     def windows_of_budget(self) -> int | None:
-        """Windows that the budget reads in all; None where it is one of time, or open."""
+        """Count the windows that the budget reads in all; None where it is one of time, or open."""
         if self.steps is not None:
             return self.steps * self.batch_size
         return None if self.tokens is None else math.ceil(self.tokens / self.sequence_length)
@@ -143,7 +143,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What was reached, measured on held-out text (nats a token; acceptance is greedy, by place).
+    """The result of a training, on held-out text (nats a token; acceptance is greedy, by place).
 
     The module is the one of `best_step`, and so are the measurements.
     Where the base writes its own text to train on, the held-out text is its own too.

@@ -49,7 +49,7 @@ class OwnText:
     targets: TargetFiles | None = None
 
     def windows(self, progress: Progress) -> Windows:
-        """All of them; those written before are taken from the cache.
+        """Return all windows; those written before are taken from the cache.
 
         Raises:
             RecycleError: the disk is full or not writable; what was written before is kept.
@@ -62,7 +62,7 @@ class OwnText:
         return np.concatenate(parts)
 
     def part(self, first: int, stopped: Event) -> Windows:
-        """The windows of the file that begins with window `first`."""
+        """Return the windows of the file that begins with window `first`."""
         begun = [self._opening(number) for number in range(first, min(first + AT_ONCE, self.rows))]
         kind = next(self.model.parameters()).dtype
         how = (self.base_digest, self.script.turns, begun, self.length, self.seed, first, LIKELIEST, kind, 1)
@@ -78,13 +78,13 @@ class OwnText:
         return np.fromfile(path, np.uint32).reshape(-1, self.length)
 
     def _opening(self, number: int) -> Opening:
-        """What window `number` begins with."""
+        """Return the opening of window `number`."""
         starts, behind = self.script.starts, number - len(self.openings)
         return self.openings[number] if behind < 0 else starts[behind % len(starts)]
 
 
 def writers(model: FullModel) -> int:
-    """How many files are written side by side: on a processor one a core, elsewhere one."""
+    """Return how many files are written side by side: on a processor one a core, elsewhere one."""
     device = next(model.parameters()).device
     return min(WRITERS, torch.get_num_threads()) if device.type == "cpu" else 1
 

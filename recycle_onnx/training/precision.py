@@ -15,10 +15,11 @@ from recycle_onnx.training.options import Precision
 TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PRODUCT = 1024
 """Rows and columns of the matrices that are timed: 2 billion operations, a few hundredths of a second."""
+TRIALS = 5
 
 
 def computing(base: nn.Module, device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Within it `base`, and what follows from it, is computed in `precision`.
+    """Compute `base`, and what follows from it, in `precision` within the block.
 
     Processors without instructions for bfloat16 multiply it several times slower than float32; there a base that is
     held in it is widened a part at a time.
@@ -31,12 +32,12 @@ def computing(base: nn.Module, device: torch.device, precision: Precision) -> Ab
 
 
 def precision_of(base: nn.Module) -> Precision:
-    """The precision to compute a base in that is held in its weights' type."""
+    """Return the precision to compute a base in that is held in its weights' type."""
     return "bf16" if next(base.parameters()).dtype == torch.bfloat16 else "fp32"
 
 
 def best_precision(device: torch.device, notice: Callable[[str], None]) -> Precision:
-    """What to compute a frozen base in, and the module behind it: what the device multiplies fastest.
+    """Return what to compute a frozen base and its module in: what the device multiplies fastest.
 
     Some processors multiply float32 at a tenth of the speed of bfloat16, others bfloat16 at a fraction of float32.
     """
@@ -52,32 +53,39 @@ def best_precision(device: torch.device, notice: Callable[[str], None]) -> Preci
 
 
 def product_speeds(device: torch.device) -> dict[Precision, float]:
-    """How many billion floating-point operations per second matrix products reach there, by precision."""
+    """Measure the speed of matrix products by precision, in billions of floating-point operations per second.
+
+    It is the best of `TRIALS`: where other programs share the processor, a single trial tells of them.
+    """
     speeds: dict[Precision, float] = {}
     for precision, kind in TYPES.items():
         left, right = (torch.ones(PRODUCT, PRODUCT, dtype=kind, device=device) for _ in range(2))
         (left @ right).sum().item()  # the first product sets things up
-        began = time.perf_counter()
-        (left @ right).sum().item()
-        speeds[precision] = 2 * PRODUCT**3 / (time.perf_counter() - began) / 1e9
+        speeds[precision] = 2 * PRODUCT**3 / min(_seconds(left, right) for _ in range(TRIALS)) / 1e9
     return speeds
 
 
+def _seconds(left: Tensor, right: Tensor) -> float:
+    began = time.perf_counter()
+    (left @ right).sum().item()
+    return time.perf_counter() - began
+
+
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are worth it there."""
+    """Tell whether matrix products in bfloat16 are worth it on the device."""
     return device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 @contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """Within it the parts of `model` compute in float32, each with a copy of its weights while it is needed."""
+    """Let the parts of `model` compute in float32 within the block, each with a short-lived copy of its weights."""
     hooks = []
     for part in model.modules():
         own = dict(part.named_parameters(recurse=False))
         if all(parameter.dtype == torch.float32 for parameter in own.values()):
             continue
         if isinstance(part, nn.Embedding):  # a few rows of many
-            hooks.append(part.register_forward_hook(lambda _part, _given, rows: rows.float()))
+            hooks.append(part.register_forward_hook(lambda _part, _inputs, rows: rows.float()))
         else:
             hooks.append(part.register_forward_pre_hook(_widen))
             hooks.append(part.register_forward_hook(_Narrow(own)))
@@ -97,5 +105,5 @@ class _Narrow:
     def __init__(self, own: dict[str, nn.Parameter]) -> None:
         self._own = own
 
-    def __call__(self, part: nn.Module, _given: Any, _made: Tensor) -> None:
+    def __call__(self, part: nn.Module, _inputs: Any, _made: Tensor) -> None:
         part._parameters.update(self._own)

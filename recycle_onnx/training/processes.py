@@ -15,7 +15,7 @@ from recycle_onnx.errors import InputError
 
 
 class Processes:
-    """Which device this process works on, and how it keeps in step with the others."""
+    """The processes of a training: the device of this one, and the means to keep in step with the others."""
 
     def __init__(self) -> None:
         parallel = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -31,7 +31,7 @@ class Processes:
         return self.index == 0
 
     def prepare(self, objective: nn.Module) -> Any:
-        """A module whose gradients are the mean over all processes."""
+        """Wrap a module so that its gradients are the mean over all processes."""
         return self._accelerator.prepare_model(objective)
 
     def check_batch(self, size: int, parts: int) -> None:
@@ -47,41 +47,41 @@ class Processes:
             )
 
     def share(self, batch: list[int], parts: int) -> list[list[int]]:
-        """This process's windows of a global batch, by their numbers, in equal parts."""
+        """Return this process's windows of a global batch, by their numbers, in equal parts."""
         size = len(batch) // self.count
         own, part = batch[self.index * size : (self.index + 1) * size], size // parts
         return [own[start : start + part] for start in range(0, size, part)]
 
     def apart(self, objective: nn.Module) -> AbstractContextManager[None]:
-        """Within it gradients are added up in this process only."""
+        """Add gradients up in this process only, within the block."""
         context: AbstractContextManager[None] = self._accelerator.no_sync(objective)
         return context
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over all processes, the same in each."""
+        """Return the mean over all processes, the same in each."""
         return self.total(values) / self.count
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, the same in each."""
+        """Return the sum over all processes, the same in each."""
         total: Tensor = self._accelerator.reduce(values, reduction="sum")
         return total
 
     def agree(self, value: float) -> float:
-        """The main process's value, in each."""
+        """Return the main process's value, in each process."""
         if self.count == 1:
             return value
         return float(broadcast(torch.tensor(value, dtype=torch.float64, device=self.device)))
 
     def any(self, flag: bool) -> bool:
-        """Whether one of them says so."""
+        """Tell whether the flag is set in any process."""
         return bool(self.total(torch.tensor(float(flag), device=self.device)))
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         self._accelerator.wait_for_everyone()
 
     @contextmanager
     def one_a_machine_first(self) -> Iterator[None]:
-        """Within it the first process of a machine fills the machine's cache, then the others find it filled."""
+        """Let the first process of a machine run the block before the others, which find the cache filled."""
         with self._accelerator.local_main_process_first() if self.count > 1 else nullcontext():
             yield

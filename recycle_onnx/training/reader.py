@@ -25,7 +25,7 @@ HELD_OUT_WINDOWS = 64
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads the documents of a training as windows of tokens, and has the base write where that is asked for."""
+    """A reader of a training's documents as windows of tokens; it has the base write where that is asked for."""
 
     checkpoint: Checkpoint
     model: RecycleGPT
@@ -36,7 +36,7 @@ class Reader:
     """Without it windows of zeros stand for what the base would write."""
 
     def corpus(self, data: list[Path], held_out: list[Path]) -> Corpus:
-        """Windows to train on and to measure.
+        """Read the windows to train on and those to measure.
 
         Raises:
             InputError: no text, or too little of it.
@@ -73,7 +73,7 @@ class Reader:
 
 
 def _spread(parts: tuple[Windows, ...], wanted: int) -> tuple[Windows, ...]:
-    """No more than `wanted` windows, evenly over the text: a short training need not let the base read all of it."""
+    """Choose no more than `wanted` windows, evenly over the text: a short training need not read all of it."""
     total = sum(map(len, parts))
     if total <= wanted:
         return parts

@@ -16,7 +16,10 @@ STATE = "training.pt"
 
 @dataclass
 class State:
-    """Weights unrounded, the optimiser's moments, how far it went under which options, and the best step so far."""
+    """The state of an unfinished training: weights, the optimiser's moments, options and best step.
+
+    Weights are unrounded, as they were after `step`.
+    """
 
     parameters: dict[str, torch.Tensor]
     optimizer: dict[str, Any]
@@ -42,7 +45,7 @@ def save_state(folder: Path, state: State) -> None:
 
 
 def check_state(folder: Path) -> None:
-    """Say no at once where there is nothing to resume.
+    """Refuse at once where there is nothing to resume.
 
     Raises:
         InputError: there is no state.
@@ -71,5 +74,5 @@ def load_state(folder: Path, options: dict[str, Any]) -> State:
 
 
 def discard_state(folder: Path) -> None:
-    """Forget an unfinished training."""
+    """Delete the state of an unfinished training."""
     (folder / STATE).unlink(missing_ok=True)

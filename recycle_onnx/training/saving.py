@@ -30,7 +30,7 @@ CHANGED_BY_TRAINING = ("base", "trained_on", "acceptance", "training", "trained_
 
 
 class Saver:
-    """Writes the checkpoint, whole or not at all; only the main process may save."""
+    """A writer of the checkpoint, whole or not at all; only the main process may save."""
 
     def __init__(self, setup: Setup, stepper: Stepper) -> None:
         self._setup, self._stepper = setup, stepper
@@ -104,7 +104,7 @@ class Saver:
 
 
 def _on_this_base(config: RecyclerConfig, base_folder: Path) -> RecyclerConfig:
-    """What is trained from now on is for the base beside it; one that an earlier version wrote is described."""
+    """Describe the base that the module is trained on from now on, and drop what an earlier training recorded."""
     base = config.base
     if base is not None and not base.describes:
         base = base.described_by(base_folder)

@@ -46,6 +46,8 @@ HELD_OUT = 12
 """One window in so many is measured on, not learnt from."""
 WORK_A_TOKEN = 8
 """Operations of a step for each parameter: two forwards, four backwards, and what the products do not count."""
+LONGEST = 30 * 60.0
+"""Seconds of steps beyond which a model is not tuned."""
 STAGE = "tuning scales"
 
 
@@ -57,7 +59,7 @@ def tune(
     *,
     write: bool,
 ) -> Tuned | None:
-    """Better scales for the quantized `matrices` of a base; see `recycle_onnx.tuning.Tuner`.
+    """Learn better scales for the quantized `matrices` of a base; see `recycle_onnx.tuning.Tuner`.
 
     An interrupted tuning begins again, but finds own text and targets in the caches.
 
@@ -69,8 +71,10 @@ def tune(
         report(text, 0, 0)
 
     precision = best_precision(DEVICE, lambda _: None)
-    minutes = _seconds(model, windows.shape[1], precision) / 60
-    notice(f"tuning scales will take some {minutes:.0f} minutes here, besides writing and reading the text")
+    seconds = _seconds(model, windows.shape[1], precision)
+    if seconds > LONGEST:
+        notice(f"scales are not tuned, which would take some {seconds / 60:.0f} minutes here")
+        return None
     base = load_base(model.base, model.weights, TYPES[precision])
     texts = _texts(model, base, windows.astype(np.uint32), report, write=write)
     targets = CachedTargets(base, model.digest, texts, _cache_bytes())
@@ -107,7 +111,7 @@ class _Tuning:
         self._learnt = [number for number in numbers if number not in set(self._held_out)] or list(numbers)
 
     def run(self, report: Report) -> Tuned:
-        """All steps, and what they changed on held-out text."""
+        """Take all steps; return what they changed on held-out text."""
         before = self._measure()
         size = min(BATCH, len(self._learnt))
         for step, places in enumerate(islice(batches(len(self._learnt), size, seed=0), STEPS)):
@@ -130,7 +134,7 @@ class _Tuning:
         self._optimizer.step()
 
     def _divergence(self, numbers: list[int]) -> Tensor:
-        """From the float base, mean over windows."""
+        """Compute the divergence from the float base, mean over windows."""
         ids = torch.from_numpy(self._text[numbers].astype(np.int64))
         targets = self._targets.read(numbers)
         with computing(self._base, DEVICE, self._precision):
@@ -152,7 +156,7 @@ class _Tuning:
 
 
 class _ScaledNorm(nn.Module):
-    """A norm whose output is multiplied by a vector that is learnt, given as relative changes."""
+    """A norm whose output is multiplied by a learnt vector, held as relative changes."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
@@ -166,7 +170,7 @@ class _ScaledNorm(nn.Module):
         return y
 
     def tuned(self, place: str) -> dict[str, NDArray[np.float32]]:
-        """The norm's own parameters with the vector in them, by name."""
+        """Return the norm's own parameters with the vector in them, by name."""
         factors = (1 + self.change).detach()
         return {f"{place}.{name}": (value * factors).numpy() for name, value in self.norm.named_parameters()}
 
@@ -201,7 +205,7 @@ def _put(base: FullModel, place: str, module: nn.Module) -> None:
 
 
 def _texts(model: FloatModel, base: FullModel, windows: Windows, report: Report, *, write: bool) -> list[Windows]:
-    """The windows of calibration, and as long ones that the base writes, where it can write."""
+    """Return the windows of calibration, and as long ones that the base writes, where it can write."""
     if not write:
         return [windows]
     try:
@@ -214,7 +218,7 @@ def _texts(model: FloatModel, base: FullModel, windows: Windows, report: Report,
 
 
 def _seconds(model: FloatModel, length: int, precision: Precision) -> float:
-    """What the steps take, by what matrix products reach here."""
+    """Estimate the seconds of the steps, by the speed of matrix products here."""
     parameters = sum(int(np.prod(shape)) for shape in model.base.tensor_shapes().values())
     return WORK_A_TOKEN * parameters * STEPS * BATCH * length / (1e9 * product_speeds(DEVICE)[precision])
 
@@ -224,7 +228,7 @@ def _cache_bytes() -> int:
 
 
 def _reporting(stage: str, report: Report) -> Progress:
-    """What tells `report` how far a stage is."""
+    """Make a progress callback that reports how far a stage is."""
     report(stage, 0, 0)
-    tell: Callable[[int, int, str], None] = lambda done, total, _what: report(stage, done, total)  # noqa: E731
+    tell: Callable[[int, int, str], None] = lambda completed, total, _what: report(stage, completed, total)  # noqa: E731
     return tell

@@ -38,13 +38,13 @@ Stage = Callable[[str], AbstractContextManager[Progress]]
 
 @contextmanager
 def silent_stage(title: str) -> Iterator[Progress]:
-    """Nobody watches."""
+    """Begin a stage without showing any progress."""
     yield silent
 
 
 @dataclass
 class Setup:
-    """A checkpoint, its model on this process's device, and the text."""
+    """A checkpoint, its model on this process's device, and the text to train on."""
 
     checkpoint: Checkpoint
     model: RecycleGPT
@@ -56,7 +56,7 @@ class Setup:
 
     @property
     def own_tokens(self) -> int:
-        """How much of the text the base writes."""
+        """The number of tokens of the text that the base writes itself."""
         if self.options.regenerate:
             return int(self.train.windows.size + self.held_out.windows.size)
         return self.options.own_tokens or 0
@@ -155,7 +155,7 @@ def _with_draft_vocabulary(
 def _decided(
     options: TrainingOptions, data: list[Path], processes: Processes, notice: Callable[[str], None]
 ) -> TrainingOptions:
-    """The options, with what depends on the device and on the text filled in; all processes take the main one's."""
+    """Fill in the options that depend on the device and on the text; all processes take the main one's."""
     own = options.own_tokens or (0 if data else OWN_TOKENS)
     precision = options.precision or ("fp32" if options.joint else best_precision(processes.device, notice))
     precision = "bf16" if processes.agree(float(precision == "bf16")) else "fp32"

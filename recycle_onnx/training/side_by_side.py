@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def side_by_side(work: Callable[[Item, Event], Result], items: Iterable[Item], count: int) -> Iterator[Result]:
-    """Results of `work` on each item, in order; `count` threads share torch's threads among them.
+    """Yield the results of `work` on each item, in order; `count` threads share torch's threads among them.
 
     Small products gain little from several threads, since all wait for the last one. Independent works wait for
     nobody. The event is set when no result is wanted any more, as after Ctrl-C; `work` then ends soon, by an error.

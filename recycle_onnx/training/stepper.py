@@ -49,7 +49,7 @@ class Stepper:
         return losses
 
     def _backward(self, parts: list[list[int]]) -> Losses:
-        """Mean losses over all parts of all processes, and their gradients."""
+        """Compute the mean losses over all parts of all processes, and their gradients."""
         rows = []
         for index, numbers in enumerate(parts, start=1):
             part = self._train.batch(numbers, self._processes.device)
@@ -66,25 +66,25 @@ class Stepper:
         return sum(p.nbytes * (1 if muon and p.dim() > 1 else 2) for p in self.trained.values())
 
     def kept(self, windows: list[int]) -> int:
-        """Bytes that the training windows with these numbers keep for their gradient, weights apart."""
+        """Count the bytes that the training windows with these numbers keep for their gradient, weights apart."""
         part = self._train.batch(windows, self._processes.device)
         weights = {parameter.untyped_storage().data_ptr() for parameter in self._objective.parameters()}
-        found: dict[int, int] = {}
+        bytes_by_address: dict[int, int] = {}
 
         def note(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in weights:
-                found[storage.data_ptr()] = storage.nbytes()
+                bytes_by_address[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
             losses = self._objective(part)  # alive while it is counted: no address is used twice
         del losses
-        return sum(found.values())
+        return sum(bytes_by_address.values())
 
     @torch.no_grad()
     def measure(self) -> Losses:
-        """Mean losses of the held-out windows, shared out to the processes."""
+        """Measure the mean losses of the held-out windows, shared out to the processes."""
         own = range(len(self._held_out))[self._processes.index :: self._processes.count]
         size = self._options.batch_size // (self._processes.count * self._options.gradient_accumulation)
         total = torch.zeros(2 + self._options.depth, device=self._processes.device)
@@ -95,7 +95,7 @@ class Stepper:
 
 
 def _optimizer(trained: list[nn.Parameter], options: TrainingOptions) -> torch.optim.Optimizer:
-    """AdamW, or Muon for matrices (arXiv 2502.16982) and AdamW for the rest; norms are not decayed."""
+    """Make AdamW, or Muon for matrices (arXiv 2502.16982) and AdamW for the rest; norms are not decayed."""
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
     others = [parameter for parameter in trained if parameter.dim() == 1]
     if options.chosen_optimizer == "muon":
@@ -119,7 +119,7 @@ class Together(torch.optim.Optimizer):
 
     @property
     def state(self) -> dict[Any, Any]:  # type: ignore[override]
-        """What each keeps by parameter."""
+        """The state that each optimiser keeps, by parameter."""
         return {parameter: kept for part in self.parts for parameter, kept in part.state.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:

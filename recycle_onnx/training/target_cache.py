@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
 from recycle_onnx.training.model import FullModel
+from recycle_onnx.training.storage import write_tensors
 from recycle_onnx.training.targets import LIKELIEST, Targets, base_targets
 
 SHARD = 64
@@ -31,12 +29,12 @@ AT_ONCE = 8
 
 
 def folder() -> Path:
-    """Where the targets lie, in the user's cache; it may be removed at any time."""
+    """Return where the targets lie, in the user's cache; it may be removed at any time."""
     return cache_folder() / "targets"
 
 
 def bytes_a_token(model: FullModel) -> int:
-    """What a token of text takes on disk."""
+    """Return the bytes that the targets of a token take on disk."""
     states = model.config.hidden_size * len(model.taps) * next(model.parameters()).element_size()
     return states + min(LIKELIEST, model.config.vocab_size) * (2 + 4) + 2 * 4
 
@@ -55,12 +53,12 @@ class TargetFiles:
     """
 
     def __init__(self, model: FullModel, base_digest: str, limit: int) -> None:
-        """`limit` bounds the bytes of the whole cache."""
+        """Identify a base's targets; `limit` bounds the bytes of the whole cache."""
         self._limit = limit
         self._identity = f"{base_digest}|{'|'.join(model.taps)}|{next(model.parameters()).dtype}|{LIKELIEST}|1"
 
     def of(self, windows: NDArray[np.uint32]) -> list[_Shard]:
-        """A file for every `SHARD` of these windows [N, S]."""
+        """Name a file for every `SHARD` of these windows [N, S]."""
         parts = (windows[start : start + SHARD] for start in range(0, len(windows), SHARD))
         return [_Shard(folder() / _name(self._identity, part), part) for part in parts]
 
@@ -77,10 +75,16 @@ class TargetFiles:
 
 
 class CachedTargets:
-    """Targets of windows of text by their number, from files of the cache; computed anew where `limit` is reached."""
+    """The targets of windows of text by their number, from files of the cache.
+
+    Beyond `limit` they are computed anew.
+    """
 
     def __init__(self, model: FullModel, base_digest: str, parts: Sequence[NDArray[np.uint32]], limit: int) -> None:
-        """`parts` are windows [N, S] of several kinds of text; `limit` bounds the bytes of the whole cache."""
+        """Lay out the files; `parts` are windows [N, S] of several kinds of text.
+
+        `limit` bounds the bytes of the whole cache.
+        """
         self._model, self._limit = model, limit
         files = TargetFiles(model, base_digest, limit)
         self._shards = [shard for part in parts for shard in files.of(part)]
@@ -119,7 +123,7 @@ class CachedTargets:
             _write(shard.path, Targets.joined(targets))
 
     def read(self, numbers: list[int]) -> Targets:
-        """Targets of the windows with these numbers, in order."""
+        """Return the targets of the windows with these numbers, in order."""
         windows = [self._read(number) for number in numbers]
         return Targets.joined([window.to(windows[-1].ids.device) for window in windows])
 
@@ -150,7 +154,7 @@ def _name(identity: str, windows: NDArray[np.uint32]) -> str:
 
 
 def _is_whole(path: Path) -> bool:
-    """Whether the file is there as it was written: safetensors knows how long it must be."""
+    """Tell whether the file is there as it was written: safetensors knows how long it must be."""
     if not path.exists():
         return False
     try:
@@ -161,8 +165,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, targets: Targets) -> None:
-    with temporary_sibling(path) as work, disk_errors():
-        save_file({name: tensor.contiguous() for name, tensor in targets.tensors().items()}, work / path.name)
+    with temporary_sibling(path) as work:
+        write_tensors(work / path.name, targets.tensors())
         (work / path.name).replace(path)
 
 
@@ -180,13 +184,5 @@ def _make_room(needed: int, limit: int, wanted: list[_Shard]) -> None:
 
 
 def _held() -> int:
-    """Bytes of all files."""
+    """Count the bytes of all files in the cache."""
     return sum(path.stat().st_size for path in folder().glob("*.safetensors"))
-
-
-def free_space() -> int:
-    """Bytes that are free where the cache lies."""
-    place = folder()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

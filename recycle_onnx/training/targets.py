@@ -21,7 +21,7 @@ ROWS = 256
 
 @dataclass(frozen=True)
 class Targets:
-    """The base on windows of text [N, S]; row p is what it says after the token at p.
+    """The base's predictions on windows of text [N, S]; row p is what it says after the token at p.
 
     `states` [N, S, n·H] are its hidden states at the module's taps, in the type that the base is computed in. `ids`
     [N, S, K] are its likeliest tokens, the best one first, and `log_probabilities` [N, S, K] theirs, in float16.
@@ -36,29 +36,29 @@ class Targets:
     nats: Tensor
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
+        """Return all tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to(self, device: torch.device) -> Targets:
-        """The same on a device."""
+        """Copy the targets to a device."""
         return Targets(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     @property
     def bytes(self) -> int:
-        """Of all of it."""
+        """The bytes of all tensors together."""
         return sum(tensor.nbytes for tensor in self.tensors().values())
 
     def __getitem__(self, windows: slice) -> Targets:
-        """Those of some windows."""
+        """Return the targets of some windows."""
         return Targets(**{name: tensor[windows] for name, tensor in self.tensors().items()})
 
     @classmethod
     def joined(cls, parts: Sequence[Targets], dim: int = 0) -> Targets:
-        """Windows of several, one behind the other; with `dim` 1 rows of the same windows."""
+        """Join windows of several targets, one behind the other; with `dim` 1 rows of the same windows."""
         return cls(**{name.name: torch.cat([getattr(part, name.name) for part in parts], dim) for name in fields(cls)})
 
     def of_draft(self, places: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Places [N, S, K] in a draft vocabulary of the likeliest tokens, and their probabilities in float32.
+        """Return the likeliest tokens' places [N, S, K] in a draft vocabulary, and their probabilities in float32.
 
         `places` [V] says where each token stands there, `OUTSIDE` for those that it lacks: they get no probability.
         """
@@ -82,8 +82,10 @@ def base_targets(model: FullModel, windows: Tensor) -> Targets:
 
 
 def targets_of(model: FullModel, hidden: Tensor, states: Tensor, following: Tensor) -> Targets:
-    """Targets of rows that the base has read: `hidden` [N, S, H] is what its LM head reads, `states` are those at the
-    taps, `following` [N, S] the tokens that stand behind the rows.
+    """Compute the targets of rows that the base has read.
+
+    `hidden` [N, S, H] is what its LM head reads, `states` are those at the taps, `following` [N, S] the tokens behind
+    the rows.
     """
     rows = zip(torch.split(hidden.flatten(0, 1), ROWS), torch.split(following.flatten(), ROWS), strict=True)
     parts = [_of_logits(model.logits(part).float(), tokens) for part, tokens in rows]
@@ -95,18 +97,18 @@ def targets_of(model: FullModel, hidden: Tensor, states: Tensor, following: Tens
 
 
 def targets_of_last(model: FullModel, logits: Tensor, states: Tensor, following: Tensor) -> Targets:
-    """Targets of the row [N, 1] that gave `logits` [N, V] in float32, with its states [N, 1, n·H] at the taps."""
+    """Compute the targets of the row [N, 1] that gave `logits` [N, V], with its states [N, 1, n·H] at the taps."""
     return _targets(model, states, {name: rows[:, None] for name, rows in _of_logits(logits, following).items()})
 
 
 def _targets(model: FullModel, states: Tensor, known: dict[str, Tensor]) -> Targets:
-    """In the types that they are kept in; autocast refuses to join float16 tensors, so these are made last."""
+    """Convert targets to the types they are kept in; autocast refuses to join float16 tensors, so this comes last."""
     half = known["log_probabilities"].half()
     return Targets(states.to(next(model.parameters()).dtype), **{**known, "log_probabilities": half})
 
 
 def _of_logits(logits: Tensor, following: Tensor) -> dict[str, Tensor]:
-    """Everything but the states, of rows of `logits` [rows, V]."""
+    """Compute everything but the states from rows of `logits` [rows, V]."""
     values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
     # torch's logsumexp is three times as slow as its log_softmax
     total = values[:, 0] - logits.log_softmax(-1).gather(-1, ids[:, :1])[:, 0]

@@ -23,7 +23,7 @@ AT_ONCE = 512
 
 
 def tokenise(folder: Path, paths: Sequence[Path], vocab_size: int, field: str, notice: Callable[[str], None]) -> Tokens:
-    """Ids of all documents in one row, mapped, with the special tokens that the tokenizer in `folder` adds to a text.
+    """Return the ids of all documents in one row, mapped, with the special tokens of the tokenizer in `folder`.
 
     Raises:
         InputError: a file is not text, or the tokenizer knows more tokens than the model.
@@ -38,7 +38,7 @@ def tokenise(folder: Path, paths: Sequence[Path], vocab_size: int, field: str, n
 
 
 def kept(name: str, make: Callable[[], Iterator[Tokens]]) -> Tokens:
-    """The ids that are kept under `name`, mapped; what `make` gives, if there are none yet.
+    """Return the ids that are kept under `name`, mapped; make them first if there are none yet.
 
     Raises:
         RecycleError: the cache cannot be written.
@@ -65,7 +65,7 @@ def _encode(tokenizer: Tokenizer, documents: Iterator[str], vocab_size: int) -> 
 
 
 def key(folder: Path, paths: Sequence[Path], field: str) -> str:
-    """What the ids depend on: the tokenizer, and which files at which time."""
+    """Return what the ids depend on as one hash: the tokenizer, and which files at which time."""
     load_tokenizer(folder)  # refuses a missing or damaged one
     parts = [sha256(folder / "tokenizer.json"), field]
     for path in paths:

@@ -58,7 +58,7 @@ def train(
 
 
 class _Run:
-    """One training: how far it has gone, when it ends and when it saves. All processes take the same decisions."""
+    """One training: its progress, its end and its saves. All processes take the same decisions."""
 
     def __init__(self, setup: Setup) -> None:
         self.options, self.processes, self.windows = setup.options, setup.processes, len(setup.train)
@@ -73,7 +73,7 @@ class _Run:
         self.before = self.seconds = self.saved = 0.0
 
     def restore(self) -> None:
-        """Go on where an earlier run saved."""
+        """Continue where an earlier run saved."""
         state = self.saver.restore()
         self.first = state.step + 1
         self.before = self.seconds = self.saved = state.seconds
@@ -135,7 +135,7 @@ class _Run:
         return self.plateau.reached(result.tokens_a_run) and self.budget.is_open
 
     def _is_better_before(self, result: TrainingResult) -> bool:
-        """Whether an earlier step was better; an interrupted training goes on from where it is."""
+        """Tell whether an earlier step was better; an interrupted training goes on from where it is."""
         return (
             self.best is not None
             and result.ended != "interrupted"
@@ -158,7 +158,7 @@ class _Run:
         self.saved = self.seconds
 
     def _clock(self) -> float:
-        """Seconds of training, those before an interruption included."""
+        """Return the seconds of training, those before an interruption included."""
         return self.before + time.perf_counter() - self.began
 
     def _tokens(self, steps: int) -> int:

@@ -20,7 +20,7 @@ from recycle_onnx.training.targets import Targets, targets_of, targets_of_last
 
 
 class Written(NamedTuple):
-    """Windows of token ids [N, S], and what the base said on the way: its targets for them."""
+    """The result of writing: windows of token ids [N, S], and what the base said on the way, its targets for them."""
 
     windows: Tensor
     targets: Targets
@@ -35,7 +35,7 @@ def write_windows(
     seed: int,
     stopped: Event | None = None,
 ) -> Written:
-    """Windows of token ids [len(openings), length], each text begun by its opening.
+    """Write windows of token ids [len(openings), length], each text begun by its opening.
 
     All rows advance together, one token a run, so an opening longer than the shortest one is read a token at a time.
 
@@ -56,8 +56,8 @@ def write_windows(
 
         def go_on(logits: Tensor, place: int = place) -> Tensor:
             if place < length:  # what follows a window's last token is not written
-                heats = torch.tensor([text.temperature for text in texts])
-                sampled = zip(texts, _sample(logits.cpu(), heats, generator), strict=True)
+                temperatures = torch.tensor([text.temperature for text in texts])
+                sampled = zip(texts, _sample(logits.cpu(), temperatures, generator), strict=True)
                 ids = [text.waiting.popleft() if text.waiting else text.say(token) for text, token in sampled]
                 windows[:, place] = torch.tensor(ids)
             return windows[:, min(place, length - 1)]
@@ -69,7 +69,7 @@ def write_windows(
 
 
 class _Base:
-    """The base with a cache for `rows` texts; it keeps what it said of each token that it read."""
+    """A base with a cache for `rows` texts, which keeps what it said of each token that it read."""
 
     def __init__(self, model: FullModel, rows: int) -> None:
         weights = next(model.parameters())
@@ -98,7 +98,7 @@ class _Base:
 
 
 def _sample(logits: Tensor, temperatures: Tensor, generator: torch.Generator) -> list[int]:
-    """A token of each row of `logits` [B, V], among the likeliest; the best one at temperature 0."""
+    """Draw a token of each row of `logits` [B, V], among the likeliest; the best one at temperature 0."""
     values, ids = logits.topk(min(LIKELIEST, logits.shape[-1]), dim=-1)
     probabilities = (values / temperatures.clamp(min=1e-4)[:, None]).softmax(-1)
     chosen: list[int] = ids.gather(1, torch.multinomial(probabilities, 1, generator=generator))[:, 0].tolist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -303,6 +304,13 @@ def test_a_file_without_prompts_is_refused(content: bytes | None, words: str, tm
         (tmp_path / "prompts.jsonl").write_bytes(content)
     refused = run("batch", tmp_path / "bundle", tmp_path / "prompts.jsonl", "-o", tmp_path / "out.jsonl")
     assert_refused(refused, 2, "prompts.jsonl", words)
+
+
+@pytest.mark.timeout(60)
+def test_an_output_that_is_no_file_is_not_waited_for(bundle: Path, prompts: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    outcome = run("batch", bundle, prompts, "-o", tmp_path / "pipe", "--force")
+    assert_refused(outcome, 2, "a named pipe", "a regular file")
 
 
 def test_no_workers_are_refused(bundle: Path, prompts: Path, tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def read_config(path: Path) -> tuple[BaseConfig, Family]:
 
 
 def describe(raw: Mapping[str, Any], path: Path) -> tuple[BaseConfig, Family]:
-    """The description of a base from the content of its `config.json`; `path` is for messages."""
+    """Describe a base by the content of its `config.json`; `path` is for messages."""
     family = find(raw.get("model_type"), path)
     text = raw.get("text_config")  # of a model that sees images too
     config = Config({**raw, **text, "model_type": raw["model_type"]} if isinstance(text, Mapping) else raw, path)
@@ -66,7 +66,7 @@ def describe(raw: Mapping[str, Any], path: Path) -> tuple[BaseConfig, Family]:
 
 
 def find(model_type: object, path: Path) -> Family:
-    """The family of a `model_type`.
+    """Return the family of a `model_type`.
 
     Raises:
         InputError: there is none.

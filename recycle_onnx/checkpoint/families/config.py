@@ -33,57 +33,57 @@ DECISIVE = (
 
 
 class Config:
-    """Fields of one `config.json`; a name may be several, of which the first one present counts."""
+    """The fields of one `config.json`; where several names are asked for, the first one present counts."""
 
     def __init__(self, raw: Mapping[str, Any], path: Path) -> None:
         self.raw, self.path = raw, path
         self._read: set[str] = set()
 
     def value(self, *names: str) -> Any:
-        """The value, None where there is none."""
+        """Return the value, None where there is none."""
         self._read.update(names)
         return next((self.raw[name] for name in names if self.raw.get(name) is not None), None)
 
     def fill(self, defaults: Mapping[str, Any]) -> None:
-        """Put `defaults` where there is no value."""
+        """Set `defaults` where there is no value."""
         self.raw = {**defaults, **self.raw}
 
     def fields(self, name: str) -> dict[str, Any]:
-        """An object, empty where there is none."""
+        """Return an object, empty where there is none."""
         value = self.value(name)
         if not isinstance(value, dict | None):
             raise self.wrong(name, value, "an object")
         return value or {}
 
     def integer(self, *names: str, default: int | None = None) -> int:
-        """A whole number."""
+        """Return a whole number."""
         return self._typed(int, names, default)
 
     def number(self, *names: str, default: float | None = None) -> float:
-        """A number."""
+        """Return a number."""
         return self._typed(float, names, default)
 
     def optional(self, name: str) -> float | None:
-        """A number or nothing."""
+        """Return a number, or None where there is none."""
         return None if self.value(name) is None else self.number(name)
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """Yes or no."""
+        """Return true or false."""
         value = self.value(name)
         if value is not None and not isinstance(value, bool):
             raise self.wrong(name, value, "true or false")
         return default if value is None else value
 
     def choice(self, *names: str, choices: Mapping[str, T], default: str) -> T:
-        """One of the `choices`, by its name in the config."""
-        given = self.value(*names)
-        given = default if given is None else given
-        if not isinstance(given, str) or given not in choices:
-            raise self.wrong(names[0], given, f"one of: {', '.join(choices)}")
-        return choices[given]
+        """Return one of the `choices`, by its name in the config."""
+        name = self.value(*names)
+        name = default if name is None else name
+        if not isinstance(name, str) or name not in choices:
+            raise self.wrong(names[0], name, f"one of: {', '.join(choices)}")
+        return choices[name]
 
     def listed(self, name: str, count: int, choices: Sequence[T]) -> list[T] | None:
-        """A list with one of the `choices` for each of `count` layers, or nothing."""
+        """Return a list with one of the `choices` for each of `count` layers, or None."""
         values = self.value(name)
         if values is None:
             return None
@@ -102,7 +102,7 @@ class Config:
             raise self.wrong(name, value, " or ".join(map(repr, expected)) or "none")
 
     def wrong(self, name: str, value: object, expected: str) -> InputError:
-        """The error for a value that is not understood."""
+        """Make the error for a value that is not understood."""
         return InputError(f"{self.path}: {name} {value!r:.100} is not supported; expected {expected}")
 
     def refuse_unread(self) -> None:
@@ -136,7 +136,7 @@ class Config:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a finite one that a float can hold."""
+    """Tell whether a value is a finite number that a float can hold."""
     return (type(value) is int and abs(value) < LARGEST) or (type(value) is float and math.isfinite(value))
 
 

@@ -35,7 +35,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 @dataclass(frozen=True)
 class StoredMatrix:
-    """A matrix (and its bias) of the files that holds neutral ones: `parts`, one after the other in its rows.
+    """A matrix (and its bias) of the files that holds several neutral ones, `parts`, one after the other in its rows.
 
     `transposed`: the file has [in, out]. `by_head`: the parts alternate, a head of each.
     """
@@ -63,7 +63,7 @@ class Family:
 
 
 def head_size(config: Config) -> int:
-    """`head_dim`, or an even share of the hidden size."""
+    """Return `head_dim`, or an even share of the hidden size."""
     heads = config.integer("num_attention_heads", "n_head")
     if heads < 1:
         raise InputError(f"{config.path}: num_attention_heads is {heads}; expected at least 1")
@@ -71,7 +71,7 @@ def head_size(config: Config) -> int:
 
 
 def sliding_layers(config: Config) -> list[bool] | None:
-    """Which layers have a sliding window, where `layer_types` says so.
+    """Return which layers have a sliding window, where `layer_types` says so.
 
     Raises:
         InputError: a type of layer that is not known.
@@ -90,7 +90,7 @@ def decoder(
     activation: str = "silu",
     **description: Any,
 ) -> BaseConfig:
-    """What most configs say in the same words; a family adds or overrides parts of the `description`.
+    """Describe what most configs say in the same words; a family adds or overrides parts of the `description`.
 
     `rope` and the context that it holds for are read as usual unless given; layers that are `sliding` have the
     config's window; `scale` of the attention scores is 1 / sqrt(head size) unless given; `tied` and `activation` count

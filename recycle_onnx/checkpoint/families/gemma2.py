@@ -23,7 +23,7 @@ NORMS = {
 
 
 def common(config: Config, every: int, **description: Any) -> BaseConfig:
-    """What Gemma 2 and 3 share; all but every so many layers have a window."""
+    """Describe what Gemma 2 and 3 share: a window in all layers but every so many."""
     config.must_be("use_bidirectional_attention", False)
     count, bias = config.integer("num_hidden_layers"), config.flag("attention_bias")
     return decoder(
@@ -43,7 +43,7 @@ def common(config: Config, every: int, **description: Any) -> BaseConfig:
 
 
 def describe(config: Config) -> BaseConfig:
-    """Every second layer sees the whole text."""
+    """Describe a Gemma 2, of which every second layer sees the whole text."""
     return common(config, 2, attention_softcap=config.optional("attn_logit_softcapping"))
 
 

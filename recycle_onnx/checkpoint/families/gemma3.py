@@ -22,7 +22,10 @@ DEFAULTS = {
 
 
 def describe(config: Config) -> BaseConfig:
-    """Newer configs have `rope_parameters` by type of layer, older ones scale the layers without a window only."""
+    """Describe a Gemma 3.
+
+    Newer configs have `rope_parameters` by type of layer, older ones scale the layers without a window only.
+    """
     config.fill(DEFAULTS)
     config.must_be("attn_logit_softcapping")
     by_type = config.fields("rope_parameters")
@@ -32,9 +35,9 @@ def describe(config: Config) -> BaseConfig:
     rope, context = read_rope(config, size, values=by_type.get("full_attention") or scaled, base=1e6)
     local, _ = read_rope(config, size, values=by_type.get("sliding_attention") or {"rope_theta": local_base})
     every = config.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
-    found = common(config, every, rope=(rope, context), qk_norm="head")
-    layers = [replace(layer, rope=local) if layer.window else layer for layer in found.layers]
-    return replace(found, layers=tuple(layers))
+    base_config = common(config, every, rope=(rope, context), qk_norm="head")
+    layers = [replace(layer, rope=local) if layer.window else layer for layer in base_config.layers]
+    return replace(base_config, layers=tuple(layers))
 
 
 FAMILY = Family(

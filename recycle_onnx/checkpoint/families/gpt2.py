@@ -22,7 +22,7 @@ from recycle_onnx.checkpoint.families.family import (
 
 
 def describe(config: Config) -> BaseConfig:
-    """Scores may be unscaled, or divided by the number of the layer."""
+    """Describe a GPT-2, whose scores may be unscaled, or divided by the number of the layer."""
     base = decoder(
         config,
         rope=(None, config.integer("max_position_embeddings", "n_positions")),

@@ -20,7 +20,7 @@ from recycle_onnx.checkpoint.families.rope import read_rope
 
 
 def describe(config: Config) -> BaseConfig:
-    """Side by side unless the config says one after the other."""
+    """Describe a GPT-NeoX: its halves of a layer run side by side, unless the config says one after the other."""
     bias = config.flag("attention_bias", True)
     return decoder(
         config,

@@ -8,7 +8,7 @@ from recycle_onnx.checkpoint.families.family import Family, decoder
 
 
 def describe(config: Config) -> BaseConfig:
-    """Logits are divided by `logits_scaling`, the others multiply."""
+    """Describe a Granite: logits are divided by `logits_scaling`, the other multipliers multiply."""
     bias = config.flag("attention_bias")
     return decoder(
         config,

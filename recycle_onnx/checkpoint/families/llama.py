@@ -8,7 +8,7 @@ from recycle_onnx.checkpoint.families.family import Family, decoder
 
 
 def describe(config: Config) -> BaseConfig:
-    """RMSNorm before each sublayer, grouped queries, rotary positions, gated SiLU: what others differ from."""
+    """Describe a Llama: RMSNorm before each sublayer, grouped queries, rotary positions, gated SiLU."""
     bias = config.flag("attention_bias")
     return decoder(config, qkv_bias=bias, output_bias=bias, feed_forward_bias=config.flag("mlp_bias"))
 

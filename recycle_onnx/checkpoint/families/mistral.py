@@ -8,7 +8,7 @@ from recycle_onnx.checkpoint.families.family import Family, decoder
 
 
 def describe(config: Config) -> BaseConfig:
-    """A window where the config has one."""
+    """Describe a Mistral, with a window where the config has one."""
     return decoder(config, sliding=config.value("sliding_window") is not None)
 
 

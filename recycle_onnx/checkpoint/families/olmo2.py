@@ -8,7 +8,7 @@ from recycle_onnx.checkpoint.families.family import BEHIND_ATTENTION, BEHIND_FEE
 
 
 def describe(config: Config) -> BaseConfig:
-    """`post` is before the residual sum."""
+    """Describe an OLMo 2; its norms, `post`, stand before the residual sum."""
     bias = config.flag("attention_bias")
     return decoder(config, qkv_bias=bias, output_bias=bias, placement="post", qk_norm="width")
 

@@ -16,7 +16,10 @@ from recycle_onnx.checkpoint.families.family import (
 
 
 def describe(config: Config) -> BaseConfig:
-    """Norms behind the residual sum and narrower embeddings, which opt-350m alone has, are refused."""
+    """Describe an OPT.
+
+    Norms behind the residual sum and narrower embeddings, which opt-350m alone has, are refused.
+    """
     config.must_be("do_layer_norm_before", True)
     config.must_be("_remove_final_layer_norm", False)
     config.must_be("layer_norm_elementwise_affine", True)

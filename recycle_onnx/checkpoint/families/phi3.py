@@ -21,7 +21,7 @@ from recycle_onnx.checkpoint.families.rope import read_rope
 
 
 def describe(config: Config) -> BaseConfig:
-    """Older configs call LongRoPE `su` or `yarn`."""
+    """Describe a Phi 3; older configs call LongRoPE `su` or `yarn`."""
     rope = read_rope(config, head_size(config), aliases={"su": "longrope", "yarn": "longrope"})
     return decoder(config, rope=rope, sliding=config.value("sliding_window") is not None)
 

@@ -8,18 +8,18 @@ from recycle_onnx.checkpoint.families.family import Family, decoder, sliding_lay
 
 
 def upper_layers(config: Config) -> list[bool]:
-    """Which layers have a window: those that `layer_types` names, or from `max_window_layers` on."""
+    """Return which layers have a window: those that `layer_types` names, or from `max_window_layers` on."""
     count, first = config.integer("num_hidden_layers"), config.integer("max_window_layers", default=28)
-    given, used = sliding_layers(config), config.flag("use_sliding_window")
+    by_type, used = sliding_layers(config), config.flag("use_sliding_window")
     if not used or config.value("sliding_window") is None:
-        if given and any(given):
+        if by_type and any(by_type):
             raise config.wrong("use_sliding_window", used, "true, since layer_types has sliding layers")
         return [False] * count
-    return given or [index >= first for index in range(count)]
+    return by_type or [index >= first for index in range(count)]
 
 
 def describe(config: Config) -> BaseConfig:
-    """The biases are not in the config."""
+    """Describe a Qwen 2, whose biases are not in the config."""
     return decoder(config, sliding=upper_layers(config), qkv_bias=True)
 
 

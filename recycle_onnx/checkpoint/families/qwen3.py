@@ -9,7 +9,7 @@ from recycle_onnx.checkpoint.families.qwen2 import upper_layers
 
 
 def describe(config: Config) -> BaseConfig:
-    """Windows as in Qwen 2."""
+    """Describe a Qwen 3, with windows as in Qwen 2."""
     bias = config.flag("attention_bias")
     return decoder(config, sliding=upper_layers(config), qkv_bias=bias, output_bias=bias, qk_norm="head")
 

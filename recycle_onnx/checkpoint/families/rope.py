@@ -26,15 +26,15 @@ class Scaling(NamedTuple):
     original: int
 
     def number(self, name: str, default: float | None = None) -> float:
-        """One of its values; KeyError where it has none and there is no default."""
+        """Return one of the values as a number; KeyError where there is neither a value nor a default."""
         value = self.values.get(name)
         if value is None and default is None:
             raise KeyError(name)
-        found: Any = default if value is None else value
-        return float(found)
+        number: Any = default if value is None else value
+        return float(number)
 
     def stretch(self) -> float:
-        """`factor`, or the ratio of the two context lengths."""
+        """Return `factor`, or the ratio of the two context lengths."""
         return self.number("factor", self.context / self.original)
 
 
@@ -48,7 +48,7 @@ def read_rope(
     aliases: Mapping[str, str] | None = None,
     interleaved: bool = False,
 ) -> tuple[Rope, int]:
-    """The rotary embedding, and up to how many tokens its frequencies hold.
+    """Read the rotary embedding, and up to how many tokens its frequencies hold.
 
     Its `values` are those of `rope_parameters`, `rope_scaling` and `rope_theta` unless given; `base` and `part` (of a
     head that is rotated) count where the config says none; `aliases` are older names of scalings.
@@ -71,7 +71,7 @@ def read_rope(
 
 
 def _values(config: Config) -> dict[str, Any]:
-    """What a config says of all layers, in the older and in the newer way."""
+    """Return what a config says of all layers, in the older and in the newer way."""
     values = {"rope_theta": config.value("rope_theta", "rotary_emb_base")}
     values |= {"partial_rotary_factor": config.value("partial_rotary_factor", "rotary_pct")}
     for name in ("rope_scaling", "rope_parameters"):
@@ -106,17 +106,20 @@ def _default(scaling: Scaling) -> tuple[Frequencies, float, int]:
 
 
 def _linear(scaling: Scaling) -> tuple[Frequencies, float, int]:
-    """Position interpolation (arXiv 2306.15595)."""
+    """Scale by position interpolation (arXiv 2306.15595)."""
     return _plain(scaling) / scaling.number("factor"), 1.0, scaling.context
 
 
 def _dynamic(scaling: Scaling) -> tuple[Frequencies, float, int]:
-    """As unscaled: it differs beyond the context only, where it would change the keys in the cache at every length."""
+    """Leave frequencies unscaled: dynamic scaling differs beyond the context only.
+
+    There it would change the keys in the cache at every length.
+    """
     return _plain(scaling), 1.0, scaling.context
 
 
 def _longrope(scaling: Scaling) -> tuple[Frequencies, float, int]:
-    """LongRoPE (arXiv 2402.13753) up to the original context; beyond, the keys in the cache would change too."""
+    """Scale by LongRoPE (arXiv 2402.13753) up to the original context; beyond, cached keys would change too."""
     stretch = scaling.stretch()
     usual = math.sqrt(1 + math.log(stretch) / math.log(scaling.original)) if stretch > 1 else 1.0
     factors = np.array(scaling.values["short_factor"], np.float64)
@@ -124,7 +127,7 @@ def _longrope(scaling: Scaling) -> tuple[Frequencies, float, int]:
 
 
 def _llama3(scaling: Scaling) -> tuple[Frequencies, float, int]:
-    """Long waves are stretched, short ones kept, those between in part."""
+    """Stretch long waves, keep short ones, and stretch those between in part."""
     low, high = scaling.number("low_freq_factor"), scaling.number("high_freq_factor")
     frequencies = _plain(scaling)
     turns = scaling.original * frequencies / (2 * math.pi)
@@ -133,7 +136,7 @@ def _llama3(scaling: Scaling) -> tuple[Frequencies, float, int]:
 
 
 def _yarn(scaling: Scaling) -> tuple[Frequencies, float, int]:
-    """YaRN (arXiv 2309.00071)."""
+    """Scale by YaRN (arXiv 2309.00071)."""
     stretch, frequencies = scaling.stretch(), _plain(scaling)
     pairs = np.arange(len(frequencies))
     low, high = _correction(scaling)
@@ -143,7 +146,7 @@ def _yarn(scaling: Scaling) -> tuple[Frequencies, float, int]:
 
 
 def _correction(scaling: Scaling) -> tuple[float, float]:
-    """Between which pairs the frequencies go from kept to stretched."""
+    """Return between which pairs the frequencies go from kept to stretched."""
 
     def pair(turns: float) -> float:
         waves = math.log(scaling.original / (turns * 2 * math.pi))

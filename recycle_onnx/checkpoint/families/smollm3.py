@@ -10,7 +10,10 @@ from recycle_onnx.checkpoint.families.family import Family, decoder, sliding_lay
 
 
 def describe(config: Config) -> BaseConfig:
-    """Windows, where used, are in the layers without positions, unless `layer_types` says otherwise."""
+    """Describe a SmolLM3.
+
+    Windows, where used, are in the layers without positions, unless `layer_types` says otherwise.
+    """
     count, interval = config.integer("num_hidden_layers"), config.integer("no_rope_layer_interval", default=4)
     rotary = config.listed("no_rope_layers", count, [0, 1]) or [int((i + 1) % interval != 0) for i in range(count)]
     used = config.flag("use_sliding_window") and config.value("sliding_window") is not None

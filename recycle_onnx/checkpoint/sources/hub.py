@@ -31,7 +31,7 @@ CARD = "README.md"
 
 
 def is_hub_id(name: str) -> bool:
-    """Whether a name that is no path may be `org/name`."""
+    """Tell whether a name that is no path may be `org/name`."""
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is not None and not name.endswith(".gguf")
 
 
@@ -48,7 +48,7 @@ class HubModel:
         return self.id.split("/")[1]
 
     def snapshot(self) -> Path:
-        """The model's folder in the hub's cache, fetched where it is not there; `HF_HUB_OFFLINE` is respected.
+        """Return the model's folder in the hub's cache, fetched where it is missing; `HF_HUB_OFFLINE` is respected.
 
         Raises:
             InputError: no such model or revision, or it has no safetensors.
@@ -66,7 +66,7 @@ class HubModel:
         return folder
 
     def fetch(self, patterns: list[str]) -> Path:
-        """The folder in the hub's cache, with the files that match; errors as for `snapshot`."""
+        """Return the folder in the hub's cache, with the files that match; errors as for `snapshot`."""
         try:
             from huggingface_hub import errors, snapshot_download
         except ModuleNotFoundError as error:
@@ -101,10 +101,10 @@ class HubModel:
         return f" at revision {self.revision!r}" if self.revision else ""
 
     def provenance(self) -> dict[str, Any]:
-        """Id, what was asked for, the commit that it was, and the licence that its card names, if it does."""
-        found = {"kind": "hub", "id": self.id, "revision": self.revision or "main", "commit": self.snapshot().name}
+        """Return id, revision asked for, the commit that it was, and the licence that its card names, if it does."""
+        origin = {"kind": "hub", "id": self.id, "revision": self.revision or "main", "commit": self.snapshot().name}
         licence = _licence(self.snapshot() / CARD)
-        return found if licence is None else {**found, "license": licence}
+        return origin if licence is None else {**origin, "license": licence}
 
     def write(self, folder: Path, *, link: bool = False) -> None:
         """Copy the model into `folder`, or link to its weights there."""
@@ -116,18 +116,18 @@ class HubModel:
 
 
 def _licence(card: Path) -> str | None:
-    """What the front matter of a model card says; None where it says nothing, or is not YAML."""
+    """Read the licence in a model card's front matter; None where it has none, or is not YAML."""
     from huggingface_hub import metadata_load
 
     try:
-        found = (metadata_load(card) or {}).get("license") if card.exists() else None
+        licence = (metadata_load(card) or {}).get("license") if card.exists() else None
     except Exception:  # whatever the YAML parser raises: a licence that cannot be read is not known
         return None
-    return found if isinstance(found, str) else None
+    return licence if isinstance(licence, str) else None
 
 
 def _linked(path: Path, link: Path) -> bool:
-    """Whether the link could be made; Windows asks for a privilege."""
+    """Make a link; tell whether that was possible, as Windows asks for a privilege."""
     try:
         link.symlink_to(path)
     except OSError:

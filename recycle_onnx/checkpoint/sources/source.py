@@ -11,7 +11,7 @@ from typing import Protocol
 from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, temporary_sibling, users_folders
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import open_regular
 
@@ -24,7 +24,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call the folder."""
+        """The name for the folder."""
 
     def write(self, folder: Path, *, link: bool = False) -> None:
         """Fill the empty `folder` with the base, in Hugging Face layout, and with `source.json`.
@@ -59,7 +59,7 @@ class GgufSource:
 
 
 def find(named: str, revision: str | None, note: Note, progress: Progress) -> Path | Source:
-    """A folder as a path, whether it exists or not; anything else as a source.
+    """Return a folder as a path, whether it exists or not; anything else as a source.
 
     Raises:
         InputError: a file that is no GGUF, or `revision` without a hub id.
@@ -95,7 +95,7 @@ def attached_to(
     force: bool = False,
     keep: Sequence[Path] = (),
     note: Note = lambda _: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Iterator[tuple[Path, Path]]:
     """Give the base's folder and the checkpoint to attach a module to, for `checkpoint.attach`.
 
@@ -129,7 +129,7 @@ def folder_of(
     revision: str | None = None,
     force: bool = False,
     note: Note = lambda _: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Iterator[Path]:
     """Give a checkpoint's folder to read: the one that was named, or a temporary one beside the bundle-to-be `beside`.
 
@@ -151,5 +151,5 @@ def folder_of(
 
 
 def _inputs(named: str) -> list[Path]:
-    """What must not be replaced: the file, and where the user is at home."""
+    """Return what must not be replaced: the file, and the user's own folders."""
     return [path for path in (Path(named), *users_folders()) if path.exists()]

@@ -42,7 +42,7 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Calibration:
-    """What to calibrate with: a text file or prompts (None: our own mixture), and the mean bits a weight may take.
+    """The input of a calibration: a text file or prompts (None: our own mixture), and the mean bits a weight.
 
     The bits count for those matrices of the layers that can have 4, scales and zero points included. Models of more
     than `largest` bytes of float32 weights are rounded by `mse` instead. A `tuner`, such as
@@ -57,7 +57,7 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Quantized matrices, what to tell of them, and vectors (norms) that go with them instead of the model's own."""
+    """The quantized matrices, a summary of them, and vectors (norms) that take the place of the model's own."""
 
     made: Made
     summary: dict[str, Any] | None
@@ -104,26 +104,26 @@ def calibrate(
 def _tuned(
     calibrated: Calibrated, bundle: Bundle, ids: Ids, text: Path | None, tuner: Tuner, report: Report
 ) -> Calibrated:
-    """The same with tuned scales; as it is where the tuner has none that are better."""
+    """Return the matrices with tuned scales, or as they are where the tuner has none that are better."""
     windows, write = more_windows(bundle, text, ids)
     made, vectors, tuned = tune(bundle, calibrated.made, windows, tuner, report, write=write)
     if tuned is None:
         return calibrated
-    told = {"tokens": tuned.tokens, "divergence_before": tuned.before, "divergence": tuned.after}
-    return Calibrated(made, {**(calibrated.summary or {}), "tuning": told}, vectors)
+    change = {"tokens": tuned.tokens, "divergence_before": tuned.before, "divergence": tuned.after}
+    return Calibrated(made, {**(calibrated.summary or {}), "tuning": change}, vectors)
 
 
 def _shapes(segments: list[Segment], how: Quantization) -> dict[str, tuple[int, int, Quantization]]:
-    """Rows and columns of every matrix that gets 4 bits, and how."""
-    found = {}
+    """Return rows and columns of every matrix that gets 4 bits, and how it is stored."""
+    shapes = {}
     for segment in segments[:-1]:
         for product in segment.products:
             shape = segment.matrices[product.weight].shape.numpy()
             rows, columns = shape[::-1] if product.transposed else shape
             own = how.for_matrix(product.weight, columns)
             if own is not None and own.bits == how.bits:
-                found[product.weight] = rows, columns, own
-    return found
+                shapes[product.weight] = rows, columns, own
+    return shapes
 
 
 def _key(bundle: Bundle, how: Quantization, ids: Ids) -> str:
@@ -133,17 +133,17 @@ def _key(bundle: Bundle, how: Quantization, ids: Ids) -> str:
 
 
 def _eight(how: Quantization, rounded: Rounded) -> list[Quantization]:
-    """How each part is stored in 8 bits: symmetric, in the largest blocks whose kernel rounds one row as several."""
+    """Return how each part is stored in 8 bits: symmetric, in the largest blocks that round one row as several."""
     eight = Quantization(bits=8, symmetric=True, keep=(), activations=how.activations)
     widths = [blocks.scales.shape[1] * own.block_size for blocks, own in zip(rounded.blocks, rounded.hows, strict=True)]
-    found = [eight.for_matrix(part.weight, width) for part, width in zip(rounded.parts, widths, strict=True)]
-    return [own for own in found if own is not None]
+    hows = [eight.for_matrix(part.weight, width) for part, width in zip(rounded.parts, widths, strict=True)]
+    return [own for own in hows if own is not None]
 
 
 def _joined(
     segments: list[Segment], rounded: Rounded, eight: list[Quantization], chosen: list[bool]
 ) -> dict[str, list[tuple[Blocks, Quantization]]]:
-    """The matrices; parts that follow each other and have as many bits are one."""
+    """Join the matrices; parts that follow each other and have as many bits become one."""
     sources = {
         product.weight: (product, segment.matrices[product.weight])
         for segment in segments

@@ -23,12 +23,12 @@ class RowGroup:
 
 
 def bits_of(how: Quantization) -> float:
-    """Bits a value takes, with its share of a float32 scale and of a zero point."""
+    """Return the bits a value takes, with its share of a float32 scale and of a zero point."""
     return how.bits + (32 + (0 if how.symmetric else how.bits)) / how.block_size
 
 
 def check_budget(budget: float, least: float) -> None:
-    """Say no before any work is done.
+    """Refuse a budget that cannot be met, before any work begins.
 
     Raises:
         InputError: 4 bits throughout take more than the budget.
@@ -41,7 +41,7 @@ def check_budget(budget: float, least: float) -> None:
 
 
 def choose(parts: Sequence[RowGroup], four: Sequence[float], eight: Sequence[float], budget: float) -> list[bool]:
-    """Whether each part gets 8 bits; `four` and `eight` are what its values take in either.
+    """Choose whether each part gets 8 bits; `four` and `eight` are what its values take in either.
 
     The worst damage for a bit comes first, as long as the mean stays within `budget`.
     """

@@ -23,14 +23,14 @@ REFINEMENTS = 2
 
 
 class _Grid(NamedTuple):
-    """Scales and zero points [N] of one block of every row."""
+    """The scales and zero points [N] of one block of every row."""
 
     scale: Floats
     zero: Floats
 
 
 class _Rounded(NamedTuple):
-    """Codes [K, N]; scales and zero points [K / block size, N]."""
+    """A rounded matrix: codes [K, N], scales and zero points [K / block size, N]."""
 
     codes: Floats
     scales: Floats
@@ -38,7 +38,7 @@ class _Rounded(NamedTuple):
 
 
 def quantize_by_moments(matrix: Floats, moments: Floats, how: Quantization) -> Blocks:
-    """`matrix` [N, K] as blocks; `moments` [K, K] are the mean products of the inputs it is multiplied with.
+    """Quantize `matrix` [N, K]; `moments` [K, K] are the mean products of the inputs it is multiplied with.
 
     An input that was never seen (a moment of 0) weighs as little as damping makes it.
     """
@@ -71,20 +71,23 @@ def _gptq(weights: Floats, moments: NDArray[np.float64], how: Quantization) -> _
 
 
 def _inverse_factor(moments: NDArray[np.float64]) -> Floats:
-    """The upper triangular U with UᵀU = moments⁻¹: the inverse of R where RRᵀ = moments, R upper triangular."""
+    """Return the upper triangular U with UᵀU = moments⁻¹.
+
+    It is the inverse of R where RRᵀ = moments, R upper triangular.
+    """
     reverse = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
     return np.linalg.inv(reverse).astype(np.float32)
 
 
 def _fit(block: Floats, importance: Floats, how: Quantization) -> _Grid:
-    """For each row of `block` [block size, N] the range, a part of its own, that leaves the least weighted error."""
-    best, found = _tried(block, importance, how, 1.0)
+    """Find for each row of `block` [block size, N] the range that leaves the least weighted error."""
+    best, chosen = _tried(block, importance, how, 1.0)
     for part in RANGES:
         error, grid = _tried(block, importance, how, part)
         better = error < best
         best = np.where(better, error, best)
-        found = _Grid(*(np.where(better, new, old) for new, old in zip(grid, found, strict=True)))
-    return _Grid(np.where(found.scale == 0, np.float32(1), found.scale), found.zero)
+        chosen = _Grid(*(np.where(better, new, old) for new, old in zip(grid, chosen, strict=True)))
+    return _Grid(np.where(chosen.scale == 0, np.float32(1), chosen.scale), chosen.zero)
 
 
 def _tried(block: Floats, importance: Floats, how: Quantization, part: float) -> tuple[Floats, _Grid]:
@@ -140,7 +143,7 @@ def _descend(weights: Floats, moments: Floats, rounded: _Rounded, how: Quantizat
 
 
 def _scale_step(centred: Floats, own: Floats, residue: Floats, scale: Floats) -> Floats:
-    """What to add to each scale; nothing where it would change its sign or all but vanish."""
+    """Return what to add to each scale; nothing where it would change its sign or all but vanish."""
     power = (centred * (own @ centred)).sum(0)
     by = np.where(power > 0, -(centred * residue).sum(0) / np.where(power > 0, power, 1), 0)
     new = scale + by
@@ -150,7 +153,7 @@ def _scale_step(centred: Floats, own: Floats, residue: Floats, scale: Floats) ->
 
 
 def _values(rounded: _Rounded, size: int) -> Floats:
-    """The matrix [K, N] that the codes stand for."""
+    """Return the matrix [K, N] that the codes stand for."""
     codes, scales, zeros = rounded
     return (codes - np.repeat(zeros, size, 0)) * np.repeat(scales, size, 0)
 

@@ -23,7 +23,7 @@ STAGE = "letting the model write text to calibrate with"
 def write(
     bundle: Bundle, openings: Sequence[Opening], turns: Sequence[Turn], length: int, threads: int | None, report: Report
 ) -> Ids:
-    """Windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
+    """Write windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
     random = np.random.default_rng(0)
     model = _Model(bundle, len(openings), length, threads)
     texts = [Writing(turns, n, deque(opening.ids), opening.turn) for n, opening in enumerate(openings)]
@@ -42,7 +42,7 @@ def write(
 
 
 def _sample(logits: NDArray[np.float32], temperature: float, random: np.random.Generator) -> int:
-    """A token among the likeliest of `logits` [V]."""
+    """Draw a token among the likeliest of `logits` [V]."""
     ids = np.argpartition(logits, -min(LIKELIEST, len(logits)))[-LIKELIEST:]
     values = logits[ids].astype(np.float64) / max(temperature, 1e-4)
     chances = np.exp(values - values.max())
@@ -50,7 +50,7 @@ def _sample(logits: NDArray[np.float32], temperature: float, random: np.random.G
 
 
 class _Model:
-    """The full model over static caches of `length` rows; all texts are as long as each other."""
+    """A full model over static caches of `length` rows; all texts are as long as each other."""
 
     def __init__(self, bundle: Bundle, texts: int, length: int, threads: int | None) -> None:
         spec = bundle.manifest.graphs["full"]
@@ -67,7 +67,7 @@ class _Model:
         self._length = 0
 
     def step(self, ids: Ids) -> NDArray[np.float32]:
-        """Logits [texts, V] behind the next token [texts, 1] of each text."""
+        """Return logits [texts, V] behind the next token [texts, 1] of each text."""
         self._mask[:, self._length] = 1
         self._length += 1
         self._binding.bind_cpu_input(INPUT_IDS, np.ascontiguousarray(ids))

@@ -27,7 +27,7 @@ TABLES = ("embed_tokens", "embed_positions", "lm_head")
 
 
 class Tuning(NamedTuple):
-    """Matrices with other scales, and norms with other weights."""
+    """The outcome of a tuning: matrices with other scales, and norms with other weights."""
 
     made: Made
     vectors: Mapping[str, Floats]
@@ -86,12 +86,12 @@ class GraphTensors:
 
 
 def _names(weight: str) -> list[str]:
-    """The neutral names of what a graph's weight holds."""
+    """Return the neutral names of what a graph's weight holds."""
     return [weight.replace(FUSED, part) for part in APART] if FUSED in weight else [weight]
 
 
 def _rows(weight: str, base: BaseConfig) -> list[int]:
-    """Rows of each of them."""
+    """Return the rows of each matrix that a graph's weight holds."""
     if FUSED not in weight:
         return [base.tensor_shapes()[weight][0]]
     return [base.num_heads * base.head_dim, *[base.num_kv_heads * base.head_dim] * 2]
@@ -107,7 +107,7 @@ def _grid(blocks: Blocks, how: Quantization) -> Grid:
 
 
 def _cut(grids: Sequence[Grid], rows: Sequence[int]) -> list[list[Grid]]:
-    """Grids that follow each other as those of matrices with so many `rows`."""
+    """Cut grids that follow each other into those of matrices with so many `rows`."""
     ends = np.cumsum([0, *(len(grid.scales) for grid in grids)])
     cut = []
     for start, stop in pairwise(np.cumsum([0, *rows])):
@@ -120,7 +120,7 @@ def _cut(grids: Sequence[Grid], rows: Sequence[int]) -> list[list[Grid]]:
 def _joined(
     parts: Sequence[tuple[Blocks, Quantization]], scales: Sequence[Sequence[Floats]]
 ) -> list[tuple[Blocks, Quantization]]:
-    """The parts of a graph's weight with the scales of the matrices that it holds."""
+    """Return the parts of a graph's weight with the scales of the matrices that it holds."""
     waiting = [array for own in scales for array in own]
     joined = []
     for blocks, how in parts:

@@ -27,19 +27,19 @@ LAYER = re.compile(r"\.(\d+)\.")
 
 @dataclass(frozen=True)
 class Product:
-    """A product: its weight's name, the value that is multiplied with it, and whether the weight is [K, N]."""
+    """A product: its weight's name, the value it is multiplied with, and whether the weight is [K, N]."""
 
     weight: str
     x: str
     transposed: bool
 
     def matrix(self, stored: Floats) -> Floats:
-        """The weight [N, K]; of that, the weight as the graph reads it."""
+        """Return the weight [N, K] of the weight as the graph reads it, or the other way round."""
         return stored.T if self.transposed else stored
 
 
 class Segment:
-    """Nodes of a graph between two cuts. Matrices are inputs, so that another one may take a matrix's place."""
+    """The nodes of a graph between two cuts. Matrices are inputs, so that another one may take a matrix's place."""
 
     def __init__(self, nodes: Sequence[ir.Node], read_later: set[str], model: ir.Model) -> None:
         self._nodes, self._model = nodes, model
@@ -66,23 +66,23 @@ class Segment:
         return list(dict.fromkeys(product.x for product in self.products))
 
     def load(self) -> dict[str, Floats]:
-        """The matrices, as the graph reads them."""
+        """Read the matrices, as the graph reads them."""
         return {name: weight.numpy() for name, weight in self.matrices.items()}
 
     def run(self, state: State, matrices: Mapping[str, Floats], threads: int | None) -> State:
-        """What later pieces read of this one."""
+        """Run the piece; return what later pieces read of it."""
         return self._run(state, matrices, threads, self.writes, moments=False)
 
     def moments(
         self, state: State, matrices: Mapping[str, Floats], threads: int | None
     ) -> tuple[State, dict[str, Floats]]:
-        """The same, and the sums of products XᵀX [K, K] of each of the values that matrices are multiplied with."""
+        """Run the piece; also return the sums of products XᵀX [K, K] of each value that a matrix multiplies."""
         names = {_moments_of(x): x for x in self.multiplied}
-        found = self._run(state, matrices, threads, [*self.writes, *names], moments=True)
-        return {name: found[name] for name in self.writes}, {x: found[name] for name, x in names.items()}
+        values = self._run(state, matrices, threads, [*self.writes, *names], moments=True)
+        return {name: values[name] for name in self.writes}, {x: values[name] for name, x in names.items()}
 
     def behind(self, state: State, new: State) -> State:
-        """The state for the next piece; of that before this one, and what this one wrote: what nobody reads goes."""
+        """Return the state for the next piece, without values that no later piece reads."""
         return {name: value for name, value in {**state, **new}.items() if name in self._read_later}
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Segment:
 
 
 def cut(model: ir.Model) -> list[Segment]:
-    """The pieces of a full model's graph up to its logits: what comes before the first layer, the layers, the head.
+    """Cut a full model's graph into pieces: what comes before the first layer, each layer, and the head.
 
     A piece begins with the first product of its layer; the norm before it belongs to the piece before. Keys and values
     are not kept.
@@ -140,7 +140,7 @@ def cut(model: ir.Model) -> list[Segment]:
 
 
 def _inputs(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads of its graph, in branches of an If too."""
+    """Yield what a node reads of its graph, in branches of an If too."""
     yield from (value for value in node.inputs if value is not None)
     for attribute in node.attributes.values():
         if isinstance(attribute, ir.Attr) and attribute.type == ir.AttributeType.GRAPH:
@@ -168,6 +168,6 @@ def _moments_of(x: str) -> str:
 
 
 def _declared(name: str, array: NDArray[Any]) -> onnx.ValueInfoProto:
-    """An input of that type, with no more said of its shape than its rank."""
+    """Declare an input of an array's type, with no more said of its shape than its rank."""
     axes = [f"{name}.{axis}" for axis in range(array.ndim)]
     return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), axes)

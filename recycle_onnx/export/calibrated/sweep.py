@@ -35,7 +35,7 @@ STAGE = "calibrating"
 
 @dataclass
 class Sweep:
-    """The work. `windows` are token ids [n, length]."""
+    """One pass through a graph, layer by layer. `windows` are token ids [n, length]."""
 
     bundle: Bundle
     how: Quantization
@@ -45,7 +45,7 @@ class Sweep:
     unfinished: Unfinished
 
     def run(self) -> Rounded:
-        """Every matrix of the layers that `how` gives 4 bits; goes on where an interrupted run left off."""
+        """Round every matrix of the layers that `how` gives 4 bits; go on where an interrupted run left off."""
         segments = cut(load_lazily(self.bundle.graph("full"), {}))
         first = len(self.windows) // PROBES or 1
         probe = self.windows[::first][:PROBES, :PROBE_LENGTH]
@@ -71,7 +71,7 @@ class Sweep:
         return {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids), **dict.fromkeys(spec.past_names(), empty)}
 
     def _through(self, segment: Segment, at: Position) -> Position:
-        """The position behind `segment`; the first probe is the one in which nothing is rounded."""
+        """Return the position behind `segment`; the first probe is the one in which nothing is rounded."""
         matrices = segment.load()
         states, moments = self._seen(segment, at.states, matrices)
         tasks = [(p, p.matrix(matrices[p.weight]), moments[p.x]) for p in segment.products]
@@ -95,17 +95,20 @@ class Sweep:
     def _seen(
         self, segment: Segment, states: Sequence[State], matrices: Mapping[str, Floats]
     ) -> tuple[list[State], dict[str, Floats]]:
-        """All calibration windows behind `segment`, and the second moments of what its matrices read in them."""
+        """Carry all calibration windows through `segment`.
+
+        Return them, and the second moments of what its matrices read.
+        """
         after: list[State] = []
         totals: dict[str, Floats] = {}
         for state in states:
             new, moments = segment.moments(state, matrices, self.threads)
             after.append(segment.behind(state, new))
-            totals = {x: totals[x] + found if totals else found for x, found in moments.items()}
+            totals = {x: totals[x] + sums if totals else sums for x, sums in moments.items()}
         return after, {x: total / np.float32(self.windows.size) for x, total in totals.items()}
 
     def _round(self, product: Product, matrix: Floats, moments: Floats) -> list[tuple[RowGroup, Blocks, Quantization]]:
-        """The parts of one matrix."""
+        """Round one matrix; return its parts."""
         how = self.how.for_matrix(product.weight, matrix.shape[1])
         if how is None or how.bits != self.how.bits:
             return []
@@ -116,7 +119,7 @@ class Sweep:
         ]
 
     def _judge(self, head: Segment, probes: list[State], rounded: Rounded) -> None:
-        """Fill in the damage of every part."""
+        """Measure the damage of every part."""
         matrices = head.load()
 
         def log_probabilities(state: State) -> Floats:
@@ -136,7 +139,7 @@ class Sweep:
 
 
 def parts_of(weight: str, rows: int, bundle: Bundle) -> Iterator[tuple[int, int]]:
-    """Rows of a matrix that are stored together: queries, keys and values apart, anything else whole.
+    """Return rows of a matrix that are stored together: queries, keys and values apart, anything else whole.
 
     (In a model of 135 M parameters values are a part in thirty of the weights, and 40 % of the damage.)
     """
@@ -146,7 +149,7 @@ def parts_of(weight: str, rows: int, bundle: Bundle) -> Iterator[tuple[int, int]
 
 
 def _with_rows(product: Product, matrix: Floats, rows: tuple[int, int], instead: Floats) -> Floats:
-    """The weight as the graph reads it, with other values in these rows."""
+    """Return the weight as the graph reads it, with other values in these rows."""
     whole = matrix.copy()
     whole[slice(*rows)] = instead
     return np.ascontiguousarray(whole.T) if product.transposed else whole
@@ -159,5 +162,5 @@ def _rows(blocks: Blocks, rows: tuple[int, int]) -> Blocks:
 
 
 def _thinned(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    """Every other position of hidden states [B, S, H]."""
+    """Return every other position of hidden states [B, S, H]."""
     return array[:, ::EVERY] if array.ndim == 3 else array

@@ -32,7 +32,7 @@ TEMPERATURE = 1.0
 
 
 def windows(bundle: Bundle, path: Path | None, columns: int, rows: int, threads: int | None, report: Report) -> Ids:
-    """Token ids [about `rows`, length] for matrices of up to `columns` columns: of `path`, or of our own mixture.
+    """Return token ids [about `rows`, length] of `path`, or of our own texts, for up to `columns` columns.
 
     Of a file with prompts the model writes the answers itself.
 
@@ -57,7 +57,7 @@ def windows(bundle: Bundle, path: Path | None, columns: int, rows: int, threads:
 
 
 def more_windows(bundle: Bundle, path: Path | None, ids: Ids) -> tuple[Ids, bool]:
-    """More of the text that the windows `ids` are from, to tune scales with; and whether the model is to add its own.
+    """Return more of the text that the windows `ids` are from, and whether the model is to add its own.
 
     That is all that there is of our own kinds, `MOST` windows of a text file at most, and for prompts `ids` themselves.
     """
@@ -67,12 +67,12 @@ def more_windows(bundle: Bundle, path: Path | None, ids: Ids) -> tuple[Ids, bool
     if holds_prompts(path):
         return ids, True
     tokenizer = load_tokenizer(bundle.folder)
-    found = _cut((encode(tokenizer, document) for document in read_documents([path])), length)
-    return found[_evenly(len(found), MOST)], False
+    available = _cut((encode(tokenizer, document) for document in read_documents([path])), length)
+    return available[_evenly(len(available), MOST)], False
 
 
 def _committed(bundle: Bundle, length: int) -> list[Ids]:
-    """Our own texts, kind by kind, in windows."""
+    """Return our own texts, kind by kind, in windows."""
     tokenizer = load_tokenizer(bundle.folder)
     texts = (read_text(FOLDER / f"{kind}.txt") for kind in KINDS)
     return [_cut([encode(tokenizer, part) for part in text.split("\n\n")], length) for text in texts]
@@ -97,7 +97,7 @@ def _mixture(bundle: Bundle, length: int, rows: int, threads: int | None, report
 
 
 def _script(bundle: Bundle) -> Script | None:
-    """How the model writes by itself; None where its chat template cannot be used here."""
+    """Return how the model writes by itself; None where its chat template cannot be used here."""
     try:
         return Script.of(bundle.folder, TEMPERATURE)
     except InputError:  # no jinja2, or a template that refuses: the committed texts remain
@@ -105,18 +105,18 @@ def _script(bundle: Bundle) -> Script | None:
 
 
 def _before(script: Script) -> Sequence[int]:
-    """What stands before a document."""
+    """Return what stands before a document."""
     return () if script.chat is not None else script.starts[0].ids
 
 
 def _cut(documents: Iterable[Sequence[int]], length: int) -> Ids:
-    """Windows [n, length] of documents in a row; what is left at the end is dropped."""
+    """Cut documents in a row into windows [n, length]; what is left at the end is dropped."""
     ids = np.array([token for document in documents for token in document], np.int64)
     return ids[: len(ids) // length * length].reshape(-1, length)
 
 
 def _evenly(count: int, wanted: int) -> list[int]:
-    """Places of `wanted` of `count` things, spread evenly; all of them where there are no more."""
+    """Return places of `wanted` of `count` things, spread evenly; all of them where there are no more."""
     return sorted({int(place) for place in np.linspace(0, count - 1, min(count, wanted))}) if count else []
 
 

@@ -22,20 +22,20 @@ SECONDS_BETWEEN = 120.0
 
 
 class Rounded(NamedTuple):
-    """Parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
+    """The parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
 
     parts: list[RowGroup]
     blocks: list[Blocks]
     hows: list[Quantization]
 
     def copy(self) -> Rounded:
-        """Other lists of the same parts."""
+        """Return other lists of the same parts."""
         return Rounded(list(self.parts), list(self.blocks), list(self.hows))
 
 
 @dataclass(frozen=True)
 class Position:
-    """What there is behind so many pieces of the graph: results, calibration windows, and probes."""
+    """The state of a calibration behind so many pieces of the graph: results, calibration windows, and probes."""
 
     layers: int
     rounded: Rounded
@@ -44,14 +44,14 @@ class Position:
 
 
 class Unfinished:
-    """The position of one calibration, under a key that says all that it depends on."""
+    """The saved position of one calibration, under a key that says all that it depends on."""
 
     def __init__(self, key: str) -> None:
         self._path = cache_folder() / "quantization" / f"{key[:32]}.npz"
         self._saved = time.monotonic()
 
     def save_now_and_then(self, at: Position) -> None:
-        """Save if the last time is long ago."""
+        """Save the position if the last save is long ago."""
         if time.monotonic() - self._saved >= SECONDS_BETWEEN:
             self.save(at)
 
@@ -67,7 +67,7 @@ class Unfinished:
         self._saved = time.monotonic()
 
     def load(self) -> Position | None:
-        """The position that was saved; None if there is none, or a damaged one."""
+        """Load the position that was saved; None if there is none, or a damaged one."""
         try:
             with np.load(self._path, allow_pickle=False) as arrays:
                 return _position(arrays)
@@ -75,7 +75,7 @@ class Unfinished:
             return None
 
     def remove(self) -> None:
-        """Forget it: the calibration is finished."""
+        """Delete the saved position: the calibration is finished."""
         self._path.unlink(missing_ok=True)
 
 

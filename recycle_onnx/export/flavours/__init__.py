@@ -29,14 +29,14 @@ Precision = Quantization | HalfPrecision
 
 @dataclass(frozen=True)
 class Flavour:
-    """How graphs are built and quantized."""
+    """A set of operators, with the builder and the quantizer of graphs in it."""
 
     name: str
     graph: type[DecoderGraph]
     quantizer: type[GraphQuantizer]
 
     def suited(self, how: Precision) -> Precision:
-        """The same precision, with eight bits where four cannot be."""
+        """Return the precision with eight bits where the flavour cannot have four."""
         if not isinstance(how, Quantization) or how.bits != 4:
             return how
         keep = how.keep or ()
@@ -49,7 +49,7 @@ class Flavour:
         made: Made = MappingProxyType({}),
         vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> Rewriter:
-        """What stores weights in this precision; None is float32.
+        """Make what stores weights in this precision; None is float32.
 
         `made` are matrices that are quantized already, and `vectors` take the place of those of the same names.
         """
@@ -66,7 +66,7 @@ FLAVOURS = {flavour.name: flavour for flavour in (ORT, STANDARD)}
 
 
 def flavour_named(name: str) -> Flavour:
-    """The flavour of that name.
+    """Return the flavour of that name.
 
     Raises:
         InputError: there is none.

@@ -17,7 +17,7 @@ HEAD_SIZES = 8
 
 
 class OrtGraph(DecoderGraph):
-    """GroupQueryAttention over shared buffers, and norms that add; no padding on the left."""
+    """A graph with GroupQueryAttention over shared buffers, and norms that add; no padding on the left."""
 
     opsets = {"": 23, "com.microsoft": 1}  # noqa: RUF012
     ir_version = 11
@@ -33,7 +33,7 @@ class OrtGraph(DecoderGraph):
         self._lengths()
 
     def _lengths(self) -> None:
-        """Lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
+        """Compute lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
         op, mask = self.op, self.inputs[ATTENTION_MASK]
         length = op.ReduceSum(mask, self.ints(1), keepdims=0)
         self.last_index = op.Cast(op.Sub(length, self.ints(1)), to=ir.DataType.INT32)
@@ -51,7 +51,7 @@ class OrtGraph(DecoderGraph):
         return positions
 
     def add_norm(self, x: ir.Value, delta: ir.Value, parameters: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """The operators with Skip in their name add and normalise in one pass."""
+        """Add and normalise in one pass, by the operators with Skip in their name."""
         config, microsoft = self.config.norm, self.microsoft
         rms, layer = microsoft.SkipSimplifiedLayerNormalization, microsoft.SkipLayerNormalization
         operator = rms if config.kind == "rms" else layer
@@ -59,7 +59,7 @@ class OrtGraph(DecoderGraph):
         return normalised, total
 
     def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """GroupQueryAttention, which rotates too where its CPU kernel can."""
+        """Build GroupQueryAttention, which rotates too where its CPU kernel can."""
         rope = layer.rope
         fused = rope is not None and len(rope.frequencies) % 8 == 0  # else the kernel refuses
         if rope and not fused:
@@ -72,26 +72,26 @@ class OrtGraph(DecoderGraph):
         return y, key, value
 
     def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:
-        """FusedMatMul, which reads the table as it is stored."""
+        """Build FusedMatMul, which reads the table as it is stored."""
         product: ir.Value = self.microsoft.FusedMatMul(x, table, transB=1)
         return product
 
     def _attributes(self, layer: Layer, fused: bool) -> dict[str, Any]:
         config = self.config
-        found: dict[str, Any] = {
+        attributes: dict[str, Any] = {
             "do_rotary": int(fused),
             "num_heads": config.num_heads,
             "kv_num_heads": config.num_kv_heads,
         }
         if fused and layer.rope and layer.rope.interleaved:
-            found["rotary_interleaved"] = 1
+            attributes["rotary_interleaved"] = 1
         if layer.scale != config.head_dim**-0.5:
-            found["scale"] = layer.scale
+            attributes["scale"] = layer.scale
         if layer.window is not None:
-            found["local_window_size"] = layer.window
+            attributes["local_window_size"] = layer.window
         if config.attention_softcap is not None:
-            found["softcap"] = config.attention_softcap
-        return found
+            attributes["softcap"] = config.attention_softcap
+        return attributes
 
     def _rotated(self, query: Projected, layer: Layer) -> Projected:
         config, rope = self.config, layer.rope

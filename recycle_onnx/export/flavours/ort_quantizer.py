@@ -17,10 +17,13 @@ INT8_ACTIVATIONS = 4
 
 
 class OrtQuantizer(GraphQuantizer):
-    """MatMulNBits and GatherBlockQuantized over the same bytes: rows of blocks."""
+    """A quantizer to MatMulNBits and GatherBlockQuantized, which read the same bytes: rows of blocks."""
 
     def round_alike(self, graph: ir.Graph) -> None:
-        """A second row in attention, where there is one (MatMulNBits needs none up to blocks of 32, of 8 bits 64)."""
+        """Add a second row in attention, where there is one.
+
+        MatMulNBits needs none up to blocks of 32, of 8 bits 64.
+        """
         add_to_group_query_attention(graph)
 
     def lay_out(self, name: str, part: QuantizedRows, writer: ExternalDataWriter) -> QuantizedMatrix:
@@ -37,13 +40,13 @@ class OrtQuantizer(GraphQuantizer):
         )
 
     def product(self, x: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
-        """MatMulNBits with int8 activations."""
+        """Make MatMulNBits with int8 activations."""
         sizes = {"K": stored.width, "N": stored.rows, "bits": stored.how.bits, "block_size": stored.how.block_size}
         attributes = {**sizes, "accuracy_level": INT8_ACTIVATIONS}
         return [ir.node("MatMulNBits", [x, *initializers(graph, stored.parts)], attributes, domain=MICROSOFT)]
 
     def gather(self, ids: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
-        """GatherBlockQuantized."""
+        """Make GatherBlockQuantized."""
         packed, *scales = stored.parts
         shape = (stored.rows, stored.width * stored.how.bits // 8)
         [table] = initializers(graph, [same_bytes(packed, shape, name=f"{packed.name}.rows")])

@@ -31,7 +31,7 @@ QUERIES, ALLOWED = 0, 3
 
 @dataclass(frozen=True)
 class _Row:
-    """How to add it and to drop it again: `pads` [2] along `axis`; from `start`, the first `count`."""
+    """A row to add and to drop again: `pads` [2] along `axis`; from `start`, the first `count`."""
 
     pads: ir.Value
     start: ir.Value
@@ -39,11 +39,11 @@ class _Row:
     axis: ir.Value
 
     def added(self, nodes: Tape, x: ir.Value, filling: ir.Value | None = None) -> ir.Value:
-        """`x` with the row, if one is to be added."""
+        """Return `x` with the row, if one is to be added."""
         return nodes.op("Pad", [x, self.pads, filling, self.axis])
 
     def drop_behind(self, graph: ir.Graph, node: ir.Node) -> None:
-        """Let those who read what `node` writes see it without the row."""
+        """Let nodes that read what `node` writes see it without the row."""
         y = node.outputs[0]
         cut = ir.node("Slice", [y, self.start, self.count, self.axis])
         y.replace_all_uses_with(cut.outputs[0])
@@ -106,7 +106,7 @@ def add_to_attention(graph: ir.Graph) -> None:
 
 
 def _row(graph: ir.Graph, nodes: Tape, wanted: ir.Value, axis: int) -> tuple[ir.Value, _Row]:
-    """How many rows [1] are added, `wanted` or none if that is less; and how to add and drop them."""
+    """Compute how many rows [1] are added, `wanted` or none if that is less, and how to add and drop them."""
     start = _constant(graph, "start", np.array([0]))
     added = nodes.op("Max", [wanted, start])
     pads = nodes.op("Concat", [start, added], {"axis": 0})
@@ -115,7 +115,7 @@ def _row(graph: ir.Graph, nodes: Tape, wanted: ir.Value, axis: int) -> tuple[ir.
 
 
 def _positions(graph: ir.Graph, attentions: Sequence[ir.Node]) -> list[ir.Value]:
-    """How many positions [1] the rotary tables have, of those that the operator reads."""
+    """Return how many positions [1] the rotary tables have, of those that the operator reads."""
     tables = [node.inputs[COSINES] for node in attentions if len(node.inputs) > COSINES]
     lengths = [table.shape.numpy()[0] for table in tables if table is not None and table.shape is not None]
     return [_constant(graph, "positions", np.array([min(lengths)]))] if lengths else []

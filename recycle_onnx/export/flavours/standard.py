@@ -22,7 +22,7 @@ HEADS_FIRST = [0, 2, 1, 3]
 
 
 class StandardGraph(DecoderGraph):
-    """Attention over the first T rows of a buffer that TensorScatter writes into, or that grows."""
+    """A graph with Attention over the first T rows of a buffer that TensorScatter writes into, or that grows."""
 
     opsets = {"": 24}  # noqa: RUF012
     ir_version = 12
@@ -33,7 +33,7 @@ class StandardGraph(DecoderGraph):
         self._lengths()
 
     def _lengths(self) -> None:
-        """Lengths from the mask's values: `start` … `end` - 1 are the columns of this call's tokens."""
+        """Compute lengths from the mask's values: `start` … `end` - 1 are the columns of this call's tokens."""
         op, ids, mask = self.op, self.inputs[INPUT_IDS], self.inputs[ATTENTION_MASK]
         width = op.Squeeze(op.Shape(mask, start=1, end=2))
         columns = op.Range(self.scalar(1), op.Add(width, self.scalar(1)), self.scalar(1))
@@ -50,12 +50,12 @@ class StandardGraph(DecoderGraph):
         return positions
 
     def add_norm(self, x: ir.Value, delta: ir.Value, parameters: list[ir.Value]) -> tuple[ir.Value, ir.Value]:
-        """Add, then the norm."""
+        """Add first, and normalise by another operator."""
         total = self.op.Add(x, delta)
         return self.norm(total, parameters), total
 
     def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Attention, over as many rows of the buffers as are valid: it would compute with all of them."""
+        """Build Attention over as many rows of the buffers as are valid: it would compute with all of them."""
         op, config = self.op, self.config
         q, k, v = self._by_head(query)
         if layer.rope:
@@ -69,14 +69,14 @@ class StandardGraph(DecoderGraph):
         return op.Reshape(y, self.ints(0, 0, -1)), *present
 
     def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:
-        """Gemm, which reads the table as it is stored, and takes matrices only."""
+        """Build Gemm, which reads the table as it is stored, and takes matrices only."""
         op, config = self.op, self.config
         product = op.Gemm(op.Reshape(x, self.ints(-1, config.hidden_size)), table, transB=1)
         shape = op.Concat(op.Shape(x, start=0, end=2), self.ints(-1), axis=0)
         return op.Reshape(product, shape)  # type: ignore[no-any-return]
 
     def _by_head(self, query: Projected) -> Projected:
-        """Queries, keys and values [B, heads, S, D]."""
+        """Split into queries, keys and values [B, heads, S, D]."""
         op, config = self.op, self.config
         heads = tuple(
             op.Transpose(op.Reshape(x, self.ints(0, 0, -1, config.head_dim)), perm=HEADS_FIRST) for x in query
@@ -123,7 +123,7 @@ class StandardGraph(DecoderGraph):
         return key, value
 
     def _allowed(self, window: int | None) -> ir.Value:
-        """Which keys a token sees [B, 1, S, T]: itself, and what the mask has of those before it, in its window.
+        """Compute which keys a token sees [B, 1, S, T]: itself, and what the mask has of those before, in its window.
 
         (Padding sees itself: were there nothing to see, some kernels would give NaN, and its values would be NaN too.)
         """
@@ -139,7 +139,7 @@ class StandardGraph(DecoderGraph):
         return self._masks[window]
 
     def _distances(self) -> ir.Value:
-        """How many positions each key lies before each token [B, S, T]."""
+        """Compute how many positions each key lies before each token [B, S, T]."""
         op = self.op
         queries, keys = (
             op.Unsqueeze(positions, self.ints(axis))

@@ -27,13 +27,16 @@ TYPES = {
 
 
 class StandardQuantizer(GraphQuantizer):
-    """Matrices [K, N] of small integers, also where rows of [N, K] are gathered: tied ones are stored once."""
+    """A quantizer to matrices [K, N] of small integers, also where rows of [N, K] are gathered.
+
+    Tied matrices are stored once.
+    """
 
     eight_bits = ("embed_tokens",)
     """(ONNX's Gather takes no 4-bit integers.)"""
 
     def round_alike(self, graph: ir.Graph) -> None:
-        """A second row in attention, where there is one."""
+        """Add a second row in attention, where there is one."""
         add_to_attention(graph)
 
     def lay_out(self, name: str, part: QuantizedRows, writer: ExternalDataWriter) -> QuantizedMatrix:
@@ -59,12 +62,12 @@ class StandardQuantizer(GraphQuantizer):
         )
 
     def product(self, x: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
-        """MatMul with the dequantized matrix."""
+        """Make MatMul with the dequantized matrix."""
         weight = _dequantized(initializers(graph, stored.parts), stored.how)
         return [weight, ir.node("MatMul", [x, weight.outputs[0]])]
 
     def gather(self, ids: ir.Value, stored: QuantizedMatrix, graph: ir.Graph) -> Sequence[ir.Node]:
-        """Columns [K, B, S] of each part, dequantized and transposed to [B, S, K]."""
+        """Gather columns [K, B, S] of each part, dequantized and transposed to [B, S, K]."""
         tables = [same_bytes(part, part.shape.numpy(), name=f"{part.name}.columns") for part in stored.parts]
         columns = [ir.node("Gather", [table, ids], {"axis": 1}) for table in initializers(graph, tables)]
         values = _dequantized([node.outputs[0] for node in columns], stored.how)

@@ -95,7 +95,9 @@ class LookupProposer:
 
 
 class ConstraintProposer:
-    """What a constraint leaves no choice about (fast-forward tokens), where that reaches as far as another's chain.
+    """A proposer of tokens about which a constraint leaves no choice (fast-forward tokens).
+
+    It stands aside where another proposer's chain reaches further.
 
     It costs no step of the module, and is nearly always right: a model may only cut the same text into other tokens.
     """

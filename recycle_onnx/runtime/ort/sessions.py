@@ -12,10 +12,12 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind, Tensor
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.kinds import Number
 from recycle_onnx.runtime.ort.providers import Place, Placement
 from recycle_onnx.runtime.ort.renamed import renamed
 
 FATAL_ONLY = 4
+THREADS = Number(least=1, whole=True, optional=True)
 MOST_OF_A_REASON = 400
 """Characters."""
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
@@ -65,13 +67,12 @@ def open_session(
 
 
 def check_threads(threads: int | None) -> None:
-    """Refuse a number of threads below one.
+    """Refuse a number of threads below one, and what is no whole number.
 
     Raises:
         InputError: it is.
     """
-    if threads is not None and threads < 1:
-        raise InputError(f"threads is {threads}; expected at least 1")
+    THREADS.own("threads", threads)
 
 
 def check_path(path: Path) -> None:

@@ -170,7 +170,7 @@ def _environment() -> _Environment:
 
 
 class _Generation(Extension):
-    """`{% generation %}` marks answers for training; here it is a scope like any other."""
+    """A block of `{% generation %}`, which marks answers for training; here it is a scope like any other."""
 
     tags = {"generation"}  # noqa: RUF012 -- as jinja2 declares it
 
@@ -181,7 +181,7 @@ class _Generation(Extension):
 
 
 class _Namespace(Namespace):
-    """Without a way to Python's internals; what it holds may change, and so is not printed."""
+    """A namespace without a way to Python's internals; what it holds may change, and so is not printed."""
 
     def __init__(*args: Any, **values: Any) -> None:
         self, *rest = args

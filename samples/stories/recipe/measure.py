@@ -27,7 +27,7 @@ NEW_TOKENS = 60
 
 
 def load(folder: Path) -> FullModel:
-    """The base of a checkpoint in torch."""
+    """Load the base of a checkpoint in torch."""
     with Checkpoint.open(folder, base_only=True) as checkpoint:
         model = FullModel(checkpoint.base)
         fill(model, checkpoint.base_weights, checkpoint.base.tensor_shapes())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import recycle_onnx
+from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.model import RecycleModel
 
 PROMPT = "One day, a shy robot by the river"
@@ -36,3 +38,14 @@ def test_an_application_keeps_its_own_way_with_sessions(sample_bundle: Path) -> 
     load = f"import recycle_onnx; model = recycle_onnx.load({str(sample_bundle)!r}); model.generate('A')"
     theirs = f"import onnxruntime as ort; ort.InferenceSession({str(sample_bundle / 'model.onnx')!r})"
     assert run(f"{load}\n{theirs}\nprint('both')") == "both"
+
+
+@pytest.mark.parametrize("threads", ["2", 1.0, True, -1])
+def test_threads_of_another_kind_are_refused(threads: Any, tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match=r"threads is .*; expected at least 1"):
+        recycle_onnx.load(tiny_bundle, threads=threads)
+
+
+def test_a_path_that_the_system_refuses_is_an_error_of_ours() -> None:
+    with pytest.raises(InputError, match="cannot read"):
+        recycle_onnx.load("a" * 5000)

@@ -13,7 +13,7 @@ from recycle_onnx.checkpoint.families import describe
 from recycle_onnx.checkpoint.sources.gguf.families import Config, config_of, family_of
 from recycle_onnx.checkpoint.sources.gguf.keys import Keys
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile
-from recycle_onnx.checkpoint.sources.gguf.tensors import ITEM_SIZES, Renamed, rename
+from recycle_onnx.checkpoint.sources.gguf.tensors import KEPT, Renamed, rename
 from recycle_onnx.checkpoint.weights import check_shapes
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256
@@ -52,9 +52,9 @@ class GgufBase:
         return cls(file, keys, config, tensors)
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """What the user should know: quantized weights, and keys that nothing was made of."""
+        """Tell the user of quantized weights, and of keys that nothing was made of."""
         name = self.file.path.name
-        if quantized := [kind for kind in self.file.types() if kind not in ITEM_SIZES]:
+        if quantized := [kind for kind in self.file.types() if kind not in KEPT]:
             note(
                 f"{name} is quantized ({', '.join(quantized)}); its weights are dequantized to float32 as they are "
                 "read, and what quantization lost stays lost"
@@ -63,7 +63,7 @@ class GgufBase:
             note(f"{name}: keys that were not used: {', '.join(unused)}")
 
     def source(self) -> dict[str, Any]:
-        """What `source.json` says of the file."""
+        """Return what `source.json` says of the file."""
         file = self.file
         licence = file.metadata.get("general.license")
         return {
@@ -86,7 +86,7 @@ def _rows_of_embedding(file: GgufFile) -> int:
 
 
 def _type_of(tensors: list[Renamed]) -> str:
-    """The type of most of the weights."""
+    """Return the type of most of the weights."""
     sizes: dict[str, int] = {}
     for tensor in tensors:
         sizes[tensor.type] = sizes.get(tensor.type, 0) + tensor.bytes

@@ -114,7 +114,7 @@ FAMILIES = {
 
 
 def family_of(keys: Keys) -> Architecture:
-    """The file's family.
+    """Return the file's architecture.
 
     Raises:
         InputError: an architecture that is not supported, or one with experts.
@@ -129,7 +129,7 @@ def family_of(keys: Keys) -> Architecture:
 
 
 def config_of(keys: Keys, family: Architecture) -> Config:
-    """`config.json`, special tokens and types left out.
+    """Make `config.json`, without special tokens and types.
 
     Raises:
         InputError: a value is missing, or is one that is not supported.
@@ -137,8 +137,8 @@ def config_of(keys: Keys, family: Architecture) -> Config:
     hidden, heads = keys.count("embedding_length"), keys.count("attention.head_count")
     head_dim = keys.count("attention.key_length", hidden // heads)
     for name in ("attention.value_length", "rope.dimension_count"):
-        if (given := keys.get(name, head_dim)) != head_dim:
-            raise keys.error(name, f"is {given}, and a head has {head_dim}; that is not supported")
+        if (size := keys.get(name, head_dim)) != head_dim:
+            raise keys.error(name, f"is {size}, and a head has {head_dim}; that is not supported")
     theta = keys.real("rope.freq_base", 10000.0)
     config: Config = {
         "architectures": [family.architecture],

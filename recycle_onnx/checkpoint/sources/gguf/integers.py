@@ -26,7 +26,7 @@ ONES_AND_ZEROS = bytes([1, 1, 1, 1, 0, 0, 0, 0, 1, 1, 1, 1])
 
 @dataclass(frozen=True)
 class Layout:
-    """How a block [blocks, bytes] has `levels` integers around `zero`: what makes its scales 1, and what they are."""
+    """A layout of blocks [blocks, bytes] of `levels` integers around `zero`: what makes scales 1, and what they are."""
 
     levels: int
     zero: int
@@ -36,12 +36,12 @@ class Layout:
 
 
 def _half(start: int) -> Callable[[Bytes], Floats]:
-    """A float16 at an offset, as [blocks, 1]."""
+    """Make a reader of a float16 at an offset, as [blocks, 1]."""
     return lambda blocks: np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
 
 
 def _six_bits(which: int, sign: int) -> Callable[[Bytes], Floats]:
-    """Scales (0) or minima (1) of Q4_K and Q5_K [blocks, 8]."""
+    """Make a reader of the scales (0) or minima (1) of Q4_K and Q5_K [blocks, 8]."""
 
     def read(blocks: Bytes) -> Floats:
         six = Q4_K.get_scale_min(np.ascontiguousarray(blocks[:, 4:16]))[which]
@@ -72,7 +72,7 @@ LAYOUTS = {
 
 
 def read_integers(rows: Bytes, kind: str) -> Integers | None:
-    """Rows of bytes [N, bytes a row] in ggml type `kind` as integers; None of a type that has none, or a table."""
+    """Read rows of bytes [N, bytes a row] in ggml type `kind` as integers; None for a type without any."""
     if kind not in LAYOUTS:
         return None
     layout = LAYOUTS[kind]

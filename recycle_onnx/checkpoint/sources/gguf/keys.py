@@ -15,7 +15,7 @@ UNIMPORTANT = {"vocab_size", "rope.dimension_count", "attention.value_length", "
 
 
 class Keys:
-    """Values of `{architecture}.*`; remembers which were asked for."""
+    """The values of `{architecture}.*`, with a note of which were asked for."""
 
     def __init__(self, file: GgufFile) -> None:
         self.file = file
@@ -23,7 +23,7 @@ class Keys:
         self._asked: set[str] = set(UNIMPORTANT)
 
     def get(self, name: str, default: Any = None) -> Any:
-        """A value; one that stands for every layer where the file lists it layer by layer.
+        """Return a value, or one for every layer where the file lists it layer by layer.
 
         Raises:
             InputError: the layers differ.
@@ -37,7 +37,7 @@ class Keys:
         return value
 
     def count(self, name: str, default: int | None = None) -> int:
-        """A positive whole number.
+        """Return a positive whole number.
 
         Raises:
             InputError: it is missing, or is none.
@@ -48,7 +48,7 @@ class Keys:
         return value
 
     def real(self, name: str, default: float | None = None) -> float:
-        """A positive number. GGUF stores float32: 1e-05 comes back as 1e-05, not as 9.99999974e-06.
+        """Return a positive number; of a float32 the shortest decimal: 1e-05, not 9.99999974e-06.
 
         Raises:
             InputError: it is missing, or is none.
@@ -59,11 +59,11 @@ class Keys:
         return float(str(np.float32(value)))
 
     def error(self, name: str, what: str) -> InputError:
-        """An error about one key."""
+        """Make an error about one key."""
         return InputError(f"{self.file.path}: {self.architecture}.{name} {what}")
 
     def unused(self) -> list[str]:
-        """Keys of the architecture that nobody asked for."""
+        """Return keys of the architecture that nobody asked for."""
         prefix = f"{self.architecture}."
         names = [name.removeprefix(prefix) for name in self.file.metadata if name.startswith(prefix)]
         return sorted(set(names) - self._asked)

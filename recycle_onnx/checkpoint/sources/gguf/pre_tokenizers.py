@@ -22,7 +22,7 @@ PUNCTUATION = r"[\p{P}\$\+<=>\^~\|`]+"
 
 @dataclass(frozen=True)
 class Splitting:
-    """Expressions that split one after the other, and how merging goes on."""
+    """A way to split text: expressions that split one after the other, and how merging goes on."""
 
     expressions: tuple[str, ...]
     whole_words: bool = False
@@ -32,12 +32,12 @@ class Splitting:
     """Text is brought to Unicode's composed form first."""
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        """Splits, then writes bytes as the printable characters of GPT-2's alphabet."""
+        """Make what splits text, then writes bytes as the printable characters of GPT-2's alphabet."""
         splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in self.expressions]
         return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
     def normalizer(self) -> normalizers.Normalizer | None:
-        """What happens to text before."""
+        """Make what normalises text before it is split, if anything."""
         return normalizers.NFC() if self.composes else None
 
 

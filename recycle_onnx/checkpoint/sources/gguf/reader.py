@@ -37,7 +37,7 @@ MOST_TENSORS = 1 << 17
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies; `shape` is in numpy's order, rows first."""
+    """The name, shape, type and place of a tensor; `shape` is in numpy's order, rows first."""
 
     name: str
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ class TensorInfo:
 
 
 class TruncatedError(Exception):
-    """The file ends before what its header promises."""
+    """An error for a file that ends before what its header promises."""
 
 
 class GgufFile:
@@ -134,7 +134,7 @@ class GgufFile:
             ) from error
 
     def raw(self, tensor: TensorInfo) -> NDArray[np.uint8]:
-        """A tensor's bytes as [rows, bytes a row]; blocks never reach over a row's end.
+        """Return a tensor's bytes as [rows, bytes a row]; blocks never reach over a row's end.
 
         The file is mapped as long as the array lives: mapped pages count as this process's memory.
         """
@@ -142,7 +142,7 @@ class GgufFile:
         return values.reshape(prod(tensor.shape[:-1]), -1)
 
     def types(self) -> dict[str, int]:
-        """How many tensors are stored in each type."""
+        """Count how many tensors are stored in each type."""
         kinds = [tensor.type for tensor in self.tensors.values()]
         return {kind: kinds.count(kind) for kind in sorted(set(kinds))}
 
@@ -158,14 +158,14 @@ PLAIN: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16}
 
 
 def decode(rows: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:
-    """Rows of bytes in ggml type `kind` as float32 [rows, values a row]."""
+    """Convert rows of bytes in ggml type `kind` to float32 [rows, values a row]."""
     with np.errstate(invalid="ignore"):  # a damaged scale; whoever reads the weights refuses what is not finite
         values = rows.view(PLAIN[kind]) if kind in PLAIN else dequantize(rows, GGMLQuantizationType[kind])
     return np.asarray(values, dtype=np.float32)
 
 
 class _Cursor:
-    """Reads GGUF's little-endian values one after the other; a list holds numbers or texts, never lists."""
+    """A reader of GGUF's little-endian values in order; a list holds numbers or texts, never lists."""
 
     def __init__(self, data: memoryview, position: int) -> None:
         self._data = data
@@ -205,7 +205,7 @@ class _Cursor:
         return [value for (value,) in struct.iter_unpack(one, self._take(count * struct.calcsize(one)))]
 
     def tensor(self) -> tuple[str, tuple[int, ...], int, int]:
-        """Name, shape with the rows first, ggml type and offset in the data section."""
+        """Read name, shape with the rows first, ggml type and offset in the data section."""
         name, dimensions = self.string(), self.number("I")
         if dimensions > MOST_DIMENSIONS:
             raise ValueError(f"{dimensions} dimensions")

@@ -14,7 +14,7 @@ LOW, HIGH = 1.0, 4.0
 
 
 def rope_scaling(keys: Keys, head_dim: int, theta: float) -> dict[str, object] | None:
-    """The scaling that the file's keys or its `rope_freqs` tensor state.
+    """Return the scaling that the file's keys or its `rope_freqs` tensor state.
 
     Raises:
         InputError: a kind of scaling that is not supported.
@@ -38,7 +38,7 @@ def rope_scaling(keys: Keys, head_dim: int, theta: float) -> dict[str, object] |
 
 
 def _llama3(keys: Keys, head_dim: int, theta: float) -> dict[str, object] | None:
-    """llama.cpp stores a divisor a frequency; find the context from which Llama 3's rule gives just these."""
+    """Find the context from which Llama 3's rule gives the divisors of frequencies that llama.cpp stores."""
     stored = frequencies(keys.file)
     if not np.isfinite(stored).all() or stored.min(initial=1.0) <= 0:
         raise keys.error("rope", f"has {FREQUENCIES} that are not positive numbers; damaged")
@@ -60,14 +60,14 @@ def _llama3(keys: Keys, head_dim: int, theta: float) -> dict[str, object] | None
 
 
 def frequencies(file: GgufFile) -> NDArray[np.float32]:
-    """The divisors of the rotary frequencies, [head size / 2]."""
+    """Read the divisors of the rotary frequencies, [head size / 2]."""
     tensor = file.tensors[FREQUENCIES]
     values: NDArray[np.float32] = decode(file.raw(tensor), tensor.type)[0]
     return values
 
 
 def llama3_divisors(head_dim: int, theta: float, factor: float, context: int) -> NDArray[np.float64]:
-    """What Llama 3 divides each rotary frequency by; its first context was `context`."""
+    """Compute what Llama 3 divides each rotary frequency by; its first context was `context`."""
     wavelengths = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     smooth = np.clip((context / wavelengths - LOW) / (HIGH - LOW), 0.0, 1.0)
     divisors: NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)

@@ -25,7 +25,7 @@ ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens and how text becomes them."""
+    """The tokens of a file, and how text becomes them."""
 
     path: Path
     metadata: dict[str, Any]
@@ -85,21 +85,21 @@ class Vocabulary:
         return bool(self.metadata.get(f"ggml.add_{name}_token", default))
 
     def special_ids(self) -> dict[str, int | None]:
-        """Special tokens as `config.json` names them."""
+        """Return special tokens as `config.json` names them."""
         return {f"{name}_token_id": self._id(name) for name in ("bos", "eos", "pad")}
 
     def named_ends(self) -> dict[str, int]:
-        """Tokens that end a text by the keys that name them."""
+        """Return tokens that end a text by the keys that name them."""
         named = {f"GGUF {name}_token_id": self._id(name) for name in ENDS}
         return {name: i for name, i in named.items() if i is not None}
 
     def generation_config(self) -> dict[str, Any]:
-        """`generation_config.json`, with every token that llama.cpp stops at."""
+        """Make `generation_config.json`, with every token that llama.cpp stops at."""
         known = known_ends({token: i for i, token in enumerate(self.tokens)})
         ends = list(dict.fromkeys([*self.named_ends().values(), *known]))
-        found = {"bos_token_id": self._id("bos"), "pad_token_id": self._id("pad")}
-        found_ends: Any = ends[0] if len(ends) == 1 else ends or None
-        return {name: i for name, i in {**found, "eos_token_id": found_ends}.items() if i is not None}
+        special = {"bos_token_id": self._id("bos"), "pad_token_id": self._id("pad")}
+        end_ids: Any = ends[0] if len(ends) == 1 else ends or None
+        return {name: i for name, i in {**special, "eos_token_id": end_ids}.items() if i is not None}
 
     def _of_type(self, *types: int) -> list[str]:
         kinds = self.metadata.get("ggml.token_type", [])
@@ -122,7 +122,7 @@ class Vocabulary:
         write_json(folder / "tokenizer_config.json", config)
 
     def tokenizer(self) -> Tokenizer:
-        """The whole tokenizer.
+        """Make the whole tokenizer.
 
         Raises:
             InputError: tokens and merges contradict each other.
@@ -168,18 +168,18 @@ class Vocabulary:
         return made
 
     def _ids(self, tokens: list[str]) -> dict[str, int]:
-        """Ids of `tokens`, without those that llama.cpp adds where the embedding has more rows."""
+        """Return ids of `tokens`, without those that llama.cpp adds where the embedding has more rows."""
         padding = {f"[PAD{i}]" for i in range(len(tokens))} & set(self._of_type(UNUSED))
         return {token: i for i, token in enumerate(tokens) if token not in padding}
 
     def _respelled(self) -> list[str]:
-        """Tokens with runs of spaces as the normalizer leaves them; llama.cpp stores those of Gemma as they are."""
+        """Return tokens with runs of spaces as the normalizer leaves them; llama.cpp keeps Gemma's as they are."""
         known = set(self.tokens)
         runs = {token: SPACE * len(token) for token in known if not token.strip(" ")}
         return [run if (run := runs.get(token, token)) not in known else token for token in self.tokens]
 
     def _whole_in_text(self) -> list[str]:
-        """User-defined tokens; runs of spaces are left to merging."""
+        """Return user-defined tokens; runs of spaces are left to merging."""
         return [token for token in self._of_type(USER_DEFINED) if self.byte_level or token.strip(" ")]
 
     def _surround(self) -> processors.TemplateProcessing:
@@ -198,7 +198,7 @@ def _pair(merge: str) -> tuple[str, str]:
 
 
 def _merges(tokens: list[str], scores: Any) -> list[tuple[str, str]]:
-    """Every way to make a token of two, the best-scored token first: SentencePiece's BPE has scores for ranks."""
+    """Return every way to make a token of two, the best-scored token first: SentencePiece's scores serve as ranks."""
     ids = {token: i for i, token in enumerate(tokens)}
     merges = []
     for token, score in zip(tokens, scores, strict=True):

@@ -34,24 +34,24 @@ class GgufWeights(Weights):
         self._tensors = {tensor.name: tensor for tensor in base.tensors}
 
     def names(self) -> set[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return set(self._tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Of one tensor."""
+        """Return the shape of one tensor."""
         return self._tensors[name].tensor.shape
 
     def stored_type(self, name: str | None = None) -> str:
-        """The type that a tensor (the first one) is read in: F32, F16 or BF16."""
+        """Return the type that a tensor (the first one) is read in: F32, F16 or BF16."""
         return self._tensors[name or next(iter(self._tensors))].type
 
     def integer_type(self, name: str) -> str | None:
-        """The tensor's type in the file, where that is integers with scales and minima."""
+        """Return the tensor's type in the file, where that is integers with scales and minima."""
         kind = self._tensors[name].tensor.type
         return kind if kind in LAYOUTS else None
 
     def integers(self, name: str, rows: slice = ALL) -> Integers:
-        """The tensor's blocks, or some of its rows'.
+        """Read the tensor's blocks, or those of some of its rows.
 
         Raises:
             InputError: a scale or minimum is not finite.
