@@ -128,7 +128,7 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 
 .venv-lowest/ready: pyproject.toml tests/lowest.txt
 	$(PYTHON) -m venv .venv-lowest
-	$(LOWEST)/python $(PIP_INSTALL) -e ".[dev]" -c tests/lowest.txt
+	$(LOWEST)/python $(PIP_INSTALL) -e ".[test]" -c tests/lowest.txt
 	touch $@
 
 .venv-openvino/ready: tests/conformance/requirements-openvino.txt
