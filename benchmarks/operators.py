@@ -16,7 +16,7 @@ from time import perf_counter
 import click
 import onnx
 
-from recycle_onnx.bench import machine
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
@@ -75,7 +75,7 @@ def main(folder: Path, threads: int, context: int, steps: int) -> None:
     for name, values in runs.items():
         by_kind[kinds[name]] += sum(values[-steps:]) / steps
         bytes_by_kind[kinds[name]] += sizes.get(name, 0)
-    bandwidth = machine.describe().read_bandwidth_gb_s
+    bandwidth = Conditions.here().read_bandwidth_gb_s
     click.echo(f"a step takes {1e3 * seconds:.2f} ms; this machine reads {bandwidth:.0f} GB/s")
     for kind, ms in sorted(by_kind.items(), key=lambda item: -item[1]):
         reads = f", weights at {bytes_by_kind[kind] / ms / 1e6:.1f} GB/s" if bytes_by_kind[kind] > 1e6 else ""

@@ -26,42 +26,11 @@ VAGUE = frozenset(("found", "given", "done"))
 """Names that say that something happened to a thing, and not what the thing is."""
 KEPT = {"recycle_onnx/checkpoint/draft_vocabulary.py": "given"}
 """Public names that applications use already: `DraftVocabulary.given`."""
-NO_VERBS = frozenset(
-    [
-        "A",
-        "All",
-        "An",
-        "As",
-        "At",
-        "Both",
-        "By",
-        "Each",
-        "Every",
-        "Everything",
-        "For",
-        "From",
-        "How",
-        "In",
-        "Its",
-        "Of",
-        "One",
-        "Only",
-        "The",
-        "These",
-        "This",
-        "Those",
-        "Until",
-        "What",
-        "Where",
-        "Whether",
-        "Which",
-        "While",
-        "Who",
-        "Why",
-        "Within",
-        "Without",
-    ]
-)
+NO_VERBS = frozenset((
+    "A", "All", "An", "As", "At", "Both", "By", "Each", "Every", "Everything", "For", "From", "How", "In",
+    "Its", "Of", "One", "Only", "The", "These", "This", "Those", "Until", "What", "Where", "Whether", "Which",
+    "While", "Who", "Why", "Within", "Without",
+))  # fmt: skip
 """First words of a fragment. Ruff's D401 knows wrong forms of verbs; it lets most of these pass."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

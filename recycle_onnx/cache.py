@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 def cache_folder() -> Path:
     """Return `RECYCLE_ONNX_CACHE` if set, otherwise the platform's place for caches.
 
+    These are the folders of platformdirs, which is not used: it would be one more package in the plain install, whose
+    parts are few on purpose, for five lines that do not change.
+
     A user without a home has none: the folder is then one that can be neither read nor written, which is no error
     for a cache.
     """

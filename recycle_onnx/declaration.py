@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from inspect import cleandoc
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 from recycle_onnx.kinds import Kind
 
 Value = TypeVar("Value")
+Class = TypeVar("Class", bound=type)
 METADATA = "setting"
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -52,3 +56,14 @@ def setting(
 def declared(kind: type) -> dict[str, Setting]:
     """Return the settings that a dataclass declares, by name, in order."""
     return {f.name: f.metadata[METADATA] for f in fields(kind) if METADATA in f.metadata}
+
+
+def documented(kind: Class) -> Class:
+    """Add to a dataclass's docstring what is declared of its settings, for `help` to list."""
+    wrapped = TextWrapper(WIDTH, initial_indent=4 * " ", subsequent_indent=8 * " ", break_on_hyphens=False)
+    lines = (
+        wrapped.fill(f"{name}: {about.help} Default: {about.unset or repr(about.default)}.")
+        for name, about in declared(kind).items()
+    )
+    kind.__doc__ = "\n".join([cleandoc(kind.__doc__ or ""), "", "Attributes:", *lines])
+    return kind

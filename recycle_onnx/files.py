@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,11 @@ def write_bytes(path: Path, *pieces: bytes | memoryview, private: bool = False) 
     Raises:
         OSError: it cannot be written, or what is there is a device or a pipe, whose place a file would take.
     """
+    write_pieces(path, pieces, private=private)
+
+
+def write_pieces(path: Path, pieces: Iterable[bytes | memoryview], *, private: bool = False) -> None:
+    """Write a file as `write_bytes` does, of pieces that are made while it is written."""
     if "\0" in str(path):
         raise OSError(errno.EINVAL, "a name with a null byte")
     if path.exists() and not (path.is_file() or path.is_dir()):

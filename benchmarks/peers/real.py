@@ -26,8 +26,8 @@ from typing import Any
 import click
 from worker import Worker
 
-from recycle_onnx.bench import machine
 from recycle_onnx.bench.answers import SHORTEST
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import median_interval
 from recycle_onnx.cli.options import pairs
 from recycle_onnx.files import write_json
@@ -218,7 +218,7 @@ def main(
     others = [name.strip() for name in against.split(",") if name.strip() in compared]
     results = {name: result(name, engine, measured[name], runs, others) for name, engine in compared.items()}
     about = {"prompts": prompts.name, "new_tokens": new_tokens, "threads": threads, "windows": windows}
-    write_json(work / "real.json", {"machine": asdict(machine.describe()), **about, "results": results})
+    write_json(work / "real.json", {"machine": asdict(Conditions.here()), **about, "results": results})
     (work / "real.md").write_text(table(results, others))
     click.echo(table(results, others))
 

@@ -22,7 +22,7 @@ from typing import Any
 import click
 from worker import Worker
 
-from recycle_onnx.bench import machine
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import median_interval
 from recycle_onnx.bench.shapes import shape as shape_of
 from recycle_onnx.bench.shapes import write_random_base
@@ -122,10 +122,10 @@ def main(
         }
         for name, values in speeds.items()
     }
-    described = machine.describe()
+    conditions = Conditions.here()
     if json_:
         click.echo(
-            json.dumps({"machine": vars(described), "shape": shape, "sizes": sizes, "results": results}, indent=2)
+            json.dumps({"machine": vars(conditions), "shape": shape, "sizes": sizes, "results": results}, indent=2)
         )
         return
     for name, values in results.items():

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recycle_onnx.bench import machine
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import advice, median_interval
 from recycle_onnx.errors import InputError
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.prompts import Prompt
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Lossless, Result
@@ -63,7 +63,7 @@ class AnswerMeasurement:
 
 
 def bench_answers(
-    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = lambda *_: None
+    bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, report: Progress = silent
 ) -> list[AnswerMeasurement]:
     """Let every strategy answer every prompt, to the answer's end or for `new_tokens`.
 
@@ -142,10 +142,10 @@ def _summary(
     )
 
 
-def to_json(results: Sequence[AnswerMeasurement], described: machine.BenchMachine) -> dict[str, object]:
+def to_json(results: Sequence[AnswerMeasurement], conditions: Conditions) -> dict[str, object]:
     """Return machine and results as plain values."""
     return {
-        "machine": asdict(described),
+        "machine": asdict(conditions),
         "results": [asdict(result) for result in results],
         "verdict": advice([result for result in results if result.threads == results[0].threads]),
     }

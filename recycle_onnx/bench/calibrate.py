@@ -9,7 +9,7 @@ from recycle_onnx.bench.steps import MOST_TOKENS, StepTimer
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.acceptance import continued, rates
 from recycle_onnx.evaluation.openings import own_text, own_texts
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.model import RecycleModel
@@ -23,7 +23,7 @@ def calibrate(
     *,
     context: int = 128,
     new_tokens: int = 64,
-    report: Progress = lambda *_: None,
+    report: Progress = silent,
 ) -> MachineCalibration:
     """Time steps after `context` tokens, and count acceptance in `new_tokens` after each prompt, chosen greedily.
 

@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recycle_onnx.bench import machine, steps
+from recycle_onnx.bench import steps
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.forced import forced
 from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.openings import own_text
-from recycle_onnx.progress import Progress
+from recycle_onnx.machine.memory import peak_rss_bytes
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Result
 from recycle_onnx.runtime.model import RecycleModel, load
@@ -67,7 +69,7 @@ class Measurement:
     providers: str = "cpu"
 
 
-def bench(bundle: Path, options: Options, report: Progress = lambda *_: None) -> list[Measurement]:
+def bench(bundle: Path, options: Options, report: Progress = silent) -> list[Measurement]:
     """Measure `bundle`.
 
     Raises:
@@ -160,7 +162,7 @@ def _summary(
         measured_speedup=statistics.median(ratios),
         speedup_interval=median_interval(ratios),
         weights_gb_per_s=weights / (1e-3 * step["full_1"]) / 1e9,
-        peak_rss_bytes=machine.peak_rss_bytes(),
+        peak_rss_bytes=peak_rss_bytes(),
         load_s=load_s,
         label=f"acceptance forced to {rate_forced}" if rate_forced is not None and name == "verify" else None,
         providers=model.providers,
@@ -201,10 +203,10 @@ def advice(results: Sequence[Timed]) -> str:
     return f"{best.strategy} is {best.measured_speedup:.2f}x full; {what}"
 
 
-def to_json(results: Sequence[Measurement], described: machine.BenchMachine) -> dict[str, object]:
+def to_json(results: Sequence[Measurement], conditions: Conditions) -> dict[str, object]:
     """Return machine, results and verdict as plain values."""
     return {
-        "machine": asdict(described),
+        "machine": asdict(conditions),
         "results": [asdict(result) for result in results],
         "verdict": verdict(results),
     }

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
 
 from recycle_onnx.checkpoint import BaseConfig, plain_llama
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
+from recycle_onnx.safetensors_file import write_arrays
 
 _LLAMA: dict[str, Any] = {
     "hidden_size": 2048,
@@ -67,7 +67,7 @@ def write_random_base(folder: Path, config: BaseConfig) -> None:
         else:
             values = generator.standard_normal(sizes, np.float32)
             tensors[name] = (values / np.float32(sizes[-1] ** 0.5)).astype(np.float16)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_arrays(folder / "model.safetensors", tensors)
     write_json(folder / "config.json", config.to_hugging_face())
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<0>"})
     letters = {f"<{index}>": index for index in range(config.vocab_size)}

@@ -8,18 +8,17 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.assemble import module_folder, reference_from
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile, DraftVocabulary
 from recycle_onnx.checkpoint.folder import Checkpoint
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST, RecyclerConfig
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
+from recycle_onnx.safetensors_file import write_arrays
 
 PROJECTION_NOISE = 0.02
 
@@ -73,8 +72,7 @@ def attach(
         )
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, init, seed)
         with module_folder(checkpoint, out, reference=reference, force=force) as folder:
-            with disk_errors():
-                save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+            write_arrays(folder / "model.safetensors", tensors)
             if config.draft_vocabulary and draft_ids:
                 config.draft_vocabulary.write(folder, draft_ids)
             write_json(folder / "config.json", config.to_json())

@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from recycle_onnx.checkpoint.attach import attach
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.families import read_config
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.plain import plain_llama
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, read_json, users_folders, write_json
+from recycle_onnx.safetensors_file import write_arrays
 from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.untrusted import copy_file
 
@@ -140,8 +139,7 @@ def _write_weights(config: BaseConfig, folder: Path, seed: int) -> None:
     where: dict[str, str] = {}
     for name, shapes in zip(names, shards, strict=True):
         tensors = {tensor: _draw(tensor, shape, config.num_layers, generator) for tensor, shape in shapes.items()}
-        with disk_errors():
-            save_file(tensors, folder / name, metadata={"format": "pt"})
+        write_arrays(folder / name, tensors)
         where |= dict.fromkeys(shapes, name)
     if len(shards) > 1:
         size = 2 * sum(int(np.prod(shape)) for shape in config.tensor_shapes().values())

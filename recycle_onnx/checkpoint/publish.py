@@ -9,17 +9,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 
 from recycle_onnx.checkpoint.card import Card, model_card
 from recycle_onnx.checkpoint.folder import TRAINING_LOG, Checkpoint
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.module import CARD, CONFIG, REFERENCE, WEIGHTS
 from recycle_onnx.checkpoint.recycler import FORMAT, RecyclerConfig
 from recycle_onnx.checkpoint.weights import Weights
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_bytes, write_json
 from recycle_onnx.provenance import read_source
+from recycle_onnx.safetensors_file import write_arrays
 from recycle_onnx.untrusted import check_inside, copy_file
 
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
@@ -62,8 +61,7 @@ def publish(
         came_from = config.base.source if config.base else None
         card = Card.of(source, came_from, next(iter(tensors.values())).dtype.name, licence, base_model)
         with new_folder(out, force=force, keep=source.folders()) as folder:
-            with disk_errors():
-                save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+            write_arrays(folder / WEIGHTS, tensors)
             if config.draft_vocabulary and source.draft_ids:
                 config.draft_vocabulary.write(folder, source.draft_ids)
             reference = checkpoint / "recycler" / REFERENCE

@@ -14,6 +14,7 @@ from rich.table import Table
 from recycle_onnx.cli.bench_answers import report_answers
 from recycle_onnx.cli.options import places, placing
 from recycle_onnx.cli.report import as_json, progress, stages
+from recycle_onnx.cli.steps import step_times
 from recycle_onnx.errors import InputError
 from recycle_onnx.prompts import Prompt, read_prompts
 
@@ -75,7 +76,7 @@ def bench(
     Strategies take turns; figures are medians with 95 % intervals. With --prompts every strategy answers each of them
     through the bundle's chat template, and the answers are compared with those of full.
     """
-    from recycle_onnx.bench import machine
+    from recycle_onnx.bench.conditions import Conditions
     from recycle_onnx.bench.run import Options, to_json, verdict
     from recycle_onnx.bench.run import bench as run
 
@@ -121,16 +122,16 @@ def bench(
             )
     with progress("measuring") as update:
         results = run(bundle, options, update)
-    described = machine.describe()
+    conditions = Conditions.here()
     if plot:
         write_plot(results, plot, f"{shape}, random weights" if shape else str(bundle))
     if json_:
         label = {"label": f"{shape}, {RANDOM}"} if shape else {}
-        click.echo(as_json({**to_json(results, described), **label}))
+        click.echo(as_json({**to_json(results, conditions), **label}))
         return
     console = Console()
-    console.print(f"{described.cpu}, {described.threads} processors, ONNX Runtime {described.onnxruntime}, "
-                  f"reads {described.read_bandwidth_gb_s:.0f} GB/s", highlight=False)  # fmt: skip
+    console.print(f"{conditions.cpu}, {conditions.threads} processors, ONNX Runtime {conditions.onnxruntime}, "
+                  f"reads {conditions.read_bandwidth_gb_s:.0f} GB/s", highlight=False)  # fmt: skip
     if shape:
         console.print(f"{shape}: {RANDOM}", highlight=False, soft_wrap=True)
     for title, group in _settings(results):
@@ -179,9 +180,8 @@ def _table(title: str, results: Sequence[Measurement]) -> Table:
 
 def _steps(full: Measurement) -> str:
     """Say what steps cost, and how much of the memory's speed a full step uses."""
-    steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in full.step_ms.items())
     return (
-        f"steps in ms: {steps}; weights read at {full.weights_gb_per_s:.1f} GB/s\n"
+        f"steps in ms: {step_times(full.step_ms)}; weights read at {full.weights_gb_per_s:.1f} GB/s\n"
         f"prompt {full.prefill_tokens_per_second:.0f} tokens/s, first token after "
         f"{1e3 * full.time_to_first_token_s:.1f} ms, loaded in {full.load_s:.2f} s"
     )

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 def report_answers(bundle: Path, prompts: Sequence[Prompt], json_: bool, **options: Any) -> None:
     """Measure `bundle` on answers, with `AnswerOptions` of those names, and print it."""
-    from recycle_onnx.bench import machine
     from recycle_onnx.bench.answers import AnswerOptions, bench_answers, to_json
+    from recycle_onnx.bench.conditions import Conditions
 
     with progress("measuring") as update:
         results = bench_answers(bundle, prompts, AnswerOptions(**options), update)
-    report = to_json(results, machine.describe())
+    report = to_json(results, Conditions.here())
     if json_:
         click.echo(as_json(report))
         return

@@ -13,12 +13,12 @@ from recycle_onnx.contract import Kind
 from recycle_onnx.doctor import assignment, needs, providers, self_test, spinning
 from recycle_onnx.doctor.assignment import Assignment
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.needs import Needs
 from recycle_onnx.doctor.self_test import SelfTest
 from recycle_onnx.doctor.spinning import Spinning
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.machine.bandwidth import Bandwidth
+from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.model import RecycleModel

@@ -1,36 +1,12 @@
-"""What this machine is, and what of it this process may use."""
+"""Whether a session suits this machine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.machine import cgroup, instructions, memory, processor, processors
-from recycle_onnx.machine.memory import SystemMemory
+from recycle_onnx.machine.machine import Machine
 from recycle_onnx.machine.processors import Processors
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The processor's name and instruction sets, cores, and memory."""
-
-    processor: str
-    instructions: list[str]
-    processors: Processors
-    memory: SystemMemory
-
-    @property
-    def training_precision(self) -> str:
-        """What `train` computes a frozen base in on this processor; it measures before it begins."""
-        bf16 = {"AVX512-BF16", "AMX-BF16", "NEON BF16"} & set(self.instructions)
-        return "bfloat16, up to ten times as fast here as float32" if bf16 else "float32"
-
-
-def find() -> Machine:
-    """Gather what the platform tells of this machine."""
-    limits = cgroup.limits()
-    return Machine(processor.name(), instructions.names(), processors.find(limits), memory.find(limits))
 
 
 def findings(machine: Machine, threads: int | None) -> Iterator[Finding]:

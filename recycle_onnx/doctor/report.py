@@ -13,12 +13,12 @@ from recycle_onnx.doctor import bundle as bundles
 from recycle_onnx.doctor import machine, providers, telemetry, versions
 from recycle_onnx.doctor.bundle import BundleReport, How
 from recycle_onnx.doctor.finding import Finding
-from recycle_onnx.doctor.machine import Machine
 from recycle_onnx.doctor.providers import ProviderState
 from recycle_onnx.doctor.telemetry import Telemetry
 from recycle_onnx.doctor.versions import Versions
 from recycle_onnx.machine import bandwidth
 from recycle_onnx.machine.bandwidth import Bandwidth
+from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.ort.providers import options_of_module, register_library
 from recycle_onnx.runtime.ort.sessions import check_threads
@@ -90,7 +90,7 @@ def examine(
     if bundle is not None:
         check_is_bundle(Path(bundle))
     progress(0, 1, "measuring how fast memory is read")
-    here = machine.find()
+    here = Machine.this()
     speed = bandwidth.measure(here.processors.useful_threads, here.memory.free_bytes)
     installed, sends = versions.find(), telemetry.find()
     others = names if recycler_provider is None else providers.candidates(recycler_provider)

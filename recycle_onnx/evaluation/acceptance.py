@@ -9,7 +9,7 @@ from operator import mul
 from typing import Literal
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoding import strategies
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer, Proposer
@@ -134,7 +134,7 @@ def acceptance(
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
-    report: Progress = lambda *_: None,
+    report: Progress = silent,
 ) -> Acceptance:
     """Continue the openings of `documents` and count."""
     openings = [model.encode(document)[:OPENING] for document in documents]
@@ -148,7 +148,7 @@ def acceptance_in_answers(
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
-    report: Progress = lambda *_: None,
+    report: Progress = silent,
 ) -> Acceptance:
     """Answer the prompts, token ids each, to the end or for `new_tokens`, and count."""
     return _continue(model, prompts, "answers", chain, new_tokens, temperature, report)
@@ -182,7 +182,7 @@ def acceptance_on_text(
     chain: int = 4,
     new_tokens: int = 64,
     temperature: float = 0.0,
-    report: Progress = lambda *_: None,
+    report: Progress = silent,
 ) -> Acceptance:
     """Measure acceptance on the documents themselves: after every token the module proposes what follows.
 

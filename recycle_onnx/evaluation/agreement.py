@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from recycle_onnx.evaluation.acceptance import OPENING
 from recycle_onnx.evaluation.estimate import estimate
 from recycle_onnx.evaluation.scoring import score
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 
@@ -32,7 +32,7 @@ class Agreement:
 
 
 def agreement(
-    model: RecycleModel, documents: Sequence[str], *, new_tokens: int = 64, report: Progress = lambda *_: None
+    model: RecycleModel, documents: Sequence[str], *, new_tokens: int = 64, report: Progress = silent
 ) -> Agreement:
     """Continue the openings of `documents` both ways."""
     same, lost = [], []

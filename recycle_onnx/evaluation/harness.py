@@ -23,7 +23,7 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.alternating import DECODINGS, Decoding, Verdict, verdict
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.task_rows import TASKS, Row
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import RecycleModel
 from recycle_onnx.tokenizer import special_token
@@ -41,7 +41,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
     """
 
     def __init__(
-        self, model: RecycleModel, decoding: Decoding = "full", report: Progress = lambda *_: None, note: str = ""
+        self, model: RecycleModel, decoding: Decoding = "full", report: Progress = silent, note: str = ""
     ) -> None:
         super().__init__()
         self.model, self.decoding = model, decoding

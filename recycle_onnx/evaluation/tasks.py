@@ -11,7 +11,7 @@ from typing import Any
 from recycle_onnx.evaluation.alternating import DECODINGS, Decoding
 from recycle_onnx.evaluation.estimate import Estimate, estimate, paired
 from recycle_onnx.evaluation.task_rows import Row
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.model import RecycleModel
 
 Sample = Mapping[str, Any]
@@ -47,7 +47,7 @@ def tasks(
     rows: Mapping[str, list[Row] | None],
     *,
     limit: int | None = None,
-    report: Progress = lambda *_: None,
+    report: Progress = silent,
 ) -> list[TaskAccuracy]:
     """Evaluate the tasks that `rows` names, on those rows; where it has None, on data that the harness fetches.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 from recycle_onnx.machine.cgroup import CgroupLimits
@@ -33,6 +34,16 @@ def find(limits: CgroupLimits) -> SystemMemory:
 
     memory = psutil.virtual_memory()
     return SystemMemory(memory.total, memory.available, limits.memory_bytes, limits.memory_left_bytes)
+
+
+def peak_rss_bytes() -> int | None:
+    """Most memory this process has held so far; None where the platform does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _least(*values: int | None) -> int | None:

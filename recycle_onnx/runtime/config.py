@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Self, Unpack
 
-from recycle_onnx.declaration import declared, setting
+from recycle_onnx.declaration import declared, documented, setting
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.kinds import refusal
@@ -58,6 +58,7 @@ class ConstraintKind:
         return value
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GenerationConfig(Settings):
     """The settings by which a text is continued, checked when made; names are those of transformers and OpenAI.

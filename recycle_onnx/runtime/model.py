@@ -22,7 +22,7 @@ from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
 from recycle_onnx.runtime.decoding.run import Run
-from recycle_onnx.runtime.decoding.strategies import NAMES, NEEDING_MODULE, Plan
+from recycle_onnx.runtime.decoding.strategies import NEEDING_MODULE, Plan
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.ort.loaded import LoadedHalves
 from recycle_onnx.runtime.ort.native import at_work
@@ -30,6 +30,7 @@ from recycle_onnx.runtime.ort.prepacked import open_prepacked
 from recycle_onnx.runtime.ort.provider_table import CPU
 from recycle_onnx.runtime.ort.providers import Place, Placement, options_of_module, place, register_library
 from recycle_onnx.runtime.ort.sessions import open_original
+from recycle_onnx.runtime.settings import STRATEGIES
 from recycle_onnx.runtime.structured import Constraints
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.tokenizer import load_tokenizer
@@ -248,7 +249,7 @@ class RecycleModel:
         name = strategy or self.bundle.manifest.default_strategy
         if name in self.strategies:
             return name
-        if name in NAMES:
+        if name in STRATEGIES:
             raise InputError(
                 f"strategy {name!r} needs a recyclable module, and {self.bundle.folder} has none; use 'full'"
             )

@@ -1,8 +1,4 @@
-"""Arrays in a file of the safetensors format, which is small enough that the runtime need not depend on it.
-
-Eight bytes with the header's length, the header in JSON, then the arrays one after another
-(https://github.com/huggingface/safetensors#format).
-"""
+"""A saved conversation's arrays and texts: a safetensors file with a checksum over both."""
 
 from __future__ import annotations
 
@@ -15,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.files import write_bytes
+from recycle_onnx.safetensors_file import METADATA, by_width, bytes_of, stream_of, write_streams
 from recycle_onnx.untrusted import open_regular, parse_json
 
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
-METADATA, CHECKSUM = "__metadata__", "sha256"
-ALIGNMENT = 8
+CHECKSUM = "sha256"
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
@@ -30,17 +24,10 @@ def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str])
     Raises:
         RecycleError: it cannot be written there.
     """
-    whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header: dict[str, Any] = {METADATA: {**metadata, CHECKSUM: _checksum(whole, metadata)}}
-    end = 0
-    for name, array in whole.items():
-        start, end = end, end + array.nbytes
-        header[name] = {"dtype": NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
+    streams = by_width({name: stream_of(array) for name, array in arrays.items()})
+    checksum = _checksum({name: arrays[name] for name in streams}, metadata)  # goes over them as the file has them
     try:
-        pieces = (_bytes(array) for array in whole.values())
-        write_bytes(path, len(text).to_bytes(8, "little"), text, *pieces, private=True)
+        write_streams(path, streams, {**metadata, CHECKSUM: checksum}, private=True)
     except OSError as error:
         raise RecycleError(f"{path}: cannot write ({error.strerror or error}); nothing was changed") from error
 
@@ -88,9 +75,5 @@ def _checksum(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> str:
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
     for name, array in arrays.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(_bytes(array))
+        digest.update(bytes_of(array))
     return digest.hexdigest()
-
-
-def _bytes(array: NDArray[Any]) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data

@@ -24,7 +24,6 @@ STATUS = {
     503: "No slot became free in time, or the server ends.",
     504: "The answer took too long.",
 }
-ALWAYS = (401, 403)
 COMPLETION = (400, 401, 403, 404, 408, 413, 415, 429, 500, 503, 504)
 
 

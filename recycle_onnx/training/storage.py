@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.card import model_card
 from recycle_onnx.checkpoint.folder import base_reference
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.checkpoint.sources.referred import REFERENCE
 from recycle_onnx.checkpoint.weights import INDEX, FloatTensors, Safetensors
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_json
+from recycle_onnx.safetensors_file import TYPES, Stream, write_streams
 from recycle_onnx.training.model import FullModel, RecycleGPT
 from recycle_onnx.training.precision import widened
 from recycle_onnx.untrusted import copy_tree
@@ -104,8 +103,8 @@ def _ignore_at(root: Path, names: list[str]) -> Any:
 
 
 def _write_recycler(folder: Path, model: RecycleGPT, config: RecyclerConfig, ids: Tensor, dtype: torch.dtype) -> None:
-    _write_tensors(folder / "model.safetensors", _rounded(model.recycler, dtype))
-    _write_tensors(folder / "reference.safetensors", _reference(model, ids))
+    write_tensors(folder / "model.safetensors", _rounded(model.recycler, dtype))
+    write_tensors(folder / "reference.safetensors", _reference(model, ids))
     if config.draft_vocabulary and model.draft_ids is not None:
         config.draft_vocabulary.write(folder, model.draft_ids.tolist())
     write_json(folder / "config.json", config.to_json())
@@ -116,7 +115,7 @@ def _write_base(path: Path, model: RecycleGPT, weights: BaseWeights, dtype: torc
     """Write the base as its family keeps it; what else its files held is carried over."""
     rounded = {name: tensor.float().numpy() for name, tensor in _rounded(model.full, dtype).items()}
     packed = {name: torch.from_numpy(array).to(dtype) for name, array in weights.pack(rounded).items()}
-    _write_tensors(path, {**_others(weights), **packed})
+    write_tensors(path, {**_others(weights), **packed})
 
 
 def _others(weights: BaseWeights) -> dict[str, Tensor]:
@@ -139,9 +138,20 @@ def _rounded(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    with disk_errors():
-        save_file(tensors, path, metadata={"format": "pt"})
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write torch's tensors as safetensors, in the order of their names.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    write_streams(path, {name: _stream_of(tensor) for name, tensor in sorted(tensors.items())})
+
+
+def _stream_of(tensor: Tensor) -> Stream:
+    """Hand on the tensor's bytes: numpy has no bfloat16."""
+    kind = TYPES[str(tensor.dtype).removeprefix("torch.")]
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return Stream(kind, tuple(tensor.shape), [data])
 
 
 @contextmanager

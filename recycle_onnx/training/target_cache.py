@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +14,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.checkpoint.full_disk import disk_errors
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
 from recycle_onnx.training.model import FullModel
+from recycle_onnx.training.storage import write_tensors
 from recycle_onnx.training.targets import LIKELIEST, Targets, base_targets
 
 SHARD = 64
@@ -167,8 +165,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _write(path: Path, targets: Targets) -> None:
-    with temporary_sibling(path) as work, disk_errors():
-        save_file({name: tensor.contiguous() for name, tensor in targets.tensors().items()}, work / path.name)
+    with temporary_sibling(path) as work:
+        write_tensors(work / path.name, targets.tensors())
         (work / path.name).replace(path)
 
 
@@ -188,11 +186,3 @@ def _make_room(needed: int, limit: int, wanted: list[_Shard]) -> None:
 def _held() -> int:
     """Count the bytes of all files in the cache."""
     return sum(path.stat().st_size for path in folder().glob("*.safetensors"))
-
-
-def free_space() -> int:
-    """Return the bytes that are free where the cache lies."""
-    place = folder()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free

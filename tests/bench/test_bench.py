@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
-from recycle_onnx.bench import machine
 from recycle_onnx.bench.bundles import random_bundle
+from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import Measurement, Options, bench, verdict
 from recycle_onnx.bench.shapes import SHAPES, shape, write_random_base
 from recycle_onnx.bench.steps import predicted_speedup
@@ -156,7 +156,7 @@ def test_a_random_bundle_is_made_once(precision: str, monkeypatch: pytest.Monkey
 
 
 def test_the_machine_is_described() -> None:
-    found = machine.describe()
+    found = Conditions.here()
     assert found.cpu
     assert found.threads >= 1
     assert 1 < found.read_bandwidth_gb_s < 2000

@@ -140,15 +140,15 @@ def test_the_cache_keeps_within_its_bound_and_lets_old_text_go(model: RecycleGPT
 def test_a_full_disk_is_said_and_keeps_what_was_filled(
     model: RecycleGPT, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save, written = target_cache.save_file, []
+    save, written = target_cache.write_tensors, []
 
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    def full(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         if written:
             raise OSError(errno.ENOSPC, "No space left on device")
         written.append(path)
-        save(tensors, path)
+        save(path, tensors)
 
-    monkeypatch.setattr(target_cache, "save_file", full)
+    monkeypatch.setattr(target_cache, "write_tensors", full)
     with pytest.raises(RecycleError, match="No space left on device"):
         CachedTargets(model.full, "base", [windows(12)], SIZE).fill(silent)
     assert len([file for file in cache.iterdir() if file.suffix == ".safetensors"]) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import fields
 from typing import Any, get_type_hints
 
@@ -11,11 +12,12 @@ from click.testing import CliRunner
 
 from recycle_onnx.batch import FIELDS
 from recycle_onnx.cli import options
+from recycle_onnx.declaration import declared
 from recycle_onnx.errors import InputError
 from recycle_onnx.kinds import Number
-from recycle_onnx.runtime.decoding.auto import LONGEST
+from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.decoding.strategies import DEFAULT_CHAIN, LONGEST_CHAIN, NAMES
+from recycle_onnx.runtime.decoding.strategies import DEFAULT_CHAIN
 from recycle_onnx.runtime.settings import LONGEST_CHAINS, SETTINGS, STRATEGIES, Keywords, Settings, check
 
 
@@ -44,9 +46,18 @@ def test_sampling_has_the_defaults_that_are_declared() -> None:
 
 
 def test_strategies_are_those_that_the_decoder_knows() -> None:
-    assert STRATEGIES == NAMES
-    assert LONGEST_CHAINS == {"auto": LONGEST, "verify": LONGEST_CHAIN, "lookup": LONGEST_CHAIN}
+    assert set(STRATEGIES) >= LONGEST_CHAINS.keys()
     assert LONGEST_CHAINS.keys() == DEFAULT_CHAIN.keys()
+    assert all(DEFAULT_CHAIN[name] <= longest for name, longest in LONGEST_CHAINS.items())
+
+
+def test_help_lists_every_field_with_its_meaning_and_default() -> None:
+    doc = inspect.getdoc(GenerationConfig)
+    assert doc is not None
+    for name, about in declared(GenerationConfig).items():
+        assert f"{name}: {about.help}" in " ".join(doc.split())
+    assert "temperature: How random the text is." in doc
+    assert "Default: to the end of the context." in doc
 
 
 def test_every_setting_is_an_option_and_a_field_of_batch_lines() -> None:

@@ -50,7 +50,6 @@ PLANS: list[dict[str, Any]] = [
     {"strategy": "auto"},
 ]
 DATES = Regex(r"(on \d{1,2} (May|June), ){3}the end")
-SUM = Grammar('start: term (" + " term)+ "."\nterm: /[0-9]{1,2}/ | "(" start ")"')
 STORY = Grammar('root ::= "The " animal " sat" (" and sat")? "."\nanimal ::= "cat" | "dog" | "hen"')
 CONSTRAINTS: list[Constraint] = [JsonSchema(PERSON), DATES, STORY]
 CONTROLS: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3, "repetition_penalty": 1.1}]

@@ -11,7 +11,7 @@ from typing import Protocol
 from recycle_onnx.checkpoint.sources.hub import HubModel, is_hub_id
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, temporary_sibling, users_folders
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.provenance import write_source
 from recycle_onnx.untrusted import open_regular
 
@@ -95,7 +95,7 @@ def attached_to(
     force: bool = False,
     keep: Sequence[Path] = (),
     note: Note = lambda _: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Iterator[tuple[Path, Path]]:
     """Give the base's folder and the checkpoint to attach a module to, for `checkpoint.attach`.
 
@@ -129,7 +129,7 @@ def folder_of(
     revision: str | None = None,
     force: bool = False,
     note: Note = lambda _: None,
-    progress: Progress = lambda *_: None,
+    progress: Progress = silent,
 ) -> Iterator[Path]:
     """Give a checkpoint's folder to read: the one that was named, or a temporary one beside the bundle-to-be `beside`.
 

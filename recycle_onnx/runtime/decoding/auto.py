@@ -13,10 +13,11 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import STEP_ROWS
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Chooser
+from recycle_onnx.runtime.settings import LONGEST_CHAINS
 
 Source = Literal["nothing", "module", "lookup", "constraint"]
 
-LONGEST = 4
+LONGEST = LONGEST_CHAINS["auto"]
 """Most tokens of a chain."""
 MEMORY = 0.95
 """What a cycle's outcome still counts for after the next one of its kind."""

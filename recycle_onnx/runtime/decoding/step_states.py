@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from recycle_onnx.contract import FloatType
 from recycle_onnx.runtime.ort.memory import HOST, Buffer, HostBuffer, Memory
+from recycle_onnx.runtime.settings import LONGEST_CHAIN
 
 States = NDArray[np.floating[Any]]
 """Hidden states [rows, H], several taps side by side [rows, n·H], in the bundle's float type."""
-STEP_ROWS = 16
+STEP_ROWS = 1 + LONGEST_CHAIN
 """Calls of up to this many tokens keep their buffers bound; longer ones are prefill, and are bound anew."""
 
 

@@ -12,15 +12,13 @@ from numpy.typing import NDArray
 from recycle_onnx.runtime.decoding.auto import AutoProposer
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.decoder import Decoder, Watch, nobody
-from recycle_onnx.runtime.decoding.half import STEP_ROWS, Floats
+from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.decoding.proposals import ConstraintProposer, LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
 from recycle_onnx.runtime.settings import check_plan
 
-NAMES = ("auto", "full", "alternate", "verify", "lookup")
 NEEDING_MODULE = ("alternate", "verify")
 """Those that cannot do without the module; `auto` can."""
-LONGEST_CHAIN = STEP_ROWS - 1
 DEFAULT_CHAIN = {"auto": 4, "verify": 1, "lookup": 4}
 
 

@@ -13,8 +13,8 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.decoding.strategies import LONGEST_CHAIN
 from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.settings import LONGEST_CHAIN
 from tests.helpers import tiny
 from tests.helpers.full_texts import FullTexts
 from tests.helpers.prompts import LONG_STORY, story_prompts

@@ -13,7 +13,7 @@ from recycle_onnx.checkpoint.families import describe
 from recycle_onnx.checkpoint.sources.gguf.families import Config, config_of, family_of
 from recycle_onnx.checkpoint.sources.gguf.keys import Keys
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile
-from recycle_onnx.checkpoint.sources.gguf.tensors import ITEM_SIZES, Renamed, rename
+from recycle_onnx.checkpoint.sources.gguf.tensors import KEPT, Renamed, rename
 from recycle_onnx.checkpoint.weights import check_shapes
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256
@@ -54,7 +54,7 @@ class GgufBase:
     def tell(self, note: Callable[[str], None]) -> None:
         """Tell the user of quantized weights, and of keys that nothing was made of."""
         name = self.file.path.name
-        if quantized := [kind for kind in self.file.types() if kind not in ITEM_SIZES]:
+        if quantized := [kind for kind in self.file.types() if kind not in KEPT]:
             note(
                 f"{name} is quantized ({', '.join(quantized)}); its weights are dequantized to float32 as they are "
                 "read, and what quantization lost stays lost"

@@ -11,6 +11,7 @@ from recycle_onnx.checkpoint.sources.gguf.tokenizer import Vocabulary
 from recycle_onnx.checkpoint.sources.referred import refer
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.provenance import write_source
 
 
@@ -20,7 +21,7 @@ def convert(
     *,
     reference_at: Path | None = None,
     note: Callable[[str], None] = lambda _: None,
-    progress: Callable[[int, int, str], None] = lambda *_: None,
+    progress: Progress = silent,
 ) -> None:
     """Write the GGUF file `path` into the empty `folder`, in Hugging Face layout, with `source.json`.
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,11 @@ from recycle_onnx.checkpoint.sources.gguf.families import LAYER, OUTER, Architec
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, TensorInfo, decode
 from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
+from recycle_onnx.progress import Progress, silent
+from recycle_onnx.safetensors_file import SIZES, Stream, bytes_of, write_streams
 
 BYTES_AT_ONCE = 4 << 20
 KEPT = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
-ITEM_SIZES = {kind: dtype.itemsize for kind, dtype in KEPT.items()}
 """Types that are kept; whatever else is dequantized to float32, in which nothing is lost."""
 
 
@@ -36,7 +37,7 @@ class Renamed:
     @property
     def kept(self) -> bool:
         """Whether its bytes stay as they are."""
-        return self.tensor.type in ITEM_SIZES and not self.offset
+        return self.tensor.type in KEPT and not self.offset
 
     @property
     def type(self) -> str:
@@ -46,7 +47,7 @@ class Renamed:
     @property
     def bytes(self) -> int:
         """The tensor's size in safetensors."""
-        return int(prod(self.tensor.shape) * ITEM_SIZES[self.type])
+        return prod(self.tensor.shape) * SIZES[self.type]
 
 
 def rename(file: GgufFile, family: Architecture, config: dict[str, Any]) -> list[Renamed]:
@@ -83,7 +84,7 @@ def _names(family: Architecture, config: dict[str, Any]) -> dict[str, str]:
 
 def _renamed(file: GgufFile, family: Architecture, config: dict[str, Any], tensor: TensorInfo, name: str) -> Renamed:
     rows = None
-    if len(tensor.shape) == 1 and tensor.type not in ITEM_SIZES:
+    if len(tensor.shape) == 1 and tensor.type not in KEPT:
         raise InputError(f"{file.path}: {tensor.name} is a vector in {tensor.type}; expected F32, F16 or BF16")
     if family.rotated_pairs and ".attn_q." in tensor.name:
         rows = _halves_from_pairs(file, tensor, config["num_attention_heads"], config["head_dim"])
@@ -116,28 +117,17 @@ def read_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[Any]:
     return bytes_.view(KEPT[kind]) if tensor.kept else decode(bytes_, kind) - np.float32(tensor.offset)
 
 
-def write_safetensors(
-    path: Path,
-    file: GgufFile,
-    tensors: list[Renamed],
-    progress: Callable[[int, int, str], None] = lambda *_: None,
-) -> None:
-    """Write `tensors`; `progress` is told how many of them are done, of how many, and which comes."""
-    ordered = sorted(tensors, key=lambda tensor: -ITEM_SIZES[tensor.type])  # keeps every tensor aligned
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for tensor in ordered:
-        span = [end, end := end + tensor.bytes]
-        header[tensor.name] = {"dtype": tensor.type, "shape": list(tensor.tensor.shape), "data_offsets": span}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as out:
-        out.write(len(text).to_bytes(8, "little") + text)
-        for written, tensor in enumerate(ordered):
-            progress(written, len(ordered), tensor.name)
-            for rows in _some_rows(file, tensor):
-                out.write(read_rows(file, tensor, rows).view(np.uint8).data)
-        progress(len(ordered), len(ordered), "")
+def write_safetensors(path: Path, file: GgufFile, tensors: list[Renamed], progress: Progress = silent) -> None:
+    """Write `tensors` a few rows at a time; `progress` is told how many of them are written, and which comes."""
+    written = count()
+
+    def pieces(tensor: Renamed) -> Iterator[memoryview]:
+        progress(next(written), len(tensors), tensor.name)
+        for rows in _some_rows(file, tensor):
+            yield bytes_of(read_rows(file, tensor, rows))
+
+    write_streams(path, {tensor.name: Stream(tensor.type, tensor.tensor.shape, pieces(tensor)) for tensor in tensors})
+    progress(len(tensors), len(tensors), "")
 
 
 def _by_row(file: GgufFile, tensor: Renamed) -> NDArray[np.uint8]:
@@ -148,6 +138,6 @@ def _by_row(file: GgufFile, tensor: Renamed) -> NDArray[np.uint8]:
 
 def _some_rows(file: GgufFile, tensor: Renamed) -> Iterator[slice]:
     """Yield all rows in order, so many at a time that memory stays bounded."""
-    count = len(_by_row(file, tensor))
-    step = max(1, BYTES_AT_ONCE * count // (4 * prod(tensor.tensor.shape)))
-    return (slice(start, start + step) for start in range(0, count, step))
+    total = len(_by_row(file, tensor))
+    step = max(1, BYTES_AT_ONCE * total // (4 * prod(tensor.tensor.shape)))
+    return (slice(start, start + step) for start in range(0, total, step))
