@@ -249,6 +249,8 @@ class TokenIds:
 
 
 def _items(name: str, value: Iterable[Any], expected: str) -> tuple[Any, ...]:
+    if isinstance(value, Mapping | bytes):  # to go through one gives its names, or numbers
+        raise refusal(name, value, expected)
     try:
         return tuple(value)
     except TypeError as error:

@@ -84,7 +84,8 @@ def base_reference(base_folder: Path, weights: Weights | BaseWeights, *, path: P
 
 def _read_recycler(folder: Path) -> RecyclerConfig | None:
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected a checkpoint in Hugging Face layout")
+        what = "a file, and no GGUF" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {what}; expected a checkpoint in Hugging Face layout")
     path = folder / "recycler" / "config.json"
     return RecyclerConfig.read(path) if path.parent.exists() else None
 
