@@ -67,7 +67,7 @@ def documented(kind: Class) -> Class:
             initial_indent=4 * " ",
             subsequent_indent=8 * " ",
             break_on_hyphens=False,
-        )  # fmt: skip
+        )
         for name, about in declared(kind).items()
     )
     kind.__doc__ = "\n".join([cleandoc(kind.__doc__ or ""), "", "Attributes:", *lines])
