@@ -9,6 +9,7 @@ import http.client
 import json
 import random
 import socket
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import click
 TEXT, CHAT = "/v1/completions", "/v1/chat/completions"
 PATIENCE = 60.0
 """Seconds within which an honest request must be answered."""
+ONE_TOKEN_REQUESTS = 200
 PROMPTS = ("Once upon a time", "One day, a little fox", "The sun was hot and", "Tim and Sue saw something shiny " * 6)
 PERSON = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 8}}, "required": ["name"]}
 
@@ -54,6 +56,16 @@ class Soak:
         connection = self.connect()
         self.expected = {kind: self.ask(connection, kind) for kind in range(24)}
         connection.close()
+
+    def one_token_ms(self) -> float:
+        """Median of 200 requests for one token, one after another on one connection, while nobody else asks."""
+        connection, seconds = self.connect(), []
+        for _ in range(ONE_TOKEN_REQUESTS):
+            started = time.perf_counter()
+            send(connection, TEXT, {"prompt": PROMPTS[0], "max_tokens": 1, "temperature": 0}).read()
+            seconds.append(time.perf_counter() - started)
+        connection.close()
+        return 1000 * statistics.median(seconds)
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection(self.host, timeout=PATIENCE)
@@ -193,6 +205,7 @@ def main(url: str, seconds: float, clients: int, hostile: int) -> None:
     """Have clients ask the server at URL; print as JSON how it went."""
     soak = Soak(url.removeprefix("http://"), time.monotonic() + seconds)
     soak.learn()
+    one_token_ms = round(soak.one_token_ms(), 2)
     with ThreadPoolExecutor(clients + 1) as pool:
         work = [pool.submit(soak.watch)]
         work += [pool.submit(soak.hostile, number) for number in range(hostile)]
@@ -200,7 +213,16 @@ def main(url: str, seconds: float, clients: int, hostile: int) -> None:
         for one in work:
             one.result()
     slowest = {f"slowest_{name}_s": round(worst, 3) for name, worst in soak.slowest.items()}
-    click.echo(json.dumps({"answers": soak.answers, **slowest, "failures": soak.failures[:20]}))
+    click.echo(
+        json.dumps(
+            {
+                "answers": soak.answers,
+                "one_token_post_median_ms": one_token_ms,
+                **slowest,
+                "failures": soak.failures[:20],
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -26,42 +26,11 @@ VAGUE = frozenset(("found", "given", "done"))
 """Names that say that something happened to a thing, and not what the thing is."""
 KEPT = {"recycle_onnx/checkpoint/draft_vocabulary.py": "given"}
 """Public names that applications use already: `DraftVocabulary.given`."""
-NO_VERBS = frozenset(
-    [
-        "A",
-        "All",
-        "An",
-        "As",
-        "At",
-        "Both",
-        "By",
-        "Each",
-        "Every",
-        "Everything",
-        "For",
-        "From",
-        "How",
-        "In",
-        "Its",
-        "Of",
-        "One",
-        "Only",
-        "The",
-        "These",
-        "This",
-        "Those",
-        "Until",
-        "What",
-        "Where",
-        "Whether",
-        "Which",
-        "While",
-        "Who",
-        "Why",
-        "Within",
-        "Without",
-    ]
-)
+NO_VERBS = frozenset((
+    "A", "All", "An", "As", "At", "Both", "By", "Each", "Every", "Everything", "For", "From", "How", "In",
+    "Its", "Of", "One", "Only", "The", "These", "This", "Those", "Until", "What", "Where", "Whether", "Which",
+    "While", "Who", "Why", "Within", "Without",
+))  # fmt: skip
 """First words of a fragment. Ruff's D401 knows wrong forms of verbs; it lets most of these pass."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -167,9 +136,8 @@ def main() -> None:
     print(f"{len(vague_names(asked.root)):6} names that are {', '.join(sorted(VAGUE))}")
     print(f"{len(fragments(asked.root)):6} docstrings of functions that begin with no verb")
     print(f"{comments(asked.root):6.1f} comments in a hundred lines of code")
-    print(
-        f"{sum(len(sentence.split()) for sentence in sentences) / len(sentences):6.1f} words in a sentence of the documents"
-    )
+    words = sum(len(sentence.split()) for sentence in sentences)
+    print(f"{words / len(sentences):6.1f} words in a sentence of the documents")
 
 
 if __name__ == "__main__":

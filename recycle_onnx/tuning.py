@@ -68,5 +68,5 @@ class Tuner(Protocol):
     ) -> Tuned | None:
         """Tune on `windows` [n, length] of token ids and, with `write`, on text that the model writes.
 
-        None where that is no better; `report` has been told so.
+        None where it would take too long here, or is no better; `report` has been told so.
         """

@@ -14,6 +14,7 @@ from rich.table import Table
 from recycle_onnx.cli.bench_answers import report_answers
 from recycle_onnx.cli.options import places, placing
 from recycle_onnx.cli.report import as_json, progress, stages
+from recycle_onnx.cli.steps import step_times
 from recycle_onnx.errors import InputError
 from recycle_onnx.prompts import Prompt, read_prompts
 
@@ -179,9 +180,8 @@ def _table(title: str, results: Sequence[Measurement]) -> Table:
 
 def _steps(full: Measurement) -> str:
     """Say what steps cost, and how much of the memory's speed a full step uses."""
-    steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in full.step_ms.items())
     return (
-        f"steps in ms: {steps}; weights read at {full.weights_gb_per_s:.1f} GB/s\n"
+        f"steps in ms: {step_times(full.step_ms)}; weights read at {full.weights_gb_per_s:.1f} GB/s\n"
         f"prompt {full.prefill_tokens_per_second:.0f} tokens/s, first token after "
         f"{1e3 * full.time_to_first_token_s:.1f} ms, loaded in {full.load_s:.2f} s"
     )

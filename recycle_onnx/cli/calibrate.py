@@ -9,6 +9,7 @@ import click
 
 from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json, echo, progress
+from recycle_onnx.cli.steps import step_times
 
 
 @click.command()
@@ -54,8 +55,7 @@ def calibrate(
         start = {"source": source, "chain": chain, "expected_speedup": speedup}
         click.echo(as_json({"file": str(path), **asdict(calibration), "auto_starts_with": start}))
         return
-    steps = ", ".join(f"{kind.replace('_', ' x')} {value:.2f}" for kind, value in calibration.step_ms.items())
-    echo(f"steps in ms: {steps}")
+    echo(f"steps in ms: {step_times(calibration.step_ms)}")
     for name, places in calibration.acceptance.items():
         listed = ", ".join(f"{rate:.0%}" for rate in places) or "nothing was proposed"
         echo(f"{name}, accepted by place in a chain: {listed}")

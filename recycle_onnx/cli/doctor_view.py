@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from recycle_onnx.cli.report import echo, shown
+from recycle_onnx.cli.steps import HALVES, step_times
 from recycle_onnx.doctor.bundle import BundleReport
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.doctor.needs import gigabytes
@@ -108,16 +109,15 @@ def _bundle(bundle: BundleReport) -> Iterator[tuple[str, str]]:
         yield "a full step reads", f"{gigabytes(needs.full_step_bytes)}: at most {needs.tokens_per_second:.0f} tokens/s"
     for graph, assignment in bundle.assignments.items():
         for name, operators in assignment.nodes.items():
-            yield f"{graph} on {name}", f"{sum(operators.values())} nodes: {_operators(operators)}"
+            yield f"{HALVES[graph]} on {name}", f"{sum(operators.values())} nodes: {_operators(operators)}"
     if (spinning := bundle.spinning) and spinning.turns_against_alone is not None:
         who = f"those of {' and '.join(spinning.halves)} spin on" if spinning.halves else "they stop"
         cost = f"steps in turns cost {spinning.turns_against_alone:.2f}x steps of each half alone"
         yield "threads between runs", f"{who}; {cost}"
     if test := bundle.self_test:
-        steps = ", ".join(f"{kind} {value:.2f}" for kind, value in test.step_ms.items())
-        yield "steps in ms", f"{steps}: {1e3 / test.step_ms['full']:.0f} tokens/s by `full`"
+        yield "steps in ms", f"{step_times(test.step_ms)}: {1e3 / test.step_ms['full']:.0f} tokens/s by `full`"
         for half, apart in test.differences.items():
-            yield f"{half} against the CPU", f"{apart:.1e} of the largest logit (allowed {test.tolerance:.0e})"
+            yield f"{HALVES[half]} against the CPU", f"{apart:.1e} of the largest logit (allowed {test.tolerance:.0e})"
         if test.same_tokens is not None:
             yield "verify against full", f"{test.same_tokens} of {test.tokens} tokens alike ({test.lossless})"
 

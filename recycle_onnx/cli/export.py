@@ -159,7 +159,8 @@ def export(
         click.echo(as_json({**described, "quantization": exported.manifest.quantization}))
         return
     echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(exported.manifest.strategies)}")
-    echo(f"prefill against steps: largest difference {check.prefill_against_steps:.1e} of the largest logit")
+    apart = f"{check.prefill_against_steps:.1e} of the largest logit"
+    echo(f"checked: a prompt read at once and one read token by token differ by {apart}")
     if "fp16" in (precision, activations):
         echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if made := method_line(quantized):
@@ -167,4 +168,4 @@ def export(
     if exported.fidelity is not None:
         echo(fidelity_line(exported.manifest.precision, quantized))
     if (difference := check.against_reference) is not None:
-        echo(f"torch against graphs: largest difference {difference:.1e} of the largest logit")
+        echo(f"checked: torch and the graphs differ by {difference:.1e} of the largest logit")

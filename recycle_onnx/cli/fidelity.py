@@ -12,13 +12,14 @@ def fidelity_line(precision: str, quantization: Mapping[str, Any]) -> str:
     """Say in one line what a manifest's `quantization` costs, or how to know."""
     cost = quantization.get("fidelity") or {}
     equal = cost.get("equal_runs")
-    within = "verify is exact here" if equal else f"verify is within {cost.get('epsilon', 0):.2g} of full"
+    epsilon = cost.get("epsilon", 0)
+    within = "verify writes full's text here" if equal else f"verify's logits differ from full's by up to {epsilon:.2g}"
     if "perplexity" not in cost:
         return f"{precision}: {within}; what quality it costs was not measured: --compare does, and loads float32"
     parts = [_perplexity(cost, (quantization.get("source") or {}).get("file"))]
     if "divergence" in cost:
-        parts.append(f"divergence {cost['divergence']:.4f}")
-    parts.append(f"same best token {cost['top1_agreement']:.1%}")
+        parts.append(f"divergence {cost['divergence']:.4f} nats a token")
+    parts.append(f"same best token at {cost['top1_agreement']:.1%} of places")
     if _has_acceptance(cost):
         parts.append(f"acceptance {cost['acceptance_fp32']:.1%} to {cost['acceptance']:.1%}")
     return f"{precision}: {', '.join(parts)}; {within}"

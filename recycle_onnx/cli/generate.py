@@ -12,6 +12,7 @@ from rich.text import Text
 
 from recycle_onnx.cli import options
 from recycle_onnx.cli.report import as_json
+from recycle_onnx.cli.steps import proposal, step_times, tokens
 from recycle_onnx.errors import InputError
 from recycle_onnx.untrusted import printable
 
@@ -88,8 +89,8 @@ def summary(result: Result) -> list[str]:
     stats = result.stats
     accepted = "" if stats.acceptance_rate is None else f", {stats.acceptance_rate:.0%} of the proposals accepted"
     lines = [
-        f"{result.strategy}: {stats.new_tokens} tokens in {stats.full_runs} full and {stats.recycle_runs} recycle runs"
-        f"{accepted} ({result.finish_reason})",
+        f"{result.strategy}: {tokens(stats.new_tokens)} from {stats.full_runs} runs of the full model and "
+        f"{stats.recycle_runs} of the module{accepted} (finish reason: {result.finish_reason})",
         f"{stats.tokens_per_second:.1f} tokens/s, first token after {1000 * stats.time_to_first_token_s:.1f} ms",
         f"{sum(result.recycled)} recycled tokens; {LOSSLESS[result.lossless]} (lossless: {result.lossless})",
     ]
@@ -98,7 +99,7 @@ def summary(result: Result) -> list[str]:
 
 def explanation(decisions: dict[str, Any]) -> str:
     """Say in one line what `auto` chose, and why."""
-    chosen = ", ".join(f"{name.replace('_', ' x')} {count} times" for name, count in decisions["chosen"].items())
-    costs = ", ".join(f"{name.replace('_', ' x')} {value:.2f}" for name, value in decisions["step_ms"].items())
+    chosen = ", ".join(f"{proposal(name)} {count} times" for name, count in decisions["chosen"].items())
+    costs = step_times(decisions["step_ms"])
     rates = ", ".join(f"{source} {places[0]:.0%}" for source, places in decisions["acceptance"].items())
     return f"auto chose {chosen or 'nothing yet'}; steps in ms: {costs or 'none measured'}; accepted: {rates or 'none'}"

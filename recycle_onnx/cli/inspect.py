@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
-from recycle_onnx.cli.fidelity import fidelity_line, method_line
+from recycle_onnx.cli.inspect_view import rows
 from recycle_onnx.cli.report import as_json, shown
 from recycle_onnx.provenance import read_source
 from recycle_onnx.runtime.config import read_defaults
@@ -20,19 +20,15 @@ from recycle_onnx.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from recycle_onnx.checkpoint import Module
 
-CONVENTIONS = (
-    "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "window", "qk_norm", "embedding",
-    "lm_head", "draft_vocabulary", "trained_depth",
-)  # fmt: skip
-
 
 @click.command()
 @click.argument("path", type=Path, metavar="FOLDER")
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle, weights included.")
+@click.option("--graphs", is_flag=True, help="Show the inputs and outputs of a bundle's graphs too.")
 @click.option("--plot", type=Path, help="Draw the curves of a checkpoint's last training; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
-    """Say what a checkpoint, a bundle or a published module is: dimensions, conventions, bytes and contracts."""
+def inspect(path: Path, verify: bool, graphs: bool, plot: Path | None, json_: bool) -> None:
+    """Say what a checkpoint, a bundle or a published module is, and whether its module is trained."""
     description = _describe(path, verify)
     if plot:
         from recycle_onnx.picture import check_plot
@@ -44,7 +40,7 @@ def inspect(path: Path, verify: bool, plot: Path | None, json_: bool) -> None:
         click.echo(as_json(description))
         return
     table = Table(title=shown(f"{path}: a {description['kind']}"), show_header=False, title_justify="left")
-    for name, value in _rows(description):
+    for name, value in rows(description, graphs):
         table.add_row(shown(name), shown(value))
     Console().print(table)
 
@@ -148,60 +144,3 @@ def _halves(base: dict[str, Any], recycler: dict[str, Any] | None) -> dict[str, 
     whole, part = base.get("parameters"), recycler and recycler.get("parameters")
     ratio = part / whole if whole and part else None
     return {"base": base, "recycler": recycler, "parameter_ratio": ratio}
-
-
-def _rows(description: dict[str, Any]) -> list[tuple[str, str]]:
-    base, recycler = description["base"], description["recycler"]
-    rows: list[tuple[str, str]] = [
-        (name, str(description[name])) for name in ("format", "flavour", "precision") if name in description
-    ]
-    rows += [
-        ("base", base["model_type"] + (f", {base['parameters']:,} parameters" if "parameters" in base else "")),
-        ("dimensions", f"{base['num_layers']} layers of {base['hidden_size']}, {base['num_heads']} heads "
-         f"({base['num_kv_heads']} KV) of {base['head_dim']}, feed-forward {base['intermediate_size']}"),
-        ("vocabulary", f"{base['vocab_size']:,}{', tied embeddings' * base['tied_embeddings']}"),
-        ("context", f"{base['context_length']:,} tokens"),
-    ]  # fmt: skip
-    if source := description["source"]:
-        known = {name: value for name, value in source.items() if name != "stop_ids" and value is not None}
-        rows += [(f"source {name}", _text(value)) for name, value in known.items()]
-    for end in description.get("stop_ids", ()):
-        rows.append((f"ends at {end['id']} {end['token'] or ''}", ", ".join(end["named_by"])))
-    if quantization := description.get("quantization"):
-        summarized = ("fidelity", "calibration")
-        rows += [
-            (f"quantization {name}", _text(value)) for name, value in quantization.items() if name not in summarized
-        ]
-        if made := method_line(quantization):
-            rows.append(("calibration", made))
-        if cost := quantization.get("fidelity"):
-            rows.append(("fidelity", fidelity_line(description["precision"], quantization)))
-            rows += [(f"fidelity {name}", _text(value)) for name, value in cost.items()]
-    if size := description.get("draft_vocabulary"):
-        rows.append(("draft vocabulary", f"{size:,} tokens"))
-    if recycler:
-        ratio = f" ({description['parameter_ratio']:.1%} of the base)" if description["parameter_ratio"] else ""
-        untrained = "" if description["module_trained"] else ", untrained"
-        rows.append(
-            (
-                "module",
-                f"layers {recycler.get('num_layers')}, {recycler.get('parameters', 0):,} parameters{ratio}{untrained}",
-            )
-        )
-        rows += [(f"module {name}", _text(recycler.get(name))) for name in CONVENTIONS]
-    else:
-        rows.append(("module", "none"))
-    if "strategies" in description:
-        rows.append(("strategies", ", ".join(description["strategies"])))
-    rows += [(f"bytes {name}", f"{size:,}") for name, size in description["bytes"].items()]
-    for graph, contract in description.get("contracts", {}).items():
-        for part in ("inputs", "optional_inputs", "outputs"):
-            lines = [f"{name}: {kind}" for name, kind in contract[part].items() if ".0." in name or "." not in name]
-            rows.append((f"{graph} {part.replace('_', ' ')}", "\n".join(lines)))
-    return rows
-
-
-def _text(value: object) -> str:
-    if isinstance(value, dict):
-        value = [f"{name}: {part}" for name, part in value.items()]
-    return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)

@@ -46,6 +46,8 @@ HELD_OUT = 12
 """One window in so many is measured on, not learnt from."""
 WORK_A_TOKEN = 8
 """Operations of a step for each parameter: two forwards, four backwards, and what the products do not count."""
+LONGEST = 30 * 60.0
+"""Seconds of steps beyond which a model is not tuned."""
 STAGE = "tuning scales"
 
 
@@ -69,8 +71,10 @@ def tune(
         report(text, 0, 0)
 
     precision = best_precision(DEVICE, lambda _: None)
-    minutes = _seconds(model, windows.shape[1], precision) / 60
-    notice(f"tuning scales will take some {minutes:.0f} minutes here, besides writing and reading the text")
+    seconds = _seconds(model, windows.shape[1], precision)
+    if seconds > LONGEST:
+        notice(f"scales are not tuned, which would take some {seconds / 60:.0f} minutes here")
+        return None
     base = load_base(model.base, model.weights, TYPES[precision])
     texts = _texts(model, base, windows.astype(np.uint32), report, write=write)
     targets = CachedTargets(base, model.digest, texts, _cache_bytes())

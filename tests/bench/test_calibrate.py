@@ -50,7 +50,7 @@ def test_it_measures_steps_and_acceptance_and_keeps_them(sample_bundle: Path, tm
 
 def test_people_are_told_what_auto_starts_with(tiny_bundle: Path) -> None:
     out = run("calibrate", tiny_bundle, "--context", 8, "--new-tokens", 10).stdout
-    assert "steps in ms: full x1" in out
+    assert "steps in ms: full model on 1 token " in out
     assert "auto starts with" in out
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.doctor import DoctorReport, examine
+from recycle_onnx.doctor import DoctorReport, assignment, examine
 from recycle_onnx.doctor.bundle import BundleReport
 from recycle_onnx.runtime.ort.providers import known
 
@@ -29,11 +29,13 @@ def test_each_half_is_examined_where_it_runs(here: Place, report: DoctorReport, 
     assert not report.broken, report.findings
     assert (found.provider, found.recycler_provider) == here
     for half, name in zip(HALVES, here, strict=True):
-        assert known(name).ort_name in found.assignments[half].nodes
+        if assignment.IS_TOLD:
+            assert known(name).ort_name in found.assignments[half].nodes
     assert found.self_test is not None
     assert max(found.self_test.differences.values()) < found.self_test.tolerance
 
 
+@pytest.mark.skipif(not assignment.IS_TOLD, reason="this ONNX Runtime is too old to tell")
 def test_attention_on_another_provider_is_told_of_the_half_that_leaves_it(
     here: Place, report: DoctorReport, found: BundleReport
 ) -> None:

@@ -20,9 +20,13 @@ def test_a_program_in_c_reads_about_as_fast(threads: int, tmp_path: Path) -> Non
     if threads > allowed():
         pytest.skip("fewer processors than threads: the two programs wait for one another in different ways")
     program, data = build(tmp_path), np.ones(SIZE // 8, np.uint64)
-    pairs = [(bandwidth.read(data, threads), in_c(program, threads, SIZE)) for _ in range(2)]
-    ours, theirs = (max(values) for values in zip(*pairs, strict=True))
-    assert theirs / 2.5 < ours < 2.5 * theirs  # bits for bytes, or copies for reads, are further away
+    ours = theirs = 0.0
+    for _ in range(20):  # on a busy machine any of these is slow: the fastest of each are compared
+        ours = max(ours, bandwidth.read(data, threads))
+        theirs = max(theirs, in_c(program, threads, SIZE))
+        if theirs / 2.5 < ours < 2.5 * theirs:  # bits for bytes, or copies for reads, are further away
+            return
+    raise AssertionError(f"{ours} GB/s, and {theirs} GB/s in C")
 
 
 def test_more_is_read_than_caches_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

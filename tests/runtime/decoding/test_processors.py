@@ -127,7 +127,7 @@ class Stale(ProcessedChooser):
 STRONG: list[dict[str, Any]] = [{"no_repeat_ngram_size": 2}, {"processors": [moody]}]
 
 
-@pytest.mark.parametrize("controls", STRONG, ids=str)
+@pytest.mark.parametrize("controls", STRONG, ids=["no_repeat_ngram_size", "processors"])
 def test_a_row_processed_with_another_prefix_would_be_seen(
     sample_model: RecycleModel, controls: dict[str, Any]
 ) -> None:

@@ -1,0 +1,43 @@
+"""What `inspect` says fits a screen, and leaves no doubt whether a module is worth using."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import SAMPLE
+from tests.helpers.command import run
+
+LINES_OF_A_SCREEN = 45
+
+
+def words(*arguments: str | Path) -> str:
+    return " ".join(run("inspect", *arguments).stdout.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("folder", ["checkpoint", "bundle"])
+def test_all_of_it_fits_a_screen(folder: str, sample_bundle: Path) -> None:
+    shown = run("inspect", sample_bundle if folder == "bundle" else SAMPLE).stdout
+    assert len(shown.splitlines()) <= LINES_OF_A_SCREEN
+
+
+def test_a_trained_module_is_named_with_its_measured_acceptance(sample_bundle: Path) -> None:
+    for folder in (SAMPLE, sample_bundle):
+        shown = words(folder)
+        assert "trained for chains of 3" in shown
+        assert "acceptance 80.6%, 79.6%, 79.0% on held-out text, in training, by place in a chain" in shown
+
+
+def test_an_untrained_module_is_named_with_what_to_do(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
+    for folder in (tiny_checkpoint, tiny_bundle):
+        shown = words(folder)
+        assert "untrained: `recycle-onnx train`" in shown
+        assert "acceptance" not in shown
+
+
+def test_inputs_and_outputs_of_graphs_are_shown_if_asked_for(tiny_bundle: Path) -> None:
+    assert "logits_to_keep" not in words(tiny_bundle)
+    shown = words(tiny_bundle, "--graphs")
+    assert "full optional inputs logits_to_keep: int64[]" in shown
+    assert "recycler inputs input_ids: int64[batch_size, sequence_length]" in shown
