@@ -64,7 +64,9 @@ def attach(
         )  # fmt: skip
         config.check("attach")
         config.check_base(checkpoint.base, "--tap")
-        draft_ids = draft_vocabulary and draft_vocabulary.choose(checkpoint.base_folder, checkpoint.base.vocab_size)
+        draft_ids: list[int] | None = None
+        if draft_vocabulary:
+            draft_ids = draft_vocabulary.choose(checkpoint.base_folder, checkpoint.base.vocab_size)
         config = replace(
             config,
             draft_vocabulary=DraftFile(len(draft_ids)) if draft_ids else None,
