@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass, field, fields
 from inspect import cleandoc
+from textwrap import TextWrapper
 from typing import Any, TypeVar
 
 from recycle_onnx.kinds import Kind
@@ -60,14 +60,9 @@ def declared(kind: type) -> dict[str, Setting]:
 
 def documented(kind: Class) -> Class:
     """Add to a dataclass's docstring what is declared of its settings, for `help` to list."""
+    wrapped = TextWrapper(WIDTH, initial_indent=4 * " ", subsequent_indent=8 * " ", break_on_hyphens=False)
     lines = (
-        textwrap.fill(
-            f"{name}: {about.help} Default: {about.unset or repr(about.default)}.",
-            width=WIDTH,
-            initial_indent=4 * " ",
-            subsequent_indent=8 * " ",
-            break_on_hyphens=False,
-        )
+        wrapped.fill(f"{name}: {about.help} Default: {about.unset or repr(about.default)}.")
         for name, about in declared(kind).items()
     )
     kind.__doc__ = "\n".join([cleandoc(kind.__doc__ or ""), "", "Attributes:", *lines])
