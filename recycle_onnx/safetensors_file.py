@@ -7,9 +7,8 @@ takes all tensors in memory at once, and is not part of the plain install; this 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -61,6 +60,11 @@ def write_streams(
     Raises:
         OSError: the disk is full or not writable.
     """
+    write_pieces(path, content(tensors, metadata), private=private)
+
+
+def content(tensors: Mapping[str, Stream], metadata: Mapping[str, str] = PYTORCH) -> Iterator[bytes | memoryview]:
+    """Yield what `write_streams` writes, piece by piece."""
     ordered = by_width(tensors)
     header: dict[str, Any] = {METADATA: dict(metadata)}
     end = 0
@@ -69,8 +73,10 @@ def write_streams(
         header[name] = {"dtype": tensor.type, "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    pieces = chain.from_iterable(tensor.pieces for tensor in ordered.values())
-    write_pieces(path, chain([len(text).to_bytes(8, "little"), text], pieces), private=private)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for tensor in ordered.values():
+        yield from tensor.pieces
 
 
 def write_arrays(path: Path, arrays: Arrays, metadata: Mapping[str, str] = PYTORCH, *, private: bool = False) -> None:

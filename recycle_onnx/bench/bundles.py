@@ -12,6 +12,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import temporary_sibling
 
 if TYPE_CHECKING:
+    from recycle_onnx.export import HalfPrecision, Quantization
     from recycle_onnx.export.report import Report
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
@@ -37,20 +38,13 @@ def random_bundle(
         RecycleError: the disk is full.
     """
     from recycle_onnx.checkpoint import attach
-    from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization, export
+    from recycle_onnx.export import DraftVocabulary, export
     from recycle_onnx.export.flavours import flavour_named
     from recycle_onnx.export.report import silent
 
     config = shape(name)
     flavour_named(flavour)
-    if precision not in PRECISIONS:
-        raise InputError(f"precision is {precision!r}; expected one of: {', '.join(PRECISIONS)}")
-    how: Quantization | HalfPrecision | None = None
-    if precision.startswith("int"):
-        bits = int(precision.removeprefix("int"))
-        how = Quantization(bits=bits, block_size=block_size, method="rtn", activations=activations)
-    elif precision == "fp16":
-        how = HalfPrecision()
+    how = _precision(precision, block_size, activations)
     recipe = "" if how is None else f"-{hashlib.sha256(repr(how).encode()).hexdigest()[:8]}"
     draft = "" if draft_vocab is None else f"-draft{draft_vocab}"
     kind = "" if flavour == "ort" else f"-{flavour}"
@@ -67,12 +61,19 @@ def random_bundle(
             (work / "text.txt").write_text("<0>")  # nothing to count: tokens are taken in their order
             vocabulary = DraftVocabulary(draft_vocab, work / "text.txt")
         export(
-            work / "model",
-            target,
-            flavour=flavour,
-            quantization=how,
-            draft_vocabulary=vocabulary,
-            compare=False,
+            work / "model", target, flavour=flavour, quantization=how, draft_vocabulary=vocabulary, compare=False,
             report=report,
-        )
+        )  # fmt: skip
     return target
+
+
+def _precision(name: str, block_size: int, activations: str) -> Quantization | HalfPrecision | None:
+    """Return how weights are stored; None for float32."""
+    from recycle_onnx.export import HalfPrecision, Quantization
+
+    if name not in PRECISIONS:
+        raise InputError(f"precision is {name!r}; expected one of: {', '.join(PRECISIONS)}")
+    if name.startswith("int"):
+        bits = int(name.removeprefix("int"))
+        return Quantization(bits=bits, block_size=block_size, method="rtn", activations=activations)
+    return HalfPrecision() if name == "fp16" else None

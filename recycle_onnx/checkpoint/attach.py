@@ -65,7 +65,9 @@ def attach(
         )  # fmt: skip
         config.check("attach")
         config.check_base(checkpoint.base, "--tap")
-        draft_ids = draft_vocabulary and draft_vocabulary.choose(checkpoint.base_folder, checkpoint.base.vocab_size)
+        draft_ids: list[int] | None = None
+        if draft_vocabulary:
+            draft_ids = draft_vocabulary.choose(checkpoint.base_folder, checkpoint.base.vocab_size)
         config = replace(
             config,
             draft_vocabulary=DraftFile(len(draft_ids)) if draft_ids else None,
@@ -73,11 +75,15 @@ def attach(
         )
         tensors = _initial_tensors(checkpoint.base, checkpoint.base_weights, config, init, seed)
         with module_folder(checkpoint, out, reference=reference, force=force) as folder:
-            write_arrays(folder / "model.safetensors", tensors)
-            if config.draft_vocabulary and draft_ids:
-                config.draft_vocabulary.write(folder, draft_ids)
-            write_json(folder / "config.json", config.to_json())
+            _write_module(folder, config, tensors, draft_ids)
     return config
+
+
+def _write_module(folder: Path, config: RecyclerConfig, tensors: Tensors, draft_ids: list[int] | None) -> None:
+    write_arrays(folder / "model.safetensors", tensors)
+    if config.draft_vocabulary and draft_ids:
+        config.draft_vocabulary.write(folder, draft_ids)
+    write_json(folder / "config.json", config.to_json())
 
 
 def _initial_tensors(base: BaseConfig, weights: BaseWeights, config: RecyclerConfig, init: Init, seed: int) -> Tensors:

@@ -36,7 +36,7 @@ def join(
     """
     with Checkpoint.open(base, base_only=True) as checkpoint:
         base_identity = reference_from(checkpoint, out, reference=reference)
-        config = module.check(checkpoint.base, base_identity, name or str(base))
+        config = module.check(checkpoint.base_weights, base_identity, name or str(base))
         same = config.trained_on is None
         files = [WEIGHTS, CARD]
         if config.draft_vocabulary:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from recycle_onnx.checkpoint.base import BaseConfig
+from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.families import describe
 from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.identity import BaseReference, check_same_base
@@ -85,7 +86,7 @@ class Module:
         """Open the module's tensors, not yet compared with the config."""
         return Safetensors([self.folder / WEIGHTS])
 
-    def check(self, base: BaseConfig, actual: BaseReference, name: str) -> RecyclerConfig:
+    def check(self, base: BaseWeights, actual: BaseReference, name: str) -> RecyclerConfig:
         """Refuse another base than the module's, and damaged weights; return the config beside this base.
 
         `actual` is what the base is recognised by, `name` what to call it.
@@ -93,18 +94,19 @@ class Module:
         Raises:
             InputError: names what differs, or what is damaged.
         """
-        check_same_base(self.trained_on, actual, base, self.folder, name)
-        same = actual.weights_sha256 == self.trained_on.weights_sha256
+        described = base.base
+        check_same_base(self.trained_on, actual, described, self.folder, name)
+        same = base.weights.has_digest(self.trained_on.weights_sha256)
         trained_on = None if same else replace(self.trained_on, path=None)
         # one computation may have two names: llama.cpp calls a Mistral without windows a Llama
-        config = replace(self.config, layer=base.model_type, base=actual, trained_on=trained_on, format=FORMAT)
-        config.check_base(base, str(self.folder / CONFIG))
-        weights, shapes = self.weights(), config.tensor_shapes(base)
+        config = replace(self.config, layer=described.model_type, base=actual, trained_on=trained_on, format=FORMAT)
+        config.check_base(described, str(self.folder / CONFIG))
+        weights, shapes = self.weights(), config.tensor_shapes(described)
         weights.check(shapes)
         for name in shapes:
             weights.stored(name)  # refuses what is not finite
         if config.draft_vocabulary:
-            config.draft_vocabulary.read(self.folder, base.vocab_size)
+            config.draft_vocabulary.read(self.folder, described.vocab_size)
         return config
 
 

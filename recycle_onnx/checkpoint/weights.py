@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -133,10 +133,19 @@ class Weights(ABC):
         """Return the SHA-256 over the files' own SHA-256, in the order of their names."""
         return self._digest
 
+    def has_digest(self, digest: str) -> bool:
+        """Tell whether these very weights have this `digest`, in these files or in those that `copy_to` writes."""
+        return digest == self.digest()
+
     @cached_property
     def _digest(self) -> str:
         """Hashed once: a training asks for it several times, and hundreds of megabytes take a second."""
-        return hashlib.sha256("".join(sha256(path) for path in self.files).encode()).hexdigest()
+        return joint_digest(sha256(path) for path in self.files)
+
+
+def joint_digest(digests: Iterable[str]) -> str:
+    """Return the SHA-256 over those of several files."""
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 class _Stored(NamedTuple):

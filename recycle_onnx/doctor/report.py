@@ -99,12 +99,11 @@ def examine(
         names, options, others, options if recycler_provider is None else own_options, threads, session_config or {}
     )
     examined = None if bundle is None else bundles.examine(Path(bundle), how, here, speed, progress)
-    findings = [
-        *versions.findings(installed),
-        *machine.findings(here, threads),
-        *telemetry.findings(sends),
-        *(examined.findings if examined else []),
-    ]
-    findings.sort(key=lambda finding: finding.level != "broken")
+    about = (*versions.findings(installed), *machine.findings(here, threads), *telemetry.findings(sends))
+    findings = _broken_first([*about, *(examined.findings if examined else [])])
     chosen = examined.provider if examined else names[0]
     return DoctorReport(installed, here, speed, providers.find(), chosen, sends, examined, findings)
+
+
+def _broken_first(findings: list[Finding]) -> list[Finding]:
+    return sorted(findings, key=lambda finding: finding.level != "broken")

@@ -89,9 +89,11 @@ class Scorer:
         same = min(first - 1, sum(1 for _ in alike))
         known = logits if text == ids[:first] else {}
         self._read, self._fork = [], ([], {})
-        full = self._full(ids, first, same, known.get("full"))
+        start = first if known else same
+        self._decoder.keep_scored(start)
+        full = self._full(ids, first, start, known.get("full"))
         self.logits = full
-        module = self._module(ids, max(first, 2), max(0, same - 1), known.get("recycler"))
+        module = self._module(ids, max(first, 2), max(0, start - 1), known.get("recycler"))
         firsts: dict[Kind, Floats] = {"full": full[:1]}
         if module is not None:
             firsts["recycler"] = module[:1]
@@ -102,20 +104,18 @@ class Scorer:
         draft = self._decoder.draft_ids
         return Score(_predictions(full, tokens[first:], None), _predictions(module, tokens[max(first, 2) :], draft))
 
-    def _full(self, ids: list[int], first: int, same: int, known: Floats | None) -> Floats:
+    def _full(self, ids: list[int], first: int, start: int, known: Floats | None) -> Floats:
         """Return the full model's logits for the tokens from `first` on.
 
         `known` are the logits for the first one, whose text was read before.
         """
         full, end = self._decoder.full, len(ids) - 1
-        start = same if known is None else first
-        full.crop(start)
         if start == end and known is not None:
             return known
         made = full.read(ids[start:end], None, self._hidden[start:end], keep=end - max(start, first - 1))
         return made if known is None else np.concatenate([known, made])
 
-    def _module(self, ids: list[int], first: int, same: int, known: Floats | None) -> Floats | None:
+    def _module(self, ids: list[int], first: int, start: int, known: Floats | None) -> Floats | None:
         """Return the module's logits.
 
         Its row p reads the hidden state of token p and the token p + 1, and predicts the token p + 2.
@@ -125,8 +125,6 @@ class Scorer:
             return None
         if end < 1:
             return np.zeros((0, module.spec.vocab_size), np.float32)
-        start = same if known is None else first - 1
-        module.crop(start)
         if start == end and known is not None:
             return known
         rows = self._hidden[start:end]

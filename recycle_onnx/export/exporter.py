@@ -53,6 +53,11 @@ class ExportReport:
     self_check: SelfCheck
     fidelity: Rounding | None = None
 
+    @property
+    def opened(self) -> Bundle:
+        """The bundle that was written."""
+        return Bundle(self.bundle, self.manifest)
+
 
 def export(
     checkpoint: Path,
@@ -93,50 +98,96 @@ def export(
     chosen = flavour_named(flavour)
     if reason := why_too_old(flavour):  # what is written is checked by running it
         raise InputError(reason)
-    quantization = quantization and chosen.suited(quantization)
-    calibration = calibration or Calibration()
-    with (
-        Checkpoint.open(checkpoint) as source,
-        new_folder(bundle, force=force, keep=source.folders()) as folder,
-        ExitStack() as beside,
-    ):
+    job = _Export(
+        chosen, quantization and chosen.suited(quantization), draft_vocabulary, prefer_source,
+        calibration or Calibration(), text, compare, epsilon, force_quality, threads, report,
+    )  # fmt: skip
+    with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
+        return replace(job.write(source, folder), bundle=bundle)
+
+
+@dataclass(frozen=True)
+class _Export:
+    """The options of one export, which are known to suit each other."""
+
+    flavour: Flavour
+    quantization: Precision | None
+    draft_vocabulary: DraftVocabulary | None
+    prefer_source: bool
+    calibration: Calibration
+    text: Path | None
+    compare: bool | None
+    epsilon: bool
+    force_quality: bool
+    threads: int | None
+    report: Report
+
+    def write(self, source: Checkpoint, folder: Path) -> ExportReport:
+        """Fill the empty `folder` with the bundle of `source`."""
         ends = _write_text_files(source, folder)
-        draft = _choose(draft_vocabulary, source)
-        size, plain, float32 = _float32_bytes(source), None, None
-        if quantization is not None:
-            if isinstance(quantization, Quantization):
-                quantization = with_source(quantization, source.base_weights, preferred=prefer_source)
-            quantization = settled(quantization, calibration, size, report)
-            calibrates = method_of(quantization) == CALIBRATED
-            if compare is None:
-                compare = text is not None or size <= SMALL or calibrates
-            if compare or calibrates:
-                place = beside.enter_context(temporary_sibling(folder)) / "fp32"
-                plain = export(source.folder, place, flavour=flavour, draft_vocabulary=draft_vocabulary, report=report)
-                float32 = Bundle(plain.bundle, plain.manifest)
-        calibrated = Calibrated({}, None)
-        if quantization is not None and float32 is not None:
-            calibrated = calibrate_for(float32, quantization, calibration, threads, report)
-        rewriter = chosen.rewriter(quantization, report, calibrated.made, calibrated.vectors)
-        specs = _write_graphs(source, folder, draft, chosen, rewriter)
-        manifest = _manifest(source, specs, folder, draft, chosen)
-        manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
-        if quantization is not None:
-            manifest = as_quantized(manifest, quantization, calibrated)
-            if method_of(quantization) == SOURCE and isinstance(rewriter, GraphQuantizer):
-                kept = rewriter.kept.summary(source.base_weights.files[0].name)
-                manifest = replace(manifest, quantization={**(manifest.quantization or {}), "source": kept})
-        manifest.write(folder / MANIFEST)
-        written, cost = Bundle(folder, manifest), None
-        checked = _check(source, written, eos, report) if plain is None else plain.self_check
-        if quantization is not None and (compare or epsilon):
-            cost = measure(written, float32 if compare else None, text, report, threads)
-            if not force_quality:
-                check_quality(quantization.precision, cost, method_of(quantization))
+        draft = _choose(self.draft_vocabulary, source)
+        how = self._precision(source)
+        calibrates = how is not None and method_of(how) == CALIBRATED
+        compares = how is not None and self._compares(source, calibrates)
+        with ExitStack() as beside:
+            float32 = self._in_float32(source, beside, folder) if compares or calibrates else None
+            calibrated = Calibrated({}, None)
+            if how is not None and float32 is not None:
+                calibrated = calibrate_for(float32.opened, how, self.calibration, self.threads, self.report)
+            rewriter = self.flavour.rewriter(how, self.report, calibrated.made, calibrated.vectors)
+            specs = _write_graphs(source, folder, draft, self.flavour, rewriter)
+            manifest = _manifest(source, specs, folder, draft, self.flavour)
+            manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
+            if how is not None:
+                manifest = _quantized(manifest, how, calibrated, rewriter, source)
+            manifest.write(folder / MANIFEST)
+            written, cost = Bundle(folder, manifest), None
+            checked = float32.self_check if float32 else _check(source, written, eos, self.report)
+            if how is not None and (compares or self.epsilon):
+                cost = self._cost(written, how, float32.opened if float32 and compares else None)
         manifest.provenance["self_check"] = asdict(checked)
         manifest = manifest if cost is None else with_cost(manifest, cost)
         manifest.write(folder / MANIFEST)
-    return ExportReport(bundle, manifest, checked, cost)
+        return ExportReport(folder, manifest, checked, cost)
+
+    def _precision(self, source: Checkpoint) -> Precision | None:
+        """Return the precision with a method that suits this base and its size."""
+        how = self.quantization
+        if how is None:
+            return None
+        if isinstance(how, Quantization):
+            how = with_source(how, source.base_weights, preferred=self.prefer_source)
+        return settled(how, self.calibration, _float32_bytes(source), self.report)
+
+    def _compares(self, source: Checkpoint, calibrates: bool) -> bool:
+        """Tell whether to compare with float32: as was asked, otherwise where that costs little."""
+        if self.compare is not None:
+            return self.compare
+        return self.text is not None or _float32_bytes(source) <= SMALL or calibrates
+
+    def _in_float32(self, source: Checkpoint, beside: ExitStack, folder: Path) -> ExportReport:
+        """Write the float32 bundle that calibrating reads and comparing needs; it is deleted with `beside`."""
+        place = beside.enter_context(temporary_sibling(folder)) / "fp32"
+        vocabulary = self.draft_vocabulary
+        return export(source.folder, place, flavour=self.flavour.name, draft_vocabulary=vocabulary, report=self.report)
+
+    def _cost(self, written: Bundle, how: Precision, float32: Bundle | None) -> Rounding:
+        """Measure what quantizing cost, and refuse what cost too much."""
+        cost = measure(written, float32, self.text, self.report, self.threads)
+        if not self.force_quality:
+            check_quality(how.precision, cost, method_of(how))
+        return cost
+
+
+def _quantized(
+    manifest: Manifest, how: Precision, calibrated: Calibrated, rewriter: Rewriter, source: Checkpoint
+) -> Manifest:
+    """Return the manifest with what was done to the weights, and which blocks were kept as the source had them."""
+    manifest = as_quantized(manifest, how, calibrated)
+    if method_of(how) != SOURCE or not isinstance(rewriter, GraphQuantizer):
+        return manifest
+    kept = rewriter.kept.summary(source.base_weights.files[0].name)
+    return replace(manifest, quantization={**(manifest.quantization or {}), "source": kept})
 
 
 def _check(source: Checkpoint, bundle: Bundle, eos: list[int], report: Report) -> SelfCheck:

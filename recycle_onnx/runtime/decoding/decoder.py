@@ -160,6 +160,10 @@ class Decoder:
         self.states.cut(count - self.tokens.true_rows)
         self.tokens.keep(count)
 
+    def keep_scored(self, count: int) -> None:
+        """Forget all of a scored text but its first `count` tokens, in both halves."""
+        self.tokens.keep_scored(count)
+
     def forget_guesses(self) -> None:
         """Forget what the module has read of its own guesses."""
         self.tokens.forget_guesses()

@@ -23,6 +23,14 @@ class ReadTokens:
         del self.full[count:], self.module[count:]
         self.true_rows = min(self.true_rows, count)
 
+    def keep_scored(self, count: int) -> None:
+        """Forget all but the first `count` tokens of a text that is only read.
+
+        Row p of the module has read token p + 1, so it keeps one row less than there are tokens.
+        """
+        del self.full[count:], self.module[max(0, count - 1) :]
+        self.true_rows = min(self.true_rows, len(self.module))
+
     def forget_guesses(self) -> None:
         """Forget the module's rows that are not true."""
         del self.module[self.true_rows :]

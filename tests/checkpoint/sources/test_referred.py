@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.checkpoint.sources import folder_of
@@ -139,3 +141,23 @@ def test_a_vector_in_blocks_is_refused(base: Path, tmp_path: Path) -> None:
     file = write_gguf(tmp_path / "model.gguf", base, change=change)
     assert_refused(run("attach", file, tmp_path / "out"), 2, "attn_norm.weight is a vector in Q8_0", "expected F32")
     assert names(tmp_path) == ["model.gguf"]
+
+
+@pytest.mark.parametrize("change", [0, 1])
+def test_a_module_trained_on_a_copy_finds_the_same_weights_in_the_file(
+    file: Path, base: Path, tmp_path: Path, change: int
+) -> None:
+    holding = attach(file, tmp_path / "holding")
+    if change:  # another file with the same shapes
+        tensors = load_file(base / "model.safetensors")
+        tensors["model.norm.weight"] += 1
+        save_file(tensors, tmp_path / "base.safetensors")
+        shutil.copytree(base, tmp_path / "other")
+        (tmp_path / "base.safetensors").replace(tmp_path / "other" / "model.safetensors")
+        file = write_gguf(tmp_path / "models" / "other.gguf", tmp_path / "other", "Q4_0")
+    result = run("attach", file, tmp_path / "out", "--reference", "--module", holding, "--no-check", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["same_weights"] is not bool(change)
+    with Checkpoint.open(tmp_path / "out") as checkpoint:
+        assert checkpoint.recycler is not None
+        assert (checkpoint.recycler.trained_on is None) is not bool(change)

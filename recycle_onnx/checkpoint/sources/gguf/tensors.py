@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -18,7 +19,7 @@ from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, TensorInfo, de
 from recycle_onnx.checkpoint.sources.gguf.rope import FREQUENCIES
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.safetensors_file import SIZES, Stream, bytes_of, write_streams
+from recycle_onnx.safetensors_file import SIZES, Stream, bytes_of, content, write_streams
 
 BYTES_AT_ONCE = 4 << 20
 """Of float32 values that are decoded in one piece: memory stays small, whatever the matrix."""
@@ -120,6 +121,19 @@ def read_rows(file: GgufFile, tensor: Renamed, rows: slice) -> NDArray[Any]:
 
 def write_safetensors(path: Path, file: GgufFile, tensors: list[Renamed], progress: Progress = silent) -> None:
     """Write `tensors` a few rows at a time; `progress` is told how many of them are written, and which comes."""
+    write_streams(path, _streams(file, tensors, progress))
+    progress(len(tensors), len(tensors), "")
+
+
+def digest_of_copy(file: GgufFile, tensors: list[Renamed]) -> str:
+    """Return the SHA-256 of the file that `write_safetensors` would write."""
+    digest = hashlib.sha256()
+    for piece in content(_streams(file, tensors, silent)):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _streams(file: GgufFile, tensors: list[Renamed], progress: Progress) -> dict[str, Stream]:
     written = count()
 
     def pieces(tensor: Renamed) -> Iterator[memoryview]:
@@ -127,8 +141,7 @@ def write_safetensors(path: Path, file: GgufFile, tensors: list[Renamed], progre
         for rows in _some_rows(file, tensor):
             yield bytes_of(read_rows(file, tensor, rows))
 
-    write_streams(path, {tensor.name: Stream(tensor.type, tensor.tensor.shape, pieces(tensor)) for tensor in tensors})
-    progress(len(tensors), len(tensors), "")
+    return {tensor.name: Stream(tensor.type, tensor.tensor.shape, pieces(tensor)) for tensor in tensors}
 
 
 def _by_row(file: GgufFile, tensor: Renamed) -> NDArray[np.uint8]:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.checkpoint.sources.gguf.base import GgufBase
 from recycle_onnx.checkpoint.sources.gguf.integers import LAYOUTS, read_integers
-from recycle_onnx.checkpoint.sources.gguf.tensors import raw_rows, read_rows, write_safetensors
-from recycle_onnx.checkpoint.weights import ALL, Weights
+from recycle_onnx.checkpoint.sources.gguf.tensors import Renamed, digest_of_copy, raw_rows, read_rows, write_safetensors
+from recycle_onnx.checkpoint.weights import ALL, Weights, joint_digest
 from recycle_onnx.errors import InputError
 
 
@@ -65,7 +65,14 @@ class GgufWeights(Weights):
 
     def copy_to(self, folder: Path) -> None:
         """Write `model.safetensors` into `folder`, dequantized a few rows at a time."""
-        write_safetensors(folder / "model.safetensors", self._file, list(self._tensors.values()))
+        write_safetensors(folder / "model.safetensors", self._file, self._listed())
+
+    def has_digest(self, digest: str) -> bool:
+        """Tell whether the digest is that of the file, or of its copy as safetensors, which has the same values."""
+        return super().has_digest(digest) or digest == joint_digest([digest_of_copy(self._file, self._listed())])
+
+    def _listed(self) -> list[Renamed]:
+        return list(self._tensors.values())
 
     def _read(self, name: str, rows: slice) -> NDArray[Any]:
         tensor = self._tensors[name]
