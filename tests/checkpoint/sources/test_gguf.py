@@ -165,7 +165,7 @@ def test_a_file_may_stand_in_two_places(base: Path, tmp_path: Path, verb: str, s
     found = json.loads(run("inspect", tmp_path / "out", "--json").stdout)
     assert found["source"]["tensor_types"] == {"F32": 5, "Q8_0": 15}
     assert found["source"]["file"] == "model.gguf"
-    assert "source sha256" in run("inspect", tmp_path / "out").stdout
+    assert "sha256 " in run("inspect", tmp_path / "out").stdout
     if verb == "export":
         assert found["provenance"]["checkpoint"] == "model"
 
