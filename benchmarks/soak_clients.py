@@ -12,7 +12,7 @@ import socket
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -88,11 +88,17 @@ class Soak:
             raise AssertionError(f"a stream ends with {lines[-1][:200]}")
         return "".join(text_of(json.loads(line)) for line in lines[:-1])
 
+    def rounds(self) -> Iterator[None]:
+        """As many as there is time for; one at least, however busy the machine is."""
+        yield
+        while time.monotonic() < self.end:
+            yield
+
     def honest(self, number: int) -> None:
         """One after another on one connection, with pauses to think."""
         dice = random.Random(number)
         connection = self.connect()
-        while time.monotonic() < self.end:
+        for _ in self.rounds():
             kind, started = dice.randrange(24), time.monotonic()
             try:
                 text = self.ask(connection, kind)
@@ -109,7 +115,7 @@ class Soak:
     def watch(self) -> None:
         """Ask five times in a second whether the server is well."""
         connection = self.connect()
-        while time.monotonic() < self.end:
+        for _ in self.rounds():
             started = time.monotonic()
             try:
                 connection.request("GET", "/health")
@@ -126,7 +132,7 @@ class Soak:
             self._send_schema, self._read_nothing, self._send_half, self._send_megabytes, self._vanish,
         ]  # fmt: skip
         dice = random.Random(-1 - number)
-        while time.monotonic() < self.end:
+        for _ in self.rounds():
             with suppress(OSError, http.client.HTTPException):
                 kinds[number % len(kinds)](dice)
             self.answers["hostile"] += 1
