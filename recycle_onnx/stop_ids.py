@@ -38,11 +38,16 @@ CHANNELS = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
 def stop_ids(folder: Path, tokenizer: Tokenizer) -> Named:
     """Return token ids that end a text of the model in `folder`, and the places that name each.
 
-    What configs name is taken as it stands: whether the model has such tokens is for the caller to check.
+    Any whole number that configs name is taken: whether the model has such tokens is for the caller to check.
+
+    Raises:
+        InputError: a place names something else.
     """
     named: Named = {}
     for place, ids in _places(folder, tokenizer):
         for token in ids:
+            if type(token) is not int:
+                raise InputError(f"{folder}: {place} is {token!r:.100}; expected a token's id")
             places = named.setdefault(token, [])
             if place not in places:
                 places.append(place)

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 import recycle_onnx
 from recycle_onnx.checkpoint.sources.gguf import convert
+from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.script import Script
@@ -153,3 +154,11 @@ def test_a_base_without_a_template_ends_its_own_text_at_all_of_them(folder: Path
     edit("tokenizer_config.json", eos_token=OTHER)(folder)
     (turn,) = Script.of(folder, 1.0).turns
     assert turn.ends == {load_tokenizer(folder).token_to_id(OTHER)}
+
+
+@pytest.mark.parametrize("value", ["2", 2.0, True, [[2]], {"id": 2}])
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_an_end_that_is_no_id_is_refused(name: str, value: Any, folder: Path) -> None:
+    edit(name, eos_token_id=value)(folder)
+    with pytest.raises(InputError, match=f"{name} eos_token_id is .*; expected a token's id"):
+        stop_ids(folder, load_tokenizer(folder))
