@@ -160,8 +160,8 @@ def test_inspect_shows_every_convention(base: Path, text: Path, tmp_path: Path) 
         assert (found["tap"], found["concat"], found["recycle"], found["draft_vocabulary"]["size"]) == (
             ["layer.1", "final_post"], ["hidden_state", "embedding"], "pre_norm", 64,
         )  # fmt: skip
-        shown = run("inspect", folder).stdout
-        for words in ("layer.1, final_post", "hidden_state, embedding", "pre_norm", "size: 64"):
+        shown = " ".join(run("inspect", folder).stdout.replace("│", " ").split())
+        for words in ("layer.1 + final_post", "hidden_state + embedding", "recycle pre_norm", "size 64"):
             assert words in shown
 
 
