@@ -93,5 +93,5 @@ def test_a_body_in_chunks_of_a_byte_keeps_nobody_waiting(server: Running) -> Non
         connection.close()
 
     seconds = ask_meanwhile(server, post)
-    assert len(seconds) > 10
+    assert len(seconds) > 2
     assert max(seconds) < 1.0
