@@ -91,7 +91,7 @@ def serving(
 def endless_model(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
     """A tiny model with a chat template, a module and a long context, that never ends by itself."""
     folder = tmp_path_factory.mktemp("endless")
-    checkpoint = tiny.write_endless_base(folder / "model", context_length=8192)
+    checkpoint = tiny.write_endless_base(folder / "model", context_length=32768)
     config = read_json(checkpoint / "tokenizer_config.json")
     write_json(checkpoint / "tokenizer_config.json", {**config, "chat_template": TEMPLATE})
     attach(checkpoint, checkpoint)

@@ -123,7 +123,7 @@ def test_side_by_side_shows_full_and_the_strategy(browser: webdriver.Chrome, ser
 @in_browser
 def test_stop_ends_the_answer_and_frees_the_slot(browser: webdriver.Chrome, server: Running) -> None:
     open_page(browser, server)
-    ask(browser, "the cat sat", most=8000)
+    ask(browser, "the cat sat", most=32_000)
     wait_until(lambda: len(text_of(answers(browser)[0])) > 20)
     assert "tokens/s" in answers(browser)[0].text  # live
     browser.find_element(By.ID, "send").click()
@@ -137,7 +137,7 @@ def test_stop_ends_the_answer_and_frees_the_slot(browser: webdriver.Chrome, serv
 @in_browser
 def test_new_leaves_nothing_of_an_answer_that_was_running(browser: webdriver.Chrome, server: Running) -> None:
     open_page(browser, server)
-    ask(browser, "the cat sat", most=8000)
+    ask(browser, "the cat sat", most=32_000)
     wait_until(lambda: len(text_of(answers(browser)[0])) > 20)
     browser.find_element(By.ID, "reset").click()
     wait_until(lambda: server.busy == 0)
@@ -149,7 +149,7 @@ def test_new_leaves_nothing_of_an_answer_that_was_running(browser: webdriver.Chr
 @in_browser
 def test_a_message_that_was_refused_is_not_sent_again(browser: webdriver.Chrome, server: Running) -> None:
     open_page(browser, server)
-    browser.execute_script("document.getElementById('prompt').value = 'the cat '.repeat(9000)")
+    browser.execute_script("document.getElementById('prompt').value = 'the cat '.repeat(40000)")
     browser.find_element(By.ID, "send").click()
     wait_until(lambda: bool(answers(browser)) and "context" in answers(browser)[0].text)
     assert turns(browser) == []

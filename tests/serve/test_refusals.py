@@ -77,7 +77,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "usage without a stream": (
         CHAT, {"messages": USER, "stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options",
     ),
-    "a prompt longer than the context": (TEXT, {"prompt": "cat " * 9000}, 400, "context_length_exceeded", None),
+    "a prompt longer than the context": (TEXT, {"prompt": "cat " * 40_000}, 400, "context_length_exceeded", None),
 }  # fmt: skip
 BODIES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "invalid_json"),
@@ -247,7 +247,7 @@ def test_the_client_raises_what_it_raises_for_openai(client: OpenAI) -> None:
     with pytest.raises(openai.BadRequestError, match="n must be 1"):
         client.completions.create(model=NAME, prompt="a", n=2)
     with pytest.raises(openai.BadRequestError, match="context"):
-        client.completions.create(model=NAME, prompt="cat " * 9000)
+        client.completions.create(model=NAME, prompt="cat " * 40_000)
 
 
 def test_a_body_that_is_too_large_is_refused(server: Running) -> None:
