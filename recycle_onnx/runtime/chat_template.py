@@ -40,8 +40,6 @@ class ChatTemplate:
 
         The answer is None where the template leaves a message's text out, or changes it.
 
-        None where it leaves a message's text out, or changes it.
-
         Raises:
             InputError: the template refuses such messages.
         """

@@ -283,4 +283,4 @@ def make_app(
     ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
     app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
     behind = guarded(app, token, local_names_only, origins)
-    return RequestCounter(behind, service.metrics, frozenset(route.path for route in routes))
+    return RequestCounter(behind, service.metrics, routes)

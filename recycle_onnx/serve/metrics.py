@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from recycle_onnx.runtime.generation import Result
@@ -16,6 +17,8 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Bounds of the histograms' buckets: a first token takes hundredths of a second, a long answer minutes."""
 CLIENT_GONE = "499"
 """What is counted where no answer was sent, as nginx does."""
+OTHER = "other"
+"""The path of requests that no route takes: clients may ask for endlessly many."""
 
 
 class Metrics:
@@ -65,13 +68,13 @@ class RequestCounter:
 
     app: ASGIApp
     metrics: Metrics
-    paths: frozenset[str]
+    routes: Sequence[Route]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        path = scope["path"] if scope["path"] in self.paths else "other"
+        path = self._path(scope["path"])
         started, status = time.perf_counter(), CLIENT_GONE
 
         async def send_counted(message: Message) -> None:
@@ -84,5 +87,9 @@ class RequestCounter:
             await self.app(scope, receive, send_counted)
         finally:
             self.metrics.requests.labels(path, status).inc()
-            if scope["method"] == "POST" and path in self.paths:
+            if scope["method"] == "POST" and path != OTHER:
                 self.metrics.seconds.observe(time.perf_counter() - started)
+
+    def _path(self, path: str) -> str:
+        """Return the path of the route that a request's path belongs to: names in it are no labels of their own."""
+        return next((route.path for route in self.routes if route.path_regex.match(path)), OTHER)

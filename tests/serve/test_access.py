@@ -187,7 +187,8 @@ def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
         begun = [next(stream) for _ in range(5)]
         stream.close()
         wait_until(lambda: running.busy == 0)
-        get(running, "/health")
+        for path in ("/health", f"/v1/models/{NAME}", "/v1/models/no/such", "/nowhere"):
+            get(running, path)
         response, body = get(running, "/metrics")
         assert response.headers["content-type"].startswith("text/plain; version=")
         found = {
@@ -197,6 +198,9 @@ def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
         }
     assert found["recycle_onnx_requests_total", "/v1/completions", "200"] == 3
     assert found["recycle_onnx_requests_total", "/v1/completions", "400"] == 1
+    assert found["recycle_onnx_requests_total", "/v1/models/{model:path}", "200"] == 1
+    assert found["recycle_onnx_requests_total", "/v1/models/{model:path}", "404"] == 1
+    assert found["recycle_onnx_requests_total", "other", "404"] == 1
     assert found["recycle_onnx_tokens_total", "new"] >= 40 + len(begun)  # what was broken off counts too
     assert found["recycle_onnx_request_seconds_count",] == 4  # and what is no completion does not
     usages = [answer.usage for answer in answers]

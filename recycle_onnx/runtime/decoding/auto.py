@@ -79,9 +79,7 @@ class Costs:
     def module(self, chain: int) -> float:
         """Estimate the seconds of the module's chain of so many tokens; where none was measured, as many single steps.
 
-        Before the module's first step the answer is 0: it looks free, and so it is tried and measured.
-
-        Nothing before the first one: it looks free, and so it is tried and measured.
+        Before the module's first step the answer is 0: it looks free, so it is tried, and then measured.
         """
         return self.get(f"module_{chain}") or chain * (self.get("module_1") or 0.0)
 
@@ -136,8 +134,6 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -
     """Choose the source and number of proposals that promise most tokens per second, up to `longest` of each.
 
     The choice is `nothing` where no source beats the full model alone by `MARGIN`, or its cost is not known yet.
-
-    Nothing where no source beats the full model alone by `MARGIN`, or its cost is not known yet.
     """
     alone = costs.get("full_1")
     if alone is None:
