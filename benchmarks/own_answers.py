@@ -13,12 +13,12 @@ Each answer is a line in WORK, and is not made again: after a break, run the sam
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from kept_lines import kept_lines
 
 import recycle_onnx
 from recycle_onnx.cli.options import pairs
@@ -43,18 +43,16 @@ def answers(
     path: Path, bundle: Path, reference: Path, prompts: Sequence[Prompt], new_tokens: int, threads: int
 ) -> list[Answer]:
     """Of all prompts; those that `path` has are not made again."""
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if len(kept) < len(prompts):
+
+    def answered(first: int) -> Iterator[Answer]:
         model, judge = (recycle_onnx.load(folder, threads=threads) for folder in (bundle, reference))
-        with path.open("a") as file:
-            for prompt in islice(prompts, len(kept), None):
-                ids = prompt.ids(bundle, model.tokenizer)
-                tokens = model.generate(ids, GREEDY, max_new_tokens=new_tokens).tokens
-                best = score(judge, [*ids, *tokens], len(ids)).best
-                kept.append({"tokens": tokens, "agrees": int((best == tokens).sum())})
-                file.write(json.dumps(kept[-1]) + "\n")
-                file.flush()
-    return kept[: len(prompts)]
+        for prompt in prompts[first:]:
+            ids = prompt.ids(bundle, model.tokenizer)
+            tokens = model.generate(ids, GREEDY, max_new_tokens=new_tokens).tokens
+            best = score(judge, [*ids, *tokens], len(ids)).best
+            yield {"tokens": tokens, "agrees": int((best == tokens).sum())}
+
+    return kept_lines(path, len(prompts), answered)
 
 
 @click.command()

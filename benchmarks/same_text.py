@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import click
+from kept_lines import kept_lines
 
 import recycle_onnx
 from recycle_onnx.cli.options import pairs
@@ -52,15 +53,13 @@ def outcomes(
     path: Path, bundle: Path, prompts: Sequence[Prompt], temperature: float, new_tokens: int, threads: int
 ) -> list[Outcome]:
     """Of all prompts; those that `path` has are not answered again."""
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if len(kept) < len(prompts):
-        with recycle_onnx.load(bundle, threads=threads) as model, path.open("a") as file:
-            for number in range(len(kept), len(prompts)):
-                ids = prompts[number].ids(bundle, model.tokenizer)
-                kept.append(outcome(model, number, ids, temperature, new_tokens))
-                file.write(json.dumps(kept[-1]) + "\n")
-                file.flush()
-    return kept[: len(prompts)]
+
+    def answered(first: int) -> Iterator[Outcome]:
+        with recycle_onnx.load(bundle, threads=threads) as model:
+            for number, prompt in enumerate(prompts[first:], first):
+                yield outcome(model, number, prompt.ids(bundle, model.tokenizer), temperature, new_tokens)
+
+    return kept_lines(path, len(prompts), answered)
 
 
 def summary(compared: Sequence[Outcome]) -> dict[str, Any]:
