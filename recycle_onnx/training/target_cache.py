@@ -155,7 +155,7 @@ def spread_files(windows: NDArray[np.uint32], wanted: float) -> NDArray[np.uint3
     starts = range(0, len(windows), SHARD)
     count = min(len(starts), max(1, round(wanted / SHARD)))
     places = np.linspace(0, len(starts) - 1, count).astype(int)
-    return np.concatenate([windows[starts[place] : starts[place] + SHARD] for place in places])
+    return np.concatenate([windows[:0], *(windows[starts[place] : starts[place] + SHARD] for place in places)])
 
 
 def _name(identity: str, windows: NDArray[np.uint32]) -> str:

@@ -99,6 +99,7 @@ def test_a_short_training_uses_what_was_read_for_a_long_one(model: RecycleGPT) -
     assert {tuple(row) for row in some[0]} <= {tuple(row) for row in parts[0]}
     assert CachedTargets(model.full, "base", some, SIZE).missing == 0
     assert spread(parts, 60) is parts
+    assert [len(part) for part in spread((windows(40), windows(0)), 8)] == [8, 0]  # a part without a window
 
 
 @pytest.mark.parametrize("change", ["base", "tap", "text", "type"])
