@@ -16,6 +16,9 @@ OPENVINO = .venv-openvino/$(BIN)
 RAY = .venv-ray/$(BIN)
 DOCS = .venv-docs/$(BIN)
 LOWEST = .venv-lowest/$(BIN)
+CLIENTS = .venv-clients/$(BIN)
+FROZEN = .venv-frozen/$(BIN)
+NODE_CLIENTS = tests/serve/clients/node_modules
 OPTIMUM = .venv-optimum/$(BIN)
 OPTIMUM_ONNX = .venv-optimum-onnx/$(BIN)
 
@@ -32,7 +35,7 @@ TORCH ?= torch>=2.13
 WORKERS ?= logical
 IN_PARALLEL = -n $(WORKERS) --dist worksteal
 
-.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray test-lowest lint format docs dist clean
+.PHONY: demo demo-smollm2 demo-stories test test-reference test-peers test-openvino test-ray test-lowest test-clients test-frozen lint format docs dist clean
 
 demo: $(DEMO_VENV)/ready  ## SmolLM2-135M alone and with its module; without an index to fetch it from, the stories sample
 	@if $(DEMO)/python samples/fetch_base.py $(BASE); \
@@ -59,6 +62,8 @@ $(DEMO_FILES)/stories/recycle.json: $(wildcard samples/stories/*.* samples/stori
 
 # Threads of numpy's products wait by spinning, on the processor that the worker beside them needs.
 test test-lowest: export OPENBLAS_NUM_THREADS = 1
+# Hundreds of child processes, and both workers, would compile the package and all tests again where no bytecode is kept.
+test test-lowest: export PYTHONDONTWRITEBYTECODE =
 test: .venv/ready  ## the suite without torch, and its ten slowest tests
 	$(DEV)/python -m pytest $(IN_PARALLEL) -m "not reference and not peers" --durations=10
 
@@ -77,6 +82,15 @@ test-ray: .venv-ray/ready  ## the sample program for a cluster, on a local Ray o
 
 test-lowest: .venv-lowest/ready  ## what runs bundles, on the oldest versions that pyproject.toml allows
 	$(LOWEST)/python -m pytest $(IN_PARALLEL) tests/runtime tests/cli tests/doctor tests/evaluation tests/serve tests/conformance
+
+test-clients: .venv-clients/ready  ## the server with clients that others have written for other servers
+	-$(MAKE) --no-print-directory .venv-langchain/ready
+	-$(MAKE) --no-print-directory .venv-llm/ready
+	-$(MAKE) --no-print-directory $(NODE_CLIENTS)/ready
+	$(CLIENTS)/python -m pytest tests/serve/test_clients.py tests/serve/test_clients_elsewhere.py
+
+test-frozen: .venv-frozen/ready  ## programs that PyInstaller freezes, with the package's own hooks
+	$(FROZEN)/python -m pytest tests/samples/test_frozen.py
 
 lint: .venv-reference/ready  ## style, types (torch's too) and the walls between the halves
 	$(REFERENCE)/ruff check .
@@ -131,6 +145,26 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 	$(LOWEST)/python $(PIP_INSTALL) -e ".[test]" -c tests/lowest.txt
 	touch $@
 
+.venv-clients/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-clients
+	$(CLIENTS)/python $(PIP_INSTALL) -e ".[clients]"
+	touch $@
+
+# Clients in environments of their own, which hold nothing of ours.
+.venv-langchain/ready .venv-llm/ready: .venv-%/ready: tests/serve/clients/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/$(BIN)/python $(PIP_INSTALL) -r $<
+	touch $@
+
+$(NODE_CLIENTS)/ready: tests/serve/clients/package.json
+	npm install --prefix $(<D) --no-package-lock --no-audit --no-fund --silent
+	touch $@
+
+.venv-frozen/ready: pyproject.toml
+	$(PYTHON) -m venv .venv-frozen
+	$(FROZEN)/python $(PIP_INSTALL) -e ".[frozen]"
+	touch $@
+
 .venv-openvino/ready: tests/conformance/requirements-openvino.txt
 	$(PYTHON) -m venv .venv-openvino
 	$(OPENVINO)/python $(PIP_INSTALL) -r $<
@@ -150,5 +184,6 @@ $(DEMO_VENV)/ready: pyproject.toml Makefile
 
 clean:
 	rm -rf .venv $(DEMO_VENV) .venv-reference .venv-peers .venv-openvino .venv-ray .venv-optimum .venv-optimum-onnx \
-		.venv-docs .venv-lowest build
+		.venv-docs .venv-lowest .venv-clients .venv-frozen build
+	rm -rf .venv-langchain .venv-llm $(NODE_CLIENTS)
 	rm -rf $(DEMO_FILES)

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from prompt_options import PromptOptions, prompt_options
 
 import recycle_onnx
 from recycle_onnx.bench.answers import AnswerOptions, bench_answers
-from recycle_onnx.cli.options import pairs
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.acceptance import acceptance_in_answers
 from recycle_onnx.files import write_json
@@ -79,40 +79,30 @@ def speed_line(name: str, rows: Rows) -> str:
 
 
 @click.command()
-@click.argument("work", type=Path)
-@click.option("--bundle", "bundles", multiple=True, required=True, metavar="NAME=BUNDLE", help="May be repeated.")
-@click.option("--prompts", "files", multiple=True, required=True, type=Path, help="May be repeated.")
-@click.option("--field", help="Where each line of JSON has its prompt.")
-@click.option("--limit", default=40, show_default=True, help="Most prompts of a file.")
-@click.option("--new-tokens", default=128, show_default=True)
-@click.option("--threads", default=2, show_default=True)
-@click.option("--temperature", default=0.8, show_default=True, help="Of sampled answers, beside greedy ones.")
+@prompt_options(limit=40, new_tokens=128, threads=2)
 @click.option("--acceptance-only", is_flag=True, help="Leave out speeds, which want an idle machine.")
-def main(
-    work: Path, bundles: tuple[str, ...], files: tuple[Path, ...], field: str | None, limit: int, new_tokens: int,
-    threads: int, temperature: float, acceptance_only: bool,
-) -> None:  # fmt: skip
-    """Measure BUNDLES on prompts."""
+def main(work: Path, acceptance_only: bool, **options: Any) -> None:
+    """Measure BUNDLES on prompts, of each file the first --limit."""
+    asked = PromptOptions(**options)
     work.mkdir(parents=True, exist_ok=True)
     accepted, fast = [], []
     strategies = ("full", "auto", "verify", "alternate", "lookup")
-    for file in files:
-        prompts = read_prompts(file, field)[:limit]
-        for name, folder in pairs("bundle", bundles, "int4=my-bundle").items():
-            bundle = Path(folder)
-            for heat in (0.0, temperature):
-                key = f"{file.stem}-{name}-{heat:g}-{len(prompts)}x{new_tokens}"
+    for file in asked.files:
+        prompts = read_prompts(file, asked.field)[: asked.limit]
+        for name, bundle in asked.folders.items():
+            for heat in asked.temperatures:
+                key = f"{file.stem}-{name}-{heat:g}-{len(prompts)}x{asked.new_tokens}"
                 label = f"{file.stem} | {name} | {f'sampled at {heat:g}' if heat else 'greedy'}"
                 rows = kept(
                     work / f"acceptance-{key}.json",
-                    lambda: acceptances(bundle, prompts, heat, new_tokens, threads),  # noqa: B023 -- called at once
+                    lambda: acceptances(bundle, prompts, heat, asked.new_tokens, asked.threads),  # noqa: B023 -- called at once
                 )
                 accepted.append(acceptance_line(label, rows))
                 if acceptance_only:
                     continue
-                options = AnswerOptions(strategies, new_tokens, (threads,), temperature=heat)
+                settings = AnswerOptions(strategies, asked.new_tokens, (asked.threads,), temperature=heat)
                 try:
-                    rows = kept(work / f"speed-{key}.json", lambda: speeds(bundle, prompts, options))  # noqa: B023
+                    rows = kept(work / f"speed-{key}.json", lambda: speeds(bundle, prompts, settings))  # noqa: B023
                 except InputError as error:  # a bundle that says next to nothing on these prompts
                     click.echo(f"{label}: {error}", err=True)
                 else:

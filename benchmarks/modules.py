@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from kept_lines import kept_by_name, lines_of
 
 import recycle_onnx
 from recycle_onnx.bench.steps import StepTimer
-from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, attach
+from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, NewModule, attach
 from recycle_onnx.documents import read_documents
 from recycle_onnx.evaluation.acceptance import acceptance
 from recycle_onnx.evaluation.agreement import agreement
@@ -64,11 +65,6 @@ VARIANTS = {
 }
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    """Read the objects of a JSON lines file, none where there is no such file."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def folder_of(work: Path, name: str) -> Path:
     """Where a variant's checkpoint lies; its bundle stands beside it."""
     return work / "".join(letter if letter.isalnum() else "-" for letter in name)
@@ -93,17 +89,17 @@ def quality(
 ) -> None:
     """Train every variant that is not there yet, and measure what it is worth."""
     work.mkdir(parents=True, exist_ok=True)
-    measured = {line["name"] for line in lines(work / "quality.jsonl")}
     with Checkpoint.open(base, base_only=True) as checkpoint:
         deepest = checkpoint.base.num_layers
     length = {"steps": steps, "batch_size": batch_size, "learning_rate": lr}
-    for name, variant in VARIANTS.items():
-        if name in measured or (only and name not in only) or variant.attach.get("num_layers", 1) > deepest:
-            continue
-        click.echo(name, err=True)
-        figures = _train_and_measure(base, folder_of(work, name), variant, data, held_out, length)
-        with (work / "quality.jsonl").open("a") as file:
-            file.write(json.dumps({"name": name, **figures}) + "\n")
+    possible = {name: variant for name, variant in VARIANTS.items() if variant.attach.get("num_layers", 1) <= deepest}
+
+    def measured(missing: list[str]) -> Iterator[dict[str, Any]]:
+        for name in missing:
+            click.echo(name, err=True)
+            yield _train_and_measure(base, folder_of(work, name), VARIANTS[name], data, held_out, length)
+
+    kept_by_name(work / "quality.jsonl", [name for name in possible if not only or name in only], measured)
 
 
 def _train_and_measure(
@@ -114,7 +110,7 @@ def _train_and_measure(
     from recycle_onnx.training.options import TrainingOptions
     from recycle_onnx.training.trainer import train
 
-    attach(base, folder, force=True, **_arguments(base, data, variant))
+    attach(base, folder, NewModule(**_arguments(base, data, variant)), force=True)
     options = TrainingOptions(**{**length, "regenerate": True, **variant.training})
     trained = train(folder, [data], options)
     with Checkpoint.open(folder) as checkpoint:
@@ -156,7 +152,7 @@ def _arguments(base: Path, data: Path, variant: Variant) -> dict[str, Any]:
 @click.option("--threads", type=int)
 def speed(work: Path, repeat: int, threads: int | None) -> None:
     """Measure `full`, `alternate` and `verify` of every bundle, all in turns; write WORK/speed.json."""
-    names = [line["name"] for line in lines(work / "quality.jsonl")]
+    names = [line["name"] for line in lines_of(work / "quality.jsonl")]
     models = {name: recycle_onnx.load(folder_of(work, name).with_suffix(".bundle"), threads=threads) for name in names}
     speedups: dict[str, dict[str, list[float]]] = {name: {"alternate": [], "verify": []} for name in names}
     timers = {}
@@ -203,7 +199,7 @@ def _rows(work: Path) -> Iterator[str]:
         "| nats lost by `alternate` | recycle step | `alternate` | `verify` |"
     )
     yield "|" + "---|" * 10
-    for line in lines(work / "quality.jsonl"):
+    for line in lines_of(work / "quality.jsonl"):
         step = speeds.get(line["name"], {})
         low, high = line["agreement"]["nats_lost_interval"]
         places = " ".join(f"{rate:.2f}" for rate in line["chains"])

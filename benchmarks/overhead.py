@@ -17,7 +17,7 @@ import click
 import recycle_onnx
 from recycle_onnx.runtime.decoding import half, strategies
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 PROMPT = "Once upon a time, there was a little girl who lived near the sea. One day, she"
 
@@ -39,7 +39,7 @@ class TimedSession:
         TimedSession.spent += time.perf_counter() - started
 
 
-def cycles(model: RecycleModel, tokens: int) -> list[float]:
+def cycles(model: Model, tokens: int) -> list[float]:
     """Microseconds of each cycle outside the two `run` calls."""
     decoder = model.decoder("verify")
     for part in (decoder.full, decoder.recycler):
@@ -59,7 +59,7 @@ def cycles(model: RecycleModel, tokens: int) -> list[float]:
     return microseconds[2:]
 
 
-def first_token(model: RecycleModel, strategy: str) -> float:
+def first_token(model: Model, strategy: str) -> float:
     """Seconds until the first token is there."""
     generation = model.stream(PROMPT, strategy=strategy, max_new_tokens=4)
     next(generation)

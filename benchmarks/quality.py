@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.export import Quantization, export
 from recycle_onnx.export.block_quantizer import dequantize, quantize
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.sessions import open_original
 
 Matrix = NDArray[np.float32]
@@ -87,7 +87,7 @@ class Score(NamedTuple):
 
 def log_probabilities(bundle: Bundle, windows: list[list[int]]) -> Matrix:
     """Of the full model, for each token's successor [tokens, V]."""
-    model = RecycleModel(bundle, "cpu", None, open_original)
+    model = Model(bundle, "cpu", None, open_original)
     rows = []
     for ids in windows:
         half = model.decoder("full").full
@@ -123,7 +123,7 @@ def score(checkpoint: Path, text: Path, windows: int) -> dict[str, Score]:
         plain, altered = Path(work) / "plain", Path(work) / "altered"
         export(checkpoint, plain)
         manifest = Manifest.read(plain / "recycle.json")
-        ids = RecycleModel(Bundle(plain, manifest), "cpu", None).encode(text.read_text(encoding="utf-8"))
+        ids = Model(Bundle(plain, manifest), "cpu", None).encode(text.read_text(encoding="utf-8"))
         size = min(WINDOW, manifest.context_length)
         pieces = [ids[start : start + size] for start in range(0, len(ids) - size, size)][:windows]
         following = [token for piece in pieces for token in piece[1:]]

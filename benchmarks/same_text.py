@@ -19,12 +19,12 @@ from typing import Any
 
 import click
 from kept_lines import kept_lines
+from prompt_options import PromptOptions, prompt_options
 
 import recycle_onnx
-from recycle_onnx.cli.options import pairs
 from recycle_onnx.prompts import Prompt, read_prompts
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     **{f"verify, chain {length}": {"strategy": "verify", "chain": length} for length in (1, 2, 3, 4)},
@@ -36,7 +36,7 @@ Outcome = dict[str, Any]
 place of the first other token by strategy."""
 
 
-def outcome(model: RecycleModel, number: int, ids: list[int], temperature: float, new_tokens: int) -> Outcome:
+def outcome(model: Model, number: int, ids: list[int], temperature: float, new_tokens: int) -> Outcome:
     """Answer a prompt by every strategy; its number is the seed."""
     common = {"max_new_tokens": new_tokens, "temperature": temperature, "seed": number}
     full = model.generate(ids, GREEDY, strategy="full", **common).tokens
@@ -73,29 +73,20 @@ def summary(compared: Sequence[Outcome]) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("work", type=Path)
-@click.option("--bundle", "bundles", multiple=True, required=True, metavar="NAME=BUNDLE", help="May be repeated.")
-@click.option("--prompts", "files", multiple=True, required=True, type=Path, help="May be repeated; joined in order.")
-@click.option("--field", help="Where each line of JSON has its prompt.")
-@click.option("--limit", default=500, show_default=True, help="Most prompts.")
-@click.option("--new-tokens", default=32, show_default=True)
-@click.option("--temperature", default=0.8, show_default=True, help="Of seeded texts, beside greedy ones.")
-@click.option("--threads", default=1, show_default=True)
+@prompt_options(limit=500, new_tokens=32, threads=1)
 @click.option("--json", "as_json", is_flag=True)
-def main(
-    work: Path, bundles: tuple[str, ...], files: tuple[Path, ...], field: str | None, limit: int, new_tokens: int,
-    temperature: float, threads: int, as_json: bool,
-) -> None:  # fmt: skip
-    """Compare the strategies' tokens."""
+def main(work: Path, as_json: bool, **options: Any) -> None:
+    """Compare the strategies' tokens, on the first --limit prompts of all files in order."""
+    asked = PromptOptions(**options)
     work.mkdir(parents=True, exist_ok=True)
-    prompts = list(chain.from_iterable(read_prompts(file, field) for file in files))[:limit]
-    stems = "+".join(file.stem for file in files)
+    prompts = list(chain.from_iterable(read_prompts(file, asked.field) for file in asked.files))[: asked.limit]
+    stems = "+".join(file.stem for file in asked.files)
     results = {}
-    for name, bundle in pairs("bundle", bundles, "int4=my-bundle").items():
-        for heat in (0.0, temperature):
-            path = work / f"same-{stems}-{name}-{heat:g}-{new_tokens}.jsonl"
+    for name, bundle in asked.folders.items():
+        for heat in asked.temperatures:
+            path = work / f"same-{stems}-{name}-{heat:g}-{asked.new_tokens}.jsonl"
             label = f"{name}, {f'seeded at {heat:g}' if heat else 'greedy'}"
-            results[label] = summary(outcomes(path, Path(bundle), prompts, heat, new_tokens, threads))
+            results[label] = summary(outcomes(path, bundle, prompts, heat, asked.new_tokens, asked.threads))
     if as_json:
         click.echo(json.dumps(results, indent=2))
     else:

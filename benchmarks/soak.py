@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 import recycle_onnx
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 PROMPTS = ("Once upon a time", "One day, a little fox", "The sun was hot and", "Tim and Sue saw something shiny " * 6)
 STRATEGIES = ("auto", "full", "alternate", "verify", "lookup")
@@ -33,7 +33,7 @@ def job(number: int) -> dict[str, object]:
     return {"strategy": STRATEGIES[kind % 5], "max_new_tokens": 4 + kind % (LONGEST - 4), "temperature": kind % 3 / 2}
 
 
-def request(model: RecycleModel, number: int, expected: dict[tuple[str, int], list[int]]) -> str:
+def request(model: Model, number: int, expected: dict[tuple[str, int], list[int]]) -> str:
     """One request, alone or as a turn of a conversation, perhaps cancelled; gives how it ended."""
     dice = random.Random(number)
     prompt, controls = dice.choice(PROMPTS), job(number)

@@ -174,6 +174,20 @@ def reference_table(samples_of: dict[tuple[str, str], Samples], base: str, tasks
     return markdown(["task", "transformers, float32", base, "rows judged alike"], rows)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command line, by their names."""
+
+    bundles: tuple[str, ...]
+    data: Path
+    names: str
+    limit: int
+    jobs: int
+    threads: int
+    checkpoint: Path | None
+    reference_limit: int
+
+
 @click.command()
 @click.argument("work", type=Path)
 @click.option("--bundle", "bundles", multiple=True, required=True, metavar="NAME=BUNDLE", help="May be repeated.")
@@ -184,22 +198,26 @@ def reference_table(samples_of: dict[tuple[str, str], Samples], base: str, tasks
 @click.option("--threads", default=1, show_default=True, help="Threads of each.")
 @click.option("--checkpoint", type=Path, help="Hugging Face folder, to compare with transformers.")
 @click.option("--reference-limit", default=50, show_default=True, help="Most rows there.")
-def main(
-    work: Path, bundles: tuple[str, ...], data: Path, names: str, limit: int, jobs: int, threads: int,
-    checkpoint: Path | None, reference_limit: int,
-) -> None:  # fmt: skip
+def main(work: Path, **options: Any) -> None:
     """Evaluate BUNDLES on zero-shot tasks."""
+    asked = Asked(**options)
     work.mkdir(parents=True, exist_ok=True)
-    folders = {name: Path(folder) for name, folder in pairs("bundle", bundles, "int4=my-bundle").items()}
+    folders = {name: Path(folder) for name, folder in pairs("bundle", asked.bundles, "int4=my-bundle").items()}
     if REFERENCE in folders:
         raise click.UsageError(f"a bundle may not be called {REFERENCE}")
-    tasks = task_names(names)
+    tasks = task_names(asked.names)
     order = sorted(tasks, key=SLOWEST_FIRST.index)
-    todo = [Job(name, folder, task, limit, data, threads) for name, folder in folders.items() for task in order]
-    if checkpoint:
-        todo += [Job(REFERENCE, checkpoint, task, reference_limit, data, threads) for task in order]
+    todo = [
+        Job(name, folder, task, asked.limit, asked.data, asked.threads)
+        for name, folder in folders.items()
+        for task in order
+    ]
+    if asked.checkpoint:
+        todo += [
+            Job(REFERENCE, asked.checkpoint, task, asked.reference_limit, asked.data, asked.threads) for task in order
+        ]
     missing = [job for job in todo if not job.file(work).exists()]
-    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
         running = {pool.submit(run, job): job for job in missing}
         for future in as_completed(running):
             job = running[future]
@@ -212,7 +230,7 @@ def main(
     with_module = [name for name in folders if "full_first" in samples_of[name, tasks[0]]]
     if with_module:
         parts.append(alternate_table(samples_of, with_module, tasks))
-    if checkpoint:
+    if asked.checkpoint:
         parts.append(reference_table(samples_of, next(iter(folders)), tasks))
     (work / "tasks.md").write_text("\n".join(parts))
     click.echo("\n".join(parts))

@@ -3,22 +3,30 @@
     python benchmarks/two_bundles.py BUNDLE BASELINE [--threads 2] [--context 128] [--rounds 60]
     python benchmarks/two_bundles.py --shape tinyllama-1.1b --precision int4   # the flavours standard and ort
 
-Median milliseconds of every kind of step, and BUNDLE's speed as a part of BASELINE's (paired by round).
+Median milliseconds of every kind of step, and BUNDLE's time as a part of BASELINE's (paired by round; each is loaded
+first in half of the rounds).
 """
 
 from __future__ import annotations
 
-import gc
-import statistics
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
 import click
+from paired_steps import paired_steps, report
 
 import recycle_onnx
 from recycle_onnx.bench.bundles import random_bundle
-from recycle_onnx.bench.run import median_interval
 from recycle_onnx.bench.steps import StepTimer
+
+
+def load(bundle: Path, threads: int | None, context: int) -> StepTimer:
+    """Load a bundle and say how long that took."""
+    started = perf_counter()
+    model = recycle_onnx.load(bundle, threads=threads)
+    click.echo(f"{bundle.name}: loaded in {perf_counter() - started:.1f} s")
+    return StepTimer(model, [1 + index % 1000 for index in range(context)])
 
 
 @click.command()
@@ -45,24 +53,8 @@ def main(
         )
     if len(bundles) != 2:
         raise click.UsageError("expected a bundle and a baseline, or --shape")
-    timers = []
-    for bundle in bundles:
-        started = perf_counter()
-        model = recycle_onnx.load(bundle, threads=threads)
-        click.echo(f"{bundle.name}: loaded in {perf_counter() - started:.1f} s")
-        timers.append(StepTimer(model, [1 + index % 1000 for index in range(context)]))
-    gc.disable()
-    for _ in range(rounds):
-        for timer in timers:
-            timer.round()
-    for kind, times in timers[0].samples.items():
-        baseline = timers[1].samples[kind]
-        ratios = [other / own for own, other in zip(times, baseline, strict=True)]
-        low, high = median_interval(ratios)
-        click.echo(
-            f"{kind}: {statistics.median(times):.2f} ms against {statistics.median(baseline):.2f} ms: "
-            f"{statistics.median(ratios):.2f}x ({low:.2f} to {high:.2f})"
-        )
+    timers = [partial(load, bundle, threads, context) for bundle in bundles]
+    report(paired_steps(*timers, rounds))
 
 
 if __name__ == "__main__":

@@ -29,18 +29,20 @@ Generated from the docstrings by `docs/make_reference.py`. How these are used:
 """
 CHAPTERS = {
     "Load and generate": (
-        "runtime.model.load", "runtime.model.RecycleModel", "runtime.config.GenerationConfig",
+        "runtime.model.load", "runtime.model.Model", "runtime.config.GenerationConfig",
         "runtime.generation.Generation", "runtime.generation.Token", "runtime.generation.Result",
         "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
         "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.decoding.processors.StatefulProcessor",
         "runtime.decoding.processors.Follower", "errors.RecycleError", "errors.InputError", "errors.OvertakenError",
-        "errors.NotFiniteError",
+        "errors.TextError", "errors.NotFiniteError",
     ),
     "Make a bundle": (
-        "checkpoint.attach.attach", "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",
+        "checkpoint.attach.attach", "checkpoint.attach.NewModule",
+        "checkpoint.draft_vocabulary.DraftVocabulary", "training.trainer.train",
         "training.options.TrainingOptions", "training.options.Progress", "training.options.TrainingResult",
         "checkpoint.publish.publish", "checkpoint.module.Module", "checkpoint.join.join", "checkpoint.join.Joined",
-        "export.exporter.export", "export.quantizer.quantize_bundle", "export.quantize_graph.Quantization",
+        "export.exporter.export", "export.exporter.ExportOptions", "export.quantizer.quantize_bundle",
+        "export.quantizer.QuantizeOptions", "export.quantize_graph.Quantization",
         "export.calibrated.calibrate.Calibration",
     ),
     "Measure": (
@@ -52,7 +54,7 @@ CHAPTERS = {
     "Many prompts": ("batch.Worker", "batch.Request", "batch.Answer"),
 }  # fmt: skip
 """The objects of each chapter, by their path in the package."""
-RECEIVED = ("RecycleModel", "Generation", "Module")
+RECEIVED = ("Model", "Generation", "Module")
 """Classes whose objects an application is given: how they are made is ours."""
 SETTING = "setting"
 """What declares a field with its default, kind and help: recycle_onnx/declaration.py."""

@@ -1,4 +1,4 @@
-"""Count what makes code hard to read for a stranger: names that say nothing, and docstrings that are fragments.
+"""Count what makes code hard to read: names that say nothing, docstrings that are fragments, functions that are long.
 
 python docs/measure_names.py            # figures of the package, and the mean length of the documents' sentences
 python docs/measure_names.py --check    # say what is wrong, and end with 1 if anything is
@@ -15,6 +15,7 @@ import sys
 import tokenize
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +25,8 @@ NAMED = ("recycle_onnx", "optimum", "samples", "benchmarks", "docs", "tests/help
 """Where names count; tests may call what they have made as they like."""
 VAGUE = frozenset(("found", "given", "done"))
 """Names that say that something happened to a thing, and not what the thing is."""
-KEPT = {"recycle_onnx/checkpoint/draft_vocabulary.py": "given"}
-"""Public names that applications use already: `DraftVocabulary.given`."""
+KEPT = {"recycle_onnx/checkpoint/draft_vocabulary.py": "given", "recycle_onnx/serve/ollama_objects.py": "done"}
+"""Public names that applications use already, `DraftVocabulary.given`, and those of formats that are not ours."""
 NO_VERBS = frozenset((
     "A", "All", "An", "As", "At", "Both", "By", "Each", "Every", "Everything", "For", "From", "How", "In",
     "Its", "Of", "One", "Only", "The", "These", "This", "Those", "Until", "What", "Where", "Whether", "Which",
@@ -33,23 +34,34 @@ NO_VERBS = frozenset((
 ))  # fmt: skip
 """First words of a fragment. Ruff's D401 knows wrong forms of verbs; it lets most of these pass."""
 
+MOST_LINES, MOST_PARAMETERS = 50, 8
+"""Of a function, from its `def` to its end. `self` and `cls` do not count; `*args` and `**kwargs` are one each."""
+MANY_PARAMETERS = {"recycle_onnx/runtime/model.py": "load"}
+"""The one exception: applications call it first, and their editors show them each keyword with its default."""
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def modules(root: Path, folders: tuple[str, ...]) -> Iterator[tuple[str, ast.Module]]:
-    """Yield the path and the syntax tree of every module."""
+def nodes(root: Path, folders: tuple[str, ...]) -> Iterator[tuple[str, ast.AST]]:
+    """Yield every node of every module's syntax tree, and the module's path."""
     for folder in folders:
         for path in sorted((root / folder).rglob("*.py")):
-            yield path.relative_to(root).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
+            name = path.relative_to(root).as_posix()
+            yield from ((name, node) for node in _nodes_of(path.read_text(encoding="utf-8")))
+
+
+@cache
+def _nodes_of(text: str) -> list[ast.AST]:
+    """Return the nodes of a module; it is walked once for all that is counted in it."""
+    return list(ast.walk(ast.parse(text)))
 
 
 def duplicate_classes(root: Path = ROOT) -> dict[str, list[str]]:
     """Return classes of the package that share a name, and where they are."""
     places = defaultdict(list)
-    for path, tree in modules(root, PACKAGE):
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
-                places[node.name].append(f"{path}:{node.lineno}")
+    for path, node in nodes(root, PACKAGE):
+        if isinstance(node, ast.ClassDef):
+            places[node.name].append(f"{path}:{node.lineno}")
     return {name: where for name, where in sorted(places.items()) if len(where) > 1}
 
 
@@ -57,8 +69,7 @@ def vague_names(root: Path = ROOT) -> list[str]:
     """List variables, parameters, attributes and functions that have one of the vague names."""
     return [
         f"{path}:{line}: {name}"
-        for path, tree in modules(root, NAMED)
-        for node in ast.walk(tree)
+        for path, node in nodes(root, NAMED)
         for name, line in _bound(node)
         if name.strip("_") in VAGUE and KEPT.get(path) != name
     ]
@@ -81,8 +92,7 @@ def fragments(root: Path = ROOT) -> list[str]:
     """List docstrings of functions that begin with no verb; properties are named by noun phrases."""
     return [
         f"{path}:{node.lineno}: {text.splitlines()[0]}"
-        for path, tree in modules(root, PACKAGE)
-        for node in ast.walk(tree)
+        for path, node in nodes(root, PACKAGE)
         if isinstance(node, Function) and not _is_property(node) and (text := ast.get_docstring(node))
         if text.split()[0].rstrip(",.:;") in NO_VERBS or not text[0].isupper()
     ]
@@ -92,14 +102,38 @@ def _is_property(function: Function) -> bool:
     return any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
 
 
+def large_functions(root: Path = ROOT) -> list[str]:
+    """List functions that are longer, or have more parameters, than a reader keeps in mind."""
+    return [
+        f"{path}:{node.lineno}: {node.name} has {what}"
+        for path, node in nodes(root, NAMED)
+        if isinstance(node, Function)
+        for what in _excess(node, MANY_PARAMETERS.get(path) != node.name)
+    ]
+
+
+def _excess(function: Function, counted: bool) -> Iterator[str]:
+    """Yield how many lines and parameters are too many; `counted` parameters only."""
+    lines = (function.end_lineno or function.lineno) - function.lineno + 1
+    if lines > MOST_LINES:
+        yield f"{lines} lines; at most {MOST_LINES}"
+    named = function.args
+    parameters = [
+        each for each in (*named.posonlyargs, *named.args, named.vararg, *named.kwonlyargs, named.kwarg) if each
+    ]
+    count = sum(parameter.arg not in ("self", "cls") for parameter in parameters)
+    if counted and count > MOST_PARAMETERS:
+        yield f"{count} parameters; at most {MOST_PARAMETERS}"
+
+
 def comments(root: Path = ROOT) -> float:
     """Count comments, and docstrings of constants and fields, for each hundred lines of code."""
     count = lines = 0
-    for path, tree in modules(root, PACKAGE):
-        text = (root / path).read_text(encoding="utf-8")
+    for path in sorted((root / PACKAGE[0]).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
         lines += sum(bool(line.strip()) for line in text.splitlines())
         count += sum(token.type == tokenize.COMMENT for token in tokenize.generate_tokens(io.StringIO(text).readline))
-        count += sum(len(_attribute_docstrings(node)) for node in ast.walk(tree))
+        count += sum(len(_attribute_docstrings(node)) for node in _nodes_of(text))
     return 100 * count / lines
 
 
@@ -119,7 +153,7 @@ def _attribute_docstrings(node: ast.AST) -> list[ast.stmt]:
 def complaints(root: Path = ROOT) -> list[str]:
     """List all that is wrong, one line each."""
     twice = [f"{name} is the name of several classes: {', '.join(w)}" for name, w in duplicate_classes(root).items()]
-    return [*twice, *vague_names(root), *fragments(root)]
+    return [*twice, *vague_names(root), *fragments(root), *large_functions(root)]
 
 
 def main() -> None:
@@ -135,6 +169,7 @@ def main() -> None:
     print(f"{len(duplicate_classes(asked.root)):6} class names that several classes share")
     print(f"{len(vague_names(asked.root)):6} names that are {', '.join(sorted(VAGUE))}")
     print(f"{len(fragments(asked.root)):6} docstrings of functions that begin with no verb")
+    print(f"{len(large_functions(asked.root)):6} functions over {MOST_LINES} lines or {MOST_PARAMETERS} parameters")
     print(f"{comments(asked.root):6.1f} comments in a hundred lines of code")
     words = sum(len(sentence.split()) for sentence in sentences)
     print(f"{words / len(sentences):6.1f} words in a sentence of the documents")

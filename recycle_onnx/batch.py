@@ -13,7 +13,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,14 +21,16 @@ from recycle_onnx.kinds import Biases
 from recycle_onnx.runtime.chat_template import check_message
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.generation import Generation, Result
-from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.runtime.settings import SETTINGS
+from recycle_onnx.runtime.model import Model
+from recycle_onnx.runtime.settings import ALIASES, SETTINGS, hint
 from recycle_onnx.runtime.structured import Constraint, Grammar, JsonSchema, Regex
 from recycle_onnx.untrusted import parse_json
 
 Id = str | int
 CONSTRAINTS: dict[str, Callable[[Any], Constraint]] = {"json_schema": JsonSchema, "regex": Regex, "grammar": Grammar}
+"""Settings that are objects in Python, and how a line's plain value becomes one."""
 FIELDS = ("prompt", "messages", "id", *SETTINGS, *CONSTRAINTS)
+"""All that a line may say: another name is refused, since a slip of the keyboard would otherwise pass unseen."""
 AHEAD = 4
 """Requests a worker that may be done or waiting before an earlier one is written."""
 
@@ -80,7 +81,7 @@ class Answer:
 class Worker:
     """A worker that answers requests with a model; threads may share it."""
 
-    def __init__(self, model: RecycleModel, config: GenerationConfig | None = None) -> None:
+    def __init__(self, model: Model, config: GenerationConfig | None = None) -> None:
         self.model, self.config = model, config or model.generation_config
 
     def check(self, requests: Sequence[Request]) -> None:
@@ -192,10 +193,8 @@ def _identity(raw: dict[str, Any], number: int) -> Id:
 
 def _check_names(raw: dict[str, Any]) -> None:
     for name in raw:
-        if name not in FIELDS:
-            near = get_close_matches(name, FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected some of: {', '.join(FIELDS)}"
-            raise InputError(f"field {name!r} is not known; {hint}")
+        if name not in FIELDS and name not in ALIASES:
+            raise InputError(f"field {name!r} is not known; {hint(name, FIELDS)}")
     if ("prompt" in raw) == ("messages" in raw):
         raise InputError("expected either a prompt or messages")
 
@@ -216,7 +215,7 @@ def _prompt(raw: dict[str, Any]) -> str | list[dict[str, Any]]:
 
 
 def _settings(raw: dict[str, Any]) -> dict[str, Any]:
-    settings = {name: raw[name] for name in SETTINGS if name in raw}
+    settings = {name: raw[name] for name in (*SETTINGS, *ALIASES) if name in raw}
     if len(asked := [name for name in CONSTRAINTS if name in raw]) > 1:
         raise InputError(f"{' and '.join(asked)} were given; expected one of them, as a text follows one constraint")
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -19,7 +20,10 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.untrusted import check_inside
 
 FORMAT = "1.0"
+"""The manifest's major and minor version: another major one is refused, new minor ones add fields that old readers
+ignore."""
 MANIFEST = "recycle.json"
+"""Written last: a folder without it is no bundle."""
 ADVISORY = (
     "tokenizer_config.json",
     "generation_config.json",
@@ -54,6 +58,8 @@ class Manifest:
     quantization: dict[str, Any] | None = None
     draft_vocabulary: list[int] | None = None
     default_strategy: str = "full"
+    pooling: str | None = None
+    """How hidden states become the embedding of a text, one of `POOLINGS`; None where the base's files do not say."""
     provenance: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
@@ -78,7 +84,11 @@ class Manifest:
 
     def write(self, path: Path) -> None:
         """Write the manifest in one step."""
-        write_json(path, {"format": self.format, **asdict(self)})
+        content = asdict(self)
+        for spec in content["graphs"].values():
+            if spec["cache_type"] is None:  # the usual one is not named
+                del spec["cache_type"]
+        write_json(path, {"format": self.format, **content})
 
     @property
     def context_length(self) -> int:
@@ -94,6 +104,13 @@ class Manifest:
     def module_trained(self) -> bool:
         """Whether there is a module that was trained; a bundle that does not say so has one that was."""
         return "recycler" in self.graphs and (self.recycler or {}).get("trained_depth") != 0
+
+    @property
+    def halves(self) -> str:
+        """Precision and module in words, such as `int8, trained module`."""
+        if "recycler" not in self.graphs:
+            return f"{self.precision}, no module"
+        return f"{self.precision}, {'trained' if self.module_trained else 'untrained'} module"
 
     @property
     def strategies(self) -> tuple[str, ...]:
@@ -131,10 +148,32 @@ def check_is_bundle(folder: Path) -> None:
         there = folder.is_dir()
     except OSError as error:  # a name that is too long, or a folder above that may not be looked into
         raise InputError(f"{folder}: cannot read ({error.strerror})") from error
+    if (folder / MANIFEST).exists():
+        return
+    if advice := _advice(folder, there):
+        raise InputError(f"{folder}: {advice}")
     if not there:
         raise InputError(f"{folder}: no such folder; expected a bundle that `recycle-onnx export` wrote")
-    if not (folder / MANIFEST).exists():
-        raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")
+    raise InputError(f"{folder}: not a bundle (no {MANIFEST}); make one with `recycle-onnx export`")
+
+
+def _advice(path: Path, is_folder: bool) -> str | None:
+    """Say what somebody has named in place of a bundle, and how to run it; None where we do not know."""
+    named = shlex.quote(str(path))
+    run = f"`recycle-onnx run {named}` exports it once and chats, `recycle-onnx export` writes a bundle"
+    if not is_folder:
+        if path.is_file() and (path.parent / MANIFEST).exists():
+            return f"a file of a bundle; give its folder, {path.parent}"
+        return f"a GGUF file, not a bundle; {run}" if path.is_file() and path.suffix.lower() == ".gguf" else None
+    if (path / "recycler").is_dir():
+        return f"a checkpoint, not a bundle; {run}"
+    if not (path / "config.json").is_file():
+        return None
+    if not {"tap", "recycle"} - read_json(path / "config.json").keys():
+        return (
+            f"a module without its base, not a bundle; join them: recycle-onnx attach BASE CHECKPOINT --module {named}"
+        )
+    return f"a Hugging Face folder, not a bundle; {run}"
 
 
 @dataclass(frozen=True)
@@ -143,6 +182,14 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
+
+    def __repr__(self) -> str:
+        return f"<Bundle {self.name!r}: {self.manifest.halves}>"
+
+    @property
+    def name(self) -> str:
+        """The name of the folder."""
+        return self.folder.resolve().name
 
     @classmethod
     def open(cls, folder: Path, *, verify: bool = False, progress: Progress = silent) -> Bundle:

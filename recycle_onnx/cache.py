@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Collection, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import read_json, write_json
+from recycle_onnx.files import read_json, sha256, write_json
 
 LIMIT = 1000
 """Files that are remembered, the latest ones, so that the list stays small."""
@@ -57,6 +59,13 @@ class VerifiedFiles:
         """Tell whether this very file was seen to have this hash."""
         return self._known.get(_identity(path)) == sha256
 
+    def digest(self, path: Path) -> str:
+        """Return the SHA-256 of a file, which is read unless this very file was seen before."""
+        identity = _identity(path)
+        if identity not in self._known:
+            self._known[identity], self._changed = sha256(path), True
+        return self._known[identity]
+
     def remember(self, path: Path, sha256: str) -> None:
         """Note that the file was found to have this hash."""
         self._known[_identity(path)] = sha256
@@ -81,6 +90,31 @@ def read_cached(path: Path) -> dict[str, Any] | None:
     except InputError as error:
         logger.warning("ignored, a damaged file of the cache: %s", error)
     return None
+
+
+def make_room(files: Iterable[Path], needed: int, limit: float, keep: Collection[Path] = ()) -> bool:
+    """Remove files, those first that were used longest ago, until `needed` more bytes fit into `limit`.
+
+    Those to `keep` stay, so that the answer may be no: tell whether there is room. When a file was used is what its
+    time of modification says.
+    """
+    by_age = sorted(_stated(files), key=lambda file: file[1].st_mtime_ns)
+    held = sum(status.st_size for _, status in by_age)
+    for path, status in by_age:
+        if held + needed <= limit:
+            break
+        if path not in keep:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+                held -= status.st_size
+    return held + needed <= limit
+
+
+def _stated(files: Iterable[Path]) -> Iterable[tuple[Path, os.stat_result]]:
+    """Yield each file with what the system says of it; one that another process has removed is none."""
+    for path in files:
+        with suppress(OSError):
+            yield path, path.stat()
 
 
 def _identity(path: Path) -> str:

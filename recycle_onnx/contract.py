@@ -8,9 +8,10 @@ the mask and the buffers hold beyond T is ignored.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 INPUT_IDS = "input_ids"
+"""Names of inputs and outputs as optimum has them, so that other programs run `model.onnx` as it is."""
 ATTENTION_MASK = "attention_mask"
 HIDDEN_STATES = "hidden_states"
 HIDDEN_STATES_OUT = "hidden_states_out"
@@ -19,6 +20,7 @@ LOGITS = "logits"
 LOGITS_TO_KEEP = "logits_to_keep"
 
 BATCH = "batch_size"
+"""Names of free dimensions; `TOTAL` is an expression, which ONNX Runtime compares as a text."""
 SEQUENCE = "sequence_length"
 PAST = "past_sequence_length"
 TOTAL = "past_sequence_length + sequence_length"
@@ -26,12 +28,19 @@ TOTAL = "past_sequence_length + sequence_length"
 FINAL_POST = "final_post"
 """The tap that `hidden_states` is: the full model's residual stream after its final norm."""
 
+Pooling = Literal["mean", "last"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+"""Ways to make one vector of a text's hidden states: the mean of all, or the last token's."""
+
 Kind = Literal["full", "recycler"]
 FloatType = Literal["float32", "float16"]
+CacheType = Literal["float32", "float16", "uint8", "int8"]
+"""Element types of key-value buffers."""
+BYTES: dict[CacheType, int] = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
 
 
 class Tensor(NamedTuple):
-    """The element type (`int64`, `float32` or `float16`) and shape; a string is a free dimension's name."""
+    """The element type (`int64`, `float32`, …) and shape; a string is a free dimension's name."""
 
     dtype: str
     shape: tuple[str | int, ...]
@@ -48,8 +57,9 @@ class GraphSpec:
 
     `vocab_size` is the number of logits, which are float32 always.
 
-    `float_type` is that of hidden states and key-value buffers. `taps` are the hidden states of the full model that
-    the module reads, side by side.
+    `float_type` is that of hidden states, and of key-value buffers where there is no `cache_type`. With `int8` keys are
+    uint8 around 128 and values int8, in steps that the graph knows; past and present are then buffers of one size, and
+    a run has one text. `taps` are the hidden states of the full model that the module reads, side by side.
     """
 
     kind: Kind
@@ -60,6 +70,7 @@ class GraphSpec:
     vocab_size: int
     float_type: FloatType = "float32"
     taps: tuple[str, ...] = (FINAL_POST,)
+    cache_type: Literal["int8"] | None = None
 
     @property
     def state_size(self) -> int:
@@ -83,6 +94,16 @@ class GraphSpec:
         """Return names of the key-value outputs, in the order of `past_names`."""
         return [f"present.{layer}.{part}" for layer in range(self.num_layers) for part in ("key", "value")]
 
+    def cache_types(self) -> list[CacheType]:
+        """Return element types of the key-value buffers, in the order of `past_names`."""
+        pair: list[CacheType] = ["uint8", "int8"] if self.cache_type == "int8" else [self.float_type, self.float_type]
+        return pair * self.num_layers
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes that the keys and values of a token take."""
+        return sum(BYTES[dtype] for dtype in self.cache_types()) * self.num_kv_heads * self.head_dim
+
     def inputs(self) -> dict[str, Tensor]:
         """Return the required inputs, in the graph's order."""
         states = {self.state_input: self._states(self.state_size)}
@@ -90,7 +111,7 @@ class GraphSpec:
             INPUT_IDS: Tensor("int64", (BATCH, SEQUENCE)),
             **(states if self.kind == "recycler" else {}),
             ATTENTION_MASK: Tensor("int64", (BATCH, TOTAL)),
-            **dict.fromkeys(self.past_names(), self._cache(PAST)),
+            **self._caches(self.past_names(), PAST),
         }
 
     def optional_inputs(self) -> dict[str, Tensor]:
@@ -105,11 +126,12 @@ class GraphSpec:
             LOGITS: Tensor("float32", (BATCH, SEQUENCE, self.vocab_size)),
             **states,
             **dict.fromkeys(self.state_outputs(), self._states(width)),
-            **dict.fromkeys(self.present_names(), self._cache(TOTAL)),
+            **self._caches(self.present_names(), TOTAL if self.cache_type is None else PAST),
         }
 
     def _states(self, width: int) -> Tensor:
         return Tensor(self.float_type, (BATCH, SEQUENCE, width))
 
-    def _cache(self, rows: str) -> Tensor:
-        return Tensor(self.float_type, (BATCH, self.num_kv_heads, rows, self.head_dim))
+    def _caches(self, names: list[str], rows: str) -> dict[str, Tensor]:
+        shape = (BATCH, self.num_kv_heads, rows, self.head_dim)
+        return {name: Tensor(dtype, shape) for name, dtype in zip(names, self.cache_types(), strict=True)}

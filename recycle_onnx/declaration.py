@@ -12,7 +12,9 @@ from recycle_onnx.kinds import Kind
 Value = TypeVar("Value")
 Class = TypeVar("Class", bound=type)
 METADATA = "setting"
+"""Where a dataclass's field keeps its declaration."""
 WIDTH = 100
+"""Columns that `help()` fills a setting's meaning to."""
 
 
 @dataclass(frozen=True)

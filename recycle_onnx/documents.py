@@ -12,6 +12,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.untrusted import parse_json
 
 SEPARATOR = "<|endoftext|>"
+"""GPT-2's token for the end of a text, which corpora such as TinyStories have between theirs."""
 
 
 def read_documents(paths: Sequence[Path], field: str = "text") -> Iterator[str]:

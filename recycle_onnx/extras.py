@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-_EXPORT = ("onnx", "onnxscript", "onnx_ir", "safetensors", "ml_dtypes")
+_EXPORT = ("onnx", "onnxscript", "onnx_ir", "safetensors", "ml_dtypes", "threadpoolctl")
 _CHAT = ("jinja2", "markupsafe")
 EXTRAS: dict[str, tuple[str, ...]] = {
     "export": _EXPORT,

@@ -38,7 +38,7 @@ class Number:
     """A kind of numbers between two bounds, which belong to them unless `above` or `below` is set.
 
     `whole` numbers are integers, `optional` ones may be None, only `infinite` ones infinity. `notes` say what single
-    values mean.
+    values mean. `besides` are allowed outside of the bounds, each with its meaning.
     """
 
     least: float | None = None
@@ -49,6 +49,7 @@ class Number:
     optional: bool = False
     infinite: bool = False
     notes: Mapping[float, str] = field(default_factory=dict)
+    besides: Mapping[float, str] = field(default_factory=dict)
 
     def own(self, name: str, value: Any) -> Any:
         """Return a number in range."""
@@ -62,7 +63,7 @@ class Number:
             return False
         number: Any = value
         least, most = self.least, self.most
-        return (
+        return number in self.besides or (
             (self.whole or _is_finite(number) or (self.infinite and abs(number) == math.inf))
             and (least is None or (number > least if self.above else number >= least))
             and (most is None or (number < most if self.below else number <= most))
@@ -72,7 +73,7 @@ class Number:
     def expected(self) -> str:
         """The range in words, such as `0 (all tokens) to 1`."""
         rest = "".join(f", {value:g} for {note}" for value, note in self.notes.items() if value not in self._bounds)
-        return self._range + rest
+        return self._range + rest + "".join(f", or {value:g} for {note}" for value, note in self.besides.items())
 
     @property
     def _bounds(self) -> tuple[float | None, float | None]:
@@ -219,7 +220,7 @@ class Biases:
 
 @dataclass(frozen=True)
 class Strings:
-    """A kind of several strings; a single one stands for a list of it."""
+    """A kind of several strings, none of them empty; a single one stands for a list of it."""
 
     expected = "a list of strings"
 
@@ -229,6 +230,8 @@ class Strings:
         for string in strings:
             if not isinstance(string, str):
                 raise InputError(f"{name} has {string!r}; expected strings, and token ids in stop_ids")
+            if not string:
+                raise InputError(f"{name} has an empty string; expected strings of at least one character")
         return strings
 
 

@@ -7,12 +7,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from recycle_onnx.contract import Kind
+from recycle_onnx.contract import POOLINGS, Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.limits import within
 from recycle_onnx.untrusted import is_plain_name
 
 KINDS: tuple[Kind, ...] = ("full", "recycler")
+"""The graphs that a bundle may have; `full` it must have."""
 ENDINGS = (".onnx", ".data", ".json", ".jinja")
 """Of a bundle's files."""
 FLOAT_TYPES = ("float32", "float16")
@@ -26,6 +27,7 @@ MOST_BYTES = 1 << 50
 MOST_TAPS = 64
 """More hidden states side by side than any base has layers worth reading."""
 SHA256 = re.compile("[0-9a-f]{64}")
+"""In lower case, as it is written: a digest is compared letter by letter."""
 
 
 def check_version(version: object, known: str, path: Path) -> None:
@@ -53,6 +55,8 @@ def check_manifest(raw: dict[str, Any]) -> None:
     _check_kind("base.tied_embeddings", base["tied_embeddings"], bool)
     for name in TEXTS:
         _check_kind(name, raw.get(name, ""), str)
+    if (pooling := raw.get("pooling")) not in (None, *POOLINGS):
+        raise ValueError(f"pooling is {pooling!r:.100}; expected null or one of {', '.join(POOLINGS)}")
     for name in OBJECTS:
         _check_kind(name, raw.get(name), dict if name == "provenance" and name in raw else dict | None)
     _check_graphs(graphs)
@@ -76,6 +80,8 @@ def _check_graphs(graphs: dict[str, Any]) -> None:
             raise ValueError(f"graphs.{kind}.kind is {spec['kind']!r:.100}")
         if spec.get("float_type", FLOAT_TYPES[0]) not in FLOAT_TYPES:
             raise ValueError(f"graphs.{kind}.float_type is {spec['float_type']!r:.100}; expected float32 or float16")
+        if spec.get("cache_type") not in (None, "int8"):
+            raise ValueError(f"graphs.{kind}.cache_type is {spec['cache_type']!r:.100}; expected int8, or none")
         taps = spec.get("taps", ["final_post"])
         if not isinstance(taps, list) or not 0 < len(taps) <= MOST_TAPS or not all(isinstance(t, str) for t in taps):
             raise ValueError(f"graphs.{kind}.taps is {taps!r:.100}; expected names of hidden states")

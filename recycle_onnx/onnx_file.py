@@ -22,7 +22,9 @@ PARTS: dict[str, dict[int, str]] = {
 }
 """Messages of onnx.proto within messages, by field number: all the ways to a tensor's `external_data`."""
 KEY, VALUE, LOCATION = 1, 2, b"location"
+"""Fields of an entry of `external_data`, and the key whose value is a path."""
 VARINT, EIGHT_BYTES, DELIMITED, FOUR_BYTES = 0, 1, 2, 5
+"""Protocol buffers' wire types; the deprecated groups, 3 and 4, are refused."""
 MOST_PARTS = 1 << 20
 """Messages in a graph: a hundred times those of a large model."""
 Field = tuple[int, int, int]

@@ -31,9 +31,11 @@ SIZES = {
 }  # fmt: skip
 """Bytes a value."""
 METADATA = "__metadata__"
+"""The one key of a header that names no tensor."""
 PYTORCH = {"format": "pt"}
 """What transformers asks of a file of weights, whoever wrote it."""
 ALIGNMENT = 8
+"""The header is padded to this, so that tensors of any type lie aligned in a mapped file."""
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -4,6 +4,7 @@ import os
 import sys
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
+"""ONNX Runtime's own switch: an application that has set it is left its choice."""
 
 if "onnxruntime" not in sys.modules:  # which reads it once, while it is imported
     os.environ.setdefault(VARIABLE, "1")

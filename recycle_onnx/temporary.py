@@ -10,12 +10,13 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 SUFFIX = ".tmp"
+"""What a killed process leaves has it; the next one with the same target clears it away."""
 BEYOND = 1 << 62
 """The byte that is locked on Windows, where nobody can read a locked one: behind all content."""
 
@@ -95,7 +96,16 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 def sweep(target: Path) -> None:
     """Remove what processes that were killed left beside `target`."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*{SUFFIX}"):
+    _sweep(target.parent.glob(f".{glob.escape(target.name)}.*{SUFFIX}"))
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder, whatever its target was."""
+    _sweep(folder.glob(f".*{SUFFIX}"))
+
+
+def _sweep(leftovers: Iterable[Path]) -> None:
+    for path in leftovers:
         with suppress(OSError):
             handle = _opened(path)
             if handle is None:

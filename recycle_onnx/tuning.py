@@ -5,7 +5,7 @@ The exporter, which needs no torch, and the training, which knows no graphs, mee
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.weights import FloatTensors
+from recycle_onnx.progress import Progress
 
 Floats = NDArray[np.float32]
-Report = Callable[[str, int, int], None]
-"""Told a stage, and how much of it is done of how much; a total of 0 says nothing."""
 
 
 class Grid(NamedTuple):
@@ -62,7 +61,7 @@ class Tuner(Protocol):
         model: FloatModel,
         matrices: Mapping[str, Sequence[Grid]],
         windows: NDArray[np.int64],
-        report: Report,
+        report: Progress,
         *,
         write: bool,
     ) -> Tuned | None:

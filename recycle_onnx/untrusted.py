@@ -21,10 +21,13 @@ from recycle_onnx.errors import InputError
 MOST_BYTES = 32 << 20
 """Of a JSON or text file that is held in memory: twice the largest index of shards or tokenizer config that we know."""
 KINDS = ((stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"))
+"""What a path may be instead of a file; an open pipe would wait for a writer for ever."""
 CHECKED_WHEN_READ = (".safetensors",)
 """Files that nobody copies unread: whatever a link to another place leads to, it is weights or it is refused."""
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+"""A clone without git-lfs has such texts in place of weights: the error says so."""
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}", re.ASCII)
+"""Names of files in a manifest: no separators, no leading dot, nothing that another system reads otherwise."""
 CONTROL = {code: None for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 """Characters that drive a terminal: they could clear the screen, or set the clipboard."""
 TURNING = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
@@ -140,14 +143,14 @@ def _is_blob(target: Path, folder: Path) -> bool:
     return blobs.name == "blobs" and (model.name.startswith("models--") or model / "snapshots" in folder.parents)
 
 
-def copy_file(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+def copy_file(original: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Copy a file of a stranger's folder as it is.
 
     Raises:
         FileNotFoundError: there is none.
         InputError: it is not a regular file, or a link that leads out of its folder, unless to weights.
     """
-    path = Path(source)
+    path = Path(original)
     if path.suffix in CHECKED_WHEN_READ:
         check_regular(path)
     else:

@@ -27,7 +27,7 @@ import recycle_onnx
 from recycle_onnx.cli.report import printable
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.generation import Generation, Result, Token
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.settings import MOST_LOGPROBS
 
 USUAL = ("full", "alternate", "verify")
@@ -64,7 +64,7 @@ Asker = Callable[[str, str, int], Generation]
 """Starts an answer: prompt, strategy, most tokens."""
 
 
-def asker(model: RecycleModel, chat: bool) -> Asker:
+def asker(model: Model, chat: bool) -> Asker:
     """Continue prompts as they are, or answer each as the first message of a chat."""
     if chat:
         return lambda prompt, strategy, most: model.conversation().send(
@@ -120,7 +120,7 @@ def side_by_side(console: Console, prompt: str, runs: Runs, chat: bool) -> Rende
     return Group(*question, Columns(panels) if fits else Group(*panels))
 
 
-def departure(model: RecycleModel, prompt: str, expected: Answer, other: Answer) -> str:
+def departure(model: Model, prompt: str, expected: Answer, other: Answer) -> str:
     """Where another text leaves that of `full`, and how likely the full model finds both ways to go on."""
     ids, others = expected.result.tokens, other.result.tokens
     place = next(index for index, (a, b) in enumerate(zip(ids, others, strict=False)) if a != b)
@@ -186,7 +186,7 @@ def verdict(total: Total, full: Total) -> str:
     return f"{total.strategy} was {ratio:.2f} times as fast as full, with the same text in {where} ({label}).{accepted}"
 
 
-def compare(console: Console, model: RecycleModel, options: argparse.Namespace) -> None:
+def compare(console: Console, model: Model, options: argparse.Namespace) -> None:
     """Print every prompt's answers, then the sums and where texts differ."""
     usual = [name for name in USUAL if name in model.strategies]
     wanted = options.strategies.split(",") if options.strategies else usual

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -11,7 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LARGEST_SDIST = 500_000
+LARGEST_SDIST = 620_000
+LARGEST_FILE = 10_000_000
 
 
 def build(project: Path, kind: str, folder: Path) -> Path:
@@ -44,6 +46,8 @@ def test_the_wheel_of_the_sdist_is_that_of_the_checkout(unpacked: Path, tmp_path
     theirs, ours = (build(top, "wheel", tmp_path / name) for top, name in ((unpacked, "sdist"), (ROOT, "checkout")))
     names = zipfile.ZipFile(ours).namelist()
     assert "recycle_onnx/py.typed" in names
+    page = (ROOT / "recycle_onnx" / "serve" / "chat_page").iterdir()
+    assert {f"recycle_onnx/serve/chat_page/{file.name}" for file in page} <= set(names)
     assert sorted(zipfile.ZipFile(theirs).namelist()) == sorted(names)
 
 
@@ -55,3 +59,13 @@ def test_its_metadata_are_the_readme_links_and_pythons(unpacked: Path) -> None:
     ):  # fmt: skip
         assert line in metadata
     assert (ROOT / "README.md").read_text(encoding="utf-8") in metadata
+
+
+def test_no_file_of_the_repository_is_larger_than_the_modules_of_the_samples() -> None:
+    """A bundle that lies in the working folder must not get into a commit."""
+    command = ["git", "ls-files", "-z"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True) if shutil.which("git") else None
+    if listed is None or listed.returncode != 0:
+        pytest.skip("no git checkout here")
+    files = [ROOT / name for name in listed.stdout.split("\0") if name]
+    assert [file for file in files if file.exists() and file.stat().st_size > LARGEST_FILE] == []

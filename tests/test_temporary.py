@@ -14,8 +14,8 @@ import pytest
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import new_folder, write_bytes
-from recycle_onnx.temporary import sweep, temporary_file, temporary_folder
-from tests.helpers import tiny
+from recycle_onnx.temporary import sweep, sweep_folder, temporary_file, temporary_folder
+from tests.helpers import processes, tiny
 from tests.helpers.command import names
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="has locks of its own, and no umask")
@@ -52,6 +52,15 @@ def test_another_target_s_leftovers_stay(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 1
     sweep(tmp_path / "out.b")
     assert names(tmp_path) == []
+
+
+def test_a_folder_is_swept_of_all_leftovers_that_nobody_holds(tmp_path: Path) -> None:
+    (tmp_path / ".a.12345678.tmp").write_text("of a, and of nobody alive")
+    (tmp_path / ".b.12345678.tmp").write_text("of b, and of nobody alive")
+    (tmp_path / "notes.tmp").write_text("the user's own")
+    with temporary_file(tmp_path / "c") as (held, _):
+        sweep_folder(tmp_path)
+        assert names(tmp_path) == [held.name, "notes.tmp"]
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -107,14 +116,14 @@ def test_two_batches_into_one_file_are_one(tiny_checkpoint: Path, tmp_path: Path
 
     export(tiny.write_endless_base(tmp_path / "model", context_length=100_000), tmp_path / "bundle")
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "the cat"}\n' * 1 + '{"prompt": "the dog"}\n')
-    command = [sys.executable, "-m", "recycle_onnx", "batch", "bundle", "prompts.jsonl", "-o", "out", "-n", "90000"]
-    first = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE)
+    command = ("batch", "bundle", "prompts.jsonl", "-o", "out", "-n", "90000")
+    first = processes.start(*command, cwd=tmp_path)
     try:
         while not (tmp_path / "out").exists():
             assert first.poll() is None
             time.sleep(0.02)
         for option in ("--resume", "--force"):
-            second = subprocess.run([*command, option], cwd=tmp_path, capture_output=True, text=True)
+            second = processes.run(*command, option, cwd=tmp_path)
             assert second.returncode == 2
             assert "out is being written by another process" in second.stderr
     finally:

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import click
 import gguf
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
-from write_gguf import gguf_name
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.helpers.gguf_writer import gguf_names
 
 SEED, SPREAD = 7, 0.25
 """Factors are e to the power of normal numbers with this deviation: one in twenty is beyond 0.6 or 1.6."""
@@ -34,7 +37,7 @@ class Change(NamedTuple):
     factors: NDArray[np.float32]
 
 
-def changes(config: dict[str, int], rng: np.random.Generator) -> Iterator[Change]:
+def changes(config: dict[str, Any], rng: np.random.Generator) -> Iterator[Change]:
     """All changes of a model; together they leave its function as it is."""
     heads, kv_heads, size = (config[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
 
@@ -74,9 +77,10 @@ def main(checkpoint: Path, f16: Path, out: Path) -> None:
     tensors = load_file(checkpoint / "model.safetensors")
     theirs = {tensor.name: tensor for tensor in gguf.GGUFReader(out / "f16.gguf", "r+").tensors}
     config = json.loads((checkpoint / "config.json").read_text())
+    new_name = gguf_names(config)
     for name, factors in changes(config, np.random.default_rng(SEED)):
         tensors[name] = tensors[name] * factors
-        data = theirs[gguf_name(name)].data
+        data = theirs[new_name(name)].data
         data[...] = (data * factors).astype(data.dtype)
     save_file(tensors, folder / "model.safetensors")
 

@@ -14,17 +14,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from worker import Worker
 
 from recycle_onnx.cli.options import pairs
-from recycle_onnx.files import write_json
 from recycle_onnx.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from kept_lines import Line, kept_by_name  # noqa: E402
+
 WINDOW, CHARACTERS = 512, 60_000
 Row = dict[str, float]
 """A model's perplexity by text."""
@@ -68,19 +73,20 @@ def windows(tokenizer: Path, text: str, wanted: int) -> list[list[int]]:
 
 def measured(path: Path, compared: dict[str, Model], texts: dict[str, list[list[int]]]) -> dict[str, Row]:
     """Perplexities by model and text; kept in `path`, so that nothing is measured twice."""
-    known: dict[str, Row] = json.loads(path.read_text()) if path.exists() else {}
+    rows = {}
     for name, model in compared.items():
-        row = known.setdefault(name, {})
-        missing = [text for text in texts if text not in row]
-        worker = Worker(*model.command) if missing else None
-        for text in missing:
-            assert worker is not None
-            click.echo(f"perplexity of {name} on {text}", err=True)
-            row[text] = worker.perplexities(texts[text])["nats"]
-            write_json(path, known)
-        if worker is not None:
-            worker.close()
-    return {name: {text: known[name][text] for text in texts} for name in compared}
+        by_name = {f"{name} on {text}": pieces for text, pieces in texts.items()}
+        kept = kept_by_name(path, by_name, partial(_perplexities, model, by_name))
+        rows[name] = {text: float(line["perplexity"]) for text, line in zip(texts, kept.values(), strict=True)}
+    return rows
+
+
+def _perplexities(model: Model, pieces: dict[str, list[list[int]]], missing: list[str]) -> Iterator[Line]:
+    worker = Worker(*model.command)
+    for name in missing:
+        click.echo(f"perplexity of {name}", err=True)
+        yield {"perplexity": worker.perplexities(pieces[name])["nats"]}
+    worker.close()
 
 
 def table(rows: dict[str, Row], megabytes: dict[str, float]) -> str:
@@ -96,6 +102,19 @@ def table(rows: dict[str, Row], megabytes: dict[str, float]) -> str:
     return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command line, by their names."""
+
+    tokenizer: Path
+    bundles: tuple[str, ...]
+    ggufs: tuple[str, ...]
+    texts: tuple[str, ...]
+    wanted: int
+    llama: str
+    threads: int
+
+
 @click.command()
 @click.argument("work", type=Path)
 @click.option("--tokenizer", type=Path, required=True, help="Folder with the tokenizer.json of all models.")
@@ -106,22 +125,23 @@ def table(rows: dict[str, Row], megabytes: dict[str, float]) -> str:
 @click.option("--llama", default=sys.executable, help="Interpreter with llama-cpp-python.")
 @click.option("--threads", default=2, show_default=True)
 @click.option("--json", "as_json", is_flag=True)
-def main(
-    work: Path, tokenizer: Path, bundles: tuple[str, ...], ggufs: tuple[str, ...], texts: tuple[str, ...], wanted: int,
-    llama: str, threads: int, as_json: bool,
-) -> None:  # fmt: skip
+def main(work: Path, as_json: bool, **options: Any) -> None:
     """Compare perplexities."""
+    asked = Asked(**options)
     work.mkdir(parents=True, exist_ok=True)
     compared = models(
-        pairs("bundle", bundles, "int4=my-bundle"), pairs("gguf", ggufs, "Q4_K_M=model.gguf"), llama, threads
+        pairs("bundle", asked.bundles, "int4=my-bundle"),
+        pairs("gguf", asked.ggufs, "Q4_K_M=model.gguf"),
+        asked.llama,
+        asked.threads,
     )
-    named = pairs("text", texts, "books=books.txt")
-    pieces = {name: windows(tokenizer, text, wanted) for name, text in named.items()}
-    rows = measured(work / f"perplexity-{wanted}.json", compared, pieces)
+    named = pairs("text", asked.texts, "books=books.txt")
+    pieces = {name: windows(asked.tokenizer, text, asked.wanted) for name, text in named.items()}
+    rows = measured(work / f"perplexity-{asked.wanted}.jsonl", compared, pieces)
     megabytes = {name: model.megabytes for name, model in compared.items()}
     if as_json:
         results = {name: {"megabytes": megabytes[name], "perplexity": row} for name, row in rows.items()}
-        click.echo(json.dumps({"windows": wanted, "tokens": WINDOW, "results": results}, indent=2))
+        click.echo(json.dumps({"windows": asked.wanted, "tokens": WINDOW, "results": results}, indent=2))
     else:
         click.echo(table(rows, megabytes))
 

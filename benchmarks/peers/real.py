@@ -14,10 +14,10 @@ after a break the same command goes on. The table goes to WORK/real.md, everythi
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,9 @@ from recycle_onnx.runtime.config import read_defaults
 from recycle_onnx.tokenizer import load_tokenizer
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+from kept_lines import Line, kept_by_name, kept_lines, lines_of  # noqa: E402
+
 TYPES = ("q4_0", "q4_k_m", "q8_0")
 LOOKUPS = (10, 2)
 """Tokens that llama-cpp-python's prompt lookup proposes: its default, and what its README advises for processors."""
@@ -100,13 +103,13 @@ def perplexities(
     path: Path, all_engines: dict[str, Engine], workers: dict[str, Worker], windows: list[list[int]]
 ) -> dict[str, float]:
     """By engine, over all windows, each read by itself; kept in `path` by model."""
-    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    for model, worker in workers.items():
-        if model in known:
-            continue
-        click.echo(f"perplexity of {model}", err=True)
-        known[model] = worker.perplexities(windows)
-        write_json(path, known)
+
+    def measure(missing: list[str]) -> Iterator[Line]:
+        for model in missing:
+            click.echo(f"perplexity of {model}", err=True)
+            yield workers[model].perplexities(windows)
+
+    known = kept_by_name(path, workers, measure)
     return {name: known[engine.model][engine.scored] for name, engine in all_engines.items()}
 
 
@@ -114,23 +117,22 @@ def rounds(
     path: Path, all_engines: dict[str, Engine], workers: dict[str, Worker], prompts: list[list[int]], request: Any
 ) -> list[dict[str, dict[str, float]]]:
     """Tokens and speed of every engine for each prompt; kept in `path`, a line a prompt."""
-    kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    if kept and set(kept[0]) != set(all_engines):
+    if any(set(line) != set(all_engines) for line in lines_of(path)[:1]):
         sys.exit(f"{path}: holds rounds of other engines; remove it, or name another WORK")
-    if len(kept) < len(prompts):
+
+    def answered(start: int) -> Iterator[Line]:
         for engine in all_engines.values():  # a first answer pages in weights and allocates
             workers[engine.model].ask(**{**request, "prompt": prompts[0], "new_tokens": SHORTEST, **engine.request})
-    for index in range(len(kept), len(prompts)):
-        click.echo(f"prompt {index + 1} of {len(prompts)}", err=True)
-        answers = {}
-        for name in all_engines if index % 2 == 0 else reversed(all_engines):
-            engine = all_engines[name]
-            answer = workers[engine.model].ask(**request, prompt=prompts[index], **engine.request)
-            answers[name] = {"tokens": len(answer["tokens"]), "tokens_per_second": answer["tokens_per_second"]}
-        with path.open("a") as file:
-            file.write(json.dumps(answers) + "\n")
-        kept.append(answers)
-    return kept[: len(prompts)]
+        for index in range(start, len(prompts)):
+            click.echo(f"prompt {index + 1} of {len(prompts)}", err=True)
+            answers = {}
+            for name in all_engines if index % 2 == 0 else reversed(all_engines):
+                engine = all_engines[name]
+                answer = workers[engine.model].ask(**request, prompt=prompts[index], **engine.request)
+                answers[name] = {"tokens": len(answer["tokens"]), "tokens_per_second": answer["tokens_per_second"]}
+            yield answers
+
+    return kept_lines(path, len(prompts), answered)
 
 
 def speeds(runs: list[dict[str, dict[str, float]]], names: list[str]) -> list[list[float]]:
@@ -178,6 +180,25 @@ def _perplexity(value: float) -> str:
     return f"{value:.3f}" if value < 1000 else f"{value:.1e}"  # of an untrained module in `alternate`
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The options of the command line, by their names."""
+
+    checkpoint: Path
+    gguf: Path
+    bundles: tuple[str, ...]
+    prompts: Path
+    field: str | None
+    text: Path
+    windows: int
+    llama: str
+    genai: str | None
+    against: str
+    limit: int
+    new_tokens: int
+    threads: int
+
+
 @click.command()
 @click.argument("work", type=Path)
 @click.option("--checkpoint", type=Path, required=True, help="Hugging Face folder: tokenizer, and genai's source.")
@@ -193,31 +214,37 @@ def _perplexity(value: float) -> str:
 @click.option("--limit", default=40, show_default=True, help="Most prompts.")
 @click.option("--new-tokens", default=128, show_default=True)
 @click.option("--threads", default=2, show_default=True)
-def main(
-    work: Path, checkpoint: Path, gguf: Path, bundles: tuple[str, ...], prompts: Path, field: str | None, text: Path,
-    windows: int, llama: str, genai: str | None, against: str, limit: int, new_tokens: int, threads: int,
-) -> None:  # fmt: skip
+def main(work: Path, **options: Any) -> None:
     """Compare tokens a second and perplexity."""
+    asked = Asked(**options)
     work.mkdir(parents=True, exist_ok=True)
-    prepare(work, checkpoint, gguf, llama, genai)
-    tokenizer = load_tokenizer(checkpoint)
-    asked = [prompt.ids(checkpoint, tokenizer) for prompt in islice(read_prompts(prompts, field), limit)]
-    ids = tokenizer.encode(text.read_bytes()[:BYTES].decode(errors="ignore")).ids
-    pieces = [ids[start : start + WINDOW] for start in range(0, windows * WINDOW, WINDOW)]
+    prepare(work, asked.checkpoint, asked.gguf, asked.llama, asked.genai)
+    tokenizer = load_tokenizer(asked.checkpoint)
+    read = islice(read_prompts(asked.prompts, asked.field), asked.limit)
+    prompts = [prompt.ids(asked.checkpoint, tokenizer) for prompt in read]
+    ids = tokenizer.encode(asked.text.read_bytes()[:BYTES].decode(errors="ignore")).ids
+    pieces = [ids[start : start + WINDOW] for start in range(0, asked.windows * WINDOW, WINDOW)]
     if len(pieces[-1]) < WINDOW:
-        sys.exit(f"{text}: {len(ids)} tokens; expected {windows * WINDOW}, or fewer --windows")
-    compared = engines(work, gguf, pairs("bundle", bundles, "int4=my-bundle"), llama, genai, threads)
+        sys.exit(f"{asked.text}: {len(ids)} tokens; expected {asked.windows * WINDOW}, or fewer --windows")
+    compared = engines(
+        work, asked.gguf, pairs("bundle", asked.bundles, "int4=my-bundle"), asked.llama, asked.genai, asked.threads
+    )
     workers = {engine.model: Worker(*engine.command) for engine in {e.model: e for e in compared.values()}.values()}
-    measured = perplexities(work / f"perplexity-{windows}.json", compared, workers, pieces)
-    stop = sorted(read_defaults(checkpoint / "generation_config.json").stop_ids or ())
-    request = {"new_tokens": new_tokens, "stop": stop}
-    key = f"rounds-{prompts.stem}-{new_tokens}-threads-{threads}.jsonl"
-    runs = rounds(work / key, compared, workers, asked, request)
+    measured = perplexities(work / f"perplexity-{asked.windows}.jsonl", compared, workers, pieces)
+    stop = sorted(read_defaults(asked.checkpoint / "generation_config.json").stop_ids or ())
+    request = {"new_tokens": asked.new_tokens, "stop": stop}
+    key = f"rounds-{asked.prompts.stem}-{asked.new_tokens}-threads-{asked.threads}.jsonl"
+    runs = rounds(work / key, compared, workers, prompts, request)
     for worker in workers.values():
         worker.close()
-    others = [name.strip() for name in against.split(",") if name.strip() in compared]
+    others = [name.strip() for name in asked.against.split(",") if name.strip() in compared]
     results = {name: result(name, engine, measured[name], runs, others) for name, engine in compared.items()}
-    about = {"prompts": prompts.name, "new_tokens": new_tokens, "threads": threads, "windows": windows}
+    about = {
+        "prompts": asked.prompts.name,
+        "new_tokens": asked.new_tokens,
+        "threads": asked.threads,
+        "windows": asked.windows,
+    }
     write_json(work / "real.json", {"machine": asdict(Conditions.here()), **about, "results": results})
     (work / "real.md").write_text(table(results, others))
     click.echo(table(results, others))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.run import advice, median_interval
@@ -15,11 +14,13 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.prompts import Prompt
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Lossless, Result
-from recycle_onnx.runtime.model import RecycleModel, load
+from recycle_onnx.runtime.model import Model, load
+from recycle_onnx.runtime.ort.placing import Placing
 
 SHORTEST = 8
 """Tokens of an answer that is long enough to time: the first steps of each kind also allocate."""
 USUAL = ("full", "auto", "verify", "alternate", "lookup")
+"""The order of the table's rows; `full` comes first, since all others are compared with it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class AnswerOptions:
     repeat: int = 1
     chain: int = 1
     temperature: float = 0.0
-    placing: Mapping[str, Any] = field(default_factory=dict)
+    placing: Placing = field(default_factory=Placing)
     """What `recycle_onnx.load` is told of providers."""
 
 
@@ -83,12 +84,12 @@ def bench_answers(
     return measurements
 
 
-def _usual(model: RecycleModel) -> tuple[str, ...]:
+def _usual(model: Model) -> tuple[str, ...]:
     return tuple(name for name in USUAL if name in model.strategies)
 
 
 def _answer(
-    model: RecycleModel, prompts: Sequence[Prompt], names: Sequence[str], options: AnswerOptions, report: Progress
+    model: Model, prompts: Sequence[Prompt], names: Sequence[str], options: AnswerOptions, report: Progress
 ) -> list[dict[str, Result]]:
     """Return results by strategy for each prompt and round; the order turns around from one to the next."""
     texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in prompts] * options.repeat
@@ -107,7 +108,7 @@ def _answer(
     return long
 
 
-def _generate(model: RecycleModel, ids: list[int], name: str, options: AnswerOptions, seed: int) -> Result:
+def _generate(model: Model, ids: list[int], name: str, options: AnswerOptions, seed: int) -> Result:
     chain = options.chain if name == "verify" else None
     return model.generate(
         ids, GREEDY, strategy=name, chain=chain, max_new_tokens=options.new_tokens, temperature=options.temperature,
@@ -116,7 +117,7 @@ def _generate(model: RecycleModel, ids: list[int], name: str, options: AnswerOpt
 
 
 def _summary(
-    model: RecycleModel, name: str, runs: list[dict[str, Result]], options: AnswerOptions, threads: int | None
+    model: Model, name: str, runs: list[dict[str, Result]], options: AnswerOptions, threads: int | None
 ) -> AnswerMeasurement:
     stats = [run[name].stats for run in runs]
     speeds, full = ([run[which].stats.tokens_per_second for run in runs] for which in (name, "full"))

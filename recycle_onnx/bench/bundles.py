@@ -10,12 +10,13 @@ from recycle_onnx.bench.shapes import shape, write_random_base
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import temporary_sibling
+from recycle_onnx.progress import Progress, silent
 
 if TYPE_CHECKING:
     from recycle_onnx.export import HalfPrecision, Quantization
-    from recycle_onnx.export.report import Report
 
 PRECISIONS = ("fp32", "fp16", "int8", "int4")
+"""Those of `export --precision`."""
 
 
 def random_bundle(
@@ -26,7 +27,7 @@ def random_bundle(
     draft_vocab: int | None = None,
     flavour: str = "ort",
     activations: str = "fp32",
-    report: Report | None = None,
+    report: Progress = silent,
 ) -> Path:
     """Return the bundle, from the cache if it was made before.
 
@@ -37,10 +38,9 @@ def random_bundle(
             has.
         RecycleError: the disk is full.
     """
-    from recycle_onnx.checkpoint import attach
-    from recycle_onnx.export import DraftVocabulary, export
+    from recycle_onnx.checkpoint import NewModule, attach
+    from recycle_onnx.export import DraftVocabulary, ExportOptions, export
     from recycle_onnx.export.flavours import flavour_named
-    from recycle_onnx.export.report import silent
 
     config = shape(name)
     flavour_named(flavour)
@@ -51,19 +51,20 @@ def random_bundle(
     target = cache_folder() / "shapes" / f"{name}-{precision}{recipe}-module{module_layers}{draft}{kind}"
     if target.is_dir():
         return target
-    report = report or silent
     with temporary_sibling(target) as work:
-        report(f"making random weights for {name}")
+        report(0, 0, f"making random weights for {name}")
         write_random_base(work / "model", config)
-        attach(work / "model", work / "model", num_layers=module_layers)
+        attach(work / "model", work / "model", NewModule(num_layers=module_layers))
         vocabulary = None
         if draft_vocab is not None:
             (work / "text.txt").write_text("<0>")  # nothing to count: tokens are taken in their order
             vocabulary = DraftVocabulary(draft_vocab, work / "text.txt")
         export(
-            work / "model", target, flavour=flavour, quantization=how, draft_vocabulary=vocabulary, compare=False,
+            work / "model",
+            target,
+            ExportOptions(flavour=flavour, quantization=how, draft_vocabulary=vocabulary, compare=False),
             report=report,
-        )  # fmt: skip
+        )
     return target
 
 

@@ -12,14 +12,14 @@ from recycle_onnx.evaluation.openings import own_text, own_texts
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 ROUNDS = 20
 """Rounds of every kind of step, of which the median counts: one interruption by another process changes nothing."""
 
 
 def calibrate(
-    model: RecycleModel,
+    model: Model,
     prompts: Sequence[list[int]] = (),
     *,
     context: int = 128,
@@ -37,18 +37,18 @@ def calibrate(
     if not 2 <= context <= room:
         raise InputError(f"context is {context}; expected 2 to {room}")
     texts = list(prompts) or own_texts(model)
-    sources: tuple[Literal["module", "lookup"], ...] = ("module", "lookup") if model.module_trained else ("lookup",)
-    total = ROUNDS + len(texts) * len(sources)
+    proposers: tuple[Literal["module", "lookup"], ...] = ("module", "lookup") if model.module_trained else ("lookup",)
+    total = ROUNDS + len(texts) * len(proposers)
     timer = StepTimer(model, own_text(model, context))
     for index in range(ROUNDS):
         report(index, total, "timing steps")
         timer.round()
     acceptance: dict[str, list[float]] = {}
-    for count, source in enumerate(sources):
+    for count, proposer in enumerate(proposers):
         tallies = []
         for text in texts:
-            report(ROUNDS + count * len(texts), total, f"counting what the {source} gets right")
-            tallies.append(continued(model, text, source, chain=LONGEST, new_tokens=new_tokens).tally)
-        acceptance[source] = rates(tallies)
+            report(ROUNDS + count * len(texts), total, f"counting what the {proposer} gets right")
+            tallies.append(continued(model, text, proposer, chain=LONGEST, new_tokens=new_tokens).tally)
+        acceptance[proposer] = rates(tallies)
     report(total, total, "done")
     return MachineCalibration.of_this_machine(timer.medians(), acceptance)

@@ -11,7 +11,7 @@ from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.decoding.strategies import Plan
 from recycle_onnx.runtime.generation import Generation, Result
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 
 class ForcedScript(Sampling):
@@ -42,7 +42,7 @@ class ForcedProposer:
         return [token if hit else 0 for token, hit in zip(proposals, right, strict=True)]
 
 
-def forced(model: RecycleModel, prompt: list[int], chain: int, rate: float, new_tokens: int, seed: int) -> Result:
+def forced(model: Model, prompt: list[int], chain: int, rate: float, new_tokens: int, seed: int) -> Result:
     """Generate the script's text with `verify` and chains so often right; token ids become text as they always do."""
     decoder, script = model.decoder("verify"), ForcedScript()
     proposer = ForcedProposer(decoder, script, chain, rate, seed)

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from recycle_onnx.bench import steps
 from recycle_onnx.bench.conditions import Conditions
 from recycle_onnx.bench.forced import forced
+from recycle_onnx.bench.memory_parts import MemoryParts
 from recycle_onnx.doctor.needs import full_step_bytes
 from recycle_onnx.errors import InputError
-from recycle_onnx.evaluation.openings import own_text
+from recycle_onnx.evaluation.openings import openings_of
 from recycle_onnx.machine.memory import peak_rss_bytes
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Result
-from recycle_onnx.runtime.model import RecycleModel, load
+from recycle_onnx.runtime.model import Model, load
+from recycle_onnx.runtime.ort.placing import Placing
 
 RESAMPLES = 2000
 """Draws from the measured values, of which the median's interval is made (the bootstrap)."""
@@ -38,7 +40,7 @@ class Options:
     repeat: int = 10
     chain: int = 1
     forced_acceptance: float | None = None
-    placing: Mapping[str, Any] = field(default_factory=dict)
+    placing: Placing = field(default_factory=Placing)
     """What `recycle_onnx.load` is told of providers."""
 
 
@@ -64,6 +66,7 @@ class Measurement:
     measured_speedup: float
     speedup_interval: tuple[float, float]
     weights_gb_per_s: float
+    memory: MemoryParts
     peak_rss_bytes: int | None
     load_s: float
     label: str | None
@@ -84,7 +87,7 @@ def bench(bundle: Path, options: Options, report: Progress = silent) -> list[Mea
         load_s = time.perf_counter() - started
         model.stop_ids = frozenset()  # texts of equal length
         for context in options.contexts:
-            measurements += _measure(model, context, threads, load_s, options, report)
+            measurements += _measure(_Case(model, context, threads, load_s), options, report)
     return measurements
 
 
@@ -98,39 +101,45 @@ def _check(options: Options) -> None:
         raise InputError(f"forced-acceptance is {options.forced_acceptance}; expected 0 to 1")
 
 
-def _measure(
-    model: RecycleModel, context: int, threads: int | None, load_s: float, options: Options, report: Progress
-) -> list[Measurement]:
+@dataclass(frozen=True)
+class _Case:
+    """A loaded model, and what its strategies are compared under."""
+
+    model: Model
+    context: int
+    threads: int | None
+    load_s: float
+
+
+def _measure(case: _Case, options: Options, report: Progress) -> list[Measurement]:
+    model, context = case.model, case.context
     room = model.bundle.manifest.context_length - steps.MOST_TOKENS
     if context + options.new_tokens > room:
         raise InputError(f"context {context} and {options.new_tokens} new tokens do not fit the model's {room}")
     names = options.strategies or _usual(model, options)
     names = ("full", *(name for name in names if name != "full"))  # what all are compared with
-    prompt = own_text(model, context)
-    timer = steps.StepTimer(model, prompt)
+    prompts = openings_of(model, context)
+    timer = steps.StepTimer(model, prompts[0])
     results: dict[str, list[Result]] = {name: [] for name in names}
     for index in range(options.repeat):
         for name in names:
-            report(index, options.repeat, f"{name}, context {context}, threads {threads or 'default'}")
+            report(index, options.repeat, f"{name}, context {context}, threads {case.threads or 'default'}")
+            prompt = prompts[index % len(prompts)]
             results[name].append(_generate(model, prompt, name, options, seed=index))
             timer.round()
     report(options.repeat, options.repeat, f"context {context} done")
     step = timer.medians()
     speeds = {name: [result.stats.tokens_per_second for result in runs] for name, runs in results.items()}
-    weights = full_step_bytes(model.bundle.manifest)
-    return [
-        _summary(model, name, runs, speeds, step, options, weights, threads=threads, context=context, load_s=load_s)
-        for name, runs in results.items()
-    ]
+    return [_summary(case, name, runs, speeds, step, options) for name, runs in results.items()]
 
 
-def _usual(model: RecycleModel, options: Options) -> tuple[str, ...]:
+def _usual(model: Model, options: Options) -> tuple[str, ...]:
     if options.forced_acceptance is not None:
         return ("full", "alternate", "verify")
     return tuple(name for name in ("full", "alternate", "verify", "lookup", "auto") if name in model.strategies)
 
 
-def _generate(model: RecycleModel, prompt: list[int], name: str, options: Options, seed: int) -> Result:
+def _generate(model: Model, prompt: list[int], name: str, options: Options, seed: int) -> Result:
     chain = options.chain if name == "verify" else None
     if name == "verify" and options.forced_acceptance is not None:
         return forced(model, prompt, options.chain, options.forced_acceptance, options.new_tokens, seed)
@@ -138,9 +147,9 @@ def _generate(model: RecycleModel, prompt: list[int], name: str, options: Option
 
 
 def _summary(
-    model: RecycleModel, name: str, runs: list[Result], speeds: dict[str, list[float]], step: dict[str, float],
-    options: Options, weights: int, *, threads: int | None, context: int, load_s: float,
-) -> Measurement:  # fmt: skip
+    case: _Case, name: str, runs: list[Result], speeds: dict[str, list[float]], step: dict[str, float], options: Options
+) -> Measurement:
+    manifest = case.model.bundle.manifest
     stats = [run.stats for run in runs]
     rates = [stat.acceptance_rate for stat in stats if stat.acceptance_rate is not None]
     rate = statistics.median(rates) if rates else None
@@ -149,12 +158,12 @@ def _summary(
     rate_forced = options.forced_acceptance
     return Measurement(
         strategy=name,
-        threads=threads,
-        context=context,
-        precision=model.bundle.manifest.precision,
+        threads=case.threads,
+        context=case.context,
+        precision=manifest.precision,
         decode_tokens_per_second=statistics.median(speeds[name]),
         interval=median_interval(speeds[name]),
-        prefill_tokens_per_second=statistics.median(context / s.time_to_first_token_s for s in stats),
+        prefill_tokens_per_second=statistics.median(case.context / s.time_to_first_token_s for s in stats),
         time_to_first_token_s=statistics.median(s.time_to_first_token_s for s in stats),
         acceptance_rate=rate,
         tokens_per_full_run=tokens_per_run,
@@ -162,11 +171,12 @@ def _summary(
         predicted_speedup=steps.predicted_speedup(name, step, options.chain, rate, tokens_per_run),
         measured_speedup=statistics.median(ratios),
         speedup_interval=median_interval(ratios),
-        weights_gb_per_s=weights / (1e-3 * step["full_1"]) / 1e9,
+        weights_gb_per_s=full_step_bytes(manifest) / (1e-3 * step["full_1"]) / 1e9,
+        memory=MemoryParts.of(manifest, case.context + options.new_tokens),
         peak_rss_bytes=peak_rss_bytes(),
-        load_s=load_s,
+        load_s=case.load_s,
         label=f"acceptance forced to {rate_forced}" if rate_forced is not None and name == "verify" else None,
-        providers=model.providers,
+        providers=case.model.providers,
     )
 
 

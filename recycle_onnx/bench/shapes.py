@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from recycle_onnx.checkpoint import BaseConfig, plain_llama
+from recycle_onnx.checkpoint import BaseConfig, PlainLlama
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import write_json
 from recycle_onnx.safetensors_file import write_arrays
@@ -37,10 +37,10 @@ _LLAMA32 = {
     "tied_embeddings": True,
 }  # fmt: skip
 SHAPES = {
-    "tinyllama-1.1b": plain_llama(**_LLAMA),
-    "smollm2-135m": plain_llama(**{**_LLAMA, **_SMOLLM2}),
-    "qwen3-0.6b": plain_llama(**{**_LLAMA, **_QWEN3}),
-    "llama3.2-1b": plain_llama(**{**_LLAMA, **_LLAMA32}),
+    "tinyllama-1.1b": PlainLlama(**_LLAMA).describe(),
+    "smollm2-135m": PlainLlama(**{**_LLAMA, **_SMOLLM2}).describe(),
+    "qwen3-0.6b": PlainLlama(**{**_LLAMA, **_QWEN3}).describe(),
+    "llama3.2-1b": PlainLlama(**{**_LLAMA, **_LLAMA32}).describe(),
 }
 """Sizes only: every shape is built as a plain Llama, also where the model has norms or scalings of its own."""
 

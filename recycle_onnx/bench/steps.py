@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 MOST_TOKENS = 5
 """A full step verifies a chain of up to four proposals, with the token before them."""
@@ -19,7 +19,7 @@ class StepTimer:
     They take turns, as full and recycle steps do in decoding; the first round, which allocates, is left out.
     """
 
-    def __init__(self, model: RecycleModel, prompt: list[int]) -> None:
+    def __init__(self, model: Model, prompt: list[int]) -> None:
         self._length = len(prompt)
         self._decoder = decoder = model.decoder("auto")
         decoder.prefill(prompt)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from recycle_onnx.checkpoint.folder import Checkpoint, base_reference
 from recycle_onnx.checkpoint.identity import BaseReference
-from recycle_onnx.checkpoint.sources.referred import REFERENCE
+from recycle_onnx.checkpoint.sources.referred import except_weights
 from recycle_onnx.files import new_folder
 from recycle_onnx.untrusted import copy_tree
-
-HEAVY = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".data")
-"""Endings of weights: a base's own are copied by themselves, others are not."""
 
 
 def reference_from(base: Checkpoint, out: Path, *, reference: bool) -> BaseReference:
@@ -42,7 +39,7 @@ def module_folder(
         return
     with new_folder(out, force=force, keep=[*base.folders(), *keep]) as checkpoint:
         if not reference:
-            copy_tree(base.base_folder, checkpoint, _except_weights(base.base_folder))
+            copy_tree(base.base_folder, checkpoint, except_weights(base.base_folder))
             base.base_weights.weights.copy_to(checkpoint)
         (checkpoint / "recycler").mkdir()
         yield checkpoint / "recycler"
@@ -50,15 +47,3 @@ def module_folder(
 
 def _in_place(base: Checkpoint, out: Path) -> bool:
     return out.exists() and out.samefile(base.folder)
-
-
-def _except_weights(base: Path) -> Callable[[str, list[str]], list[str]]:
-    """Leave out weights of all formats, caches and an older module: only what belongs to this base is copied."""
-
-    def ignore(folder: str, names: list[str]) -> list[str]:
-        if Path(folder) != base:
-            return names
-        folders = [name for name in names if (Path(folder) / name).is_dir()]
-        return [*folders, REFERENCE, *(name for name in names if name.endswith(HEAVY))]
-
-    return ignore

@@ -13,13 +13,14 @@ from typing import Any, Literal
 from recycle_onnx.limits import LEAST, MOST
 
 Shapes = dict[str, tuple[int, ...]]
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
 Placement = Literal["pre", "post", "both", "parallel"]
 
 SIZES = (
     "hidden_size", "intermediate_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "vocab_size",
     "context_length",
 )  # fmt: skip
+"""Sizes with limits: at least `LEAST` (1 where it says nothing), at most `MOST`."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,9 @@ class BaseConfig:
 
     Norms stand before attention and feed-forward (`pre`), behind them and before the residual sum (`post`), in `both`
     places; or before, where both read the same residual stream (`parallel`). `qk_norm` normalises queries and keys,
-    each head or their whole width. Learned positions begin in row `position_offset` of their table; None: there are
-    none. Softcaps are c · tanh(x / c). `logit_scale` and `embedding_scale` multiply, `residual_scale` what a sublayer
-    adds.
+    each head before (`head`) or after (`rotated_head`) it is rotated, or their whole `width`. Learned positions begin
+    in row `position_offset` of their table; None: there are none. Softcaps are c · tanh(x / c). `logit_scale` and
+    `embedding_scale` multiply, `residual_scale` what a sublayer adds.
     """
 
     model_type: str
@@ -82,7 +83,7 @@ class BaseConfig:
     placement: Placement = "pre"
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: Literal["head", "width"] | None = None
+    qk_norm: Literal["head", "rotated_head", "width"] | None = None
     attention_softcap: float | None = None
     gated: bool = True
     activation: Activation = "silu"
@@ -93,7 +94,7 @@ class BaseConfig:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     genai_type: str = "decoder"
-    source: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    raw: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_layers(self) -> int:
@@ -130,8 +131,9 @@ class BaseConfig:
         for part, rows in (("q", queries), ("k", keys), ("v", keys)):
             shapes |= _linear(f"{attention}{part}_proj", rows, hidden, self.qkv_bias)
         if self.qk_norm:
-            widths = (self.head_dim, self.head_dim) if self.qk_norm == "head" else (queries, keys)
-            shapes |= {f"{attention}{part}_norm.weight": (width,) for part, width in zip("qk", widths, strict=True)}
+            widths = (queries, keys) if self.qk_norm == "width" else (self.head_dim, self.head_dim)
+            for part, width in zip("qk", widths, strict=True):
+                shapes |= self.norm_shapes(f"{attention}{part}_norm", width)
         shapes |= _linear(f"{attention}o_proj", hidden, queries, self.output_bias)
         shapes |= self._norm_at(f"{prefix}attention_output_norm", self.placement in ("post", "both"))
         shapes |= self._norm_at(f"{prefix}post_attention_layernorm", self.placement != "post")
@@ -143,10 +145,11 @@ class BaseConfig:
     def _norm_at(self, name: str, present: bool) -> Shapes:
         return self.norm_shapes(name) if present else {}
 
-    def norm_shapes(self, name: str) -> Shapes:
-        """Return names and shapes of a norm's tensors."""
-        shapes: Shapes = {f"{name}.weight": (self.hidden_size,)}
-        return shapes | ({f"{name}.bias": (self.hidden_size,)} if self.norm.bias else {})
+    def norm_shapes(self, name: str, width: int | None = None) -> Shapes:
+        """Return names and shapes of a norm's tensors, over the hidden size unless another `width` is named."""
+        shape = (width or self.hidden_size,)
+        shapes: Shapes = {f"{name}.weight": shape}
+        return shapes | ({f"{name}.bias": shape} if self.norm.bias else {})
 
     def tensor_shapes(self) -> Shapes:
         """Return neutral names and shapes of every tensor of the base."""
@@ -162,16 +165,17 @@ class BaseConfig:
         return shapes
 
     def summary(self) -> dict[str, Any]:
-        """Return the description as plain values, without its layers and its source."""
-        plain = replace(self, layers=(), source={})
+        """Return the description as plain values, without its layers and its `config.json`."""
+        plain = replace(self, layers=(), raw={})
         return {"num_layers": self.num_layers, **{k: v for k, v in asdict(plain).items() if k not in _LONG}}
 
     def to_hugging_face(self, **changes: Any) -> dict[str, Any]:
         """Return the `config.json` that the description was read from, with `changes`."""
-        return {**self.source, **changes}
+        return {**self.raw, **changes}
 
 
-_LONG = ("layers", "source")
+_LONG = ("layers", "raw")
+"""Fields that a summary leaves out: an entry for each layer, and the whole config."""
 
 
 def _linear(name: str, rows: int, columns: int, bias: bool) -> Shapes:

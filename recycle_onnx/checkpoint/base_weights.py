@@ -19,7 +19,9 @@ from recycle_onnx.checkpoint.weights import ALL, Weights
 Array = NDArray[Any]
 
 NUMBER = re.compile(r"(?<=layers\.)\d+")
+"""The number of a layer in a tensor's name: families name tensors with `{}` in its place."""
 TRUNK, EMBEDDING = "model.", "embed_tokens"
+"""The neutral names are those of a Llama in transformers: a trunk, and an LM head beside it."""
 TABLE, HEAD = f"{TRUNK}{EMBEDDING}.weight", "lm_head.weight"
 ROWS_AT_ONCE = 4096
 """Rows that are compared in one piece: an embedding whole would take hundreds of megabytes twice."""
@@ -63,9 +65,9 @@ class BaseWeights:
         """Count the values in all tensors of the base."""
         return sum(int(np.prod(shape)) for shape in self.shapes.values())
 
-    def stored_type(self) -> str:
-        """Return the type of the embedding, in safetensors' words: F32, F16 or BF16."""
-        return self.weights.stored_type(self._places[TABLE][0])
+    def stored_type(self, name: str = TABLE) -> str:
+        """Return the type of one neutral tensor, the embedding's table, in safetensors' words: F32, F16 or BF16."""
+        return self.weights.stored_type(self._places[name][0])
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of one neutral tensor."""
@@ -77,16 +79,14 @@ class BaseWeights:
         Raises:
             InputError: a value is not finite.
         """
-        source, how = self._places[name]
-        suffix = name.rpartition(".")[2]
-        sizes = [self.shapes[f"{part}.{suffix}"][0] for part in how.parts]
-        index = how.parts.index(name.removesuffix(f".{suffix}"))
+        stored_name, how = self._places[name]
+        sizes, index = self._parts(name)
         if how.transposed or how.by_head:
-            array = _unpack(self.weights.stored(source), how, sizes, index, self.base.num_heads)[rows]
+            array = _unpack(self.weights.stored(stored_name), how, sizes, index, self.base.num_heads)[rows]
         else:
             before = sum(sizes[:index])
             start, stop, _ = rows.indices(sizes[index])
-            array = self.weights.stored(source, slice(before + start, before + stop))
+            array = self.weights.stored(stored_name, slice(before + start, before + stop))
         return np.ascontiguousarray(array)
 
     def float32(self, name: str, rows: slice = ALL) -> NDArray[np.float32]:
@@ -95,25 +95,40 @@ class BaseWeights:
 
     def integer_type(self, name: str) -> str | None:
         """Return the file's name for the small integers that hold the tensor; None where it has floats."""
-        source, how = self._places[name]
-        alone = len(how.parts) == 1 and not (how.transposed or how.by_head)
-        return self.weights.integer_type(source) if alone else None
+        stored_name, how = self._places[name]
+        return None if how.transposed else self.weights.integer_type(stored_name)
 
     def integers(self, name: str, rows: slice = ALL) -> Integers:
         """Read one neutral tensor that has an `integer_type`, or some of its rows, as the file has it."""
-        return self.weights.integers(self._places[name][0], rows)
+        stored_name, how = self._places[name]
+        sizes, index = self._parts(name)
+        if how.by_head:
+            places = np.arange(sum(sizes))[:, None]
+            return self.weights.integers(stored_name).at(
+                _unpack(places, how, sizes, index, self.base.num_heads)[rows, 0]
+            )
+        before = sum(sizes[:index])
+        start, stop, _ = rows.indices(sizes[index])
+        return self.weights.integers(stored_name, slice(before + start, before + stop))
+
+    def _parts(self, name: str) -> tuple[list[int], int]:
+        """Return the rows of each part of the stored tensor that holds a neutral one, and which part that is."""
+        _, how = self._places[name]
+        suffix = name.rpartition(".")[2]
+        sizes = [self.shapes[f"{part}.{suffix}"][0] for part in how.parts]
+        return sizes, how.parts.index(name.removesuffix(f".{suffix}"))
 
     def pack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Arrange neutral tensors as the files keep them, by the files' names."""
         packed = {}
-        for source, how in dict(self._places.values()).items():
-            parts = [tensors[f"{part}.{source.rpartition('.')[2]}"] for part in how.parts]
-            packed[source] = _pack(parts, how, self.base.num_heads)
+        for stored_name, how in dict(self._places.values()).items():
+            parts = [tensors[f"{part}.{stored_name.rpartition('.')[2]}"] for part in how.parts]
+            packed[stored_name] = _pack(parts, how, self.base.num_heads)
         return packed
 
     def others(self) -> set[str]:
         """Return names of what else the files hold, but for copies of tied weights."""
-        return self.weights.names() - {source for source, _ in self._places.values()} - {f"{self._head}.weight"}
+        return self.weights.names() - {stored for stored, _ in self._places.values()} - {f"{self._head}.weight"}
 
 
 def stored_shapes(base: BaseConfig, family: Family, present: set[str]) -> Shapes:
@@ -122,13 +137,19 @@ def stored_shapes(base: BaseConfig, family: Family, present: set[str]) -> Shapes
     return _stored_shapes(shapes, {name: names.place(name) for name in shapes})
 
 
+def table_names(family: Family, present: set[str]) -> tuple[str, str]:
+    """Return what files with tensors of the names `present` call the embedding's table and the LM head's."""
+    names = _Names(family, present)
+    return names.place(TABLE)[0], names.place(HEAD)[0]
+
+
 def _stored_shapes(neutral: Shapes, places: Mapping[str, tuple[str, StoredMatrix]]) -> Shapes:
     shapes: Shapes = {}
-    for source, how in places.values():
-        suffix = source.rpartition(".")[2]
+    for stored_name, how in places.values():
+        suffix = stored_name.rpartition(".")[2]
         parts = [neutral[f"{part}.{suffix}"] for part in how.parts]
         shape = (sum(part[0] for part in parts), *parts[0][1:])
-        shapes[source] = shape[::-1] if how.transposed else shape
+        shapes[stored_name] = shape[::-1] if how.transposed else shape
     return shapes
 
 
@@ -145,7 +166,7 @@ class _Names:
         self._trunk, self._head = next(fits, family.trunk[0]), family.head
 
     def place(self, name: str) -> tuple[str, StoredMatrix]:
-        """Return the source name of a neutral tensor, and what that holds (neutral names without weight or bias)."""
+        """Return the stored name of a neutral tensor, and what that holds (neutral names without weight or bias)."""
         module, _, suffix = name.rpartition(".")
         if not module.startswith(TRUNK):
             return f"{self._head}.{suffix}", StoredMatrix((module,))

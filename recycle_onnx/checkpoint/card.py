@@ -12,10 +12,11 @@ from recycle_onnx.checkpoint.folder import Checkpoint
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 
 COLUMNS = 100
+"""Lines of the card are filled to this width, as the project's documents are."""
 ABOUT = (
     "{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and {predict} token p+2 "
-    "(RecycleGPT, arXiv 2308.03421). Embedding and LM head are the base's. Made with recycle-onnx; `config.json` "
-    "states every convention, and the base it belongs to."
+    "(RecycleGPT, arXiv 2308.03421). {tables}. {made}; `config.json` states every convention, and the base it belongs "
+    "to."
 )
 USE = """\
 ## Use
@@ -39,6 +40,7 @@ Losses are nats a token of the module against the base's distribution (joint run
 text); a place is accepted where both halves' best tokens agree, greedily, on held-out text of the
 same kind.
 """
+ELSEWHERE = "It was trained by others, and read from their files.\n"
 UNTRAINED = "It was not trained: `recycle-onnx train` does that.\n"
 TERMS = "Whatever licence the base and the training text have applies to this module too"
 
@@ -94,12 +96,32 @@ def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
     """Write Markdown from what `recycler/config.json` says; with a `card`, that of a published module for the hub."""
     one = config.num_layers == 1
     layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
-    about = _paragraph(ABOUT.format(layers=layers, tap=", ".join(config.tap), predict="predicts" if one else "predict"))
+    predict = "predicts" if one else "predict"
+    tables, made = _tables(config), _made(config)
+    about = _paragraph(
+        ABOUT.format(layers=layers, tap=", ".join(config.tap), predict=predict, tables=tables, made=made)
+    )
     if card is None:
         terms = f"{TERMS}; `recycle-onnx publish --licence` names it.\n"
         return "\n".join(["# A recyclable module\n", about, _training(config), terms])
     title = f"# A recyclable module for {card.base_name or 'a base of the ' + card.base.model_type + ' family'}\n"
     return "\n".join([_front_matter(card), title, about, _facts(config, card), USE, _measured(config), _licence(card)])
+
+
+def _tables(config: RecyclerConfig) -> str:
+    """Say whose embedding and LM head they are."""
+    own = [name for name, whose in (("embedding", config.embedding), ("LM head", config.lm_head)) if whose == "own"]
+    if not own:
+        return "Embedding and LM head are the base's"
+    others = "" if len(own) > 1 else f", the {'LM head' if own[0] == 'embedding' else 'embedding'} is the base's"
+    return f"It has {' and '.join(f'an {name} of its own' for name in own)}{others}"
+
+
+def _made(config: RecyclerConfig) -> str:
+    """Say where the weights come from."""
+    if config.read_from is None:
+        return "Made with recycle-onnx"
+    return f"Read by recycle-onnx from a head in the format {config.read_from.get('format')}"
 
 
 def _front_matter(card: Card) -> str:
@@ -132,7 +154,8 @@ def _facts(config: RecyclerConfig, card: Card) -> str:
 
 
 def _measured(config: RecyclerConfig) -> str:
-    lines = ["## Training\n" if config.training.get("runs") else "## Training\n\n" + UNTRAINED]
+    untrained = ELSEWHERE if config.read_from else UNTRAINED
+    lines = ["## Training\n" if config.training.get("runs") else "## Training\n\n" + untrained]
     if acceptance := config.acceptance:
         lines.append(_paragraph(f"{described(acceptance)} (`verify`, one token at a time)."))
     return "\n".join([*lines, _training(config)]) if config.training.get("runs") else "\n".join(lines)

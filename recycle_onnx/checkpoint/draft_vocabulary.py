@@ -14,6 +14,7 @@ from recycle_onnx.tokenizer import load_tokenizer
 SMALLEST = 16
 """Fewer tokens are a slip of the keyboard: no text is made of them."""
 FILE = "draft_vocabulary.json"
+"""Beside the module's config, in a checkpoint and where a module is published."""
 
 
 @dataclass(frozen=True)

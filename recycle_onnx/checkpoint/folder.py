@@ -27,6 +27,7 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "source.json",
 )
+"""What a base has beside its config and weights, and the bundle needs; others are not copied."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Checkpoint:
         base_folder = _find_base(folder, recycler)
         recycler = None if base_only else recycler
         base, family = read_config(base_folder / "config.json")
-        base_weights = BaseWeights(base, family, find_weights(base_folder))
+        base_weights = BaseWeights(base, family, find_weights(base_folder, base, family))
         base = base_weights.base
         recycler_weights, draft_ids = None, None
         if recycler:

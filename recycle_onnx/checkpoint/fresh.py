@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from recycle_onnx.checkpoint.attach import attach
+from recycle_onnx.checkpoint.attach import NewModule, attach
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.families import read_config
-from recycle_onnx.checkpoint.plain import plain_llama
+from recycle_onnx.checkpoint.plain import PlainLlama
 from recycle_onnx.checkpoint.recycler import RecyclerConfig
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import check_target, new_folder, read_json, users_folders, write_json
@@ -27,6 +27,7 @@ DEVIATION = 0.02
 SHARD = 2**28
 """Values in a file of weights, at most: what is held in memory while it is written."""
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
+"""What widespread tokenizers call the token that ends a text; the first one that the vocabulary has is taken."""
 
 
 @dataclass(frozen=True)
@@ -67,37 +68,37 @@ def create(
         raise InputError(f"--preset is {preset!r}; expected one of: {', '.join(PRESETS)}")
     shape = PRESETS[preset]
     layers = shape.module_layers if num_layers is None else num_layers
-    source = tokenizer if tokenizer.is_dir() else tokenizer.parent
-    check_target(out, force=force, keep=[source, *users_folders()])
-    with new_folder(out, force=force, keep=[source, *users_folders()]) as folder:
+    origin = tokenizer if tokenizer.is_dir() else tokenizer.parent
+    check_target(out, force=force, keep=[origin, *users_folders()])
+    with new_folder(out, force=force, keep=[origin, *users_folders()]) as folder:
         _write_tokenizer(tokenizer, folder)
         _write_configs(shape, folder, tokenizer)
         _write_weights(read_config(folder / "config.json")[0], folder, seed)
-        return attach(folder, folder, num_layers=layers, seed=seed)
+        return attach(folder, folder, NewModule(layers, seed=seed))
 
 
-def _write_tokenizer(source: Path, folder: Path) -> None:
+def _write_tokenizer(tokenizer: Path, folder: Path) -> None:
     """Copy a tokenizer's files, or write a config for a lone `tokenizer.json`."""
-    if not source.exists():
-        raise InputError(f"{source}: no such file; expected a tokenizer.json, or a folder with one")
-    files = [source / name for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
-    for path in files if source.is_dir() else [source]:
+    if not tokenizer.exists():
+        raise InputError(f"{tokenizer}: no such file; expected a tokenizer.json, or a folder with one")
+    files = [tokenizer / name for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")]
+    for path in files if tokenizer.is_dir() else [tokenizer]:
         if path.exists():
             read_json(path)  # here, where an error names the user's file and not the copy
-            copy_file(path, folder / (path.name if source.is_dir() else "tokenizer.json"))
-    load_tokenizer(folder, named=files[0] if source.is_dir() else source)
+            copy_file(path, folder / (path.name if tokenizer.is_dir() else "tokenizer.json"))
+    load_tokenizer(folder, named=files[0] if tokenizer.is_dir() else tokenizer)
     path = folder / "tokenizer_config.json"
     if not path.exists():
-        end = _end(load_tokenizer(folder), {}, source)
+        end = _end(load_tokenizer(folder), {}, tokenizer)
         write_json(path, {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": end, "eos_token": end})
 
 
-def _end(tokenizer: Tokenizer, config: dict[str, Any], source: Path) -> str:
+def _end(tokenizer: Tokenizer, config: dict[str, Any], path: Path) -> str:
     """Return the token that ends a text."""
     for token in (_text(config.get("eos_token")), *ENDS):
         if token is not None and tokenizer.token_to_id(token) is not None:
             return token
-    raise InputError(f"{source}: no token that ends a text; name its eos_token in a tokenizer_config.json beside it")
+    raise InputError(f"{path}: no token that ends a text; name its eos_token in a tokenizer_config.json beside it")
 
 
 def _text(token: Any) -> str | None:
@@ -106,16 +107,18 @@ def _text(token: Any) -> str | None:
     return text if isinstance(text, str) else None
 
 
-def _write_configs(shape: Preset, folder: Path, source: Path) -> None:
+def _write_configs(shape: Preset, folder: Path, tokenizer_path: Path) -> None:
     tokenizer = load_tokenizer(folder)
     config = read_json(folder / "tokenizer_config.json")
-    end = _end(tokenizer, config, source)
+    end = _end(tokenizer, config, tokenizer_path)
     vocabulary = tokenizer.get_vocab()
     if max(vocabulary.values()) >= 2 * len(vocabulary):
-        raise InputError(f"{source}: {len(vocabulary)} tokens with ids up to {max(vocabulary.values())}; damaged")
+        raise InputError(
+            f"{tokenizer_path}: {len(vocabulary)} tokens with ids up to {max(vocabulary.values())}; damaged"
+        )
     begin = _text(config.get("bos_token"))
     special = {"bos_token_id": vocabulary.get(begin or end, vocabulary[end]), "eos_token_id": vocabulary[end]}
-    base = plain_llama(
+    base = PlainLlama(
         hidden_size=shape.hidden_size,
         intermediate_size=shape.intermediate_size,
         num_layers=shape.num_layers,
@@ -125,7 +128,7 @@ def _write_configs(shape: Preset, folder: Path, source: Path) -> None:
         vocab_size=max(vocabulary.values()) + 1,
         context_length=shape.context_length,
         tied_embeddings=shape.tied_embeddings,
-    )
+    ).describe()
     write_json(folder / "config.json", base.to_hugging_face(**special))
     write_json(folder / "generation_config.json", special)
 

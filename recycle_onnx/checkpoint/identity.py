@@ -16,12 +16,13 @@ from typing import Any
 
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.families import describe
+from recycle_onnx.checkpoint.weights import joint_digest
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json, sha256
-from recycle_onnx.provenance import read_source
+from recycle_onnx.provenance import COPY, read_source
 from recycle_onnx.tokenizer import load_tokenizer
 
-NOT_COMPARED = ("model_type", "context_length", "tied_embeddings", "genai_type", "source", "layers")
+NOT_COMPARED = ("model_type", "context_length", "tied_embeddings", "genai_type", "raw", "layers")
 """Names, what a copy may have set anew, and whether a file keeps tied weights twice; layers are compared one by one."""
 ROUNDING = 1e-5
 """Relative difference of numbers that are the same: GGUF keeps them in float32."""
@@ -72,6 +73,12 @@ class BaseReference:
         config = {name: value for name, value in read_json(folder / "config.json").items() if name[0] != "_"}
         tokens = vocabulary(folder) if (folder / "tokenizer.json").exists() else (None, None)
         return replace(self, config=config, tokens=tokens[0], tokens_sha256=tokens[1], source=read_source(folder))
+
+    def is_copy_of(self, weights_sha256: str) -> bool:
+        """Tell whether its weights are those of the GGUF file with this digest, copied and not changed since."""
+        source = self.source or {}
+        of_file, of_copy = (joint_digest([str(source.get(name))]) for name in ("sha256", COPY))
+        return (of_file, of_copy) == (weights_sha256, self.weights_sha256)
 
     @property
     def describes(self) -> bool:

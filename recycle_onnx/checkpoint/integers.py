@@ -12,7 +12,8 @@ class Integers(NamedTuple):
     """A quantized matrix [N, K], or some of its rows: value = scale · (code - zero) + minimum, block by block.
 
     `codes` u8 [N, K] are below `levels`; `scales` and `minima` f32 [N, B] belong to B blocks of K / B values. Where
-    there are no `minima` they are 0. `kind` is the file's name for it: `Q4_0`.
+    there are no `minima` they are 0. `zeros` u8 [N, B] take the place of `zero` where blocks have their own. `kind` is
+    the file's name for it: `Q4_0`.
     """
 
     kind: str
@@ -21,6 +22,7 @@ class Integers(NamedTuple):
     codes: NDArray[np.uint8]
     scales: NDArray[np.float32]
     minima: NDArray[np.float32] | None = None
+    zeros: NDArray[np.uint8] | None = None
 
     @property
     def block_size(self) -> int:
@@ -30,7 +32,8 @@ class Integers(NamedTuple):
     def values(self) -> NDArray[np.float32]:
         """Return the matrix, as whoever reads the file computes with it."""
         rows, count = self.scales.shape
-        centred = self.codes.reshape(rows, count, -1).astype(np.float32) - np.float32(self.zero)
+        zero = np.float32(self.zero) if self.zeros is None else self.zeros[..., None].astype(np.float32)
+        centred = self.codes.reshape(rows, count, -1).astype(np.float32) - zero
         values = centred * self.scales[..., None]
         if self.minima is not None:
             values = values + self.minima[..., None]
@@ -40,4 +43,5 @@ class Integers(NamedTuple):
     def at(self, rows: NDArray[np.intp]) -> Integers:
         """Return some of the rows."""
         minima = None if self.minima is None else self.minima[rows]
-        return self._replace(codes=self.codes[rows], scales=self.scales[rows], minima=minima)
+        zeros = None if self.zeros is None else self.zeros[rows]
+        return self._replace(codes=self.codes[rows], scales=self.scales[rows], minima=minima, zeros=zeros)

@@ -18,6 +18,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 
 CONFIG, WEIGHTS, CARD, REFERENCE = "config.json", "model.safetensors", "README.md", "reference.safetensors"
+"""The files of a module, as `attach`, training and `publish` name them."""
 EXPECTED = "expected the folder that `recycle-onnx publish` wrote, or a checkpoint with a module"
 OF_A_MODULE = ("num_layers", "tap", "recycle")
 """Fields of its config that no other model's has."""
@@ -96,10 +97,12 @@ class Module:
         """
         described = base.base
         check_same_base(self.trained_on, actual, described, self.folder, name)
-        same = base.weights.has_digest(self.trained_on.weights_sha256)
+        trained_on_these = self.trained_on.weights_sha256
+        same = base.weights.has_digest(trained_on_these) or actual.is_copy_of(trained_on_these)
         trained_on = None if same else replace(self.trained_on, path=None)
         # one computation may have two names: llama.cpp calls a Mistral without windows a Llama
-        config = replace(self.config, layer=described.model_type, base=actual, trained_on=trained_on, format=FORMAT)
+        layer = described.model_type if self.config.layer_config is None else self.config.layer
+        config = replace(self.config, layer=layer, base=actual, trained_on=trained_on, format=FORMAT)
         config.check_base(described, str(self.folder / CONFIG))
         weights, shapes = self.weights(), config.tensor_shapes(described)
         weights.check(shapes)

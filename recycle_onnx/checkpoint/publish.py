@@ -24,6 +24,7 @@ from recycle_onnx.untrusted import check_inside, copy_file
 DTYPES = {"float16": "F16", "bfloat16": "BF16", "float32": "F32"}
 """Types to store a module in, and their names in safetensors."""
 STORED = "stored"
+"""The type to publish in where none was asked for: the one that the module is stored in."""
 LOG_LINES = 500
 """Most lines of a published training log, some 90 kB: enough for its curves."""
 
@@ -51,21 +52,21 @@ def publish(
     """
     if dtype not in (*DTYPES, STORED):
         raise InputError(f"--dtype is {dtype!r}; expected one of: {', '.join([*DTYPES, STORED])}")
-    with Checkpoint.open(checkpoint) as source:
-        if source.recycler is None or source.recycler_weights is None:
+    with Checkpoint.open(checkpoint) as opened:
+        if opened.recycler is None or opened.recycler_weights is None:
             raise InputError(f"{checkpoint}: has no recyclable module; make one with `recycle-onnx attach` first")
-        config = _published(source, acceptance)
-        stored = source.recycler_weights.stored_type()
+        config = _published(opened, acceptance)
+        stored = opened.recycler_weights.stored_type()
         rounded = dtype != STORED and DTYPES[dtype] != stored
-        tensors = _tensors(source.recycler_weights, dtype if rounded else None)
+        tensors = _tensors(opened.recycler_weights, dtype if rounded else None)
         came_from = config.base.source if config.base else None
-        card = Card.of(source, came_from, next(iter(tensors.values())).dtype.name, licence, base_model)
-        with new_folder(out, force=force, keep=source.folders()) as folder:
+        card = Card.of(opened, came_from, next(iter(tensors.values())).dtype.name, licence, base_model)
+        with new_folder(out, force=force, keep=opened.folders()) as folder:
             write_arrays(folder / WEIGHTS, tensors)
-            if config.draft_vocabulary and source.draft_ids:
-                config.draft_vocabulary.write(folder, source.draft_ids)
+            if config.draft_vocabulary and opened.draft_ids:
+                config.draft_vocabulary.write(folder, opened.draft_ids)
             reference = checkpoint / "recycler" / REFERENCE
-            if reference.exists() and not rounded and source.recycler.trained_on is None:
+            if reference.exists() and not rounded and opened.recycler.trained_on is None:
                 copy_file(reference, folder / REFERENCE)
             _write_log(checkpoint / TRAINING_LOG, folder / TRAINING_LOG)
             write_json(folder / CONFIG, config.to_json())
@@ -73,20 +74,26 @@ def publish(
     return config
 
 
-def _published(source: Checkpoint, acceptance: dict[str, Any] | None) -> RecyclerConfig:
+def _published(checkpoint: Checkpoint, acceptance: dict[str, Any] | None) -> RecyclerConfig:
     """Return the config without anything of this machine: the base is described, and no path names it."""
-    assert source.recycler is not None
-    base = source.recycler.trained_on or source.recycler.base
+    assert checkpoint.recycler is not None
+    base = checkpoint.recycler.trained_on or checkpoint.recycler.base
     if base is None:
-        raise InputError(f"{source.folder}: does not say which base its module is for; train it with this version")
+        raise InputError(f"{checkpoint.folder}: does not say which base its module is for; train it with this version")
     if not base.describes:
-        base = base.described_by(source.base_folder)
+        base = base.described_by(checkpoint.base_folder)
     if not base.describes:
-        raise InputError(f"{source.base_folder}: has no tokenizer.json, by which the base is recognised; put it there")
-    came_from = read_source(source.folder, source.base_folder) if source.recycler.trained_on is None else base.source
+        raise InputError(
+            f"{checkpoint.base_folder}: has no tokenizer.json, by which the base is recognised; put it there"
+        )
+    came_from = (
+        read_source(checkpoint.folder, checkpoint.base_folder)
+        if checkpoint.recycler.trained_on is None
+        else base.source
+    )
     base = replace(base, path=None, source=came_from or base.source)
-    measured = acceptance or source.recycler.acceptance
-    return replace(source.recycler, base=base, trained_on=None, acceptance=measured, format=FORMAT)
+    measured = acceptance or checkpoint.recycler.acceptance
+    return replace(checkpoint.recycler, base=base, trained_on=None, acceptance=measured, format=FORMAT)
 
 
 def _tensors(weights: Weights, dtype: str | None) -> dict[str, NDArray[Any]]:

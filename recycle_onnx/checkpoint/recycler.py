@@ -12,25 +12,44 @@ from typing import Any
 
 from recycle_onnx.checkpoint.base import BaseConfig, Shapes
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile
+from recycle_onnx.checkpoint.families import describe
 from recycle_onnx.checkpoint.identity import BaseReference
-from recycle_onnx.checkpoint.taps import check_taps
+from recycle_onnx.checkpoint.taps import FUSED, check_taps
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 from recycle_onnx.limits import within
 
-FORMAT = "1.1"
-"""1.1 describes the base, so that another copy of it is recognised."""
+FORMAT, FORMAT_OF_HEADS = "1.1", "1.2"
+"""1.1 describes the base, so that another copy of it is recognised; 1.2 has what only other people's heads need."""
 EMBEDDING_FIRST = ("embedding", "hidden_state")
+"""The order of RecycleGPT's paper; checkpoints of other trainings concatenate the other way round."""
+PROJECTION, ATTENTION = "projection", "attention"
+"""What may read the embedding and the hidden state side by side."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "concat": (EMBEDDING_FIRST, EMBEDDING_FIRST[::-1]),
-    "norms_before_projection": (EMBEDDING_FIRST,),
-    "final_norm": (True,),
+    "norms_before_projection": (EMBEDDING_FIRST, ("embedding",), ("hidden_state",), ()),
+    "final_norm": (True, False),
     "recycle": ("post_norm", "pre_norm"),
-    "embedding": ("shared",),
-    "lm_head": ("shared",),
+    "embedding": ("shared", "own"),
+    "lm_head": ("shared", "own"),
+    "fusion": (None, "linear", "norm, linear", "norms, linear"),
+    "join": (PROJECTION, ATTENTION),
+    "residual": ("hidden_state", "normed_hidden_state"),
+    "first_norm": (True, False),
+    "projection_bias": (False, True),
 }
 """What each convention may be; layer and taps depend on the base."""
+OF_HEADS = ("fusion", "join", "residual", "first_norm", "projection_bias", "layer_config", "read_from")
+"""Fields that `config.json` has only where they say something: modules of our own never need them."""
+SINCE_HEADS = ("norms_before_projection", "final_norm", "embedding", "lm_head")
+"""Fields that had one value only before other people's heads were read."""
+
+FUSION = "fusion_projection.weight"
+"""Names of tensors that only some modules have; what a bundle keeps in more bits goes by parts of these names."""
+OWN_EMBEDDING, OWN_HEAD = "embed_tokens.weight", "lm_head.weight"
+FIRST_NORM = "layers.0.input_layernorm."
+FIRST_MATRICES = tuple(f"layers.0.self_attn.{part}_proj.weight" for part in "qkv")
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,14 @@ class RecyclerConfig:
     where that is less than the base's layers do; None for as far as they do. `qk_norm`: whether its layers normalise
     the queries and keys of every head, also where the base's do not.
     `trained_depth` 0: it was never trained.
+
+    `fusion`: how the taps become one hidden state before everything else, where they do: a matrix, before which there
+    is one norm over all taps side by side, or a norm for each tap. A chain goes on behind it. `join`: whether a
+    projection reads embedding and hidden state, or the first layer's attention itself, whose matrices are then twice as
+    wide (EAGLE-3, arXiv 2503.01840); that layer adds to the `residual`, the hidden state before or after its norm.
+    `first_norm`: whether the first layer normalises what a projection gives it. `layer_config`: the `config.json` of
+    the layers where they are not of the base's kind. `read_from`: whose format the module was read from, and what was
+    measured of its conventions.
 
     `base` is the base beside it, `trained_on` the one that it was trained on, where that is another copy.
     `acceptance` is how often its proposals were right when it was published, and in what they were counted.
@@ -59,6 +86,13 @@ class RecyclerConfig:
     lm_head: str = "shared"
     window: int | None = None
     qk_norm: bool = False
+    fusion: str | None = None
+    join: str = PROJECTION
+    residual: str = "hidden_state"
+    first_norm: bool = True
+    projection_bias: bool = False
+    layer_config: dict[str, Any] | None = None
+    read_from: dict[str, Any] | None = None
     draft_vocabulary: DraftFile | None = None
     trained_depth: int = 0
     base: BaseReference | None = None
@@ -85,8 +119,9 @@ class RecyclerConfig:
         for name in ("base", "trained_on"):
             if values.get(name) is not None:
                 values[name] = BaseReference.read(values[name], path)
-        if not isinstance(values.get("acceptance"), dict | None):
-            raise InputError(f"{path}: acceptance is {values['acceptance']!r}; expected an object or null")
+        for name in ("acceptance", "layer_config", "read_from"):
+            if not isinstance(values.get(name), dict | None):
+                raise InputError(f"{path}: {name} is {values[name]!r:.100}; expected an object or null")
         values["draft_vocabulary"] = _draft_file(values.get("draft_vocabulary"), path)
         tap = values.get("tap", FINAL_POST)
         values["tap"] = tuple(map(str, tap)) if isinstance(tap, tuple) else (str(tap),)
@@ -110,6 +145,10 @@ class RecyclerConfig:
             raise InputError(f"{where}: window {self.window!r} is not supported; expected null, or at least 1 position")
         if type(self.qk_norm) is not bool:
             raise InputError(f"{where}: qk_norm {self.qk_norm!r} is not supported; expected true or false")
+        if self.fusion and len(self.tap) < 2:
+            raise InputError(f"{where}: fusion {self.fusion!r} of one tap; expected two taps or more")
+        if self.join == ATTENTION and not self.fusion and len(self.tap) > 1:
+            raise InputError(f"{where}: join {ATTENTION!r} of {len(self.tap)} taps without fusion; expected a fusion")
 
     def check_base(self, base: BaseConfig, where: str) -> None:
         """Refuse layers of another kind than the base's, and taps that it has not.
@@ -117,47 +156,104 @@ class RecyclerConfig:
         Raises:
             InputError: names them and what the base has.
         """
-        if self.layer != base.model_type:
+        kind = base.model_type if self.layer_config is None else self.layer_config.get("model_type")
+        if self.layer != kind:
             raise InputError(
-                f"{where}: layer {self.layer!r} is not supported; "
-                f"expected {base.model_type!r}, the kind of its base's layers"
+                f"{where}: layer {self.layer!r} is not supported; expected {kind!r}, the kind of its "
+                f"{'base' if self.layer_config is None else 'layer_config'}'s layers"
             )
+        self.layers_of(base)  # refuses a layer_config that says nothing sensible
         check_taps(self.tap, base.num_layers, where)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of `recycler/config.json`."""
-        return asdict(self)
+        """Return the content of `recycler/config.json`, without what only heads say where it says nothing."""
+        usual = RecyclerConfig(self.num_layers)
+        differ = {name for name in (*OF_HEADS, *SINCE_HEADS) if getattr(self, name) != getattr(usual, name)}
+        values = {name: value for name, value in asdict(self).items() if name not in OF_HEADS or name in differ}
+        return {**values, "format": FORMAT_OF_HEADS if differ else self.format}
 
     def layers_of(self, base: BaseConfig) -> BaseConfig:
         """Describe the module's layers: of the kind of the base's last ones, but for what differs."""
-        last = base.last(self.num_layers)
+        own = base if self.layer_config is None else self._described(base, self.layer_config)
+        last = own.last(self.num_layers)
         layers = last.layers
         if self.window is not None:
             layers = tuple(replace(layer, window=min(self.window, layer.window or self.window)) for layer in layers)
         return replace(last, layers=layers, qk_norm=(last.qk_norm or "head") if self.qk_norm else last.qk_norm)
+
+    def _described(self, base: BaseConfig, layer_config: dict[str, Any]) -> BaseConfig:
+        """Describe layers that are not the base's, between the base's embedding and its LM head."""
+        where = Path("recycler") / "config.json"
+        own, _ = describe(layer_config, where)
+        if own.num_layers != self.num_layers or own.hidden_size != base.hidden_size:
+            raise InputError(
+                f"{where}: layer_config has {own.num_layers} layers of {own.hidden_size}; "
+                f"expected {self.num_layers} of {base.hidden_size}, the base's hidden size"
+            )
+        return replace(
+            own,
+            vocab_size=base.vocab_size,
+            context_length=base.context_length,
+            tied_embeddings=base.tied_embeddings,
+        )
 
     @property
     def trained(self) -> bool:
         """Whether anything was learnt."""
         return self.trained_depth != 0
 
+    @property
+    def states(self) -> tuple[str, ...]:
+        """What the module's graph reads side by side: the taps, or the one state that the full model makes of them."""
+        return (FUSED,) if self.fusion else self.tap
+
+    @property
+    def reads_directly(self) -> bool:
+        """Whether the first layer's attention reads its input as it is, without a norm of that layer."""
+        return self.join == ATTENTION or not self.first_norm
+
     def hidden_norms(self) -> list[str]:
-        """Return names of the norms' weights, one a tap."""
-        if len(self.tap) == 1:
+        """Return names of the norms' weights, one a hidden state that the module reads; none without such norms."""
+        if "hidden_state" not in self.norms_before_projection:
+            return []
+        if len(self.states) == 1:
             return ["hidden_norm.weight"]
-        return [f"hidden_norm.{index}.weight" for index in range(len(self.tap))]
+        return [f"hidden_norm.{index}.weight" for index in range(len(self.states))]
+
+    def fusion_norms(self) -> list[str]:
+        """Return names of the norms' weights before the fusion of taps: none, one over all of them, or one a tap."""
+        if self.fusion == "norms, linear":
+            return [f"fusion_norm.{index}.weight" for index in range(len(self.tap))]
+        return ["fusion_norm.weight"] if self.fusion == "norm, linear" else []
 
     def tensor_shapes(self, base: BaseConfig) -> Shapes:
-        """Return names and shapes of the module's own tensors; embedding and LM head are the base's."""
-        hidden = base.hidden_size
-        shapes: Shapes = {
-            "embedding_norm.weight": (hidden,),
-            **dict.fromkeys(self.hidden_norms(), (hidden,)),
-            "projection.weight": (hidden, (1 + len(self.tap)) * hidden),
-        }
+        """Return names and shapes of the module's own tensors; what it shares is the base's."""
+        hidden, taps, layers = base.hidden_size, len(self.tap), self.layers_of(base)
+        width = (1 + len(self.states)) * hidden
+        shapes: Shapes = {}
+        if "embedding" in self.norms_before_projection:
+            shapes["embedding_norm.weight"] = (hidden,)
+        shapes |= dict.fromkeys(self.hidden_norms(), (hidden,))
+        if self.fusion:
+            norms = self.fusion_norms()
+            shapes |= dict.fromkeys(norms, (hidden * (taps if len(norms) == 1 else 1),))
+            shapes[FUSION] = (hidden, taps * hidden)
+        if self.join == PROJECTION:
+            shapes["projection.weight"] = (hidden, width)
+            shapes |= {"projection.bias": (hidden,)} if self.projection_bias else {}
         for index in range(self.num_layers):
-            shapes |= self.layers_of(base).layer_shapes(f"layers.{index}.")
-        return shapes | base.norm_shapes("norm")
+            shapes |= layers.layer_shapes(f"layers.{index}.")
+        if self.reads_directly:
+            shapes = {name: shape for name, shape in shapes.items() if not name.startswith(FIRST_NORM)}
+        if self.join == ATTENTION:
+            shapes |= {name: (shapes[name][0], width) for name in FIRST_MATRICES}
+        shapes |= layers.norm_shapes("norm") if self.final_norm else {}
+        if self.embedding == "own":
+            shapes[OWN_EMBEDDING] = (base.vocab_size, hidden)
+        if self.lm_head == "own":
+            rows = base.vocab_size if self.draft_vocabulary is None else self.draft_vocabulary.size
+            shapes[OWN_HEAD] = (rows, hidden)
+        return shapes
 
 
 def _check_kinds(values: dict[str, Any], path: Path) -> None:

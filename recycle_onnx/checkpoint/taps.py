@@ -10,6 +10,9 @@ FINAL_PRE = "final_pre"
 LAYER = "layer."
 """`layer.N` is the residual stream after N layers."""
 
+FUSED = "fused"
+"""The one hidden state that the full model's graph makes of several taps, where a module fuses them."""
+
 
 def layer_of(tap: str) -> int:
     """Return N of `layer.N`; 0 for anything else."""

@@ -22,8 +22,11 @@ from recycle_onnx.files import read_json, sha256
 from recycle_onnx.untrusted import check_regular, copy_file, is_plain_name
 
 FLOAT_TYPES = ("F32", "F16", "BF16")
+"""What weights may be stored in; integers and eight-bit floats need scales that a plain file does not have."""
 INDEX = "model.safetensors.index.json"
+"""What transformers writes beside several files of weights."""
 ADAPTER = "adapter_config.json"
+"""An adapter has it, and changes to a model in place of the model."""
 WRAPPED = {
     "_orig_mod.": "a model compiled by torch.compile; save its `_orig_mod`",
     "module.": "a model wrapped for several devices; save its `module`",
@@ -31,13 +34,15 @@ WRAPPED = {
 }
 """Prefixes of tensors' names, and what was saved there instead of the model."""
 PICKLES = ("pytorch_model*.bin", "consolidated*.pth")
+"""Refused, never opened: to unpickle a stranger's file is to run it."""
 
 
 ALL = slice(None)
+"""All rows of a tensor."""
 
 
 class FloatTensors(Protocol):
-    """A source of weights by name, as numbers."""
+    """Weights by name, as numbers."""
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the tensor `name`."""
@@ -49,7 +54,7 @@ class FloatTensors(Protocol):
 
 
 class Tensors(FloatTensors, Protocol):
-    """A source of weights by name, as numbers and as the small integers that a file may hold."""
+    """Weights by name, as numbers and as the small integers that a file may hold."""
 
     def integer_type(self, name: str) -> str | None:
         """Return the file's name for the small integers that hold the tensor; None where it has floats."""
@@ -203,10 +208,14 @@ class Safetensors(Weights):
         for path in self.files:
             copy_file(path, folder / path.name)
 
-    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+    def raw(self, name: str, *index: slice) -> NDArray[Any]:
+        """Read one tensor of any type, or the part of it that `index` names."""
         with _open(self._tensors[name].path) as file:
-            array: NDArray[Any] = file.get_tensor(name) if rows == ALL else file.get_slice(name)[rows]
+            array: NDArray[Any] = file.get_slice(name)[index] if index else file.get_tensor(name)
         return array
+
+    def _read(self, name: str, rows: slice) -> NDArray[Any]:
+        return self.raw(name) if rows == ALL else self.raw(name, rows)
 
 
 def check_shapes(where: Path, actual: Shapes, expected: Shapes) -> None:
@@ -263,8 +272,8 @@ def refuse_adapter(folder: Path) -> None:
     """
     if (folder / ADAPTER).exists() and not ((folder / "model.safetensors").exists() or (folder / INDEX).exists()):
         raise InputError(
-            f"{folder}: an adapter ({ADAPTER}), such as LoRA's, and not a whole model; merge it into its base with "
-            "peft's `merge_and_unload()`, save that with `save_pretrained`, and name the folder"
+            f"{folder}: an adapter ({ADAPTER}), such as LoRA's, and not a whole model; name its base, with "
+            f"--adapter {folder}, or merge them with peft's `merge_and_unload()` and `save_pretrained`"
         )
 
 

@@ -19,16 +19,17 @@ from recycle_onnx.errors import RecycleError
 from recycle_onnx.extras import extra_of, install_command, is_installed
 
 VERBS = (
-    "attach", "create", "train", "publish", "export", "quantize", "mtp", "inspect", "generate", "chat", "batch",
-    "serve", "bench", "calibrate", "eval", "doctor",
+    "run", "attach", "create", "train", "conventions", "publish", "export", "quantize", "mtp", "inspect", "generate",
+    "chat", "batch", "embed", "serve", "bench", "calibrate", "eval", "doctor",
 )  # fmt: skip
+"""In the order of the work; `--help` keeps it."""
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells give it: 128 and the signal's number."""
 INDENTATION = 6
 """Columns that click leaves empty before a verb's name and around its description."""
 EXTRA_OF_VERB = {
-    "attach": "export", "create": "export", "train": "train", "publish": "export", "export": "export",
-    "quantize": "export", "mtp": "export", "chat": "chat", "serve": "serve",
+    "run": "export", "attach": "export", "create": "export", "train": "train", "conventions": "export",
+    "publish": "export", "export": "export", "quantize": "export", "mtp": "export", "chat": "chat", "serve": "serve",
 }  # fmt: skip
 """The extra that a verb needs; `chat` needs it where the model has a chat template, which most have."""
 

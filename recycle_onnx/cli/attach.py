@@ -2,45 +2,94 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from click.core import ParameterSource
 
+from recycle_onnx.cli.attach_head import HeadChoices, attach_and_say
 from recycle_onnx.cli.module_check import compared, measure, warn_if_far_below
-from recycle_onnx.cli.report import as_json, echo, next_step, progress
+from recycle_onnx.cli.options import chosen
+from recycle_onnx.cli.paths import PATH, SOURCE
+from recycle_onnx.cli.place import Place
+from recycle_onnx.cli.report import as_json, echo, next_step
 from recycle_onnx.cli.sources import FromSource, note, source_options
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError, RecycleError
 
 if TYPE_CHECKING:
-    from recycle_onnx.checkpoint import Joined, Module
+    from recycle_onnx.checkpoint import Joined, Module, NewModule
 
 ORDERS = ("embedding,hidden_state", "hidden_state,embedding")
-OF_A_NEW_MODULE = (
-    "layers", "init", "tap", "concat", "recycle", "window", "qk_norm", "draft_vocab", "draft_text", "seed",
-)  # fmt: skip
-"""Options about what a published module has decided already."""
 OF_A_PUBLISHED_ONE = ("module_revision", "check")
+"""Options that make sense with `--module` or `--head` only."""
+OF_A_HEAD = ("accept_measured",)
+"""Options that make sense with `--head` alone."""
 OTHER_WEIGHTS = (
     "the base's weights are not those that the module was trained on: stored, rounded or quantized otherwise, or tuned "
     "further; sizes and tokens are the same"
 )
 
 
+@dataclass(frozen=True)
+class NewModuleChoices:
+    """The options about a new module, by their names; a published one has decided them already."""
+
+    layers: int
+    init: Literal["base", "random"]
+    tap: str
+    concat: str
+    recycle: str
+    window: int | None
+    qk_norm: bool
+    draft_vocab: int | None
+    draft_text: Path | None
+    seed: int
+
+    def module(self) -> NewModule:
+        """Return the module to make.
+
+        Raises:
+            InputError: a seed below 0, or only a part of what a draft vocabulary needs.
+        """
+        from recycle_onnx.checkpoint import DraftVocabulary, NewModule
+
+        if self.seed < 0:
+            raise InputError(f"--seed is {self.seed}; expected 0 or more")
+        return NewModule(
+            num_layers=self.layers,
+            init=self.init,
+            tap=tuple(name.strip() for name in self.tap.split(",")),
+            concat=tuple(self.concat.split(",")),
+            recycle=self.recycle,
+            window=self.window,
+            qk_norm=self.qk_norm,
+            draft_vocabulary=DraftVocabulary.given(self.draft_vocab, self.draft_text),
+            seed=self.seed,
+        )
+
+
 @click.command(cls=FromSource)
-@click.argument("base")
-@click.argument("out", type=Path)
-@click.option("--module", metavar="FOLDER", help="A trained module: what `publish` wrote, a checkpoint, or a hub id.")
-@click.option("--module-revision", metavar="NAME", help="Branch, tag or commit of a module on the hub.")
+@click.argument("base", type=SOURCE)
+@click.argument("out", type=PATH)
+@click.option(
+    "--module", type=SOURCE, metavar="FOLDER", help="A trained module: what `publish` wrote, a checkpoint, or a hub id."
+)
+@click.option("--module-revision", metavar="NAME", help="Branch, tag or commit of a module or head on the hub.")
+@click.option(
+    "--head", type=SOURCE, metavar="FOLDER",
+    help="Somebody's EAGLE or MTP head, also inside a checkpoint, to read as a module: a folder or a hub id.",
+)  # fmt: skip
 @click.option(
     "--check/--no-check", default=None,
-    help="Measure how often the module is right on this base.  [default: where its weights are other ones]",
+    help="Measure how often the module is right on this base.  [default: where its weights are other ones, and a head]",
 )  # fmt: skip
+@click.option(
+    "--accept-measured", is_flag=True, help="Read a head as it is right most often, not as its files declare it."
+)
 @click.option("--layers", default=1, show_default=True, help="Decoder layers of the module.")
 @click.option(
     "--init", type=click.Choice(["base", "random"]), default="base", show_default=True,
@@ -62,7 +111,7 @@ OTHER_WEIGHTS = (
 @click.option("--window", type=int, help="Positions that the module's layers look back.  [default: as the base's]")
 @click.option("--qk-norm", is_flag=True, help="Normalise queries and keys in the module's layers.")
 @click.option("--draft-vocab", type=int, help="Let the module know so many frequent tokens only; needs --draft-text.")
-@click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
+@click.option("--draft-text", type=PATH, help="Text like that which the model will write, to count tokens in.")
 @click.option(
     "--reference",
     is_flag=True,
@@ -75,58 +124,43 @@ OTHER_WEIGHTS = (
 @click.pass_context
 def attach(
     context: click.Context,
+    /,
     base: str,
     out: Path,
     module: str | None,
     module_revision: str | None,
     check: bool | None,
-    layers: int,
-    init: Literal["base", "random"],
-    tap: str,
-    concat: str,
-    recycle: str,
-    window: int | None,
-    qk_norm: bool,
-    draft_vocab: int | None,
-    draft_text: Path | None,
-    reference: bool,
-    seed: int,
-    revision: str | None,
-    force: bool,
     json_: bool,
+    **settings: Any,
 ) -> None:
     """Write OUT: the base BASE with a recyclable module, untrained, or the trained one in FOLDER.
 
     BASE is a Hugging Face folder, a GGUF file, or a model on the hub (org/name). With OUT = BASE only `recycler/` is
     added to it. What tap, concat, recycle and draft vocabulary are good for is in docs/training.md; the checkpoint
     states them, and training, export and runtime follow. A trained module fits any copy of its base (docs/modules.md).
+    A head's conventions are measured: see docs/heads.md.
     """
     from recycle_onnx import checkpoint
+    from recycle_onnx.checkpoint.heads import head_folder
 
-    _refuse_misplaced(context, module)
-    place = Place(base, out, revision, reference, force)
+    head: str | None = settings["head"]
+    _refuse_misplaced(context, module, head)
+    place = Place(base, out, settings["revision"], settings["reference"], settings["force"], settings["adapter"])
     if module is not None:
         _attach_published(checkpoint.Module.find(module, module_revision), module, place, check, json_)
         return
-    if seed < 0:
-        raise InputError(f"--seed is {seed}; expected 0 or more")
-    draft = checkpoint.DraftVocabulary.given(draft_vocab, draft_text)
-    with place.opened() as (folder, target):
-        config = checkpoint.attach(
-            folder,
-            target,
-            num_layers=layers,
-            init=init,
-            tap=tuple(name.strip() for name in tap.split(",")),
-            concat=tuple(concat.split(",")),
-            recycle=recycle,
-            window=window,
-            qk_norm=qk_norm,
-            draft_vocabulary=draft,
-            reference=reference and folder != target,
-            seed=seed,
-            force=force,
+    if head is not None:
+        attach_and_say(
+            head_folder(head, module_revision),
+            head,
+            place,
+            HeadChoices(check is not False, settings["accept_measured"], json_),
         )
+        return
+    new = chosen(NewModuleChoices, settings).module()
+    with place.opened() as (folder, target):
+        reference = place.reference and folder != target
+        config = checkpoint.attach(folder, target, new, reference=reference, force=place.force)
     if json_:
         click.echo(as_json({"checkpoint": str(out), "recycler": config.to_json()}))
         return
@@ -134,39 +168,22 @@ def attach(
     next_step("train", out)
 
 
-def _refuse_misplaced(context: click.Context, module: str | None) -> None:
-    """Refuse options that a published module has decided, or that are about one only."""
-    for name in OF_A_PUBLISHED_ONE if module is None else OF_A_NEW_MODULE:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            option = f"--{name.replace('_', '-')}"
-            if module is None:
-                raise InputError(f"{option} is about a trained module; expected --module FOLDER with it")
-            raise InputError(f"{option} is about a new module, and {module} has decided it; leave it out")
+def _refuse_misplaced(context: click.Context, module: str | None, head: str | None) -> None:
+    """Refuse options that a published module or head has decided, or that are about one only."""
 
+    def first_set(names: Sequence[str]) -> str | None:
+        chosen_ones = (n for n in names if context.get_parameter_source(n) is not ParameterSource.DEFAULT)
+        return next((f"--{name.replace('_', '-')}" for name in chosen_ones), None)
 
-@dataclass(frozen=True)
-class Place:
-    """The base's place, and the place of the checkpoint to write."""
-
-    base: str
-    out: Path
-    revision: str | None
-    reference: bool
-    force: bool
-
-    @contextmanager
-    def opened(self, keep: Sequence[Path] = ()) -> Iterator[tuple[Path, Path]]:
-        """Open the base's folder, for the checkpoint to write."""
-        from recycle_onnx.checkpoint.sources import attached_to
-
-        with (
-            progress("converting") as converted,
-            attached_to(
-                self.base, self.out, revision=self.revision, reference=self.reference, force=self.force, keep=keep,
-                note=note, progress=converted,
-            ) as places,
-        ):  # fmt: skip
-            yield places
+    if module is not None and head is not None:
+        raise InputError("--module and --head both name the module; expected one of them")
+    if head is None and (option := first_set(OF_A_HEAD)):
+        raise InputError(f"{option} is about somebody's head; expected --head FOLDER with it")
+    decided = module or head
+    if decided is None and (option := first_set(OF_A_PUBLISHED_ONE)):
+        raise InputError(f"{option} is about a trained module; expected --module FOLDER with it")
+    if decided is not None and (option := first_set([field.name for field in fields(NewModuleChoices)])):
+        raise InputError(f"{option} is about a new module, and {decided} has decided it; leave it out")
 
 
 def _attach_published(module: Module, named: str, place: Place, check: bool | None, json_: bool) -> None:

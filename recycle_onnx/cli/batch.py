@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import ExitStack, closing
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -11,24 +12,24 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from recycle_onnx.cli import options
-from recycle_onnx.cli.generate import DEFAULT_NEW_TOKENS
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, progress
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.temporary import lock
 from recycle_onnx.untrusted import check_regular
 
 if TYPE_CHECKING:
-    from recycle_onnx.batch import Answer
+    from recycle_onnx.batch import Answer, Request, Worker
 
 
 @click.command()
-@click.argument("bundle", type=Path)
-@click.argument("prompts", type=Path)
-@click.option("--output", "-o", type=Path, required=True, help="JSON lines to write, an answer for each prompt.")
+@click.argument("bundle", type=PATH)
+@click.argument("prompts", type=PATH)
+@click.option("--output", "-o", type=PATH, required=True, help="JSON lines to write, an answer for each prompt.")
 @click.option("--resume", is_flag=True, help="Go on with OUTPUT where a former run was interrupted or killed.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT.")
 @click.option("--workers", type=int, default=1, show_default=True, help="Prompts at a time; they share the model.")
-@options.controls(DEFAULT_NEW_TOKENS)
+@options.controls
 @options.logprobs("Written into each answer, with its tokens.")
 @options.loading
 @click.option("--json", "json_", is_flag=True, help="Print the summary as one JSON object.")
@@ -50,7 +51,7 @@ def batch(
     answered, and the exit code is then 1. A file without any line that makes sense is refused.
     With several --workers each session has one thread unless --threads says otherwise.
     """
-    from recycle_onnx.batch import Finished, Worker, answers, finished, read_requests
+    from recycle_onnx.batch import Worker, read_requests
 
     if workers < 1:
         raise InputError(f"workers is {workers}; expected at least 1")
@@ -62,32 +63,22 @@ def batch(
         raise InputError(f"{output} is the file of the prompts; give another name")
     settings["threads"] = settings["threads"] or (1 if workers > 1 else None)
     model = options.load(bundle, settings)
-    config = options.config(model, settings, DEFAULT_NEW_TOKENS)
+    config = options.config(model, settings)
     worker = Worker(model, config)
     worker.check(requests)
     options.note_module(model, config)
-    with ExitStack() as stack:
-        try:
-            file = stack.enter_context(output.open("ab"))
+    try:
+        with output.open("ab") as file:
             _claim(file, output, replaces=resume or force)
-            before = finished(output, requests) if resume and not force else Finished()
-            summary = Summary(len(requests), before.lines, before.failed)
-            if not summary.resumed and output.stat().st_size:
-                file.truncate(0)
-            report = stack.enter_context(progress("answering"))
-            with closing(answers(worker, requests[summary.resumed :], workers)) as made:
-                for answer in made:
-                    file.write(f"{answer.line}\n".encode())
-                    file.flush()
-                    summary.count(answer)
-                    report(summary.written, summary.lines, summary.note)
-        except OSError as error:
-            raise RecycleError(f"{output}: cannot write ({error.strerror or error}); --resume goes on") from error
-        except KeyboardInterrupt as interruption:
-            # not `summary.written`: the last line may have been written and not counted yet
-            written = output.read_bytes().count(b"\n") if output.exists() else 0
-            text = f"interrupted after {written} of {len(requests)} lines; --resume goes on"
-            raise KeyboardInterrupt(text) from interruption
+            summary = _start(file, output, requests, resume=resume and not force)
+            _answer(worker, requests[summary.resumed :], workers, file, summary)
+    except OSError as error:
+        raise RecycleError(f"{output}: cannot write ({error.strerror or error}); --resume goes on") from error
+    except KeyboardInterrupt as interruption:
+        # not `summary.written`: the last line may have been written and not counted yet
+        written = output.read_bytes().count(b"\n") if output.exists() else 0
+        text = f"interrupted after {written} of {len(requests)} lines; --resume goes on"
+        raise KeyboardInterrupt(text) from interruption
     click.echo(as_json(summary.to_json()) if json_ else summary.text)
     if failed := summary.failed + summary.failed_before:
         raise RecycleError(f"{failed} of {summary.lines} lines failed; their error is in {output}")
@@ -103,6 +94,29 @@ def _claim(file: IO[bytes], output: Path, *, replaces: bool) -> None:
         raise InputError(f"{output} is being written by another process; wait for it, or give another name")
     if not replaces and output.stat().st_size:
         raise InputError(f"{output} was made by another process in the meantime; give another name, or --resume")
+
+
+def _start(file: IO[bytes], output: Path, requests: Sequence[Request], *, resume: bool) -> Summary:
+    """Count the lines that a former run answered; empty a file that does not go on from one."""
+    from recycle_onnx.batch import Finished, finished
+
+    before = finished(output, requests) if resume else Finished()
+    summary = Summary(len(requests), before.lines, before.failed)
+    if not summary.resumed and output.stat().st_size:
+        file.truncate(0)
+    return summary
+
+
+def _answer(worker: Worker, requests: Sequence[Request], workers: int, file: IO[bytes], summary: Summary) -> None:
+    """Write an answer for each of the requests, and count it."""
+    from recycle_onnx.batch import answers
+
+    with progress("answering") as report, closing(answers(worker, requests, workers)) as made:
+        for answer in made:
+            file.write(f"{answer.line}\n".encode())
+            file.flush()
+            summary.count(answer)
+            report(summary.written, summary.lines, summary.note)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
@@ -15,16 +15,16 @@ from recycle_onnx.cli.report import as_json, progress
 from recycle_onnx.prompts import Prompt
 
 if TYPE_CHECKING:
-    from recycle_onnx.bench.answers import AnswerMeasurement
+    from recycle_onnx.bench.answers import AnswerMeasurement, AnswerOptions
 
 
-def report_answers(bundle: Path, prompts: Sequence[Prompt], json_: bool, **options: Any) -> None:
-    """Measure `bundle` on answers, with `AnswerOptions` of those names, and print it."""
-    from recycle_onnx.bench.answers import AnswerOptions, bench_answers, to_json
+def report_answers(bundle: Path, prompts: Sequence[Prompt], options: AnswerOptions, json_: bool) -> None:
+    """Measure `bundle` on answers, and print it."""
+    from recycle_onnx.bench.answers import bench_answers, to_json
     from recycle_onnx.bench.conditions import Conditions
 
     with progress("measuring") as update:
-        results = bench_answers(bundle, prompts, AnswerOptions(**options), update)
+        results = bench_answers(bundle, prompts, options, update)
     report = to_json(results, Conditions.here())
     if json_:
         click.echo(as_json(report))

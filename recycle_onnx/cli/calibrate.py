@@ -8,13 +8,14 @@ from typing import Any
 import click
 
 from recycle_onnx.cli import options
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, echo, progress
 from recycle_onnx.cli.steps import step_times
 
 
 @click.command()
-@click.argument("bundle", type=Path)
-@click.option("--prompts", type=Path, help="Text or .jsonl, a prompt a line.  [default: the model's own texts]")
+@click.argument("bundle", type=PATH)
+@click.option("--prompts", type=PATH, help="Text or .jsonl, a prompt a line.  [default: the model's own texts]")
 @click.option("--field", help="Where each line of JSON has its prompt.  [default: messages, turns or prompt]")
 @click.option("--context", default=128, show_default=True, help="Tokens before the steps that are timed.")
 @click.option("--new-tokens", default=64, show_default=True, help="After each prompt, to count acceptance.")
@@ -50,15 +51,15 @@ def calibrate(
     with progress("calibrating") as update:
         calibration = run(model, texts, context=context, new_tokens=new_tokens, report=update)
     path = calibration.save(model.bundle, model.providers, threads)
-    source, chain, speedup = first_choice(calibration)
+    proposer, chain, speedup = first_choice(calibration)
     if json_:
-        start = {"source": source, "chain": chain, "expected_speedup": speedup}
+        start = {"source": proposer, "chain": chain, "expected_speedup": speedup}
         click.echo(as_json({"file": str(path), **asdict(calibration), "auto_starts_with": start}))
         return
     echo(f"steps in ms: {step_times(calibration.step_ms)}")
     for name, places in calibration.acceptance.items():
         listed = ", ".join(f"{rate:.0%}" for rate in places) or "nothing was proposed"
         echo(f"{name}, accepted by place in a chain: {listed}")
-    choice = f"{chain} tokens of the {source}, {speedup:.2f}x full expected" if chain else "the full model alone"
+    choice = f"{chain} tokens of the {proposer}, {speedup:.2f}x full expected" if chain else "the full model alone"
     echo(f"auto starts with {choice}")
     echo(f"kept in {path}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import atexit
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from recycle_onnx.cache import cache_folder
@@ -49,6 +49,24 @@ class Lines:
                 raise InputError(f"the message that began with {FENCE} has no end; expected {FENCE} again") from error
         lines[-1] = lines[-1].rstrip().removesuffix(FENCE)
         return "\n".join(lines).strip("\n")
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Let what is typed within the block wait for the next prompt: shown at once it would tear what is written."""
+    if sys.platform == "win32" or not sys.stdin.isatty():  # Windows shows nothing before it is read
+        yield
+        return
+    import termios
+
+    before = termios.tcgetattr(sys.stdin)
+    silent = [*before]
+    silent[3] &= ~termios.ECHO
+    termios.tcsetattr(sys.stdin, termios.TCSADRAIN, silent)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
 
 
 def _piped(_: str) -> str:

@@ -1,4 +1,8 @@
-"""How an answer is shown: markdown or tinted tokens with a live line on a terminal, plain text elsewhere."""
+"""How an answer is shown: markdown or tinted tokens with a live line on a terminal, plain text elsewhere.
+
+On a terminal whole blocks of the answer are printed once, and stay. Only the block that is being written, and a line of
+figures below it, are drawn anew; `region` knows how, also where the window has changed its size meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
-from rich.live import Live
+from rich.console import Console, RenderableType
 from rich.markdown import Markdown
 from rich.segment import Segment
 from rich.text import Text
 
+from recycle_onnx.cli.blocks import last_words, open_fence, split, whole_blocks
+from recycle_onnx.cli.chat_input import unseen
 from recycle_onnx.cli.generate import RECYCLED
+from recycle_onnx.cli.region import Region
 from recycle_onnx.untrusted import printable
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 
 SECONDS_BETWEEN_FRAMES = 0.1
 """Drawing markdown takes milliseconds, which tokens would wait for if each were drawn."""
+SPARE_ROWS = 2
+"""Of the screen: the line of figures, and one so that nothing scrolls while it is drawn."""
 
 
 class View:
@@ -37,10 +45,8 @@ class View:
         if not self.console.is_terminal:
             yield PlainAnswer()
             return
-        with Live(console=self.console, auto_refresh=False, transient=True) as live:
-            answer = LiveAnswer(live, tinted if self.tint else markdown)
-            yield answer
-        self.console.print(answer.final)
+        with unseen(), Region.open(self.console) as region:
+            yield LiveAnswer(self.console, region, tinted if self.tint else markdown)
 
 
 class PlainAnswer:
@@ -62,65 +68,110 @@ class PlainAnswer:
 
 
 class LiveAnswer(PlainAnswer):
-    """A view of an answer's end, as far as it fits the screen, and of its speed; of all of it at last."""
+    """A view of an answer while it is made, with its speed; at last all of it stands there."""
 
-    def __init__(self, live: Live, render: Callable[[Generation], RenderableType]) -> None:
-        self._live, self._render = live, render
+    def __init__(self, console: Console, region: Region, render: Callable[[Text], RenderableType]) -> None:
+        self._console, self._region, self._render = console, region, render
+        self._answer = Text()
+        self._tokens = self._printed = self._shown = 0
+        """Tokens in the answer's text so far; its characters that are printed for good; those on the screen."""
         self._next = 0.0
-        self.final: RenderableType = Text("(stopped)", style="dim")
 
     def reading(self, read: int, total: int, what: str) -> None:
         if read < total:
-            self._draw(Text(f"{what}: {read} of {total} tokens", style="dim"))
+            self._region.draw([], f"{what}: {read} of {total} tokens")
 
     def show(self, generation: Generation) -> None:
         """Draw the answer until it ends; Ctrl-C stops it, after the step in progress."""
-        with _on_ctrl_c(generation.cancel):
-            for _ in generation:
-                if time.monotonic() >= self._next:
-                    self._draw(Group(Tail(self._render(generation)), live_line(generation)))
-        self.final = Group(self._render(generation), live_line(generation))
+        try:
+            with _on_ctrl_c(generation.cancel):
+                for _ in generation:
+                    if time.monotonic() >= self._next:
+                        self._frame(generation)
+                        self._next = time.monotonic() + SECONDS_BETWEEN_FRAMES
+        finally:
+            self._finish(generation)
 
-    def _draw(self, what: RenderableType) -> None:
-        self._live.update(what, refresh=True)
-        self._next = time.monotonic() + SECONDS_BETWEEN_FRAMES
+    def _frame(self, generation: Generation) -> None:
+        self._take(generation)
+        if self._region.resized():
+            self._keep_what_is_there()
+            return
+        end = last_words(self._answer.plain)
+        with self._console:  # writes all of a frame at once
+            self._region.erase()
+            self._print_blocks(end)
+            rows, most = self._rows(end), max(1, self._console.height - SPARE_ROWS)
+            if len(rows) > most and self._print_part(end):
+                rows = self._rows(end)
+            self._region.draw(rows[-most:], generation.result.figures)
+            self._shown = end
+
+    def _finish(self, generation: Generation) -> None:
+        self._take(generation)
+        if self._region.resized():
+            self._keep_what_is_there()
+        with self._console:
+            self._region.erase()
+            self._print_blocks(len(self._answer))
+            if self._answer.plain[self._printed :].strip():
+                self._console.print(self._rendered(self._printed, len(self._answer)))
+            self._console.print(Text(generation.result.figures, style="dim"))
+
+    def _take(self, generation: Generation) -> None:
+        """Add what is new of the answer to its text, recycled tokens in their colour.
+
+        A token's colour is that of the token which completed its text.
+        """
+        for token in generation.tokens[self._tokens :]:
+            text = printable(token.text) if self._answer else printable(token.text).lstrip()
+            self._answer.append(text, RECYCLED if token.recycled else "")
+        self._tokens = len(generation.tokens)
+
+    def _keep_what_is_there(self) -> None:
+        """Leave the rows as the terminal has them at its new size; what comes goes on below them, at the next word."""
+        self._region.leave()
+        self._printed = max(self._printed, self._shown)
+
+    def _print_blocks(self, end: int) -> None:
+        """Print what is whole, with an empty line behind it: there is more to come."""
+        length = whole_blocks(self._before() + self._answer.plain[self._printed : end]) - len(self._before())
+        if length > 0:
+            self._console.print(self._rendered(self._printed, self._printed + length))
+            self._console.print()
+            self._printed += length
+
+    def _print_part(self, end: int) -> bool:
+        """Print the beginning of a block that has become too tall; False where it is one long word."""
+        length = split(self._answer.plain[self._printed : end])
+        if length:
+            self._console.print(self._rendered(self._printed, self._printed + length))
+            self._printed += length
+        return bool(length)
+
+    def _rows(self, end: int) -> list[list[Segment]]:
+        if not self._answer.plain[self._printed : end].strip():
+            return []
+        return self._region.rows(self._rendered(self._printed, end))
+
+    def _rendered(self, start: int, end: int) -> RenderableType:
+        part = self._answer[start:end]
+        part.rstrip()
+        return self._render(Text.assemble(self._before(), part) if self._before() else part)
+
+    def _before(self) -> str:
+        """Return what a code block that is printed in part began with, so that its rest is code too."""
+        return open_fence(self._answer.plain[: self._printed]) if self._render is markdown else ""
 
 
-class Tail:
-    """The last lines of something, as many as fit a screen with a line to spare."""
-
-    def __init__(self, whole: RenderableType) -> None:
-        self._whole = whole
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = console.render_lines(self._whole, options, pad=False)
-        for line in lines[-max(1, options.size.height - 3) :]:
-            yield from line
-            yield Segment.line()
+def markdown(text: Text) -> RenderableType:
+    """Render a part of an answer as the markdown it may be."""
+    return Markdown(text.plain)
 
 
-def markdown(generation: Generation) -> RenderableType:
-    """Render the answer so far as the markdown it may be."""
-    return Markdown(printable("".join(token.text for token in generation.tokens)))
-
-
-def tinted(generation: Generation) -> RenderableType:
-    """Render the answer so far, recycled tokens green.
-
-    A token's colour is that of the token which completed its text.
-    """
-    parts = [(printable(token.text), RECYCLED if token.recycled else "") for token in generation.tokens]
-    return Text.assemble(*parts)
-
-
-def live_line(generation: Generation) -> Text:
-    """Show tokens, speed and acceptance so far."""
-    result = generation.result
-    stats = result.stats
-    rate = "" if stats.acceptance_rate is None else f" · {stats.acceptance_rate:.0%} accepted"
-    stopped = " · stopped" if result.finish_reason == "cancelled" else ""
-    line = f"{result.strategy} · {stats.new_tokens} tokens · {stats.tokens_per_second:.1f} tokens/s{rate}{stopped}"
-    return Text(line, style="dim")
+def tinted(text: Text) -> RenderableType:
+    """Render a part of an answer as it was written, recycled tokens green."""
+    return text
 
 
 @contextmanager

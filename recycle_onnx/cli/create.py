@@ -6,17 +6,19 @@ from pathlib import Path
 
 import click
 
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, echo, next_step
 
 PRESETS = ("tiny", "small", "base-1.3b")
+"""Repeated here, so that `--help` need not import the rooms below."""
 
 
 @click.command()
-@click.argument("out", type=Path)
+@click.argument("out", type=PATH)
 @click.option(
     "--preset", type=click.Choice(PRESETS), default="tiny", show_default=True, help="Shape of base and module."
 )
-@click.option("--tokenizer", type=Path, required=True, help="A tokenizer.json, or a folder with one.")
+@click.option("--tokenizer", type=PATH, required=True, help="A tokenizer.json, or a folder with one.")
 @click.option("--layers", type=int, help="Decoder layers of the module.  [default: the preset's, 1, 2 and 6]")
 @click.option("--seed", default=0, show_default=True, help="Seed of the weights.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")

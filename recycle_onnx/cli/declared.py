@@ -15,7 +15,7 @@ METAVARS = {Biases: "ID=BIAS", TokenIds: "ID"}
 
 
 def option_of(
-    name: str, about: Setting, *, unset: str, short: tuple[str, ...] = (), default: Any = None
+    name: str, about: Setting, *, unset: str, other_names: tuple[str, ...] = (), default: Any = None
 ) -> Callable[[Command], Command]:
     """Make the option of a setting. Without it its value is `default`; `unset` says what None or nothing means."""
     kind, repeated = about.kind, isinstance(about.kind, Biases | Strings | TokenIds)
@@ -27,7 +27,7 @@ def option_of(
     ]
     return click.option(
         about.option or f"--{name.replace('_', '-')}",
-        *short,
+        *other_names,
         name,
         help=" ".join(filter(None, texts)),
         type=_type(kind),

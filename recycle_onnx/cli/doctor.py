@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from recycle_onnx.cli.options import pairs, places, placing
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, stages
 
 
 @click.command(context_settings={"default_map": {"provider": "auto"}})
-@click.argument("bundle", type=Path, required=False)
+@click.argument("bundle", type=PATH, required=False)
 @placing
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
 @click.option(
@@ -33,10 +34,7 @@ def doctor(
 
     config = pairs("session-config", session_config, "session.force_spinning_stop=1")
     with stages() as report:
-        examination = examine(
-            bundle, **places(settings), threads=threads, session_config=config,
-            progress=lambda completed, total, what: report(what, completed, total),
-        )  # fmt: skip
+        examination = examine(bundle, **places(settings), threads=threads, session_config=config, progress=report)
     if json_:
         click.echo(as_json(examination.to_json()))
     else:

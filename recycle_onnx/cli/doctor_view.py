@@ -79,6 +79,7 @@ def _machine(report: DoctorReport) -> Rows:
         ("training would be in", machine.training_precision),
         ("cores", _cores(machine.processors)),
         ("memory", f"{free} free of {most}{limit}"),
+        ("huge pages", machine.huge_pages),
         ("memory is read at", f"{speed.one_thread_gb_s:.1f} GB/s by one thread, "
          f"{speed.all_threads_gb_s:.1f} GB/s by {speed.threads}"),
     ]  # fmt: skip

@@ -17,6 +17,7 @@ from rich.table import Table
 
 from recycle_onnx.bundle import MANIFEST
 from recycle_onnx.cli import options
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, progress, stages
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
@@ -26,18 +27,19 @@ if TYPE_CHECKING:
     from recycle_onnx.evaluation.acceptance import Acceptance
     from recycle_onnx.evaluation.report import Findings
     from recycle_onnx.evaluation.task_rows import Row
-    from recycle_onnx.runtime.model import RecycleModel
+    from recycle_onnx.runtime.model import Model
+    from recycle_onnx.runtime.ort.placing import Placing
 
 
 @click.command("eval")
-@click.argument("path", type=Path, metavar="CHECKPOINT_OR_BUNDLE")
-@click.option("--perplexity", type=Path, help="Text: how well both halves predict it.")
-@click.option("--acceptance", type=Path, help="Text: how often proposals are right in it, and where the model goes on.")
-@click.option("--prompts", type=Path, help="Text or .jsonl, a prompt a line: how often proposals are right in answers.")
+@click.argument("path", type=PATH, metavar="CHECKPOINT_OR_BUNDLE")
+@click.option("--perplexity", type=PATH, help="Text: how well both halves predict it.")
+@click.option("--acceptance", type=PATH, help="Text: how often proposals are right in it, and where the model goes on.")
+@click.option("--prompts", type=PATH, help="Text or .jsonl, a prompt a line: how often proposals are right in answers.")
 @click.option("--field", help="Where each line of JSON has its prompt.  [default: messages, turns or prompt]")
-@click.option("--agreement", type=Path, help="Text: how far alternate departs from full, going on from it.")
+@click.option("--agreement", type=PATH, help="Text: how far alternate departs from full, going on from it.")
 @click.option("--tasks", help="Zero-shot accuracy: lambada,hellaswag,piqa,arc_easy,openbookqa,boolq, or some of them.")
-@click.option("--data-folder", type=Path, help="Where the tasks' files are (piqa.jsonl, …).  [default: fetched]")
+@click.option("--data-folder", type=PATH, help="Where the tasks' files are (piqa.jsonl, …).  [default: fetched]")
 @click.option(
     "--limit", default=200, show_default=True, help="Most documents of each text, prompts, and rows of each task."
 )
@@ -46,63 +48,32 @@ if TYPE_CHECKING:
 @click.option("--temperature", default=1.0, show_default=True, help="Of sampled acceptance, counted beside greedy.")
 @click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]")
 @options.placing
-@click.option("--report", "report_", type=Path, help="Also write Markdown with plots: a folder, or FILE.md.")
+@click.option("--report", "report_", type=PATH, help="Also write Markdown with plots: a folder, or FILE.md.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def eval_(
-    path: Path,
-    perplexity: Path | None,
-    acceptance: Path | None,
-    prompts: Path | None,
-    field: str | None,
-    agreement: Path | None,
-    tasks: str | None,
-    data_folder: Path | None,
-    limit: int,
-    new_tokens: int,
-    chain: int,
-    temperature: float,
-    threads: int | None,
-    report_: Path | None,
-    json_: bool,
-    **settings: Any,
-) -> None:
+def eval_(path: Path, threads: int | None, report_: Path | None, json_: bool, **settings: Any) -> None:
     """Measure the quality of both halves. Texts hold documents, split by <|endoftext|>; .jsonl and .gz too.
 
     A checkpoint is exported in float32 to a temporary folder first.
     """
-    from recycle_onnx.evaluation.report import Target, tables, write_report
+    from recycle_onnx.evaluation.report import Target, write_report
 
-    if limit < 1:
-        raise InputError(f"limit is {limit}; expected at least 1")
-    if new_tokens < 2 or not 1 <= chain <= 15:
-        raise InputError(f"new-tokens is {new_tokens} and chain {chain}; expected at least 2, and 1 to 15")
-    texts = {"perplexity": perplexity, "acceptance": acceptance, "agreement": agreement}
-    asked = Asked(
-        texts={name: _documents(text, limit) for name, text in texts.items() if text},
-        prompts=read_prompts(prompts, field)[:limit] if prompts else [],
-        tasks=_tasks(tasks, data_folder, limit),
-        limit=limit,
-        new_tokens=new_tokens,
-        chain=chain,
-        temperature=temperature,
-    )
-    if not asked.kinds:
-        raise InputError(
-            "nothing to measure; expected --perplexity, --acceptance, --agreement with a text, --prompts or --tasks"
-        )
+    asked = options.chosen(EvalChoices, settings).asked()
     target = Target.of(report_, asked.kinds) if report_ else None
     with _model(path, threads, options.places(settings)) as model:
-        about_modules = [
-            name for name in (*asked.texts, *(["prompts"] if asked.prompts else [])) if name != "perplexity"
-        ]
-        if "verify" not in model.strategies and about_modules:
-            raise InputError(f"{path}: has no recyclable module; --{about_modules[0]} is about one")
+        if "verify" not in model.strategies and asked.about_modules:
+            raise InputError(f"{path}: has no recyclable module; --{asked.about_modules[0]} is about one")
         findings = _measure(model, asked)
     if target:
         write_report(target, path.resolve().name, findings)
     if json_:
         click.echo(as_json(findings.to_json()))
-        return
+    else:
+        _show(findings)
+
+
+def _show(findings: Findings) -> None:
+    from recycle_onnx.evaluation.report import tables
+
     for table in tables(findings).values():
         shown = Table(*table.columns, title=table.title, show_header=bool(table.columns), title_justify="left")
         for row in table.rows:
@@ -110,6 +81,51 @@ def eval_(
         Console().print(shown)
         if table.note:
             Console().print(table.note, highlight=False)
+
+
+@dataclass(frozen=True)
+class EvalChoices:
+    """The options that say what to measure, by their names."""
+
+    perplexity: Path | None
+    acceptance: Path | None
+    prompts: Path | None
+    field: str | None
+    agreement: Path | None
+    tasks: str | None
+    data_folder: Path | None
+    limit: int
+    new_tokens: int
+    chain: int
+    temperature: float
+
+    def asked(self) -> Asked:
+        """Read the texts, prompts and rows to measure on.
+
+        Raises:
+            InputError: nothing to measure, a number out of range, or a file that cannot be read.
+        """
+        if self.limit < 1:
+            raise InputError(f"limit is {self.limit}; expected at least 1")
+        if self.new_tokens < 2 or not 1 <= self.chain <= 15:
+            raise InputError(
+                f"new-tokens is {self.new_tokens} and chain {self.chain}; expected at least 2, and 1 to 15"
+            )
+        texts = {"perplexity": self.perplexity, "acceptance": self.acceptance, "agreement": self.agreement}
+        asked = Asked(
+            texts={name: _documents(text, self.limit) for name, text in texts.items() if text},
+            prompts=read_prompts(self.prompts, self.field)[: self.limit] if self.prompts else [],
+            tasks=_tasks(self.tasks, self.data_folder, self.limit),
+            limit=self.limit,
+            new_tokens=self.new_tokens,
+            chain=self.chain,
+            temperature=self.temperature,
+        )
+        if not asked.kinds:
+            raise InputError(
+                "nothing to measure; expected --perplexity, --acceptance, --agreement with a text, --prompts or --tasks"
+            )
+        return asked
 
 
 @dataclass(frozen=True)
@@ -128,6 +144,11 @@ class Asked:
     def kinds(self) -> list[str]:
         """The names of all measurements."""
         return [*self.texts, *(["answers"] if self.prompts else []), *(["tasks"] if self.tasks else [])]
+
+    @property
+    def about_modules(self) -> list[str]:
+        """The options that were used and make no sense without a module."""
+        return [name for name in (*self.texts, *(["prompts"] if self.prompts else [])) if name != "perplexity"]
 
 
 def _documents(path: Path, limit: int) -> list[str]:
@@ -149,21 +170,21 @@ def _tasks(names: str | None, folder: Path | None, limit: int) -> dict[str, list
 
 
 @contextmanager
-def _model(path: Path, threads: int | None, places: dict[str, Any]) -> Iterator[RecycleModel]:
+def _model(path: Path, threads: int | None, placing: Placing) -> Iterator[Model]:
     import recycle_onnx
 
     if (path / MANIFEST).exists():
-        yield recycle_onnx.load(path, threads=threads, **places)
+        yield recycle_onnx.load(path, threads=threads, **placing)
         return
     from recycle_onnx.export import export
 
     with tempfile.TemporaryDirectory() as work:
         with stages() as report:
             export(path, Path(work) / "bundle", report=report)
-        yield recycle_onnx.load(Path(work) / "bundle", threads=threads, **places)
+        yield recycle_onnx.load(Path(work) / "bundle", threads=threads, **placing)
 
 
-def _measure(model: RecycleModel, asked: Asked) -> Findings:
+def _measure(model: Model, asked: Asked) -> Findings:
     from recycle_onnx.evaluation.agreement import agreement
     from recycle_onnx.evaluation.perplexity import perplexity
     from recycle_onnx.evaluation.report import Findings
@@ -180,7 +201,7 @@ def _measure(model: RecycleModel, asked: Asked) -> Findings:
         )
 
 
-def _acceptance(model: RecycleModel, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
+def _acceptance(model: Model, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
     """Measure acceptance in the model's own text and in the documents, greedy and sampled."""
     from recycle_onnx.evaluation.acceptance import acceptance, acceptance_on_text
 
@@ -198,7 +219,7 @@ def _acceptance(model: RecycleModel, asked: Asked, report: Callable[[int, int, s
     ]
 
 
-def _answers(model: RecycleModel, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
+def _answers(model: Model, asked: Asked, report: Callable[[int, int, str], None]) -> list[Acceptance]:
     """Measure acceptance in answers, greedy and sampled, one token at a time and in chains."""
     from recycle_onnx.evaluation.acceptance import acceptance_in_answers
 

@@ -2,22 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from recycle_onnx.cli.fidelity import fidelity_line, method_line
-from recycle_onnx.cli.quantize import calibration_of, default_method
+from recycle_onnx.cli.paths import PATH, SOURCE
+from recycle_onnx.cli.quantization import KV, QuantizationChoices, calibrating
 from recycle_onnx.cli.report import as_json, echo, stages
 from recycle_onnx.cli.sources import FromSource, note, source_options
-from recycle_onnx.cli.tuning import tune_option, tuner_of
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.errors import InputError
 
+if TYPE_CHECKING:
+    from recycle_onnx.export import ExportOptions, ExportReport
+    from recycle_onnx.export.flavours import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportChoices(QuantizationChoices):
+    """The options of `export`, by their names."""
+
+    flavour: str
+    precision: str
+    draft_vocab: int | None
+    draft_text: Path | None
+    compare: bool | None
+    requantize: bool
+    module_window: int | None
+
+    @property
+    def for_gpus(self) -> bool:
+        """Whether activations are float16."""
+        return "fp16" in (self.precision, self.activations)
+
+    def options(self) -> ExportOptions:
+        """Return them as `export` takes them.
+
+        Raises:
+            InputError: options that do not go together.
+        """
+        from recycle_onnx.export import DraftVocabulary, ExportOptions
+
+        how = self._precision()
+        self._check()
+        return ExportOptions(
+            self.flavour,
+            how,
+            DraftVocabulary.given(self.draft_vocab, self.draft_text),
+            prefer_source=self.as_usual and not self.requantize,
+            calibration=self.calibration(how),
+            text=self.text,
+            compare=self.compare,
+            force_quality=self.force_quality,
+            threads=self.threads,
+            module_window=self.module_window,
+            kv=self.kv,
+        )
+
+    def _precision(self) -> Precision | None:
+        """Return how weights are to be stored; None for float32."""
+        from recycle_onnx.export import HalfPrecision, Quantization
+
+        if self.precision in ("fp32", "fp16"):
+            return HalfPrecision() if self.precision == "fp16" else None
+        bits = int(self.precision.removeprefix("int"))
+        return Quantization(bits, method=self.method_for(bits), activations=self.activations)
+
+    def _check(self) -> None:
+        if self.text is not None and self.precision == "fp32":
+            raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
+        if self.activations == "fp16" and self.precision not in ("int8", "int4"):
+            raise InputError(
+                "--activations fp16 goes with --precision int8 or int4; --precision fp16 is float16 throughout"
+            )
+        if self.compare and self.precision == "fp32":
+            raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
+        if self.requantize and (self.method == "source" or self.precision in ("fp32", "fp16")):
+            raise InputError("--requantize rounds weights to int8 or int4; it goes with neither fp32, fp16 nor source")
+        of_int4 = self.method and (self.method, self.precision) != ("source", "int8")
+        if self.precision != "int4" and (of_int4 or self.bits_per_weight is not None or self.calibration_text):
+            raise InputError("--method, --bits-per-weight and --calibration go with --precision int4")
+
 
 @click.command(cls=FromSource)
-@click.argument("checkpoint")
-@click.argument("bundle", type=Path)
+@click.argument("checkpoint", type=SOURCE)
+@click.argument("bundle", type=PATH)
 @click.option(
     "--flavour",
     type=click.Choice(["ort", "standard"]),
@@ -34,17 +106,11 @@ from recycle_onnx.errors import InputError
 )
 @click.option(
     "--method", default="",
-    help="Of int4: source, calibrated, mse or rtn; of int8: source.  [default: source, a GGUF file's own blocks, where "
-    "most take no more bits; else calibrated, above 2.5 GB mse]",
+    help="Of int4: source, calibrated, mse or rtn; of int8: source.  [default: source, the blocks of a GGUF file or of "
+    "quantized weights, where most take no more bits; else calibrated, above 2.5 GB mse]",
 )  # fmt: skip
-@click.option(
-    "--bits-per-weight", type=float, help="Of calibrated int4: budget for the layers' matrices.  [default: 5.5]"
-)
-@click.option(
-    "--calibration", "calibration_text", type=Path, metavar="FILE",
-    help="Of calibrated int4: text, or JSON lines with text or prompts.  [default: a mixture, and the model's own]",
-)  # fmt: skip
-@tune_option
+@click.option("--requantize", is_flag=True, help="Round weights anew that are quantized already.")
+@calibrating
 @click.option(
     "--activations",
     type=click.Choice(["fp32", "fp16"]),
@@ -52,13 +118,17 @@ from recycle_onnx.errors import InputError
     show_default=True,
     help="Of int8 and int4: what is not quantized, hidden states and caches. fp16 is for GPUs.",
 )
+@KV
 @click.option(
     "--draft-vocab",
     type=int,
     help="Let the module propose so many frequent tokens only; needs --draft-text.  [default: the checkpoint's]",
 )
-@click.option("--draft-text", type=Path, help="Text like that which the model will write, to count tokens in.")
-@click.option("--text", type=Path, help="Text to measure the cost of quantization on.  [default: plain English]")
+@click.option("--draft-text", type=PATH, help="Text like that which the model will write, to count tokens in.")
+@click.option(
+    "--module-window", type=int, help="Let the module see the latest so many rows only.  [default: the checkpoint's]"
+)
+@click.option("--text", type=PATH, help="Text to measure the cost of quantization on.  [default: plain English]")
 @click.option(
     "--compare/--no-compare",
     default=None,
@@ -71,101 +141,65 @@ from recycle_onnx.errors import InputError
 @click.option("--force-quality", is_flag=True, help="Write BUNDLE even if perplexity rises by more than 25 %.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def export(
-    checkpoint: str,
-    bundle: Path,
-    flavour: str,
-    precision: str,
-    method: str,
-    bits_per_weight: float | None,
-    calibration_text: Path | None,
-    tune: bool,
-    activations: str,
-    draft_vocab: int | None,
-    draft_text: Path | None,
-    text: Path | None,
-    compare: bool | None,
-    threads: int | None,
-    revision: str | None,
-    force: bool,
-    force_quality: bool,
-    json_: bool,
+    checkpoint: str, bundle: Path, revision: str | None, adapter: Path | None, force: bool, json_: bool, **choices: Any
 ) -> None:
     """Write CHECKPOINT, a base with or without a module, as the ONNX bundle BUNDLE.
 
     CHECKPOINT is a folder; for a base without a module also a GGUF file or a model on the hub (org/name).
     """
-    from dataclasses import asdict
-
-    from recycle_onnx.checkpoint.sources import folder_of
-    from recycle_onnx.export import DraftVocabulary, HalfPrecision, Quantization
+    from recycle_onnx.checkpoint.sources import NamedBase, folder_of
     from recycle_onnx.export import export as run
-    from recycle_onnx.export.block_quantizer import CALIBRATED
-    from recycle_onnx.export.fidelity import warning
 
-    quantization: Quantization | HalfPrecision | None = None
-    if precision != "fp32":
-        bits = int(precision.removeprefix("int").removeprefix("fp"))
-        chosen = method or default_method(bits)
-        quantization = HalfPrecision() if bits == 16 else Quantization(bits, method=chosen, activations=activations)
-    if text is not None and quantization is None:
-        raise InputError("--text is for measuring quantization; it goes with --precision fp16, int8 or int4")
-    if activations == "fp16" and precision not in ("int8", "int4"):
-        raise InputError(
-            "--activations fp16 goes with --precision int8 or int4; --precision fp16 is float16 throughout"
-        )
-    if compare and quantization is None:
-        raise InputError("--compare is about quantization; it goes with --precision fp16, int8 or int4")
-    of_int4 = method and (method, precision) != ("source", "int8")
-    if precision != "int4" and (of_int4 or bits_per_weight is not None or calibration_text):
-        raise InputError("--method, --bits-per-weight and --calibration go with --precision int4")
-    tuner = tuner_of(tune, calibrated=isinstance(quantization, Quantization) and quantization.method == CALIBRATED)
-    calibration = calibration_of(calibration_text, bits_per_weight, tuner, by_default=not method)
-    prefer_source = not method and bits_per_weight is None and calibration_text is None
-    draft = DraftVocabulary.given(draft_vocab, draft_text)
+    chosen = ExportChoices(**choices)
+    options = chosen.options()
     with (
         stages() as report,
         folder_of(
-            checkpoint, bundle, revision=revision, force=force, note=note,
-            progress=lambda exported, total, _: report("converting", exported, total),
+            NamedBase(checkpoint, revision, adapter), bundle, force=force, note=note,
+            progress=lambda exported, total, _: report(exported, total, "converting"),
         ) as folder,
     ):  # fmt: skip
-        exported = run(
-            folder,
-            bundle,
-            flavour=flavour,
-            quantization=quantization,
-            draft_vocabulary=draft,
-            prefer_source=prefer_source,
-            calibration=calibration,
-            text=text,
-            compare=compare,
-            force=force,
-            force_quality=force_quality,
-            threads=threads,
-            report=report,
-        )
-    check = exported.self_check
-    size = sum(file.bytes for file in exported.manifest.files.values())
-    if "recycler" in exported.manifest.graphs:
-        note_if_untrained(exported.manifest.module_trained)
-    quantized = exported.manifest.quantization or {}
-    if exported.fidelity is not None:
-        warned = warning(exported.manifest.precision, exported.fidelity, quantized.get("method", ""))
-        if warned is not None:
-            click.echo(f"Warning: {warned}", err=True)
+        exported = run(folder, bundle, options, force=force, report=report)
+    _warn(exported)
     if json_:
-        strategies = list(exported.manifest.strategies)
-        described = {"bundle": str(bundle), "bytes": size, "strategies": strategies, "self_check": asdict(check)}
-        click.echo(as_json({**described, "quantization": exported.manifest.quantization}))
-        return
-    echo(f"{bundle}: {size / 1e6:.1f} MB, strategies {', '.join(exported.manifest.strategies)}")
+        click.echo(as_json(_to_json(exported)))
+    else:
+        _say(exported, for_gpus=chosen.for_gpus)
+
+
+def _warn(exported: ExportReport) -> None:
+    """Say what is wrong with a bundle that was written all the same: its module, or its quality."""
+    from recycle_onnx.export.fidelity import warning
+
+    manifest = exported.manifest
+    if "recycler" in manifest.graphs:
+        note_if_untrained(manifest.module_trained)
+    method = (manifest.quantization or {}).get("method", "")
+    if exported.fidelity and (warned := warning(manifest.precision, exported.fidelity, method)):
+        click.echo(f"Warning: {warned}", err=True)
+
+
+def _to_json(exported: ExportReport) -> dict[str, Any]:
+    return {
+        "bundle": str(exported.bundle),
+        "bytes": exported.bytes,
+        "strategies": list(exported.manifest.strategies),
+        "self_check": asdict(exported.self_check),
+        "quantization": exported.manifest.quantization,
+    }
+
+
+def _say(exported: ExportReport, *, for_gpus: bool) -> None:
+    manifest, check = exported.manifest, exported.self_check
+    quantized = manifest.quantization or {}
+    echo(f"{exported.bundle}: {exported.bytes / 1e6:.1f} MB, strategies {', '.join(manifest.strategies)}")
     apart = f"{check.prefill_against_steps:.1e} of the largest logit"
     echo(f"checked: a prompt read at once and one read token by token differ by {apart}")
-    if "fp16" in (precision, activations):
+    if for_gpus:
         echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if made := method_line(quantized):
         echo(made)
     if exported.fidelity is not None:
-        echo(fidelity_line(exported.manifest.precision, quantized))
+        echo(fidelity_line(manifest.precision, quantized))
     if (difference := check.against_reference) is not None:
         echo(f"checked: torch and the graphs differ by {difference:.1e} of the largest logit")

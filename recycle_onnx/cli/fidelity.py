@@ -29,15 +29,16 @@ def method_line(quantization: Mapping[str, Any]) -> str | None:
     """Say in one line how a bundle is calibrated, or which file's blocks it keeps; None for another."""
     if source := quantization.get("source"):
         return _source_line(source)
+    again = _requantized(quantization.get("requantized") or {})
     calibration = quantization.get("calibration")
     if not calibration:
-        return None
+        return again.lstrip("; ") or None
     tuning = calibration.get("tuning")
     tuned = f"; scales tuned on {tuning['tokens']:,} tokens" if tuning else ""
     return (
         f"calibrated on {calibration['tokens']:,} tokens ({calibration['text']}): "
         f"{calibration['bits_per_weight']:.2f} bits a weight in the layers, "
-        f"8 bits for {len(calibration['eight_bits'])} of {calibration['matrices']} matrices{tuned}"
+        f"8 bits for {len(calibration['eight_bits'])} of {calibration['matrices']} matrices{tuned}{again}"
     )
 
 
@@ -56,11 +57,20 @@ def fidelity_table(precision: str, cost: Mapping[str, Any]) -> Table:
 
 def _source_line(source: Mapping[str, Any]) -> str:
     """Say what is stored as the file has it, and what is computed."""
-    kept = [f"{kind} ({count / 1e6:.1f} M weights) bit by bit" for kind, count in source["exact"].items()]
-    near = [f"{kind} ({count / 1e6:.1f} M weights)" for kind, count in source["near"].items()]
+    kept = [f"{text} bit by bit" for text in _counted(source["exact"])]
+    near = _counted(source["near"])
     if near:
         kept.append(f"{' and '.join(near)} within {source['deviation']:.2%} of their values")
     return f"stored from {source['file']}: {', '.join(kept)}; products are computed with activations in 8 bits"
+
+
+def _requantized(kinds: Mapping[str, int]) -> str:
+    """Say which weights were quantized before, and have been rounded a second time; nothing where none were."""
+    return f"; rounded a second time: {' and '.join(_counted(kinds))}" if kinds else ""
+
+
+def _counted(kinds: Mapping[str, int]) -> list[str]:
+    return [f"{kind} ({count / 1e6:.1f} M weights)" for kind, count in kinds.items()]
 
 
 def _perplexity(cost: Mapping[str, Any], file: str | None) -> str:

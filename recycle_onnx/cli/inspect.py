@@ -11,6 +11,7 @@ from rich.table import Table
 
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
 from recycle_onnx.cli.inspect_view import rows
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, shown
 from recycle_onnx.provenance import read_source
 from recycle_onnx.runtime.config import read_defaults
@@ -19,15 +20,17 @@ from recycle_onnx.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from recycle_onnx.checkpoint import Module
+    from recycle_onnx.checkpoint.base_weights import BaseWeights
 
 
 @click.command()
-@click.argument("path", type=Path, metavar="FOLDER")
+@click.argument("path", type=PATH, metavar="FOLDER")
 @click.option("--verify", is_flag=True, help="Hash every file of a bundle, weights included.")
 @click.option("--graphs", is_flag=True, help="Show the inputs and outputs of a bundle's graphs too.")
-@click.option("--plot", type=Path, help="Draw the curves of a checkpoint's last training; needs matplotlib.")
+@click.option("--matrices", is_flag=True, help="Show of each matrix of a base how it is stored and computed.")
+@click.option("--plot", type=PATH, help="Draw the curves of a checkpoint's last training; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
-def inspect(path: Path, verify: bool, graphs: bool, plot: Path | None, json_: bool) -> None:
+def inspect(path: Path, verify: bool, graphs: bool, matrices: bool, plot: Path | None, json_: bool) -> None:
     """Say what a checkpoint, a bundle or a published module is, and whether its module is trained."""
     description = _describe(path, verify)
     if plot:
@@ -40,7 +43,7 @@ def inspect(path: Path, verify: bool, graphs: bool, plot: Path | None, json_: bo
         click.echo(as_json(description))
         return
     table = Table(title=shown(f"{path}: a {description['kind']}"), show_header=False, title_justify="left")
-    for name, value in rows(description, graphs):
+    for name, value in rows(description, graphs=graphs, matrices=matrices):
         table.add_row(shown(name), shown(value))
     Console().print(table)
 
@@ -62,8 +65,12 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "flavour": manifest.flavour,
         "precision": manifest.precision,
         "quantization": manifest.quantization,
+        "kv": manifest.graphs["full"].cache_type or manifest.graphs["full"].float_type,
+        "kv_bytes_per_token": sum(spec.row_bytes for spec in manifest.graphs.values()),
+        "matrices": ((manifest.quantization or {}).get("source") or {}).get("matrices"),
         "draft_vocabulary": manifest.draft_vocabulary and len(manifest.draft_vocabulary),
         "strategies": list(manifest.strategies),
+        "pooling": manifest.pooling,
         **_halves(manifest.base, manifest.recycler),
         "bytes": {name: file.bytes for name, file in manifest.files.items()},
         "module_trained": manifest.module_trained if "recycler" in manifest.graphs else None,
@@ -115,7 +122,16 @@ def _describe_checkpoint(path: Path) -> dict[str, Any]:
         trained = checkpoint.recycler.trained if checkpoint.recycler else None
         halves = {**_halves(base, recycler), "module_trained": trained}
         ends = _ends(checkpoint.base_folder)
-        return {"kind": "checkpoint", **halves, "bytes": sizes, "source": source, "stop_ids": ends}
+        matrices = _stored(checkpoint.base_weights)
+        return {
+            "kind": "checkpoint", **halves, "matrices": matrices, "bytes": sizes, "source": source, "stop_ids": ends,
+        }  # fmt: skip
+
+
+def _stored(weights: BaseWeights) -> dict[str, dict[str, str]]:
+    """Return what each of the base's matrices is stored as."""
+    names = (name for name, shape in weights.shapes.items() if len(shape) > 1)
+    return {name: {"stored": weights.integer_type(name) or weights.stored_type(name)} for name in names}
 
 
 def _ends(folder: Path) -> list[dict[str, Any]]:

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from recycle_onnx.cli.fidelity import fidelity_line, method_line
+from recycle_onnx.provenance import COPY
 
 CONVENTIONS = (
     "layer", "tap", "concat", "norms_before_projection", "final_norm", "recycle", "window", "qk_norm", "embedding",
     "lm_head", "draft_vocabulary",
 )  # fmt: skip
+"""Rows on the module, in this order; what its config has besides is in `--json`."""
+OF_HEADS = ("fusion", "join", "residual", "first_norm", "projection_bias")
+"""Conventions that only modules read from somebody's head have."""
 QUANTIZATION = ("bits", "block_size", "symmetric", "method", "keep", "activations")
+"""Choices of a quantization, in one row; what was measured of it has a line of its own."""
 Row = tuple[str, str]
 
 
-def rows(description: dict[str, Any], graphs: bool) -> Iterator[Row]:
-    """Yield names and values; with `graphs` also the inputs and outputs of each graph."""
+def rows(description: dict[str, Any], *, graphs: bool, matrices: bool) -> Iterator[Row]:
+    """Yield names and values; with `graphs` also the inputs and outputs of each graph, with `matrices` each matrix."""
     yield from _bundle(description)
     yield from _base(description["base"])
     for end in description.get("stop_ids", ()):
         yield f"ends at {end['id']} {end['token'] or ''}", ", ".join(end["named_by"])
-    if source := description["source"]:
-        known = {name: value for name, value in source.items() if name != "stop_ids" and value is not None}
-        yield "source", _text(known)
+    yield from _source(description["source"] or {})
     yield from _quantization(description)
+    yield from _matrices(description.get("matrices") or {}, each=matrices)
     yield from _module(description)
     sizes = description["bytes"]
     yield "files", f"{len(sizes)} of {sum(sizes.values()) / 1e6:,.1f} MB: {', '.join(sizes)}"
@@ -39,6 +44,9 @@ def _bundle(description: dict[str, Any]) -> Iterator[Row]:
         precision, flavour = description["precision"], description["flavour"]
         yield "bundle", f"precision {precision}, flavour {flavour}, format {description['format']}"
         yield "strategies", ", ".join(description["strategies"])
+        yield "keys and values", f"{description['kv']}, {description['kv_bytes_per_token'] / 1000:,.1f} kB a token"
+        if pooling := description["pooling"]:
+            yield "embeddings", f"pooling {pooling}"
 
 
 def _base(base: dict[str, Any]) -> Iterator[Row]:
@@ -50,6 +58,15 @@ def _base(base: dict[str, Any]) -> Iterator[Row]:
     )
     yield "vocabulary", f"{base['vocab_size']:,} tokens{', tied embeddings' * base['tied_embeddings']}"
     yield "context", f"{base['context_length']:,} tokens"
+
+
+def _source(source: dict[str, Any]) -> Iterator[Row]:
+    """Yield what the base was made from, and the licence that this states: it holds for the weights here too."""
+    elsewhere = ("stop_ids", "license", COPY)  # which have rows of their own, or are for programs
+    known = {name: value for name, value in source.items() if name not in elsewhere and value is not None}
+    if known:
+        yield "source", _text(known)
+    yield "licence", source.get("license") or "not stated"
 
 
 def _quantization(description: dict[str, Any]) -> Iterator[Row]:
@@ -65,6 +82,16 @@ def _quantization(description: dict[str, Any]) -> Iterator[Row]:
         yield "measured on", measured_on
 
 
+def _matrices(matrices: dict[str, dict[str, str]], *, each: bool) -> Iterator[Row]:
+    """Yield how matrices are stored and computed: `each` of them, or how many in which way."""
+    ways = {name: "; ".join(f"{side} {text}" for side, text in way.items()) for name, way in matrices.items()}
+    if each:
+        yield from ways.items()
+    else:
+        for way, count in Counter(ways.values()).items():
+            yield "matrices", f"{count} {way}"
+
+
 def _module(description: dict[str, Any]) -> Iterator[Row]:
     recycler = description["recycler"]
     if not recycler:
@@ -76,9 +103,27 @@ def _module(description: dict[str, Any]) -> Iterator[Row]:
     yield "module", f"{count} layer{'' if count == 1 else 's'}, {parameters}, {_trained(description)}"
     if description["module_trained"]:
         yield "acceptance", _acceptance(recycler)
-    yield "conventions", _text({name: recycler.get(name) for name in CONVENTIONS})
+    known = {name: recycler.get(name) for name in CONVENTIONS}
+    yield "conventions", _text({**known, **{name: recycler[name] for name in OF_HEADS if name in recycler}})
+    if about := recycler.get("read_from"):
+        yield "read from", _read_from(about)
     if size := description.get("draft_vocabulary"):
         yield "draft vocabulary", f"{size:,} tokens"
+
+
+def _read_from(about: dict[str, Any]) -> str:
+    """Say whose format a module was read from, and what was measured of its conventions."""
+    line = f"a head in the format {about.get('format')}"
+    declared: Any = about.get("declared")
+    taken: Any = about.get("taken")
+    measured = about.get("measured")
+    last = measured[-1] if isinstance(measured, list | tuple) and measured else None
+    if not isinstance(last, dict) or not isinstance(rate := last.get("acceptance"), float):
+        return f"{line}, conventions not measured"
+    both = isinstance(declared, dict) and isinstance(taken, dict)
+    changed = [name for name in taken if taken[name] != declared.get(name)] if both else []
+    line += f", {rate:.1%} of {last.get('proposals')} proposals right"
+    return f"{line}, read against its files: {', '.join(changed)}" if changed else f"{line}, read as declared"
 
 
 def _trained(description: dict[str, Any]) -> str:

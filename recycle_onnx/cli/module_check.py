@@ -29,12 +29,17 @@ def measure(checkpoint: Path, beside: Path) -> dict[str, Any]:
     import recycle_onnx
     from recycle_onnx.evaluation.acceptance import acceptance_in_answers
     from recycle_onnx.evaluation.openings import openings
-    from recycle_onnx.export import Quantization, export
+    from recycle_onnx.export import ExportOptions, Quantization, export
 
     with temporary_sibling(Path.cwd() / beside) as work:
         with stages() as report:
             int8 = Quantization(bits=8)
-            export(checkpoint, work / "bundle", quantization=int8, compare=False, epsilon=False, report=report)
+            export(
+                checkpoint,
+                work / "bundle",
+                ExportOptions(quantization=int8, compare=False, epsilon=False),
+                report=report,
+            )
         with progress("measuring") as update, recycle_onnx.load(work / "bundle") as model:
             model.stop_ids = frozenset()  # a text that ends early would tell little
             begun, text = openings(model)

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, echo
 
 
 @click.command()
-@click.argument("bundle", type=Path)
-@click.argument("out", type=Path)
+@click.argument("bundle", type=PATH)
+@click.argument("out", type=PATH)
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def mtp(bundle: Path, out: Path, force: bool, json_: bool) -> None:

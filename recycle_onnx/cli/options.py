@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from recycle_onnx.cli.declared import Command, option_of
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.untrained import note_if_untrained
 from recycle_onnx.declaration import Setting
 from recycle_onnx.errors import InputError
@@ -19,8 +20,11 @@ from recycle_onnx.runtime.settings import SETTINGS
 
 if TYPE_CHECKING:
     from recycle_onnx.runtime.config import GenerationConfig
-    from recycle_onnx.runtime.model import RecycleModel
+    from recycle_onnx.runtime.model import Model
+    from recycle_onnx.runtime.ort.placing import Placing
     from recycle_onnx.runtime.structured import Constraint
+
+Choices = TypeVar("Choices")
 
 PLACING = (
     click.option("--provider", default="cpu", show_default=True, help="cpu, cuda, openvino, webgpu, …, or auto."),
@@ -40,13 +44,24 @@ LOADING = (
     click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them."),
 )
 
-CONSTRAINTS = (
-    click.option("--json-schema", type=Path, metavar="FILE", help="The text is JSON that this schema describes."),
-    click.option("--regex", metavar="PATTERN", help="The text is one that this matches from beginning to end."),
-    click.option("--grammar", type=Path, metavar="FILE", help="The text is one of this grammar, in Lark or GBNF."),
+CHATTING = (
+    click.option("--system", help="What the model is told before all turns."),
+    click.option("--tint", is_flag=True, help="Show recycled tokens green, and no markdown."),
+    click.option(
+        "--overflow",
+        type=click.Choice(["error", "drop_oldest"]),
+        default="error",
+        show_default=True,
+        help="Where the turns no longer fit the context.",
+    ),
 )
-SHORT = {"max_new_tokens": ("-n",)}
-"""Short names of options."""
+CONSTRAINTS = (
+    click.option("--json-schema", type=PATH, metavar="FILE", help="The text is JSON that this schema describes."),
+    click.option("--regex", metavar="PATTERN", help="The text is one that this matches from beginning to end."),
+    click.option("--grammar", type=PATH, metavar="FILE", help="The text is one of this grammar, in Lark or GBNF."),
+)
+OTHER_NAMES = {"max_new_tokens": ("-n", "--max-tokens")}
+"""Short names of options, and what neighbours call them."""
 ASKED_FOR = ("logprobs",)
 """Settings that only some verbs have an option for, as only some show what they bring."""
 
@@ -61,15 +76,19 @@ def loading(command: Command) -> Command:
     return _with(command, LOADING)
 
 
-def controls(default_new_tokens: int) -> Callable[[Command], Command]:
+def chatting(command: Command) -> Command:
+    """Add the options of a conversation in the terminal."""
+    return _with(command, CHATTING)
+
+
+def controls(command: Command) -> Command:
     """Add an option for each setting of a generation that a command line can hold, for `config` to gather."""
-    unset = {"max_new_tokens": f"the bundle's, otherwise {default_new_tokens}"}
     settings = tuple(
-        option_of(name, about, unset=unset.get(name) or _unset(about), short=SHORT.get(name, ()))
+        option_of(name, about, unset=_unset(about), other_names=OTHER_NAMES.get(name, ()))
         for name, about in SETTINGS.items()
         if name not in ASKED_FOR
     )
-    return lambda command: _with(command, (*settings, *CONSTRAINTS))
+    return _with(command, (*settings, *CONSTRAINTS))
 
 
 def logprobs(note: str) -> Callable[[Command], Command]:
@@ -90,7 +109,13 @@ def _with(command: Command, options: tuple[Callable[[Command], Command], ...]) -
     return command
 
 
-def load(bundle: Path, settings: dict[str, Any]) -> RecycleModel:
+def chosen(choices: type[Choices], settings: dict[str, Any]) -> Choices:
+    """Take the options that are fields of a dataclass out of `settings`, and make it of them."""
+    names = [field.name for field in fields(choices)]  # type: ignore[arg-type]  # a dataclass
+    return choices(**{name: settings.pop(name) for name in names if name in settings})
+
+
+def load(bundle: Path, settings: dict[str, Any]) -> Model:
     """Load a bundle as the options say, and take them out of `settings`."""
     import recycle_onnx
 
@@ -103,13 +128,13 @@ def load(bundle: Path, settings: dict[str, Any]) -> RecycleModel:
     )
 
 
-def note_module(model: RecycleModel, config: GenerationConfig) -> None:
+def note_module(model: Model, config: GenerationConfig) -> None:
     """Say so where `config` counts on a module that was never trained; nothing where there is none."""
     if "verify" in model.strategies:
         note_if_untrained(model.module_trained, config.strategy or model.bundle.manifest.default_strategy)
 
 
-def places(settings: dict[str, Any]) -> dict[str, Any]:
+def places(settings: dict[str, Any]) -> Placing:
     """Take the options of `placing` out of `settings`; return what `recycle_onnx.load` takes of them.
 
     Raises:
@@ -141,7 +166,7 @@ def pairs(option: str, texts: tuple[str, ...], example: str = "device_id=0") -> 
     return dict(text.split("=", 1) for text in texts)
 
 
-def config(model: RecycleModel, settings: dict[str, Any], default_new_tokens: int) -> GenerationConfig:
+def config(model: Model, settings: dict[str, Any]) -> GenerationConfig:
     """Make the bundle's settings, with those from the command line in their place.
 
     Raises:
@@ -152,8 +177,6 @@ def config(model: RecycleModel, settings: dict[str, Any], default_new_tokens: in
         chosen["logit_bias"] = dict(map(_bias, chosen["logit_bias"]))
     if constraint := _constraint(chosen):
         chosen["constraint"] = constraint
-    if model.generation_config.max_new_tokens is None:
-        chosen.setdefault("max_new_tokens", default_new_tokens)
     return model.generation_config.updated(**chosen)
 
 

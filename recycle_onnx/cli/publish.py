@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from recycle_onnx.cli.module_check import measure
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, echo
 from recycle_onnx.cli.sources import note
 from recycle_onnx.cli.untrained import note_if_untrained
@@ -15,8 +16,8 @@ from recycle_onnx.errors import InputError
 
 
 @click.command()
-@click.argument("checkpoint", type=Path)
-@click.argument("out", type=Path)
+@click.argument("checkpoint", type=PATH)
+@click.argument("out", type=PATH)
 @click.option("--dtype", default="float16", show_default=True, help="float16, bfloat16, float32, or stored: as it is.")
 @click.option("--licence", "--license", metavar="ID", help="Of the base, such as apache-2.0.  [default: what it says]")
 @click.option("--base-model", metavar="ORG/NAME", help="The base's id on the hub.  [default: where it came from]")

@@ -9,10 +9,9 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console, RenderableType
@@ -20,7 +19,6 @@ from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     ProgressColumn,
     SpinnerColumn,
     Task,
@@ -29,16 +27,16 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.progress import Progress as ProgressBar
 from rich.text import Text
 
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.untrusted import UNPRINTABLE, printable
-
-if TYPE_CHECKING:
-    from recycle_onnx.export.report import Report
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where progress is no bar, logs of long work stay short."""
 ESCAPED = {code: f"\\u{code:04x}" for code in UNPRINTABLE}
+"""JSON says the same with the escape, and no terminal obeys it."""
 
 
 def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
@@ -98,13 +96,13 @@ def is_main_process() -> bool:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
-    """Give `update(done, total, note)`: a bar on a terminal, a line every few seconds otherwise, on standard error.
+def progress(title: str) -> Iterator[Progress]:
+    """Give a callback that shows a bar on a terminal, a line every few seconds otherwise, on standard error.
 
     Of several processes that were launched together only the main one shows it.
     """
     if not is_main_process():
-        yield lambda completed, total, note: None
+        yield silent
         return
     if not sys.stderr.isatty():
         yield _lines(title)
@@ -113,14 +111,14 @@ def progress(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
         TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
     )  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(title, total=None, note="")
         yield lambda completed, total, note: bar.update(
             task, completed=completed, total=total, note=escape(printable(note))
         )
 
 
-def _lines(title: str) -> Callable[[int, int, str], None]:
+def _lines(title: str) -> Progress:
     last = 0.0
 
     def update(completed: int, total: int, note: str) -> None:
@@ -134,10 +132,10 @@ def _lines(title: str) -> Callable[[int, int, str], None]:
     return update
 
 
-def _stage_lines() -> Report:
+def _stage_lines() -> Progress:
     last, current = time.monotonic(), ""
 
-    def report(text: str, completed: int = 0, total: int = 0) -> None:
+    def report(completed: int, total: int, text: str) -> None:
         nonlocal last, current
         stage, _, _ = text.partition(": ")
         now = time.monotonic()
@@ -151,22 +149,22 @@ def _stage_lines() -> Report:
 
 
 @contextmanager
-def stages() -> Iterator[Report]:
-    """Give `report(stage)`, `report("stage: detail")` or `report(stage, done, total)`.
+def stages() -> Iterator[Progress]:
+    """Give a callback that shows stages, named `stage` or `stage: detail`.
 
-    On a terminal a spinner, with a bar where the total is known; otherwise a line a stage, and every few seconds
-    details. All of it goes to standard error.
+    On a terminal that is a spinner, with a bar where the total is known; otherwise a line a stage, and details every
+    few seconds. All of it goes to standard error.
     """
     if not sys.stderr.isatty():
         yield _stage_lines()
         return
     columns = (SpinnerColumn(), TextColumn("{task.description}"), _Known(BarColumn()), _Known(TaskProgressColumn()),
                _Known(TimeRemainingColumn()))  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with ProgressBar(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading the checkpoint", total=None)
         current = ""
 
-        def report(text: str, completed: int = 0, total: int = 0) -> None:
+        def report(completed: int, total: int, text: str) -> None:
             nonlocal current
             stage, _, _ = text.partition(": ")
             if stage != current:

@@ -23,11 +23,21 @@ class FromSource(click.Command):
 
 
 def source_options(function: Decorated) -> Decorated:
-    """Add `--from-gguf`, which FromSource takes out of the arguments, and `--revision`."""
+    """Add `--from-gguf`, which FromSource takes out of the arguments, `--revision` and `--adapter`."""
     function = click.option(
         OPTION, metavar="FILE", expose_value=False, help="A GGUF file, which may as well stand as the first argument."
     )(function)
-    return click.option("--revision", help="Branch, tag or commit of a model on the Hugging Face hub.")(function)
+    return click.option("--revision", help="Branch, tag or commit of a model on the Hugging Face hub.")(
+        adapting(function)
+    )
+
+
+def adapting(function: Decorated) -> Decorated:
+    """Add `--adapter`."""
+    option = click.option(
+        "--adapter", type=Path, metavar="FOLDER", help="A LoRA adapter of PEFT's, to merge into the base."
+    )
+    return option(function)
 
 
 def note(text: str) -> None:

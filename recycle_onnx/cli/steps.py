@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 HALVES = {"full": "full model", "recycle": "module", "recycler": "module"}
+"""What people call the halves; step times say `recycle`, graphs `recycler`."""
 
 
 def step_times(step_ms: Mapping[str, float]) -> str:
@@ -14,11 +15,11 @@ def step_times(step_ms: Mapping[str, float]) -> str:
 
 def proposal(chosen: str) -> str:
     """Name what `auto` chose: `module_2`, `lookup`, `constraint` or `nothing`."""
-    source, _, count = chosen.partition("_")
+    proposer, _, count = chosen.partition("_")
     if count:
-        return f"{tokens(count)} of the {source}"
+        return f"{tokens(count)} of the {proposer}"
     return {"nothing": "no proposal", "lookup": "a lookup in the text", "constraint": "what the constraint forces"}[
-        source
+        proposer
     ]
 
 

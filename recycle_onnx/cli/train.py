@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from recycle_onnx.cli.declared import Command, option_of
+from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, echo, is_main_process, progress
 from recycle_onnx.declaration import declared
 from recycle_onnx.training.options import TrainingOptions
@@ -27,16 +28,16 @@ def _training(command: Command) -> Command:
 
 
 @click.command()
-@click.argument("checkpoint", type=Path)
+@click.argument("checkpoint", type=PATH)
 @click.option(
-    "--data", "-d", type=Path, multiple=True,
+    "--data", "-d", type=PATH, multiple=True,
     help="UTF-8 text or .jsonl, .gz too; repeatable.  [default: text that the base writes]",
 )  # fmt: skip
-@click.option("--held-out", type=Path, multiple=True, help="Text to measure on.  [default: the end of the data]")
+@click.option("--held-out", type=PATH, multiple=True, help="Text to measure on.  [default: the end of the data]")
 @_training
 @click.option("--resume", is_flag=True, help="Go on with a training that was interrupted or killed.")
 @click.option("--estimate", is_flag=True, help="Say what it would take in time, memory and disk, and end.")
-@click.option("--plot", type=Path, help="Also draw the curves, for instance into curves.png; needs matplotlib.")
+@click.option("--plot", type=PATH, help="Also draw the curves, for instance into curves.png; needs matplotlib.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON object.")
 def train(
     checkpoint: Path,

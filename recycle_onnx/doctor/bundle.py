@@ -21,7 +21,7 @@ from recycle_onnx.machine.bandwidth import Bandwidth
 from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.half import Floats
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort import providers as runtime_providers
 from recycle_onnx.runtime.ort.provider_table import CPU
 from recycle_onnx.runtime.ort.providers import Place
@@ -97,7 +97,7 @@ def _run(bundle: Bundle, how: How, machine: Machine, report: BundleReport, progr
         progress(0, 3, "running the graphs on the CPU as they were written")
         expected = _expected(bundle, how, report)
         progress(1, 3, f"loading them for {report.provider}")
-        with RecycleModel(bundle, place, how.threads, opener, recycler_provider=recycler_place) as model:
+        with Model(bundle, place, how.threads, opener, recycler_provider=recycler_place) as model:
             asked = {kind: assignment.of_session(session) for kind, session in opener.sessions.items()}
             report.assignments = {kind: answer for kind, answer in asked.items() if answer is not None}
             names = {"full": report.provider, "recycler": report.recycler_provider}
@@ -160,7 +160,7 @@ class _Opener:
         return self.sessions[kind]
 
 
-def _spinning(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], machine: Machine) -> Spinning:
+def _spinning(model: Model, sessions: Mapping[Kind, ort.InferenceSession], machine: Machine) -> Spinning:
     spin = [kind for kind, session in sessions.items() if spinning.spins(session, machine.processors)]
     if "recycler" not in sessions:
         return Spinning([], None)  # nobody to take processors from

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from recycle_onnx.doctor.finding import Finding
+from recycle_onnx.machine import huge_pages
 from recycle_onnx.machine.machine import Machine
 from recycle_onnx.machine.processors import Processors
 
@@ -19,6 +20,13 @@ def findings(machine: Machine, threads: int | None) -> Iterator[Finding]:
             f"{machine.processor} has neither AVX2 nor NEON",
             "ONNX Runtime's fast kernels for quantized weights need one of them",
             "use a float32 bundle here, or another machine",
+        )
+    if machine.huge_pages == "off":
+        yield Finding(
+            "advice",
+            f"transparent huge pages are turned off ({huge_pages.SETTING})",
+            "weights lie in small pages, and a step on one token takes some 15 % longer",
+            "as root: echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
         )
 
 

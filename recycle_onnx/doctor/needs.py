@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from recycle_onnx.bundle import Manifest
-from recycle_onnx.contract import GraphSpec
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.machine.bandwidth import Bandwidth
 from recycle_onnx.machine.memory import SystemMemory
@@ -38,12 +37,22 @@ def find(manifest: Manifest, bandwidth: Bandwidth) -> Needs:
     """Compute the needs from the manifest."""
     step = full_step_bytes(manifest)
     return Needs(
-        weights_bytes=sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data")),
-        cache_bytes=manifest.context_length * sum(_row_bytes(spec) for spec in manifest.graphs.values()),
+        weights_bytes=weights_bytes(manifest),
+        cache_bytes=manifest.context_length * token_bytes(manifest),
         context_length=manifest.context_length,
         full_step_bytes=step,
         tokens_per_second=1e9 * bandwidth.all_threads_gb_s / step,
     )
+
+
+def weights_bytes(manifest: Manifest) -> int:
+    """Count the bytes of both halves' weights."""
+    return sum(file.bytes for name, file in manifest.files.items() if name.endswith(".data"))
+
+
+def token_bytes(manifest: Manifest) -> int:
+    """Count the bytes that both caches take for each token of a text."""
+    return sum(spec.row_bytes for spec in manifest.graphs.values())
 
 
 def full_step_bytes(manifest: Manifest) -> int:
@@ -89,8 +98,3 @@ def findings(needs: Needs, memory: SystemMemory) -> Iterator[Finding]:
 def gigabytes(count: float) -> str:
     """Write bytes as people read them, 10⁹ a GB."""
     return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
-def _row_bytes(spec: GraphSpec) -> int:
-    size = 4 if spec.float_type == "float32" else 2
-    return 2 * spec.num_layers * spec.num_kv_heads * spec.head_dim * size

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from recycle_onnx.bundle import check_is_bundle
 from recycle_onnx.doctor import bundle as bundles
@@ -20,6 +20,7 @@ from recycle_onnx.machine import bandwidth
 from recycle_onnx.machine.bandwidth import Bandwidth
 from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress, silent
+from recycle_onnx.runtime.ort.placing import Placing
 from recycle_onnx.runtime.ort.providers import options_of_module, register_library
 from recycle_onnx.runtime.ort.sessions import check_threads
 
@@ -56,36 +57,28 @@ class DoctorReport:
 def examine(
     bundle: str | PathLike[str] | None = None,
     *,
-    provider: str = "auto",
-    recycler_provider: str | None = None,
-    provider_options: Mapping[str, str] | None = None,
-    recycler_provider_options: Mapping[str, str] | None = None,
-    provider_libraries: Mapping[str, str | PathLike[str]] | None = None,
     threads: int | None = None,
     session_config: Mapping[str, str] | None = None,
     progress: Progress = silent,
+    **placing: Unpack[Placing],
 ) -> DoctorReport:
     """Examine this machine for about a second, and with a bundle for some five seconds more.
 
     Args:
         bundle: a folder that `recycle-onnx export` wrote.
-        provider: where to run it; `auto` for the best one here. This and the next four are as `load` takes them.
-        recycler_provider: where to run its module, if not there too.
-        provider_options: what the provider takes.
-        recycler_provider_options: the same for the module's provider, if it has one of its own.
-        provider_libraries: files of plug-in providers.
         threads: threads of each session, None for one a physical core.
         session_config: settings of ONNX Runtime's sessions that an application gives in the place of ours, by name.
         progress: called with what is done, of how much, and what comes now.
+        placing: where to run it, with the keywords of `recycle_onnx.load`; `provider` is `auto` for the best one here
+            unless another one is named.
 
     Raises:
         InputError: not a bundle, a provider that is unknown or not here or does not know an option, options without
             their provider, or threads out of range.
     """
-    for name, file in (provider_libraries or {}).items():
+    for name, file in (placing.get("provider_libraries") or {}).items():
         register_library(name, file)
-    own_options = options_of_module(recycler_provider, recycler_provider_options)
-    names = providers.candidates(provider)
+    how = _how(placing, threads, session_config or {})
     check_threads(threads)
     if bundle is not None:
         check_is_bundle(Path(bundle))
@@ -93,16 +86,21 @@ def examine(
     here = Machine.this()
     speed = bandwidth.measure(here.processors.useful_threads, here.memory.free_bytes)
     installed, sends = versions.find(), telemetry.find()
-    others = names if recycler_provider is None else providers.candidates(recycler_provider)
-    options = provider_options or {}
-    how = How(
-        names, options, others, options if recycler_provider is None else own_options, threads, session_config or {}
-    )
     examined = None if bundle is None else bundles.examine(Path(bundle), how, here, speed, progress)
     about = (*versions.findings(installed), *machine.findings(here, threads), *telemetry.findings(sends))
     findings = _broken_first([*about, *(examined.findings if examined else [])])
-    chosen = examined.provider if examined else names[0]
+    chosen = examined.provider if examined else how.providers[0]
     return DoctorReport(installed, here, speed, providers.find(), chosen, sends, examined, findings)
+
+
+def _how(placing: Placing, threads: int | None, session_config: Mapping[str, str]) -> How:
+    """Return the providers to choose from: the module's are the full model's, unless it has its own."""
+    module = placing.get("recycler_provider")
+    own = options_of_module(module, placing.get("recycler_provider_options"))
+    names, options = providers.candidates(placing.get("provider", "auto")), placing.get("provider_options") or {}
+    if module is None:
+        return How(names, options, names, options, threads, session_config)
+    return How(names, options, providers.candidates(module), own, threads, session_config)
 
 
 def _broken_first(findings: list[Finding]) -> list[Finding]:

@@ -14,10 +14,10 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor.finding import Finding
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.decoding.both_halves import TOLERANCE, BothHalves, difference, some_text
+from recycle_onnx.runtime.decoding.both_halves import BothHalves, difference, some_text, tolerance
 from recycle_onnx.runtime.decoding.decoder import common_prefix
 from recycle_onnx.runtime.decoding.half import Floats
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.provider_table import CPU
 from recycle_onnx.runtime.ort.sessions import mapped_options, open_session
 
@@ -59,7 +59,7 @@ def on_the_cpu(bundle: Bundle, threads: int | None) -> list[Floats]:
     return BothHalves(manifest, sessions).logits(ids, split=len(ids))
 
 
-def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expected: list[Floats] | None) -> SelfTest:
+def run(model: Model, sessions: Mapping[Kind, ort.InferenceSession], expected: list[Floats] | None) -> SelfTest:
     """Compare a loaded model with the CPU, and `verify` with `full`.
 
     Raises:
@@ -75,7 +75,7 @@ def run(model: RecycleModel, sessions: Mapping[Kind, ort.InferenceSession], expe
     verify = write(strategy="verify") if "verify" in model.strategies else None
     return SelfTest(
         differences={} if expected is None else dict(zip(sessions, map(difference, expected, actual), strict=True)),
-        tolerance=TOLERANCE[manifest.precision],
+        tolerance=tolerance(manifest),
         tokens=len(full.tokens),
         same_tokens=None if verify is None else common_prefix(full.tokens, verify.tokens),
         lossless="exact" if verify is None else verify.lossless,
@@ -102,7 +102,7 @@ def findings(test: SelfTest) -> Iterator[Finding]:
         )
 
 
-def _step_ms(model: RecycleModel, ids: list[int]) -> dict[str, float]:
+def _step_ms(model: Model, ids: list[int]) -> dict[str, float]:
     decoder = model.decoder("verify" if "verify" in model.strategies else "full")
     decoder.prefill(ids)
     steps: dict[str, Callable[[], object]] = {"full": partial(decoder.full_step, ids[-1:], 1)}

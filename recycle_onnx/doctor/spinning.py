@@ -69,7 +69,7 @@ def findings(spinning: Spinning) -> Iterator[Finding]:
             "broken",
             f"threads of the {' and the '.join(_NAMES[half] for half in spinning.halves)} spin between runs{cost}",
             "two sessions take turns: idle threads of the one keep the other from its cores, and nothing is gained",
-            "leave session.force_spinning_stop at 1 and session.intra_op.allow_spinning unset, or give one thread",
+            "leave session.force_spinning_stop and session.intra_op.spin_duration_us as they are, or give one thread",
         )
     elif measured is not None and measured > SLOW:
         yield Finding(

@@ -12,6 +12,7 @@ from recycle_onnx import __version__
 from recycle_onnx.doctor.finding import Finding
 
 NEEDED = ("onnxruntime", "numpy", "tokenizers")
+"""What running a bundle imports; the exporter's packages matter only where something is made."""
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.decoding import strategies
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer, Proposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 OPENING = 16
 """Tokens of a document that the model is given to go on from."""
 NAMES = {"own": "own text", "given": "given text", "answers": "answers"}
+"""How tables call the texts that acceptance was counted in."""
 
 
 class Tally:
@@ -61,26 +62,26 @@ class Continued:
 
 
 def continued(
-    model: RecycleModel,
+    model: Model,
     prompt: Sequence[int],
-    source: Literal["module", "lookup"],
+    proposer: Literal["module", "lookup"],
     *,
     chain: int,
     new_tokens: int,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Continued:
-    """Continue a prompt, to the text's end or for `new_tokens`, with chains that the source proposes.
+    """Continue a prompt, to the text's end or for `new_tokens`, with chains of a proposer.
 
     Raises:
         InputError: a prompt that leaves no room, no module, or a number out of range.
     """
-    if source == "module" and "verify" not in model.strategies:
+    if proposer == "module" and "verify" not in model.strategies:
         raise InputError(f"{model.bundle.folder} has no recyclable module; expected one, whose proposals are counted")
     ids = model.prompt_ids(prompt)
     sampling = GREEDY.updated(max_new_tokens=new_tokens, temperature=temperature, seed=seed).sampling
-    decoder = model.decoder("verify" if source == "module" else "lookup")
-    by_module = source == "module"
+    decoder = model.decoder("verify" if proposer == "module" else "lookup")
+    by_module = proposer == "module"
     inner = ModuleProposer(decoder, sampling, chain, 0.0) if by_module else LookupProposer(ids, sampling, chain)
     watched, limit, tokens = Watched(inner, chain), model.bundle.manifest.context_length - len(ids), 0
     for choice in strategies.verify(decoder, ids, sampling, min(new_tokens, limit), strategies.Counts(), watched):
@@ -128,7 +129,7 @@ def described(measured: Acceptance) -> str:
 
 
 def acceptance(
-    model: RecycleModel,
+    model: Model,
     documents: Sequence[str],
     *,
     chain: int = 4,
@@ -142,7 +143,7 @@ def acceptance(
 
 
 def acceptance_in_answers(
-    model: RecycleModel,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     *,
     chain: int = 4,
@@ -155,7 +156,7 @@ def acceptance_in_answers(
 
 
 def _continue(
-    model: RecycleModel,
+    model: Model,
     prompts: Sequence[Sequence[int]],
     text: Literal["own", "answers"],
     chain: int,
@@ -176,7 +177,7 @@ def _continue(
 
 
 def acceptance_on_text(
-    model: RecycleModel,
+    model: Model,
     documents: Sequence[str],
     *,
     chain: int = 4,
@@ -199,7 +200,7 @@ def acceptance_on_text(
     return Acceptance("given", temperature, chain, _first(runs), by_place, 1 + sum(accumulate(by_place, mul)))
 
 
-def _read_along(model: RecycleModel, ids: list[int], chain: int, sampling: Sampling) -> Tally:
+def _read_along(model: Model, ids: list[int], chain: int, sampling: Sampling) -> Tally:
     """Walk through a text; propose a chain after every token, and compare it with the full model's choices."""
     decoder, tally = model.decoder("verify"), Tally(chain)
     if len(ids) < 2:

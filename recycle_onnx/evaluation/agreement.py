@@ -11,7 +11,7 @@ from recycle_onnx.evaluation.estimate import estimate
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class Agreement:
     nats_lost_interval: tuple[float, float]
 
 
-def agreement(
-    model: RecycleModel, documents: Sequence[str], *, new_tokens: int = 64, report: Progress = silent
-) -> Agreement:
+def agreement(model: Model, documents: Sequence[str], *, new_tokens: int = 64, report: Progress = silent) -> Agreement:
     """Continue the openings of `documents` both ways."""
     same, lost = [], []
     for index, document in enumerate(documents):

@@ -25,7 +25,7 @@ from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.task_rows import TASKS, Row
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.tokenizer import special_token
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
@@ -40,9 +40,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
     not scored again. Texts become tokens as in the harness's own Hugging Face model.
     """
 
-    def __init__(
-        self, model: RecycleModel, decoding: Decoding = "full", report: Progress = silent, note: str = ""
-    ) -> None:
+    def __init__(self, model: Model, decoding: Decoding = "full", report: Progress = silent, note: str = "") -> None:
         super().__init__()
         self.model, self.decoding = model, decoding
         self.tokenizer = model.tokenizer
@@ -143,7 +141,7 @@ class RecycleLM(TemplateLM):  # type: ignore[misc]
         return texts
 
 
-def _special_token(model: RecycleModel, name: str) -> int | None:
+def _special_token(model: Model, name: str) -> int | None:
     """Return the id of a token that tokenizer_config.json names."""
     text = special_token(model.bundle.folder / "tokenizer_config.json", name)
     token: int | None = None if text is None else model.tokenizer.token_to_id(text)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from recycle_onnx.extras import is_installed
 from recycle_onnx.runtime.chat_template import PLAIN, ChatTemplate
 from recycle_onnx.runtime.config import GREEDY
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.text import encode
 
 TEXTS, TOKENS = 8, 16
 """Openings, and tokens of each, for a measurement of seconds."""
+SPACING = 16
+"""Tokens from where one of several long texts begins to where the next one does, within a text of the model's own."""
 QUESTIONS = (
     "Why is the sky blue?",
     "Write a short story about a lighthouse keeper.",
@@ -19,9 +22,10 @@ QUESTIONS = (
     "Write an email that asks for a day off.",
     "Explain what a database index is.",
 )
+"""Everyday requests of several kinds: chat models answer them at some length."""
 
 
-def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
+def own_text(model: Model, length: int, seed: int = 0) -> list[int]:
     """Let the model itself write `length` tokens, by sampling."""
     start = (model.encode("") or [0])[:1]
     if length == 1:
@@ -30,13 +34,13 @@ def own_text(model: RecycleModel, length: int, seed: int = 0) -> list[int]:
     return [*start, *result.tokens]
 
 
-def own_texts(model: RecycleModel) -> list[list[int]]:
+def own_texts(model: Model) -> list[list[int]]:
     """Let the model write the beginnings of several texts."""
     length = min(TOKENS, model.bundle.manifest.context_length // 2)
     return [own_text(model, length, seed) for seed in range(TEXTS)]
 
 
-def openings(model: RecycleModel) -> tuple[list[list[int]], str]:
+def openings(model: Model) -> tuple[list[list[int]], str]:
     """Return beginnings for the model to continue, and what they are, in words.
 
     A model that answers gets questions, another one the beginnings of its own texts.
@@ -44,10 +48,36 @@ def openings(model: RecycleModel) -> tuple[list[list[int]], str]:
     Raises:
         InputError: the model's chat template needs jinja2.
     """
+    asked = questions(model)
+    if not asked:
+        return own_texts(model), f"greedy, after {TEXTS} openings of its own"
+    most = model.bundle.manifest.context_length // 2
+    return [ids[-most:] for ids in asked], f"greedy answers to {len(QUESTIONS)} questions"
+
+
+def questions(model: Model) -> list[list[int]]:
+    """Return the token ids of several requests by the model's chat template; none where it has no template.
+
+    Raises:
+        InputError: the template needs jinja2.
+    """
     template = ChatTemplate.find(model.bundle.folder)
     if template.name == PLAIN:
-        return own_texts(model), f"greedy, after {TEXTS} openings of its own"
+        return []
     asked = [template.render([{"role": "user", "content": question}]) for question in QUESTIONS]
-    most = model.bundle.manifest.context_length // 2
-    ids = [encode(model.tokenizer, text, template.special_tokens)[-most:] for text in asked]
-    return ids, f"greedy answers to {len(QUESTIONS)} questions"
+    return [encode(model.tokenizer, text, template.special_tokens) for text in asked]
+
+
+def openings_of(model: Model, length: int) -> list[list[int]]:
+    """Return eight beginnings of `length` tokens each: text of the model's own, and behind it a question if it answers.
+
+    The own text is written once, by sampling, and each beginning starts at another place of it. So none repeats itself
+    as random token ids or a sentence said again would, which flatters whatever proposes by looking the text up.
+    """
+    asked = questions(model) if is_installed("chat") else []
+    spare = model.bundle.manifest.context_length - length
+    spacing = min(SPACING, spare // TEXTS)
+    written = own_text(model, length + (TEXTS - 1) * spacing)
+    texts = [written[:1] + written[index * spacing + 1 :] for index in range(TEXTS)]
+    ends = [ids[-length:] for ids in asked] or [[]] * TEXTS
+    return [text[: length - len(end)] + end for text, end in zip(texts, ends, strict=True)]

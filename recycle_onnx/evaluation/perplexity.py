@@ -11,7 +11,7 @@ import numpy as np
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.evaluation.texts import pieces
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Perplexity:
     acceptance: float | None
 
 
-def perplexity(model: RecycleModel, documents: Sequence[str], report: Progress = silent) -> Perplexity:
+def perplexity(model: Model, documents: Sequence[str], report: Progress = silent) -> Perplexity:
     """Score `documents` (tokens after the first of each; the first too where the tokenizer puts one before it)."""
     nats, module, accepted, size = [], [], [], 0
     scorer = Scorer(model)

@@ -16,6 +16,7 @@ from recycle_onnx.evaluation.tasks import TaskAccuracy
 from recycle_onnx.files import write_bytes
 
 PLOTTED = ("acceptance", "tasks")
+"""Measurements that have a picture."""
 
 
 @dataclass(frozen=True)

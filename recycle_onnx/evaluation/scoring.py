@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.contract import Kind
 from recycle_onnx.runtime.decoding.half import Floats
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 Nats = NDArray[np.float64]
 Ids = NDArray[np.int64]
@@ -68,7 +68,7 @@ class Scorer:
 
     logits: Floats
 
-    def __init__(self, model: RecycleModel) -> None:
+    def __init__(self, model: Model) -> None:
         self._decoder = model.decoder("auto")
         full = self._decoder.full
         self._hidden = np.empty((full.cache.limit, full.spec.state_size), full.spec.float_type)
@@ -133,7 +133,7 @@ class Scorer:
         return made if known is None else np.concatenate([known, made])
 
 
-def score(model: RecycleModel, ids: list[int], first: int = 1) -> Score:
+def score(model: Model, ids: list[int], first: int = 1) -> Score:
     """Score one text, as `Scorer.score` does."""
     return Scorer(model).score(ids, first)
 

@@ -17,6 +17,7 @@ from recycle_onnx.untrusted import parse_json
 
 Row = dict[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""Answers of a multiple choice, as datasets number them."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def _boolq(row: Row) -> Row:
 
 
 _CHOICE = ("query", "choices", "gold")
+"""Fields that several tasks' rows have once they are converted."""
 TASKS = {
     "lambada": TaskFile("lambada/lambada_openai", "lambada*.jsonl", ("text",), ("context", "continuation"), _lambada),
     "hellaswag": TaskFile(

@@ -12,10 +12,11 @@ from recycle_onnx.evaluation.alternating import DECODINGS, Decoding
 from recycle_onnx.evaluation.estimate import Estimate, estimate, paired
 from recycle_onnx.evaluation.task_rows import Row
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 Sample = Mapping[str, Any]
 METRICS = ("acc", "acc_norm")
+"""The harness's accuracies: by the likeliest answer, and by the likeliest for its length."""
 STANDARD_ERRORS = 3
 """Above chance, for a task to tell anything: chance alone goes so far once in 700 tasks."""
 
@@ -44,7 +45,7 @@ class TaskAccuracy:
 
 
 def tasks(
-    model: RecycleModel,
+    model: Model,
     rows: Mapping[str, list[Row] | None],
     *,
     limit: int | None = None,

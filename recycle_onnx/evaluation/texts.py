@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 LONGEST = 1024
 """Tokens of a piece: a longer context takes memory for logits of every row."""
@@ -18,7 +18,7 @@ class Piece(NamedTuple):
     first: int
 
 
-def pieces(model: RecycleModel, document: str) -> Iterator[Piece]:
+def pieces(model: Model, document: str) -> Iterator[Piece]:
     """Yield a document whole; a long one in pieces that overlap by half, so that every token has some context."""
     ids = model.encode(document)
     size = min(LONGEST, model.bundle.manifest.context_length)

@@ -15,7 +15,9 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.export.lazy import row_ranges
 
 BITS = (4, 8)
+"""Of a weight."""
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+"""Powers of two that the kernel takes."""
 BLOCK_SIZE = {4: 32, 8: 64}
 """By default: the largest ones whose kernel rounds one row as it rounds several.
 
@@ -28,6 +30,7 @@ CALIBRATED = "calibrated"
 SOURCE = "source"
 """The blocks of a GGUF file as they are (`source_blocks.py`); matrices that have none take `mse`, in 8 bits `rtn`."""
 ACTIVATIONS: dict[str, FloatType] = {"fp32": "float32", "fp16": "float16"}
+"""What is not quantized, by the name on the command line."""
 PARTS = (
     "embed_tokens",
     "lm_head",
@@ -39,6 +42,7 @@ PARTS = (
     "up_proj",
     "down_proj",
 )
+"""Parts of both halves that `keep` may name."""
 KEEP = {4: ("projection", "embed_tokens", "lm_head"), 8: ("projection",)}
 """What gets more bits by default, by the bits of the others; docs/performance.md has what that costs and saves."""
 SMALLEST_BLOCK = 16
@@ -157,7 +161,9 @@ def dequantize(blocks: Blocks, how: Quantization) -> NDArray[np.float32]:
 
 def _round_to_nearest(rows: NDArray[np.float32], how: Quantization) -> Blocks:
     config = DefaultWeightOnlyQuantConfig(block_size=how.block_size, is_symmetric=how.symmetric, bits=how.bits)
-    return Blocks(*DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(rows.T)))
+    packed, *others = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(rows.T))
+    scales, zero_points = (values.reshape(len(rows), -1) for values in others)  # ONNX Runtime 1.23 gives [N · B]
+    return Blocks(packed, scales, zero_points)
 
 
 def _least_squares(rows: NDArray[np.float32], how: Quantization) -> Blocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -30,10 +31,11 @@ def embed(graph: DecoderGraph, tokens: LazyWeight, positions: LazyWeight | None)
     return total
 
 
-def norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str) -> ir.Value:
-    """Build RMSNormalization (opset 23) of x [B, S, H], whatever norms the base has."""
+def norm(graph: DecoderGraph, x: ir.Value, weights: Tensors, name: str, eps: float | None = None) -> ir.Value:
+    """Build RMSNormalization (opset 23) of x [B, S, H], whatever norms the base has; `eps` is the graph's otherwise."""
     weight = graph.weight(of_array(name, weights.float32(name)))
-    normalised: ir.Value = graph.op.RMSNormalization(x, weight, axis=-1, epsilon=graph.config.norm.eps)
+    epsilon = graph.config.norm.eps if eps is None else eps
+    normalised: ir.Value = graph.op.RMSNormalization(x, weight, axis=-1, epsilon=epsilon)
     return normalised
 
 
@@ -67,7 +69,10 @@ def attention(
     names = [f"{prefix}{part}_proj.weight" for part in "qkv"]
     query: Projected = (graph.linear(x, weights, *names, store_as=f"{prefix}qkv_proj.weight", bias=config.qkv_bias),)
     if config.qk_norm:
-        query = _normalised(graph, graph.split(*query), weights, prefix)
+        query = graph.split(*query)
+        if config.qk_norm == "rotated_head" and layer.rope:
+            query, layer = graph.rotated(query, layer.rope), replace(layer, rope=None)
+        query = _normalised(graph, query, weights, prefix)
     y, key, value = graph.attend(query, layer, past)
     name = f"{prefix}o_proj.weight"
     out = graph.linear(y, weights, name, bias=config.output_bias, scale=config.residual_scale)
@@ -108,6 +113,9 @@ def activation(graph: DecoderGraph, x: ir.Value) -> ir.Value:
         activated = op.Mul(x, op.Sigmoid(x))
     elif kind == "relu":
         activated = op.Relu(x)
+    elif kind == "relu2":
+        positive = op.Relu(x)
+        activated = op.Mul(positive, positive)
     else:
         activated = op.Gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
     return activated
@@ -124,9 +132,17 @@ class Stack(NamedTuple):
     streams: list[ir.Value]
 
 
-def layers(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, final_norm: str) -> Stack:
-    """Build all decoder layers and the final norm.
+def layers(
+    graph: DecoderGraph,
+    x: ir.Value,
+    weights: Tensors,
+    prefix: str,
+    final_norm: str | None,
+    first_input: ir.Value | None = None,
+) -> Stack:
+    """Build all decoder layers and the final norm, where there is one.
 
+    The first layer's attention reads `first_input`, whatever its width, in place of the normalised x, where given.
     `delta` is what a sublayer adds, kept apart from the residual stream x, so that the sum goes with the next norm.
     """
     past = [graph.inputs[name] for name in graph.spec.past_names()]
@@ -135,7 +151,10 @@ def layers(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, fina
     streams: list[ir.Value] = []
     for index, layer in enumerate(graph.config.layers):
         name = f"{prefix}{index}."
-        normalised, x = _before(graph, x, delta, weights, f"{name}input_layernorm")
+        if index == 0 and first_input is not None:
+            normalised = first_input
+        else:
+            normalised, x = _before(graph, x, delta, weights, f"{name}input_layernorm")
         streams.append(x)
         cache = (past[2 * index], past[2 * index + 1])
         delta, key, value = attention(graph, normalised, weights, f"{name}self_attn.", layer, cache)
@@ -148,7 +167,10 @@ def layers(graph: DecoderGraph, x: ir.Value, weights: Tensors, prefix: str, fina
             delta = feed_forward(graph, normalised, weights, f"{name}mlp.")
             delta = _behind(graph, delta, weights, f"{name}feed_forward_output_norm")
         present += [key, value]
-    hidden, x = add_norm(graph, x, delta, weights, final_norm)
+    if final_norm is None:
+        hidden = x = graph.op.Add(x, delta)
+    else:
+        hidden, x = add_norm(graph, x, delta, weights, final_norm)
     return Stack(hidden, present, [*streams, x])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from recycle_onnx import __version__
 from recycle_onnx.bundle import MANIFEST, Bundle, Manifest, describe_files, graph_file
 from recycle_onnx.checkpoint import BaseConfig, Checkpoint, DraftVocabulary
 from recycle_onnx.checkpoint.folder import TEXT_FILES
+from recycle_onnx.checkpoint.pooling import read_pooling
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import CALIBRATED, SOURCE, Quantization
@@ -19,15 +20,16 @@ from recycle_onnx.export.fidelity import Rounding, check_quality, measure
 from recycle_onnx.export.flavours import Flavour, Precision, flavour_named
 from recycle_onnx.export.full_model import build_full_model, full_spec
 from recycle_onnx.export.genai import genai_config
+from recycle_onnx.export.int8_cache.convert import CacheBits, check_int8_cache, to_int8_cache
 from recycle_onnx.export.lazy import weights_of
 from recycle_onnx.export.quantize_graph import GraphQuantizer
 from recycle_onnx.export.quantizer import as_quantized, calibrate_for, check_text, method_of, settled, with_cost
-from recycle_onnx.export.recycler import build_recycler, recycler_spec
-from recycle_onnx.export.report import Report, silent
+from recycle_onnx.export.recycler import build_recycler, fusion_of, recycler_spec
 from recycle_onnx.export.rewriter import Rewriter
 from recycle_onnx.export.self_check import SelfCheck, check_bundle
-from recycle_onnx.export.source_blocks import with_source
+from recycle_onnx.export.source_blocks import refuse_rounding_again, stored_kinds, with_source
 from recycle_onnx.files import new_folder, read_json, temporary_sibling, write_json
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.provenance import read_source, write_source
 from recycle_onnx.runtime.config import read_defaults
 from recycle_onnx.runtime.ort.providers import why_too_old
@@ -58,34 +60,60 @@ class ExportReport:
         """The bundle that was written."""
         return Bundle(self.bundle, self.manifest)
 
+    @property
+    def bytes(self) -> int:
+        """The size of its files."""
+        return sum(file.bytes for file in self.manifest.files.values())
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """The choices of an export: its operators, its precision, and what is measured of it.
+
+    Args:
+        flavour: `ort` has ONNX Runtime's own operators where they are faster, `standard` those of ONNX only.
+        quantization: the precision, None for float32. Weights go from the checkpoint straight into the bundle, some
+            rows at a time.
+        draft_vocabulary: takes the place of the checkpoint's own.
+        prefer_source: quantize by the method `source` where most of the base is somebody's integers of no more bits,
+            and refuse to round such integers a second time.
+        calibration: for the method `calibrated`, which needs a float32 bundle too, and so is compared.
+        text: what to compare on; None for a page of plain English.
+        compare: measure against float32, for which a float32 bundle is made beside it, and deleted. None does so where
+            there is a `text`, or the weights take no more than `SMALL` bytes in float32.
+        epsilon: without it, and without a comparison, nothing is measured of a quantized bundle: for one that will
+            soon be deleted.
+        force_quality: write it even if perplexity rises by more than a quarter.
+        threads: ONNX Runtime's, None for one a physical core.
+        module_window: let the module see so many rows only, its own included; None for what the checkpoint says.
+        kv: `int8` for keys and values in eight bits, which a CPU reads in half the time; None for floats.
+    """
+
+    flavour: str = "ort"
+    quantization: Precision | None = None
+    draft_vocabulary: DraftVocabulary | None = None
+    prefer_source: bool = False
+    calibration: Calibration = field(default_factory=Calibration)
+    text: Path | None = None
+    compare: bool | None = None
+    epsilon: bool = True
+    force_quality: bool = False
+    threads: int | None = None
+    module_window: int | None = None
+    kv: CacheBits | None = None
+
 
 def export(
     checkpoint: Path,
     bundle: Path,
+    options: ExportOptions | None = None,
     *,
-    flavour: str = "ort",
-    quantization: Precision | None = None,
-    draft_vocabulary: DraftVocabulary | None = None,
-    prefer_source: bool = False,
-    calibration: Calibration | None = None,
-    text: Path | None = None,
-    compare: bool | None = None,
-    epsilon: bool = True,
     force: bool = False,
-    force_quality: bool = False,
-    threads: int | None = None,
-    report: Report = silent,
+    report: Progress = silent,
 ) -> ExportReport:
     """Write `checkpoint` as the bundle `bundle`; without a module, one for the `full` strategy only.
 
-    The flavour `ort` has ONNX Runtime's own operators where they are faster, `standard` those of ONNX only. A
-    `draft_vocabulary` takes the place of the checkpoint's own. With `quantization` weights go from the checkpoint
-    straight into the bundle, some rows at a time; with `prefer_source` by the method `source` where most of the base is
-    a GGUF file's integers of no more bits. To `compare` that with float32 on `text` (see `quantize_bundle`), a
-    float32 bundle is made beside it, and deleted; by default where `text` is given, or the weights take no more than
-    `SMALL` bytes in float32. The method `calibrated` (see `Calibration`) needs that bundle too, and so is compared.
-    Without `epsilon`, and no comparison, nothing is measured of a quantized bundle, which is for one that will soon be
-    deleted. `threads` are ONNX Runtime's. `report` is told each stage as it begins, and how much of it is done.
+    `report` is told each stage as it begins, and how much of it is finished; a total of 0 is unknown.
 
     Raises:
         InputError: not a checkpoint, damaged or contradictory files, no such flavour, or `bundle` exists (unless
@@ -93,154 +121,179 @@ def export(
         RecycleError: the disk is full or not writable, the graphs failed their self-check, or a quantized bundle has
             lost more than a quarter of its perplexity (unless `force_quality`).
     """
-    check_text(text)
-    check_threads(threads)
-    chosen = flavour_named(flavour)
-    if reason := why_too_old(flavour):  # what is written is checked by running it
+    options = options or ExportOptions()
+    check_text(options.text)
+    check_threads(options.threads)
+    flavour = flavour_named(options.flavour)
+    if reason := why_too_old(options.flavour):  # what is written is checked by running it
         raise InputError(reason)
-    job = _Export(
-        chosen, quantization and chosen.suited(quantization), draft_vocabulary, prefer_source,
-        calibration or Calibration(), text, compare, epsilon, force_quality, threads, report,
-    )  # fmt: skip
-    with Checkpoint.open(checkpoint) as source, new_folder(bundle, force=force, keep=source.folders()) as folder:
-        return replace(job.write(source, folder), bundle=bundle)
+    options = replace(options, quantization=options.quantization and flavour.suited(options.quantization))
+    if options.kv is not None:
+        how = options.quantization
+        check_int8_cache(options.flavour, "float32" if how is None else how.float_type)
+    job = _Export(flavour, options, report)
+    with Checkpoint.open(checkpoint) as opened, new_folder(bundle, force=force, keep=opened.folders()) as folder:
+        return replace(job.write(_with_window(opened, options.module_window), folder), bundle=bundle)
 
 
 @dataclass(frozen=True)
 class _Export:
-    """The options of one export, which are known to suit each other."""
+    """One export, whose options are known to suit each other."""
 
     flavour: Flavour
-    quantization: Precision | None
-    draft_vocabulary: DraftVocabulary | None
-    prefer_source: bool
-    calibration: Calibration
-    text: Path | None
-    compare: bool | None
-    epsilon: bool
-    force_quality: bool
-    threads: int | None
-    report: Report
+    options: ExportOptions
+    report: Progress
 
-    def write(self, source: Checkpoint, folder: Path) -> ExportReport:
-        """Fill the empty `folder` with the bundle of `source`."""
-        ends = _write_text_files(source, folder)
-        draft = _choose(self.draft_vocabulary, source)
-        how = self._precision(source)
+    def write(self, checkpoint: Checkpoint, folder: Path) -> ExportReport:
+        """Fill the empty `folder` with the bundle of `checkpoint`."""
+        options = self.options
+        ends, pooling = _write_text_files(checkpoint, folder), read_pooling(checkpoint.base_folder)
+        draft = _choose(options.draft_vocabulary, checkpoint)
+        how = self._precision(checkpoint)
         calibrates = how is not None and method_of(how) == CALIBRATED
-        compares = how is not None and self._compares(source, calibrates)
+        compares = how is not None and self._compares(checkpoint, calibrates)
         with ExitStack() as beside:
-            float32 = self._in_float32(source, beside, folder) if compares or calibrates else None
+            float32 = self._in_float32(checkpoint, beside, folder) if compares or calibrates else None
             calibrated = Calibrated({}, None)
             if how is not None and float32 is not None:
-                calibrated = calibrate_for(float32.opened, how, self.calibration, self.threads, self.report)
+                calibrated = calibrate_for(float32.opened, how, options.calibration, options.threads, self.report)
             rewriter = self.flavour.rewriter(how, self.report, calibrated.made, calibrated.vectors)
-            specs = _write_graphs(source, folder, draft, self.flavour, rewriter)
-            manifest = _manifest(source, specs, folder, draft, self.flavour)
+            specs = _write_graphs(checkpoint, folder, draft, self.flavour, rewriter)
+            manifest = replace(_manifest(checkpoint, specs, folder, draft, self.flavour), pooling=pooling)
             manifest.provenance["stop_ids"], eos = ends, [end["id"] for end in ends]
             if how is not None:
-                manifest = _quantized(manifest, how, calibrated, rewriter, source)
+                manifest = _quantized(manifest, how, calibrated, rewriter, checkpoint)
             manifest.write(folder / MANIFEST)
             written, cost = Bundle(folder, manifest), None
-            checked = float32.self_check if float32 else _check(source, written, eos, self.report)
-            if how is not None and (compares or self.epsilon):
+            checked = (
+                float32.self_check
+                if float32
+                else _check(checkpoint, written, eos, self.report, torch=options.module_window is None)
+            )
+            if options.kv is not None:
+                manifest = to_int8_cache(folder, manifest, options.threads, self.report)
+                written = Bundle(folder, manifest)
+                check_bundle(written, None, eos)
+            if how is not None and (compares or options.epsilon):
                 cost = self._cost(written, how, float32.opened if float32 and compares else None)
         manifest.provenance["self_check"] = asdict(checked)
         manifest = manifest if cost is None else with_cost(manifest, cost)
         manifest.write(folder / MANIFEST)
         return ExportReport(folder, manifest, checked, cost)
 
-    def _precision(self, source: Checkpoint) -> Precision | None:
+    def _precision(self, checkpoint: Checkpoint) -> Precision | None:
         """Return the precision with a method that suits this base and its size."""
-        how = self.quantization
+        how = self.options.quantization
         if how is None:
             return None
         if isinstance(how, Quantization):
-            how = with_source(how, source.base_weights, preferred=self.prefer_source)
-        return settled(how, self.calibration, _float32_bytes(source), self.report)
+            how = with_source(how, checkpoint.base_weights, preferred=self.options.prefer_source)
+            if self.options.prefer_source:
+                refuse_rounding_again(how, checkpoint.base_weights)
+        return settled(how, self.options.calibration, _float32_bytes(checkpoint), self.report)
 
-    def _compares(self, source: Checkpoint, calibrates: bool) -> bool:
+    def _compares(self, checkpoint: Checkpoint, calibrates: bool) -> bool:
         """Tell whether to compare with float32: as was asked, otherwise where that costs little."""
-        if self.compare is not None:
-            return self.compare
-        return self.text is not None or _float32_bytes(source) <= SMALL or calibrates
+        if self.options.compare is not None:
+            return self.options.compare
+        return self.options.text is not None or _float32_bytes(checkpoint) <= SMALL or calibrates
 
-    def _in_float32(self, source: Checkpoint, beside: ExitStack, folder: Path) -> ExportReport:
+    def _in_float32(self, checkpoint: Checkpoint, beside: ExitStack, folder: Path) -> ExportReport:
         """Write the float32 bundle that calibrating reads and comparing needs; it is deleted with `beside`."""
         place = beside.enter_context(temporary_sibling(folder)) / "fp32"
-        vocabulary = self.draft_vocabulary
-        return export(source.folder, place, flavour=self.flavour.name, draft_vocabulary=vocabulary, report=self.report)
+        options = self.options
+        same = ExportOptions(
+            self.flavour.name, draft_vocabulary=options.draft_vocabulary, module_window=options.module_window
+        )
+        return export(checkpoint.folder, place, same, report=self.report)
 
     def _cost(self, written: Bundle, how: Precision, float32: Bundle | None) -> Rounding:
         """Measure what quantizing cost, and refuse what cost too much."""
-        cost = measure(written, float32, self.text, self.report, self.threads)
-        if not self.force_quality:
+        cost = measure(written, float32, self.options.text, self.report, self.options.threads)
+        if not self.options.force_quality:
             check_quality(how.precision, cost, method_of(how))
         return cost
 
 
 def _quantized(
-    manifest: Manifest, how: Precision, calibrated: Calibrated, rewriter: Rewriter, source: Checkpoint
+    manifest: Manifest, how: Precision, calibrated: Calibrated, rewriter: Rewriter, checkpoint: Checkpoint
 ) -> Manifest:
     """Return the manifest with what was done to the weights, and which blocks were kept as the source had them."""
     manifest = as_quantized(manifest, how, calibrated)
     if method_of(how) != SOURCE or not isinstance(rewriter, GraphQuantizer):
         return manifest
-    kept = rewriter.kept.summary(source.base_weights.files[0].name)
+    kept = rewriter.kept.summary(checkpoint.base_weights.weights.where.name)
     return replace(manifest, quantization={**(manifest.quantization or {}), "source": kept})
 
 
-def _check(source: Checkpoint, bundle: Bundle, eos: list[int], report: Report) -> SelfCheck:
-    report("checking the graphs")
-    reference = source.folder / "recycler" / "reference.safetensors"
-    return check_bundle(bundle, reference if source.recycler else None, eos)
+def _check(checkpoint: Checkpoint, bundle: Bundle, eos: list[int], report: Progress, *, torch: bool) -> SelfCheck:
+    """Check a bundle, against `torch` too where a training has left what to compare with."""
+    report(0, 0, "checking the graphs")
+    reference = checkpoint.folder / "recycler" / "reference.safetensors"
+    return check_bundle(bundle, reference if torch and checkpoint.recycler else None, eos)
 
 
-def _float32_bytes(source: Checkpoint) -> int:
-    parts = (source.base_weights, source.recycler_weights)
+def _float32_bytes(checkpoint: Checkpoint) -> int:
+    parts = (checkpoint.base_weights, checkpoint.recycler_weights)
     return 4 * sum(part.num_parameters() for part in parts if part is not None)
 
 
-def _choose(draft_vocabulary: DraftVocabulary | None, source: Checkpoint) -> list[int] | None:
+def _with_window(checkpoint: Checkpoint, window: int | None) -> Checkpoint:
+    """Return the checkpoint with a module that sees so many rows; trained without a window, it can have one too."""
+    if window is None:
+        return checkpoint
+    if checkpoint.recycler is None:
+        raise InputError(f"{checkpoint.folder}: has no recyclable module, and only that can have a window")
+    if window < 1:
+        raise InputError(f"--module-window is {window}; expected at least 1 row")
+    return replace(checkpoint, recycler=replace(checkpoint.recycler, window=window))
+
+
+def _choose(draft_vocabulary: DraftVocabulary | None, checkpoint: Checkpoint) -> list[int] | None:
     if draft_vocabulary is None:
-        return source.draft_ids
-    if source.recycler is None:
-        raise InputError(f"{source.folder}: has no recyclable module, and only that can have a draft vocabulary")
-    return draft_vocabulary.choose(source.base_folder, source.base.vocab_size)
+        return checkpoint.draft_ids
+    if checkpoint.recycler is None:
+        raise InputError(f"{checkpoint.folder}: has no recyclable module, and only that can have a draft vocabulary")
+    if checkpoint.recycler.lm_head == "own":
+        raise InputError(f"{checkpoint.folder}: its module has an LM head of its own; leave --draft-vocab out")
+    return draft_vocabulary.choose(checkpoint.base_folder, checkpoint.base.vocab_size)
 
 
 def _write_graphs(
-    source: Checkpoint, folder: Path, draft: list[int] | None, flavour: Flavour, write: Rewriter
+    checkpoint: Checkpoint, folder: Path, draft: list[int] | None, flavour: Flavour, write: Rewriter
 ) -> dict[str, GraphSpec]:
-    taps = source.recycler.tap if source.recycler else (FINAL_POST,)
-    specs = {"full": full_spec(source.base, taps)}
-    model = build_full_model(source.base, source.base_weights, taps, flavour)
+    module, module_weights, fuse = checkpoint.recycler, checkpoint.recycler_weights, None
+    taps: tuple[str, ...] = (FINAL_POST,)
+    if module and module_weights:
+        taps, fuse = module.tap, fusion_of(module, checkpoint.base, module_weights)
+    specs = {"full": full_spec(checkpoint.base, module.states if module else taps)}
+    model = build_full_model(checkpoint.base, checkpoint.base_weights, taps, flavour, fuse)
     shared = weights_of(model)
     write.save(model, folder / graph_file("full"))
-    if source.recycler and source.recycler_weights:
-        specs["recycler"] = recycler_spec(source.recycler, source.base, draft)
-        model = build_recycler(source.recycler, source.base, source.recycler_weights, shared, draft, flavour)
+    if module and module_weights:
+        specs["recycler"] = recycler_spec(module, checkpoint.base, draft)
+        model = build_recycler(module, checkpoint.base, module_weights, shared, draft, flavour)
         write.save(model, folder / graph_file("recycler"))
     return specs
 
 
-def _write_text_files(source: Checkpoint, folder: Path) -> list[dict[str, Any]]:
+def _write_text_files(checkpoint: Checkpoint, folder: Path) -> list[dict[str, Any]]:
     """Copy tokenizer and configs, add what the runtime and genai need; give the tokens that end a text."""
-    origin = source.base_folder
+    origin = checkpoint.base_folder
     tokenizer = load_tokenizer(origin)  # refuses a missing or damaged one
     for name in ("config.json", *TEXT_FILES):
         if (origin / name).exists():
             copy_file(origin / name, folder / name)
-    leave_out_tokens(folder / "tokenizer.json", tokenizer, source.base.vocab_size)
-    if came_from := read_source(source.folder, origin):
+    leave_out_tokens(folder / "tokenizer.json", tokenizer, checkpoint.base.vocab_size)
+    if came_from := read_source(checkpoint.folder, origin):
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
-    generation = _generation_config(origin, source.base)
+    generation = _generation_config(origin, checkpoint.base)
     named = stop_ids(origin, tokenizer)
-    ids = [token for token in named if token < source.base.vocab_size]
+    ids = [token for token in named if token < checkpoint.base.vocab_size]
     if ids:
         generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids
     write_json(folder / "generation_config.json", generation)
-    write_json(folder / "genai_config.json", genai_config(source.base, generation.get("bos_token_id"), ids))
+    write_json(folder / "genai_config.json", genai_config(checkpoint.base, generation.get("bos_token_id"), ids))
     return describe_ends({token: named[token] for token in ids}, tokenizer)
 
 
@@ -262,12 +315,12 @@ def _generation_config(origin: Path, base: BaseConfig) -> dict[str, Any]:
 
 
 def _manifest(
-    source: Checkpoint, specs: dict[str, GraphSpec], folder: Path, draft: list[int] | None, flavour: Flavour
+    checkpoint: Checkpoint, specs: dict[str, GraphSpec], folder: Path, draft: list[int] | None, flavour: Flavour
 ) -> Manifest:
     names = sorted(path.name for path in folder.iterdir())
     return Manifest(
-        base={**source.base.summary(), "parameters": source.base_weights.num_parameters()},
-        recycler=_module(source, draft),
+        base={**checkpoint.base.summary(), "parameters": checkpoint.base_weights.num_parameters()},
+        recycler=_module(checkpoint, draft),
         flavour=flavour.name,
         graphs=specs,
         files=describe_files(folder, names),
@@ -275,20 +328,21 @@ def _manifest(
         default_strategy="auto",
         provenance={
             "producer": f"recycle-onnx {__version__}",
-            "checkpoint": source.folder.resolve().name,
-            "source": read_source(source.folder, source.base_folder),
+            "checkpoint": checkpoint.folder.resolve().name,
+            "source": read_source(checkpoint.folder, checkpoint.base_folder),
+            "stored_as": stored_kinds(checkpoint.base_weights),
             "opset": flavour.graph.opsets[""],
             "ir_version": flavour.graph.ir_version,
         },
     )
 
 
-def _module(source: Checkpoint, draft: list[int] | None) -> dict[str, Any] | None:
+def _module(checkpoint: Checkpoint, draft: list[int] | None) -> dict[str, Any] | None:
     """Return the module's conventions as the bundle has them, and its size."""
-    if source.recycler is None or source.recycler_weights is None:
+    if checkpoint.recycler is None or checkpoint.recycler_weights is None:
         return None
     return {
-        **source.recycler.to_json(),
+        **checkpoint.recycler.to_json(),
         "draft_vocabulary": None if draft is None else {"size": len(draft)},
-        "parameters": source.recycler_weights.num_parameters(),
+        "parameters": checkpoint.recycler_weights.num_parameters(),
     }

@@ -12,14 +12,15 @@ import numpy as np
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.scoring import Score, Scorer
-from recycle_onnx.export.report import Report
 from recycle_onnx.files import read_text
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Floats
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.sessions import open_mapped
 
 TEXT = Path(__file__).parent / "text" / "measure.txt"
+"""Not one of the texts of a calibration: it would flatter what was calibrated on it."""
 TEXTS = 8
 """Windows, spread evenly over the text."""
 TOKENS = 256
@@ -70,7 +71,7 @@ class Fidelity(Rounding):
 
 
 def measure(
-    quantized: Bundle, original: Bundle | None, text: Path | None, report: Report, threads: int | None = None
+    quantized: Bundle, original: Bundle | None, text: Path | None, report: Progress, threads: int | None = None
 ) -> Rounding:
     """Measure `quantized` on `text` (default: our own plain English); return a `Fidelity` if there is `original`.
 
@@ -78,7 +79,7 @@ def measure(
         InputError: `text` is missing, is not UTF-8, or has too few tokens.
     """
     model = _load(quantized, threads)
-    report("comparing with float32" if original else "comparing runs on two tokens with runs on one")
+    report(0, 0, "comparing with float32" if original else "comparing runs on two tokens with runs on one")
     name = text.name if text else "plain English by recycle-onnx"
     if original is None:
         return Rounding(name, _epsilon(model, _read(model, text, PAIRS), report), model.equal_runs)
@@ -115,11 +116,11 @@ def remedy(precision: str, method: str) -> str:
     return "use more --bits-per-weight, --calibration with text like yours, or int8"
 
 
-def _compared(model: RecycleModel, plain: RecycleModel, text: Path | None, name: str, report: Report) -> Fidelity:
+def _compared(model: Model, plain: Model, text: Path | None, name: str, report: Progress) -> Fidelity:
     texts = _read(model, text, TOKENS)
     scorers, scores, divergence = (Scorer(plain), Scorer(model)), [], []
     for number, ids in enumerate(texts):
-        report("comparing with float32", number, len(texts))
+        report(number, len(texts), "comparing with float32")
         scores.append([scorer.score(ids) for scorer in scorers])
         divergence += list(_divergence(*(scorer.logits for scorer in scorers)))
     theirs, ours = ([pair[which] for pair in scores] for which in (0, 1))
@@ -152,11 +153,11 @@ def _log_probabilities(logits: Floats) -> Floats:
     return normalised
 
 
-def _load(bundle: Bundle, threads: int | None) -> RecycleModel:
-    return RecycleModel(bundle, "cpu", threads, open_mapped)
+def _load(bundle: Bundle, threads: int | None) -> Model:
+    return Model(bundle, "cpu", threads, open_mapped)
 
 
-def _read(model: RecycleModel, path: Path | None, tokens: int) -> list[list[int]]:
+def _read(model: Model, path: Path | None, tokens: int) -> list[list[int]]:
     """Return windows of the text, spread evenly over it."""
     ids = model.encode(read_text(path or TEXT))
     length = min(tokens, model.bundle.manifest.context_length)
@@ -166,8 +167,8 @@ def _read(model: RecycleModel, path: Path | None, tokens: int) -> list[list[int]
     return texts[:: max(1, len(texts) // TEXTS)][:TEXTS] or [ids]
 
 
-def _epsilon(model: RecycleModel, texts: list[list[int]], report: Report) -> float:
-    report("comparing runs on two tokens with runs on one")
+def _epsilon(model: Model, texts: list[list[int]], report: Progress) -> float:
+    report(0, 0, "comparing runs on two tokens with runs on one")
     return 2 * max(_two_against_one(model, ids[:PAIRS]) for ids in texts)
 
 
@@ -176,7 +177,7 @@ def _acceptance(scores: list[Score]) -> float | None:
     return float(np.concatenate(parts).mean()) if parts else None
 
 
-def _two_against_one(model: RecycleModel, ids: list[int]) -> float:
+def _two_against_one(model: Model, ids: list[int]) -> float:
     """Return the largest difference between logits of two-token and of one-token runs over the same text."""
     rows: list[list[Floats]] = []
     for size in (1, 2):

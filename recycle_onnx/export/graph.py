@@ -17,7 +17,10 @@ from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import LOGITS_TO_KEEP, GraphSpec, Tensor
 from recycle_onnx.export.lazy import LazyWeight, of_array, of_products
 
+OnnxModel = ir.Model
+"""What builders return, by a name for rooms that build no graphs."""
 INT64_MAX = int(np.iinfo(np.int64).max)
+"""The end of a slice that goes to the end."""
 TYPES = {"int64": ir.DataType.INT64, "float32": ir.DataType.FLOAT}
 
 Projected = tuple[ir.Value, ...]
@@ -65,6 +68,10 @@ class DecoderGraph(ABC):
     @abstractmethod
     def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Rotate queries and keys, append to the cache, attend: output [B, S, heads·D], present key and value."""
+
+    @abstractmethod
+    def rotated(self, query: Projected, rope: Rope) -> Projected:
+        """Rotate queries and keys [B, S, heads·D] where the attention cannot do it itself; values stay as they are."""
 
     @abstractmethod
     def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:

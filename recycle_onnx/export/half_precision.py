@@ -18,6 +18,7 @@ from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.rewriter import Rewriter
 
 LARGEST = float(np.finfo(np.float16).max)
+"""Beyond it a weight would become infinite: such a model is refused."""
 
 
 @dataclass(frozen=True)

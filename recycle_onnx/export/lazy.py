@@ -17,13 +17,15 @@ VALUES_AT_ONCE = 1 << 22
 """Of a matrix: 16 MB in float32."""
 
 Pieces = Iterator[NDArray[Any]]
+SourcePieces = Iterator[Integers | NDArray[np.float32]]
+"""Rows of a matrix as a file has them: small integers, or floats where a part of it was left so."""
 
 
 class LazyWeight(ir.LazyTensor):
     """An initializer that is not read yet. Graphs that share one have the same object.
 
     `read` gives its rows in order, some at a time. `transposed`: a graph reads it as [K, N], and it comes as the rows
-    of [N, K], one an output, as checkpoints have it. `integers` gives those rows as the file's small integers, where
+    of [N, K], one an output, as checkpoints have it. `source` gives those rows as the file's small integers, where
     it has such.
     """
 
@@ -35,11 +37,11 @@ class LazyWeight(ir.LazyTensor):
         *,
         dtype: ir.DataType = ir.DataType.FLOAT,
         transposed: bool = False,
-        integers: Callable[[], Iterator[Integers]] | None = None,
+        source: Callable[[], SourcePieces] | None = None,
     ) -> None:
         super().__init__(lambda: ir.tensor(_whole(self.pieces())), dtype, ir.Shape(shape), name=name)
         self._read, self._transposed = read, transposed
-        self.integers = integers
+        self.source = source
 
     def pieces(self, *, transposed: bool = False) -> Pieces:
         """Yield the rows of the initializer, or of its transpose, in order.
@@ -58,10 +60,10 @@ def of_array(name: str, array: NDArray[Any]) -> LazyWeight:
     return LazyWeight(name, array.shape, lambda: iter([array]), dtype=ir.DataType.from_numpy(array.dtype))
 
 
-def of_table(name: str, weights: Tensors) -> LazyWeight:
-    """Make a weight of a table [N, K] of a checkpoint, as it is."""
-    integers = _integers(weights, [name])
-    return LazyWeight(name, weights.shape(name), lambda: _rows(weights, name), integers=integers)
+def of_table(name: str, weights: Tensors, called: str | None = None) -> LazyWeight:
+    """Make a weight of a table [N, K] of a checkpoint, as it is; the graph calls it so too, unless it is `called`."""
+    shape, source = weights.shape(name), _source(weights, [name])
+    return LazyWeight(called or name, shape, lambda: _rows(weights, name), source=source)
 
 
 def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float) -> LazyWeight:
@@ -73,8 +75,8 @@ def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float)
             yield piece if scale == 1 else piece * np.float32(scale)
 
     shape = (shapes[0][1], sum(part[0] for part in shapes))
-    integers = _integers(weights, names) if scale == 1 else None
-    return LazyWeight(name, shape, read, transposed=True, integers=integers)
+    source = _source(weights, names) if scale == 1 else None
+    return LazyWeight(name, shape, read, transposed=True, source=source)
 
 
 def of_some_rows(name: str, table: LazyWeight, rows: Sequence[int]) -> LazyWeight:
@@ -94,16 +96,17 @@ def of_some_rows(name: str, table: LazyWeight, rows: Sequence[int]) -> LazyWeigh
                 yield piece[places]
             start += len(piece)
 
-    def integers() -> Iterator[Integers]:
-        assert table.integers is not None
+    def source() -> SourcePieces:
+        assert table.source is not None
         start = 0
-        for piece in table.integers():
-            if len(places := chosen(start, len(piece.codes))):
-                yield piece.at(places)
-            start += len(piece.codes)
+        for piece in table.source():
+            count = len(piece.codes if isinstance(piece, Integers) else piece)
+            if len(places := chosen(start, count)):
+                yield piece.at(places) if isinstance(piece, Integers) else piece[places]
+            start += count
 
     shape = (len(wanted), table.shape.numpy()[1])
-    return LazyWeight(name, shape, read, integers=None if table.integers is None else integers)
+    return LazyWeight(name, shape, read, source=None if table.source is None else source)
 
 
 def weights_of(model: ir.Model) -> dict[str, LazyWeight]:
@@ -149,11 +152,18 @@ def _rows(weights: Tensors, name: str) -> Pieces:
     return (weights.float32(name, rows) for rows in row_ranges(*weights.shape(name)))
 
 
-def _integers(weights: Tensors, names: Sequence[str]) -> Callable[[], Iterator[Integers]] | None:
-    """Return how to read matrices as the file's integers; None where it has one of them in floats."""
-    if any(weights.integer_type(name) is None for name in names):
+def _source(weights: Tensors, names: Sequence[str]) -> Callable[[], SourcePieces] | None:
+    """Return how to read matrices as the file has them; None where it has all of them in floats."""
+    whole = {name: weights.integer_type(name) is not None for name in names}
+    if not any(whole.values()):
         return None
-    return lambda: (weights.integers(name, rows) for name in names for rows in row_ranges(*weights.shape(name)))
+
+    def read() -> SourcePieces:
+        for name in names:
+            for rows in row_ranges(*weights.shape(name)):
+                yield weights.integers(name, rows) if whole[name] else weights.float32(name, rows)
+
+    return read
 
 
 def _whole(pieces: Iterable[NDArray[Any]]) -> NDArray[Any]:

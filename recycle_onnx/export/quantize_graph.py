@@ -16,10 +16,12 @@ from recycle_onnx.export.block_quantizer import SOURCE, Blocks, Quantization, jo
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.half_precision import rounded, to_half_precision
 from recycle_onnx.export.lazy import LazyWeight
-from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
-from recycle_onnx.export.source_blocks import Kept, QuantizedRows, parts_of
+from recycle_onnx.export.source_blocks import Kept, QuantizedRows, for_floats, parts_of
+from recycle_onnx.progress import Progress
 
+BASE_LAYERS = "model.layers."
+"""How names of the base's matrices begin, and the module's do not."""
 PRODUCTS = ("MatMul", "FusedMatMul", "Gemm")
 """Of these, MatMul has its weight as [K, N], the others as [N, K]."""
 
@@ -61,7 +63,7 @@ class GraphQuantizer(Rewriter):
     def __init__(
         self,
         how: Quantization,
-        report: Report,
+        report: Progress,
         made: Made = MappingProxyType({}),
         vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> None:
@@ -173,6 +175,8 @@ class GraphQuantizer(Rewriter):
             return []
         if weight not in self._quantized:
             parts = self._parts(weight, how, width, transposed=transposed, table=table)
+            if self.how.method == SOURCE:
+                self.kept.note(name, parts)
             names = [name] if len(parts) == 1 else [f"{name}.part{number}" for number in range(len(parts))]
             self._quantized[weight] = [self.lay_out(own, part, writer) for own, part in zip(names, parts, strict=True)]
         return self._quantized[weight]
@@ -184,9 +188,11 @@ class GraphQuantizer(Rewriter):
         name = str(weight.name)
         if name in self.made:
             return [QuantizedRows(*made, width) for made in self.made[name]]
-        if self.how.method == SOURCE and weight.integers is not None:
+        if self.how.method == SOURCE and weight.source is not None:
             fewest = 8 if any(part in name for part in self.eight_bits) else self.how.bits
-            return parts_of(weight.integers(), replace(self.how, bits=fewest), table=table, kept=self.kept)
+            return parts_of(weight.source(), replace(self.how, bits=fewest), table=table, kept=self.kept)
+        if self.how.method == SOURCE and name.startswith(BASE_LAYERS):
+            how = for_floats(how, width)
         pieces = [quantize(piece, how) for piece in self.pieces(weight, transposed=transposed)]
         return [QuantizedRows(join(pieces, how), how, width)]
 

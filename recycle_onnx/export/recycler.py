@@ -7,23 +7,29 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
+from recycle_onnx.checkpoint.recycler import ATTENTION, FUSION, OWN_EMBEDDING, OWN_HEAD
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.flavours import ORT, Flavour
-from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS
+from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS, Fuse
 from recycle_onnx.export.graph import DecoderGraph
-from recycle_onnx.export.lazy import LazyWeight, of_some_rows
+from recycle_onnx.export.lazy import LazyWeight, of_some_rows, of_table
 
 DRAFT_HEAD = "draft_head.weight"
+"""The rows of the LM head that a draft vocabulary has; a whole vocabulary shares the full model's head."""
+OWN = "recycler."
+"""Begins the names of tables that the module does not share: both graphs' weights lie in the same files by name."""
 
 
 def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | None = None) -> GraphSpec:
     """Return the module's interface; with a draft vocabulary it has a logit for each of its tokens only."""
     vocab_size = base.vocab_size if draft is None else len(draft)
+    layers = config.layers_of(base)
     return GraphSpec(
-        "recycler", config.num_layers, base.num_kv_heads, base.head_dim, base.hidden_size, vocab_size, taps=config.tap
-    )
+        "recycler", config.num_layers, layers.num_kv_heads, layers.head_dim, base.hidden_size, vocab_size,
+        taps=config.states,
+    )  # fmt: skip
 
 
 def build_recycler(
@@ -38,23 +44,60 @@ def build_recycler(
 
     That state has the form of the input.
 
-    Embedding and LM head are the full model's own, `shared`; with a `draft` vocabulary the head is a copy of its rows.
+    Embedding and LM head are the full model's own, `shared`, or the module's; with a `draft` vocabulary a shared head
+    is a copy of its rows.
     """
     graph = flavour.graph(recycler_spec(config, base, draft), config.layers_of(base))
-    embedding = blocks.embed(graph, shared[EMBEDDING], shared.get(POSITIONS))
-    states = zip(config.hidden_norms(), _split(graph, graph.inputs[graph.spec.state_input]), strict=True)
-    parts = {
-        "embedding": [blocks.norm(graph, embedding, weights, "embedding_norm.weight")],
-        "hidden_state": [blocks.norm(graph, state, weights, name) for name, state in states],
-    }
+    own_table = config.embedding == "own"
+    table = of_table(OWN_EMBEDDING, weights, f"{OWN}{OWN_EMBEDDING}") if own_table else shared[EMBEDDING]
+    embedding = blocks.embed(graph, table, shared.get(POSITIONS))
+    states = _split(graph, graph.inputs[graph.spec.state_input])
+    if "embedding" in config.norms_before_projection:
+        embedding = blocks.norm(graph, embedding, weights, "embedding_norm.weight")
+    normed = [
+        blocks.norm(graph, state, weights, name) for state, name in zip(states, config.hidden_norms(), strict=False)
+    ] or states
+    parts = {"embedding": [embedding], "hidden_state": normed}
     joined = graph.op.Concat(*(part for name in config.concat for part in parts[name]), axis=-1)
-    x = graph.linear(joined, weights, "projection.weight")
-    stack = blocks.layers(graph, x, weights, "layers.", "norm")
+    if config.join == ATTENTION:
+        x, first = (normed if config.residual == "normed_hidden_state" else states)[0], joined
+    else:
+        x = graph.linear(joined, weights, "projection.weight", bias=config.projection_bias)
+        first = None if config.first_norm else x
+    stack = blocks.layers(graph, x, weights, "layers.", "norm" if config.final_norm else None, first)
     own = stack.hidden if config.recycle == "post_norm" else stack.streams[-1]
-    head = shared.get(LM_HEAD, shared[EMBEDDING])
-    if draft is not None:
-        head = of_some_rows(DRAFT_HEAD, head, draft)
+    head = _head(config, weights, shared, draft)
     return graph.finish([blocks.logits(graph, stack.hidden, head), _repeat(graph, own), *stack.present])
+
+
+def fusion_of(config: RecyclerConfig, base: BaseConfig, weights: Tensors) -> Fuse | None:
+    """Return what builds, in the full model's graph, the one hidden state that a module reads; None where it has taps.
+
+    (There, because a chain goes on behind it: the module's graph need not tell true states from its own.)
+    """
+    if config.fusion is None:
+        return None
+    eps, norms = config.layers_of(base).norm.eps, config.fusion_norms()
+
+    def fuse(graph: DecoderGraph, taps: list[ir.Value]) -> ir.Value:
+        if len(norms) == len(taps):
+            taps = [blocks.norm(graph, tap, weights, name, eps) for tap, name in zip(taps, norms, strict=True)]
+        joined = graph.op.Concat(*taps, axis=-1)
+        if len(norms) == 1:
+            joined = blocks.norm(graph, joined, weights, norms[0], eps)
+        return graph.linear(joined, weights, FUSION)
+
+    return fuse
+
+
+def _head(
+    config: RecyclerConfig, weights: Tensors, shared: Mapping[str, LazyWeight], draft: list[int] | None
+) -> LazyWeight:
+    """Return the LM head's rows: the module's own, or the full model's, of a draft vocabulary or all."""
+    if config.lm_head == "own":
+        return of_table(OWN_HEAD, weights, f"{OWN}{OWN_HEAD}" if draft is None else DRAFT_HEAD)
+    head = shared.get(LM_HEAD, shared[EMBEDDING])
+    return head if draft is None else of_some_rows(DRAFT_HEAD, head, draft)
 
 
 def _split(graph: DecoderGraph, states: ir.Value) -> list[ir.Value]:

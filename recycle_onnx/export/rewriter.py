@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.export.external_data import ExternalDataWriter
 from recycle_onnx.export.lazy import LazyWeight, weights_of
-from recycle_onnx.export.report import Report
+from recycle_onnx.progress import Progress
 
 
 class Rewriter:
@@ -22,16 +22,16 @@ class Rewriter:
 
     doing = "writing"
 
-    def __init__(self, report: Report) -> None:
+    def __init__(self, report: Progress) -> None:
         self.report = report
-        self._stored: dict[LazyWeight, ir.ExternalTensor] = {}
+        self._stored: dict[LazyWeight, ir.ExternalTensor] = {}  # what both graphs refer to is written once
         self._stage, self._completed, self._total = "", 0, 0
 
     def save(self, model: ir.Model, path: Path) -> None:
         """Write `model` as `path`, and its weights into the same name with `.data` behind it."""
         own = {weight for weight in weights_of(model).values() if weight not in self._stored}
         self._stage, self._completed, self._total = f"{self.doing} {path.name}", 0, sum(weight.size for weight in own)
-        self.report(self._stage)
+        self.report(0, 0, self._stage)
         with ExternalDataWriter(path.with_name(f"{path.name}.data")) as writer:
             self.rewrite(model.graph, writer)
         ir.save(model, path)
@@ -51,7 +51,7 @@ class Rewriter:
         for piece in weight.pieces(transposed=transposed):
             yield piece
             self._completed += piece.size
-            self.report(self._stage, self._completed, self._total)
+            self.report(self._completed, self._total, self._stage)
 
     def _store(self, weight: LazyWeight, writer: ExternalDataWriter) -> ir.ExternalTensor:
         if weight not in self._stored:

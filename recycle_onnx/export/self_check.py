@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime.decoding.both_halves import TOLERANCE, BothHalves, difference, some_text
+from recycle_onnx.runtime.decoding.both_halves import BothHalves, difference, some_text, tolerance
 from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.ort.sessions import open_mapped
 from recycle_onnx.untrusted import check_regular
@@ -42,14 +42,14 @@ def check_bundle(bundle: Bundle, reference: Path | None, stop_ids: list[int]) ->
     ids = some_text(manifest, stop_ids)
     whole = halves.logits(ids, split=len(ids))
     pieces = halves.logits(ids, split=len(ids) - STEPS)
-    tolerance = TOLERANCE[manifest.precision]
-    steps = max(_difference(a, b, "prefill and steps", tolerance) for a, b in zip(whole, pieces, strict=True))
+    allowed = tolerance(manifest)
+    steps = max(_difference(a, b, "prefill and steps", allowed) for a, b in zip(whole, pieces, strict=True))
     if reference is None or not reference.exists():
         return SelfCheck(steps, None)
-    return SelfCheck(steps, _against_reference(halves, reference, tolerance))
+    return SelfCheck(steps, _against_reference(halves, reference, allowed))
 
 
-def _against_reference(halves: BothHalves, path: Path, tolerance: float) -> float:
+def _against_reference(halves: BothHalves, path: Path, allowed: float) -> float:
     try:
         check_regular(path)
         reference = load_file(path)
@@ -64,7 +64,7 @@ def _against_reference(halves: BothHalves, path: Path, tolerance: float) -> floa
         expected = (expected[0], expected[1][:, draft])
     actual = halves.logits(ids, split=len(ids))
     pairs = zip(expected, actual, strict=True)
-    return max(_difference(a, b[rows], "torch and the graphs", tolerance) for a, b in pairs)
+    return max(_difference(a, b[rows], "torch and the graphs", allowed) for a, b in pairs)
 
 
 def _check_reference(ids: Any, rows: Floats, expected: tuple[Floats, Floats], manifest: Manifest) -> None:
@@ -84,11 +84,11 @@ def _check_reference(ids: Any, rows: Floats, expected: tuple[Floats, Floats], ma
             raise ValueError(f"logits are {logits.dtype}{list(logits.shape)}")
 
 
-def _difference(expected: Floats, actual: Floats, what: str, tolerance: float) -> float:
+def _difference(expected: Floats, actual: Floats, what: str, allowed: float) -> float:
     try:
         apart = difference(expected, actual)
     except RecycleError as error:
         raise RecycleError(f"self-check: {what}: {error}") from error
-    if apart > tolerance:
-        raise RecycleError(f"self-check: {what} differ by {apart:.1e} of the largest logit, allowed {tolerance:.0e}")
+    if apart > allowed:
+        raise RecycleError(f"self-check: {what} differ by {apart:.1e} of the largest logit, allowed {allowed:.0e}")
     return apart

@@ -1,7 +1,8 @@
 """The blocks of a quantized file as the kernels' blocks: bit by bit where they can be, and as near as can be elsewhere.
 
-What is symmetric around an integer is exact. What has a minimum m a block, as Q4_1 and the k-quants have, is scale s ·
-code + m, and -m / s is no integer, which is all that the kernels take at full speed:
+What is symmetric around an integer, or has one in each block for a zero point, is exact. What has a minimum m a block,
+as Q4_1 and the k-quants have, is scale s · code + m, and -m / s is no integer, which is all that the kernels take at
+full speed:
 
 - in 4 bits the zero point is rounded, and what that leaves, a value a block, becomes more columns of the same matrix.
   They multiply the sums of x over the blocks (`x`'s sum times a constant is what the constant adds to the product);
@@ -10,6 +11,7 @@ code + m, and -m / s is no integer, which is all that the kernels take at full s
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -21,7 +23,17 @@ from numpy.typing import NDArray
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.integers import Integers
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.block_quantizer import SOURCE, Blocks, Quantization, dequantize, join, pack, quantize, unpack
+from recycle_onnx.export.block_quantizer import (
+    BLOCK_SIZE,
+    SOURCE,
+    Blocks,
+    Quantization,
+    dequantize,
+    join,
+    pack,
+    quantize,
+    unpack,
+)
 
 Floats = NDArray[np.float32]
 
@@ -32,30 +44,62 @@ NEAR = 0.01
 0.18 %; minima far from 0, for which 4 bits are too few, go to 8."""
 
 
+FLOAT_BITS = 8
+"""Of a base's matrices that a quantized file left in floats: whoever quantized it did not want them in fewer."""
+FLOATS = "floats"
+"""What such matrices are called in reports."""
+
+
 class QuantizedRows(NamedTuple):
-    """Rows of a matrix that are stored together; `columns` are the matrix's own, or more with those of the sums."""
+    """Rows of a matrix that are stored together; `columns` are the matrix's own, or more with those of the sums.
+
+    `kind` is what they were in the file they came from.
+    """
 
     blocks: Blocks
     how: Quantization
     columns: int
+    kind: str = FLOATS
 
 
 @dataclass
 class Kept:
     """The number of weights stored bit by bit and nearly so, by the file's types, and by how much the latter miss.
 
-    `error` and `energy` are sums of squares: of what the second kind misses, and of their values.
+    `error` and `energy` are sums of squares: of what the second kind misses, and of their values. `matrices` says of
+    each matrix by its name in the graph what was stored in the file, and what is computed.
     """
 
     exact: dict[str, int] = field(default_factory=dict)
     near: dict[str, int] = field(default_factory=dict)
     error: float = 0.0
     energy: float = 0.0
+    matrices: dict[str, dict[str, str]] = field(default_factory=dict)
+
+    def note(self, name: str, parts: Iterable[QuantizedRows]) -> None:
+        """Note how the matrix `name` was and is stored."""
+        sides = {"stored": [part.kind for part in parts], "computed": [computed(part.how) for part in parts]}
+        self.matrices[name] = {side: " and ".join(dict.fromkeys(texts)) for side, texts in sides.items()}
 
     def summary(self, file: str) -> dict[str, Any]:
-        """Summarise for a manifest; `deviation` is the root mean square of the misses, relative to the values'."""
+        """Summarise for a manifest; `deviation` is the root mean square of the misses, relative to the values'.
+
+        `fidelity` is `as stored` where all that the file has quantized is so bit by bit.
+        """
         deviation = (self.error / self.energy) ** 0.5 if self.energy else 0.0
-        return {"file": file, "exact": self.exact, "near": self.near, "deviation": round(deviation, 6)}
+        return {
+            "file": file,
+            "fidelity": "near" if self.near else "as stored",
+            "exact": self.exact,
+            "near": self.near,
+            "deviation": round(deviation, 6),
+            "matrices": self.matrices,
+        }
+
+
+def computed(how: Quantization) -> str:
+    """Say with which integers a matrix is computed."""
+    return f"{how.bits} bits in blocks of {how.block_size}{'' if how.symmetric else ', zero points'}"
 
 
 def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> Quantization:
@@ -66,10 +110,33 @@ def with_source(how: Quantization, weights: BaseWeights, *, preferred: bool) -> 
     """
     if how.method == SOURCE and not _share(weights, 8):
         raise InputError(
-            f"{weights.files[0]}: has no blocks such as a GGUF file's Q4_0, Q4_1, Q4_K or Q8_0, which "
+            f"{weights.files[0]}: has no blocks such as a GGUF file's Q4_0, Q4_1, Q4_K or Q8_0, or GPTQ's, which "
             "--method source keeps; leave --method out"
         )
     return replace(how, method=SOURCE) if preferred and _share(weights, how.bits) > 0.5 else how
+
+
+def refuse_rounding_again(how: Quantization, weights: BaseWeights) -> None:
+    """Refuse to round weights to fewer bits that somebody quantized already, where nobody asked for that.
+
+    Raises:
+        InputError: most of the layers' weights are integers, and `how` is not to keep them.
+    """
+    if how.method != SOURCE and _share(weights, 8) > 0.5:
+        kinds = " and ".join(sorted({kind for name in weights.shapes if (kind := weights.integer_type(name))}))
+        raise InputError(
+            f"{weights.files[0]}: its weights are quantized already ({kinds}), and {how.precision} would round them a "
+            "second time; --precision int8 keeps them, `export --requantize` rounds them all the same"
+        )
+
+
+def stored_kinds(weights: BaseWeights) -> dict[str, int]:
+    """Count the weights that the file has as integers, by the file's names for them."""
+    counts: dict[str, int] = defaultdict(int)
+    for name, shape in weights.shapes.items():
+        if kind := weights.integer_type(name):
+            counts[kind] += int(np.prod(shape))
+    return dict(counts)
 
 
 def _share(weights: BaseWeights, bits: int) -> float:
@@ -84,26 +151,38 @@ def _share(weights: BaseWeights, bits: int) -> float:
     return sizes[True] / sum(sizes.values())
 
 
-def parts_of(pieces: Iterable[Integers], how: Quantization, *, table: bool, kept: Kept) -> list[QuantizedRows]:
+def parts_of(pieces: Iterable[Integers | Floats], how: Quantization, *, table: bool, kept: Kept) -> list[QuantizedRows]:
     """Return the matrix whose rows are `pieces`: a part for each run of rows that are stored alike.
 
     A `table`, whose rows are looked up, has no columns for sums.
     """
     stored = _stored(pieces, how, table, kept)
     parts = []
-    for (own, columns), run in groupby(stored, lambda part: (part.how, part.columns)):
-        parts.append(QuantizedRows(join([part.blocks for part in run], own), own, columns))
+    for (own, columns, kind), run in groupby(stored, lambda part: part[1:]):
+        parts.append(QuantizedRows(join([part.blocks for part in run], own), own, columns, kind))
     return parts
 
 
-def _stored(pieces: Iterable[Integers], how: Quantization, table: bool, kept: Kept) -> Iterator[QuantizedRows]:
+def _stored(pieces: Iterable[Integers | Floats], how: Quantization, table: bool, kept: Kept) -> Iterator[QuantizedRows]:
     for piece in pieces:
+        if not isinstance(piece, Integers):
+            own = for_floats(how, piece.shape[1])
+            yield QuantizedRows(quantize(piece, own), own, piece.shape[1])
+            continue
         bits = 4 if piece.levels <= 16 and how.bits == 4 else 8
         if piece.minima is None:
             kept.exact[piece.kind] = kept.exact.get(piece.kind, 0) + piece.codes.size
-            yield QuantizedRows(_symmetric(piece, bits), _as_stored(piece, bits, how), piece.codes.shape[1])
+            blocks = _symmetric(piece, bits) if piece.zeros is None else _with_zeros(piece, bits)
+            yield QuantizedRows(blocks, _as_stored(piece, bits, how), piece.codes.shape[1], piece.kind)
         else:
             yield _near(piece, how, sums=bits == 4 and not table, kept=kept)
+
+
+def for_floats(how: Quantization, width: int) -> Quantization:
+    """Return how a matrix of rows of `width` values is stored that the file left in floats."""
+    own = replace(how, bits=FLOAT_BITS, block_size=BLOCK_SIZE[FLOAT_BITS], method="rtn", keep=()).for_matrix("", width)
+    assert own is not None  # parts of one matrix have rows of one width, which the integers' blocks divide
+    return own
 
 
 def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> QuantizedRows:
@@ -114,7 +193,7 @@ def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Quan
         part = _with_sums(piece, _as_stored(piece, 4, how))
         error = _squares(meant(part, columns) - values)
     if not sums or error > NEAR**2 * energy:
-        part = QuantizedRows(_finer(piece), _as_stored(piece, 8, how), columns)
+        part = QuantizedRows(_finer(piece), _as_stored(piece, 8, how), columns, piece.kind)
         error = _squares(meant(part, columns) - values)
     kept.near[piece.kind] = kept.near.get(piece.kind, 0) + piece.codes.size
     kept.error += error
@@ -123,7 +202,7 @@ def _near(piece: Integers, how: Quantization, *, sums: bool, kept: Kept) -> Quan
 
 
 def _as_stored(piece: Integers, bits: int, how: Quantization) -> Quantization:
-    symmetric = piece.minima is None
+    symmetric = piece.minima is None and piece.zeros is None
     return Quantization(bits, piece.block_size, symmetric, SOURCE, keep=(), activations=how.activations)
 
 
@@ -146,6 +225,12 @@ def _symmetric(piece: Integers, bits: int) -> Blocks:
     return Blocks(_packed(piece.codes + shift, piece.block_size, bits), piece.scales, None)
 
 
+def _with_zeros(piece: Integers, bits: int) -> Blocks:
+    """Store codes, scales and the blocks' own zero points as they are."""
+    assert piece.zeros is not None
+    return Blocks(_packed(piece.codes, piece.block_size, bits), piece.scales, pack(piece.zeros, bits))
+
+
 def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
     """Store 4 bits with a rounded zero point, and columns for what that leaves of each block's minimum."""
     scales, minima, codes = _without_flat(piece)
@@ -162,7 +247,7 @@ def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
         np.concatenate([scales, sums.scales], axis=1),
         pack(all_zeros, 4),
     )
-    return QuantizedRows(blocks, how, codes.shape[1] + left.shape[1])
+    return QuantizedRows(blocks, how, codes.shape[1] + left.shape[1], piece.kind)
 
 
 def _finer(piece: Integers) -> Blocks:

@@ -17,6 +17,7 @@ BYTES = 256 << 20
 BYTES_A_THREAD = 64 << 20
 """Cores have caches of their own, so more threads need more."""
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+"""Linux lists the caches' sizes here; elsewhere `BYTES` is taken for more than they hold."""
 SLICE = 32 << 20
 """Bytes of a round: a millisecond or two, shorter than a time slice of the system."""
 ROUNDS = 100

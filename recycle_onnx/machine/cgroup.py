@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOUNT = Path("/sys/fs/cgroup")
+"""Where Linux mounts control groups, and where a process finds its own."""
 OWN_GROUPS = Path("/proc/self/cgroup")
 UNLIMITED = 1 << 60
 """Version 1 writes the largest page-aligned number where there is no limit."""

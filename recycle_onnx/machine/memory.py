@@ -36,6 +36,13 @@ def find(limits: CgroupLimits) -> SystemMemory:
     return SystemMemory(memory.total, memory.available, limits.memory_bytes, limits.memory_left_bytes)
 
 
+def rss_bytes() -> int:
+    """Count the memory that this process holds now."""
+    import psutil  # here: to load a bundle and generate needs none of it
+
+    return int(psutil.Process().memory_info().rss)
+
+
 def peak_rss_bytes() -> int | None:
     """Most memory this process has held so far; None where the platform does not tell."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 NAMES = ("model name", "Model")
+"""Fields of /proc/cpuinfo on x86 and on Arm."""
 INSTRUCTIONS = ("flags", "Features")
 
 

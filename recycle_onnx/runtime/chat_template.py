@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.extras import install_command
@@ -17,23 +17,41 @@ from recycle_onnx.untrusted import check_regular
 Message = dict[str, Any]
 """`role` (`system`, `user` or `assistant`) and `content`, a text; a template may know more fields."""
 PLAIN = "plain"
+"""The name of the template that continues a text: for models without one of their own."""
+TOOL_USE = "tool_use"
+"""What models with several templates call the one that knows tools, as transformers expects it."""
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""What templates may mention by these names, as in transformers."""
+
+
+class Renderer(Protocol):
+    """A function of messages; variables of one rendering come beside those that the template always has."""
+
+    def __call__(self, messages: Sequence[Message], **variables: Any) -> str:
+        """Return the text of the messages, and the beginning of an answer.
+
+        Raises:
+            InputError: the template refuses the messages.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
     """A template that turns messages into a prompt. `name` is the template's, `plain` for a model without one.
 
+    `text` is what the template consists of, in jinja; empty for `plain`.
+
     A text that a template of the model's own made brings its special tokens along (`special_tokens` is false: the
     tokenizer adds none). `stops` end an answer in which the model goes on with the user's turn itself.
     """
 
     name: str
-    render: Callable[[Sequence[Message]], str]
-    """The text of the messages, and the beginning of an answer."""
+    render: Renderer = field(repr=False)
     special_tokens: bool = False
     stops: tuple[str, ...] = field(default=())
+    text: str = field(default="", repr=False)
 
     def frames(self, *roles: str) -> list[str] | None:
         """Return what the template puts before the text of each message, for one message of each of the roles.
@@ -71,7 +89,25 @@ class ChatTemplate:
         if name not in known:
             raise InputError(f"chat template {name!r} is not known; {folder} has: {', '.join(sorted([*known, PLAIN]))}")
         context = {**special_tokens(folder / CONFIG, SPECIAL_TOKENS), "tools": None, "documents": None, **variables}
-        return cls(name, _renderer(known[name], f"{folder}: chat template {name!r}", context))
+        return cls(name, _renderer(known[name], f"{folder}: chat template {name!r}", context), text=known[name])
+
+    @classmethod
+    def for_tools(cls, folder: Path) -> ChatTemplate:
+        """Return the bundle's template for messages with tools: the one that is called so, or else its default one.
+
+        Raises:
+            InputError: as for `find`.
+        """
+        return cls.find(folder, TOOL_USE if TOOL_USE in _templates(folder) else None)
+
+
+def has_template(folder: Path) -> bool:
+    """Tell whether the model in `folder` has a chat template of its own.
+
+    Raises:
+        InputError: a file that may hold it is damaged.
+    """
+    return bool(_templates(folder))
 
 
 def check_message(message: object) -> Message:
@@ -94,7 +130,7 @@ def check_message(message: object) -> Message:
     return dict(message)
 
 
-def plain(messages: Sequence[Message]) -> str:
+def plain(messages: Sequence[Message], **_variables: Any) -> str:
     """Render messages for models that were trained on text alone: each turn follows the speaker's name."""
     turns = [_turn(message) for message in messages]
     return "".join(f"{turn}\n" for turn in turns) + "Assistant:"
@@ -130,10 +166,15 @@ def _named_template(template: object, path: Path) -> tuple[str, str]:
     raise InputError(f"{path}: chat_template is a list; expected objects with name and template")
 
 
-def _renderer(text: str, where: str, context: dict[str, Any]) -> Callable[[Sequence[Message]], str]:
+def _renderer(text: str, where: str, context: dict[str, Any]) -> Renderer:
     try:
         from recycle_onnx.runtime.templates.jinja import compiled
     except ImportError as error:
         raise InputError(f"{where} needs jinja2: {install_command('chat')}") from error
     render = compiled(text, where)
-    return lambda messages: render({"add_generation_prompt": True, **context, "messages": [dict(m) for m in messages]})
+
+    def rendered(messages: Sequence[Message], **variables: Any) -> str:
+        values = {"add_generation_prompt": True, **context, **variables}
+        return render({**values, "messages": [dict(message) for message in messages]})
+
+    return rendered

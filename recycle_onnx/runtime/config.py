@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Self, Unpack
+from typing import Any, Unpack
 
 from recycle_onnx.declaration import declared, documented, setting
 from recycle_onnx.errors import InputError
@@ -14,7 +13,7 @@ from recycle_onnx.files import read_json
 from recycle_onnx.kinds import refusal
 from recycle_onnx.runtime.decoding.processors import Processor, StatefulProcessor
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.settings import SETTINGS, Keywords, Settings, check_plan
+from recycle_onnx.runtime.settings import ALIASES, SETTINGS, TO_THE_END, Keywords, Settings, check_plan, hint
 from recycle_onnx.runtime.structured import Constraint
 
 
@@ -23,10 +22,11 @@ class UnknownSettingError(InputError, TypeError):
 
 
 class Overrides(Keywords, total=False):
-    """The fields of `GenerationConfig` as keywords of `generate` and `stream`."""
+    """The fields of `GenerationConfig` as keywords of `generate`, `stream`, `chat` and `send`, and their aliases."""
 
     processors: Iterable[Processor | StatefulProcessor]
     constraint: Constraint | None
+    max_tokens: int
 
 
 class ProcessorsKind:
@@ -58,10 +58,40 @@ class ConstraintKind:
         return value
 
 
+class SettingsClass(type):
+    """A class of settings, which takes them by their aliases too, and says what is meant by a name that it lacks."""
+
+    def __call__(cls, *args: Any, **settings: Any) -> Any:
+        """Make an object of the class.
+
+        Raises:
+            UnknownSettingError: a name that is no setting.
+            InputError: a setting by two of its names.
+        """
+        return super().__call__(*args, **cls.own_names(settings))
+
+    def own_names(cls, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Return settings by the names of the class's fields; errors as for an object of them."""
+        known: list[str] = [f.name for f in fields(cls)]  # type: ignore[arg-type] # each of the classes is a dataclass
+        own: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        for name, value in settings.items():
+            setting = ALIASES.get(name, name)
+            if setting not in known:
+                raise UnknownSettingError(f"setting {name!r} is not known; {hint(name, known)}")
+            if setting in own:
+                other = name if name != setting else names[setting]
+                raise InputError(f"{setting} was set twice, as {other} too; expected one of them")
+            own[setting], names[setting] = value, name
+        return own
+
+
 @documented
 @dataclass(frozen=True, kw_only=True)
-class GenerationConfig(Settings):
+class GenerationConfig(Settings, metaclass=SettingsClass):
     """The settings by which a text is continued, checked when made; names are those of transformers and OpenAI.
+
+    `max_tokens` is taken for `max_new_tokens`, as all neighbours call it so.
 
     Raises:
         InputError: a value of another kind or out of range, two that contradict each other, or an unknown name.
@@ -78,21 +108,11 @@ class GenerationConfig(Settings):
         origin="llguidance",
     )  # fmt: skip
 
-    def __new__(cls, *args: Any, **settings: Any) -> Self:
-        """Refuse names that are no settings before Python does, and say which one was meant."""
-        known = [f.name for f in fields(cls)]
-        for name in settings:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"expected some of: {', '.join(known)}"
-                raise UnknownSettingError(f"setting {name!r} is not known; {hint}")
-        return super().__new__(cls)
-
     def __post_init__(self) -> None:
         check_plan(self.strategy, self.chain, self.min_confidence)
         for name, about in declared(type(self)).items():
             object.__setattr__(self, name, about.kind.own(name, getattr(self, name)))
-        if self.max_new_tokens is not None and self.min_new_tokens > self.max_new_tokens:
+        if self.min_new_tokens > self.max_new_tokens != TO_THE_END:
             raise InputError(
                 f"min-new-tokens is {self.min_new_tokens}, max-new-tokens {self.max_new_tokens}; "
                 "expected no more than that"
@@ -111,10 +131,11 @@ class GenerationConfig(Settings):
         Raises:
             InputError: as for a new one.
         """
-        most = overrides.get("max_new_tokens")
-        if isinstance(most, int) and most < self.min_new_tokens:
-            overrides.setdefault("min_new_tokens", max(0, most))
-        return replace(self, **overrides) if overrides else self
+        changes = type(self).own_names(overrides)
+        most = changes.get("max_new_tokens")
+        if isinstance(most, int) and most < self.min_new_tokens and most != TO_THE_END:
+            changes.setdefault("min_new_tokens", max(0, most))
+        return replace(self, **changes) if changes else self
 
     def check_vocabulary(self, size: int) -> None:
         """Refuse token ids that a vocabulary of `size` does not have.
@@ -127,7 +148,7 @@ class GenerationConfig(Settings):
                 raise InputError(f"{name} has token id {bad[0]}, which is outside the vocabulary of {size}")
 
 
-GREEDY = GenerationConfig()
+GREEDY = GenerationConfig(max_new_tokens=TO_THE_END)
 """For measurements: no setting of the bundle's but the tokens that end a text."""
 
 IN_FILE = tuple(name for name, about in SETTINGS.items() if about.in_file and name != "temperature")
@@ -138,7 +159,8 @@ def read_defaults(path: Path) -> GenerationConfig:
     """Read the defaults in a generation_config.json as transformers writes it; all greedy where there is none.
 
     Without `do_sample` the temperature is 0, with it 1 unless the file says another. Fields that are null or missing
-    keep our defaults, others that we do not know are ignored. A `top_k` of -1 is none, as in vLLM.
+    keep our defaults, others that we do not know are ignored. A `top_k` of -1 is none, as in vLLM. A `min_new_tokens`
+    above the default of `max_new_tokens` raises that.
 
     Raises:
         InputError: not JSON, or a value out of range; the line names the file.
@@ -147,6 +169,8 @@ def read_defaults(path: Path) -> GenerationConfig:
     known: dict[str, Any] = {name: raw[name] for name in IN_FILE if raw.get(name) is not None}
     if known.get("top_k") == -1:
         known["top_k"] = 0
+    if isinstance(least := known.get("min_new_tokens"), int) and least > GenerationConfig.max_new_tokens:
+        known.setdefault("max_new_tokens", least)
     if raw.get("do_sample"):
         known["temperature"] = 1.0 if raw.get("temperature") is None else raw["temperature"]
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, Protocol, Unpack, cast
+from typing import Any, Literal, Protocol, TypedDict, Unpack, cast
 
 from tokenizers import Tokenizer
 
@@ -18,7 +18,8 @@ from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate, Message, check_message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides
 from recycle_onnx.runtime.decoding.decoder import Decoder
-from recycle_onnx.runtime.generation import Generation
+from recycle_onnx.runtime.generation import Generation, Result
+from recycle_onnx.runtime.settings import TO_THE_END
 from recycle_onnx.runtime.snapshot_check import check_snapshot
 from recycle_onnx.runtime.text import count, encode
 from recycle_onnx.untrusted import parse_json
@@ -30,9 +31,9 @@ FORMAT = "recycle-onnx conversation 1"
 
 
 class ConversationModel(Protocol):
-    """The part of `RecycleModel` that a conversation needs.
+    """The part of `Model` that a conversation needs.
 
-    (`RecycleModel` makes conversations, and so cannot be imported here.)
+    (`Model` makes conversations, and so cannot be imported here.)
     """
 
     bundle: Bundle
@@ -54,6 +55,15 @@ class ConversationModel(Protocol):
     ) -> Generation:
         """Continue a prompt, token by token."""
         ...
+
+
+class ConversationOptions(TypedDict, total=False):
+    """The options of `Conversation` as keywords."""
+
+    messages: Iterable[Message]
+    template: str | None
+    template_variables: dict[str, Any] | None
+    overflow: Overflow
 
 
 class Conversation:
@@ -94,7 +104,14 @@ class Conversation:
         self.template = ChatTemplate.find(model.bundle.folder, template, self.template_variables)
         self.decoder = model.decoder("auto")
         self._generation: Generation | None = None
-        self.messages = [*([] if system is None else [{"role": "system", "content": system}]), *messages]
+        before = [] if system is None else [{"role": "system", "content": system}]
+        self.messages = [*before, *_several(messages)]
+
+    def __repr__(self) -> str:
+        count = len(self._messages) + (self._generation is not None)
+        messages = f"{count} message{'' if count == 1 else 's'}"
+        read = f"{len(self.decoder.tokens.full)} tokens read"
+        return f"<Conversation with {self.model.bundle.name!r}: {messages}, {read}, template {self.template.name!r}>"
 
     @property
     def messages(self) -> list[Message]:
@@ -104,7 +121,7 @@ class Conversation:
 
     @messages.setter
     def messages(self, messages: Iterable[Message]) -> None:
-        changed = [_checked(message) for message in messages]
+        changed = [_checked(message) for message in _several(messages)]
         with self.decoder.exclusive.use():
             self._replace(changed, None)
 
@@ -126,14 +143,50 @@ class Conversation:
                 the messages are then as they were.
             RecycleError: another thread is using the conversation.
         """
-        config = (config or self.model.generation_config).updated(**overrides)
-        config = config.updated(stop=(*config.stop, *self.template.stops))
+        config = self._config(config, overrides)
         with self.decoder.exclusive.use():
             messages = [*self.messages, _checked({"role": "user", "content": content})]
-            messages, prompt = self._fitting(messages, config.max_new_tokens)
-            answer = self.model.stream(prompt, config, progress=progress, decoder=self.decoder)
-            self._replace(messages, answer)
-        return answer
+            return self._start(messages, config, progress)
+
+    def ask(
+        self,
+        content: str,
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress = silent,
+        **overrides: Unpack[Overrides],
+    ) -> Result:
+        """Add a user's turn and wait for the answer; else as `send`."""
+        return self.send(content, config, progress=progress, **overrides).finish()
+
+    def answer(
+        self,
+        config: GenerationConfig | None = None,
+        *,
+        progress: Progress = silent,
+        **overrides: Unpack[Overrides],
+    ) -> Generation:
+        """Answer the messages as they stand, without another turn of the user's; else as `send`.
+
+        Raises:
+            InputError: there is no message, or the last one is an answer; otherwise as for `send`.
+        """
+        config = self._config(config, overrides)
+        with self.decoder.exclusive.use():
+            messages = self.messages
+            if not messages or messages[-1]["role"] == "assistant":
+                there = "the last message is the assistant's" if messages else "there are no messages"
+                raise InputError(f"{there}; expected one to answer, such as {{'role': 'user', 'content': '…'}}")
+            return self._start(messages, config, progress)
+
+    def count_tokens(self) -> int:
+        """Count the tokens of all messages as the template writes them, with the beginning of an answer.
+
+        Raises:
+            InputError: the template refuses the messages.
+        """
+        text = self.template.render(self.messages)
+        return len(encode(self.model.tokenizer, text, self.template.special_tokens))
 
     def rewind(self, turns: int = 1) -> None:
         """Take back the last turns, each a user's message and the answer.
@@ -206,6 +259,17 @@ class Conversation:
         conversation.decoder.restore(arrays)
         return conversation
 
+    def _config(self, config: GenerationConfig | None, overrides: Overrides) -> GenerationConfig:
+        """Return the settings of an answer, with what the template needs to end one."""
+        chosen = (config or self.model.generation_config).updated(**overrides)
+        return chosen.updated(stop=(*chosen.stop, *self.template.stops))
+
+    def _start(self, messages: list[Message], config: GenerationConfig, progress: Progress) -> Generation:
+        messages, prompt = self._fitting(messages, config.max_new_tokens)
+        answer = self.model.stream(prompt, config, progress=progress, decoder=self.decoder)
+        self._replace(messages, answer)
+        return answer
+
     def _replace(self, messages: list[Message], answer: Generation | None) -> None:
         if self._generation is not None:
             self._generation.cancel()
@@ -216,15 +280,16 @@ class Conversation:
         context = self.model.bundle.manifest.context_length
         return encode(self.model.tokenizer, text, self.template.special_tokens, context)
 
-    def _fitting(self, messages: list[Message], wanted: int | None) -> tuple[list[Message], list[int]]:
+    def _fitting(self, messages: list[Message], wanted: int) -> tuple[list[Message], list[int]]:
         """Return the messages that fit the context, and their tokens.
 
-        Dropping makes room for the answer: for the `wanted` tokens, up to half the context; otherwise for a quarter.
+        Dropping makes room for the answer: for the `wanted` tokens, up to half the context; for a quarter where the
+        answer may go on to the context's end.
         """
         context = self.model.bundle.manifest.context_length
         prompt = self._encode(messages)
         if self.overflow == "drop_oldest":
-            most = context - min(wanted or context // 4, context // 2)
+            most = context - (context // 4 if wanted == TO_THE_END else min(wanted, context // 2))
             while len(prompt) > most and len(starts := _turn_starts(messages)) > 1:
                 messages = messages[: starts[0]] + messages[starts[1] :]
                 prompt = self._encode(messages)
@@ -240,6 +305,13 @@ class Conversation:
 def _turn_starts(messages: list[Message]) -> list[int]:
     """Return where each user's turn begins."""
     return [index for index, message in enumerate(messages) if message["role"] == "user"]
+
+
+def _several(messages: Iterable[Message]) -> Iterable[Message]:
+    """Return what may be a list of messages: a text or a number is none."""
+    if isinstance(messages, str | bytes) or not isinstance(messages, Iterable):
+        raise InputError(f"the messages are {messages!r:.100}; expected a list of objects with role and content")
+    return messages
 
 
 def _checked(message: Message) -> Message:

@@ -21,6 +21,8 @@ from recycle_onnx.runtime.text import StopStrings, TextStream
 
 Lossless = Literal["exact", "within_rounding", "no"]
 FinishReason = Literal["stop", "length", "cancelled", "error"]
+ENDS: dict[FinishReason, str] = {"cancelled": " · stopped", "error": " · broken off"}
+"""What the line of figures says of a text that somebody or something ended."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,21 @@ class Result:
     decisions: dict[str, Any] | None = None
     logprobs: list[dict[str, Any]] | None = None
 
+    @property
+    def figures(self) -> str:
+        """One line for people: `auto · 42 tokens · 61.3 tokens/s · 55% accepted`, and whether it was stopped."""
+        stats = self.stats
+        count = f"{stats.new_tokens} token{'' if stats.new_tokens == 1 else 's'}"
+        rate = "" if stats.acceptance_rate is None else f" · {stats.acceptance_rate:.0%} accepted"
+        end = ENDS.get(self.finish_reason, "")
+        return f"{self.strategy} · {count} · {stats.tokens_per_second:.1f} tokens/s{rate}{end}"
+
+    def __str__(self) -> str:
+        return f"{self.text}\n({self.figures})"
+
+    def __repr__(self) -> str:
+        return f"<Result {self.text!r} ({self.figures})>"
+
     def to_json(self) -> dict[str, Any]:
         """Return the fields as plain values."""
         return asdict(self)
@@ -105,15 +122,23 @@ class Generation:
         stop_ids: frozenset[int] = frozenset(),
         stop_strings: tuple[str, ...] = (),
         logprobs: int | None = None,
+        shown_ids: frozenset[int] = frozenset(),
     ) -> None:
-        """Make text of what `run` chooses, up to a token or string that ends it; `RecycleModel.stream` does so."""
+        """Make text of what `run` chooses, up to a token or string that ends it; `Model.stream` does so.
+
+        Special tokens are left out of the text, but for `shown_ids`.
+        """
         self.lossless, self.logprobs = lossless, logprobs
         self.stop_ids, self.stop_strings = stop_ids, stop_strings
         self.tokens: list[Token] = []
         self.finish_reason: FinishReason = "length"
         self._run = run
-        self._text, self._stops = TextStream(tokenizer, run.prompt), StopStrings(stop_strings)
+        self._text, self._stops = TextStream(tokenizer, run.prompt, shown_ids), StopStrings(stop_strings)
         self._over = False
+
+    def __repr__(self) -> str:
+        result = self.result
+        return f"<Generation {result.text!r} ({result.figures})>"
 
     @property
     def decoder(self) -> Decoder:
@@ -129,6 +154,11 @@ class Generation:
     def counts(self) -> Counts:
         """Recycled tokens that were proposed and accepted so far."""
         return self._run.counts
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text, if one did."""
+        return self._stops.first
 
     def __iter__(self) -> Iterator[Token]:
         return self
@@ -165,6 +195,12 @@ class Generation:
         if token is None:
             raise StopAsyncIteration
         return token
+
+    def finish(self) -> Result:
+        """Make all tokens that are left, and return the `result`; errors as when they are asked for one by one."""
+        for _ in self:
+            pass
+        return self.result
 
     def cancel(self) -> None:
         """End after the step in progress, with finish reason `cancelled`; from any thread, at any time."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -15,14 +14,17 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
+from recycle_onnx.runtime.chat_template import Message
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
-from recycle_onnx.runtime.conversation import Conversation
+from recycle_onnx.runtime.conversation import Conversation, ConversationOptions
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
+from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.strategies import NEEDING_MODULE, Plan
+from recycle_onnx.runtime.embedding import Texts, embed
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.ort.loaded import LoadedHalves
 from recycle_onnx.runtime.ort.native import at_work
@@ -30,21 +32,24 @@ from recycle_onnx.runtime.ort.prepacked import open_prepacked
 from recycle_onnx.runtime.ort.provider_table import CPU
 from recycle_onnx.runtime.ort.providers import Place, Placement, options_of_module, place, register_library
 from recycle_onnx.runtime.ort.sessions import open_original
-from recycle_onnx.runtime.settings import STRATEGIES
-from recycle_onnx.runtime.structured import Constraints
-from recycle_onnx.runtime.text import count, encode
+from recycle_onnx.runtime.raw_text import RawTextNotice
+from recycle_onnx.runtime.settings import STRATEGIES, TO_THE_END
+from recycle_onnx.runtime.structured import Constraint, Constraints, Grammar
+from recycle_onnx.runtime.text import as_ids, count, encode
 from recycle_onnx.tokenizer import load_tokenizer
 
 Opener = Callable[[Bundle, Kind, Place, int | None], ort.InferenceSession]
 """Gives a session of one half: bundle, half, provider, threads."""
 
 
-class RecycleModel:
+class Model:
     """A loaded bundle, to be shared by threads: every generation and every conversation has caches of its own.
 
     `generation_config` holds what applies where a generation says nothing else, read from generation_config.json.
+    `tokenizer` is its `tokenizers.Tokenizer`.
 
-    `with recycle_onnx.load(…) as model:` closes it at the end.
+    `with recycle_onnx.load(…) as model:` closes it at the end. `RecycleModel` is an older name of the
+    class.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class RecycleModel:
         self.calibration = MachineCalibration.find(bundle, self.providers, threads)
         self._equal_runs = EqualRuns(bundle, self.provider, threads)
         self._constraints = Constraints(self.tokenizer, manifest.graphs["full"].vocab_size)
+        self._raw_text = RawTextNotice(bundle.folder, self.tokenizer)
         recycler, kinds = manifest.graphs.get("recycler"), manifest.kinds
         progress(0, len(kinds), "loading the full model")
         full = opener(bundle, "full", places[0], threads)
@@ -79,6 +85,10 @@ class RecycleModel:
         draft = manifest.draft_vocabulary
         draft_ids = None if draft is None else np.array(draft, np.int64)
         self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids)
+
+    def __repr__(self) -> str:
+        about = f"{self.bundle.manifest.halves}, context of {self.context_length} tokens, on {self.providers}"
+        return f"<Model {self.name!r}: {about}>"
 
     def __enter__(self) -> Self:
         return self
@@ -95,6 +105,16 @@ class RecycleModel:
             RecycleError: called from within a step, by a callback or a processor.
         """
         self._halves.close()
+
+    @property
+    def name(self) -> str:
+        """The name of the bundle's folder, by which the server calls it too."""
+        return self.bundle.name
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a text may have, prompt included."""
+        return self.bundle.manifest.context_length
 
     @property
     def provider(self) -> str:
@@ -148,7 +168,9 @@ class RecycleModel:
         progress: Progress = silent,
         **overrides: Unpack[Overrides],
     ) -> Result:
-        """Continue `prompt`, a text or token ids.
+        """Continue `prompt`, a text or token ids; `chat` answers messages.
+
+        A chat model says once, as a warning of `logging`, that it continues the text as it stands.
 
         Args:
             prompt: text, encoded with the special tokens the tokenizer adds; or token ids, taken as they are.
@@ -161,10 +183,7 @@ class RecycleModel:
                 cannot be followed.
             RecycleError: the logits processors leave nothing to choose.
         """
-        generation = self.stream(prompt, config, progress=progress, **overrides)
-        for _ in generation:
-            pass
-        return generation.result
+        return self.stream(prompt, config, progress=progress, **overrides).finish()
 
     def stream(
         self,
@@ -187,14 +206,43 @@ class RecycleModel:
         """
         return self._start(prompt, (config or self.generation_config).updated(**overrides), progress, decoder)
 
+    def chat(
+        self,
+        messages: str | Iterable[Message],
+        config: GenerationConfig | None = None,
+        *,
+        template: str | None = None,
+        template_variables: dict[str, Any] | None = None,
+        progress: Progress = silent,
+        **overrides: Unpack[Overrides],
+    ) -> Result:
+        """Answer `messages` by the model's chat template; `conversation` keeps its caches for the next turn.
+
+        Args:
+            messages: all turns, each with `role` and `content`; a text stands for one message of the user's.
+            config: how, as for `generate`.
+            template: as for `Conversation`.
+            template_variables: as for `Conversation`, for instance `{"enable_thinking": False}`.
+            progress: as for `generate`.
+            overrides: settings that replace those of `config`.
+
+        Raises:
+            InputError: no message, the last one is an answer, they do not fit the context, the template refuses them,
+                or a setting is out of range.
+            RecycleError: as for `generate`.
+        """
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
+        chat = self.conversation(messages=turns, template=template, template_variables=template_variables)
+        return chat.answer(config, progress=progress, **overrides).finish()
+
     def decoder(self, strategy: str) -> Decoder:
         """Make fresh caches for one text; without the module's where `strategy` does not need them."""
         return self._decoder(module=strategy in ("auto", *NEEDING_MODULE))
 
     def _decoder(self, *, module: bool) -> Decoder:
-        return self._halves.decoder(self.bundle.manifest.context_length, self.prefill_chunk, module=module)
+        return self._halves.decoder(self.context_length, self.prefill_chunk, module=module)
 
-    def conversation(self, system: str | None = None, **options: Any) -> Conversation:
+    def conversation(self, system: str | None = None, **options: Unpack[ConversationOptions]) -> Conversation:
         """Begin a conversation; the options are those of `Conversation`."""
         return Conversation(self, system, **options)
 
@@ -202,13 +250,67 @@ class RecycleModel:
         """Go on with a conversation that `Conversation.save` wrote."""
         return Conversation.load(self, path)
 
+    def check_constraint(self, constraint: Constraint, config: GenerationConfig | None = None) -> None:
+        """Refuse a constraint that no text of this model can follow; what compiles it is kept.
+
+        Raises:
+            InputError: as for `generate`.
+        """
+        self._constraints.prepare(constraint, self._stop_ids(config or self.generation_config))
+
     def encode(self, prompt: str) -> list[int]:
         """Return the token ids of a text, with the special tokens that the tokenizer adds to a prompt.
 
         Raises:
-            InputError: it has half a character.
+            InputError: it is no text, or has half a character.
         """
+        if not isinstance(prompt, str):
+            raise InputError(f"the text is {prompt!r:.100}; expected a string")
         return encode(self.tokenizer, prompt)
+
+    def embed(
+        self,
+        texts: Texts,
+        *,
+        pooling: str | None = None,
+        dimensions: int | None = None,
+        progress: Progress = silent,
+    ) -> Floats:
+        """Return the vector float32 [D] of a text, or the vectors [N, D] of a list of texts, each of length 1.
+
+        Args:
+            texts: a text or its token ids, or a list of either.
+            pooling: `mean` of the hidden states, or that of the `last` token; None for what the base was trained for,
+                and the mean where its checkpoint does not say.
+            dimensions: keep the first D values only, for bases trained for that; None for all.
+            progress: called after each text with the number of those read, and of how many.
+
+        Raises:
+            InputError: an empty text, one longer than the context, or `pooling` or `dimensions` that make no sense.
+        """
+        return embed(self, texts, pooling, dimensions, progress)
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids, without special tokens unless they are asked for.
+
+        Raises:
+            InputError: they are no token ids, or outside the vocabulary.
+        """
+        return str(
+            self.tokenizer.decode(
+                self._known(as_ids(ids, "the ids are", "token ids")), skip_special_tokens=skip_special_tokens
+            )
+        )
+
+    def count_tokens(self, prompt: str | Iterable[Message]) -> int:
+        """Count the tokens that a text has as a prompt, or that messages have by the model's chat template.
+
+        Raises:
+            InputError: half a character, or messages that the template refuses.
+        """
+        if isinstance(prompt, str):
+            return len(self.encode(prompt))
+        return self.conversation(messages=prompt).count_tokens()
 
     def _start(
         self, prompt: str | Sequence[int], config: GenerationConfig, progress: Progress, decoder: Decoder | None
@@ -217,12 +319,14 @@ class RecycleModel:
         strategy = self._strategy(config.strategy)
         plan = Plan.make(strategy, config.chain, config.min_confidence, self.calibration, self.module_trained)
         ids = self.prompt_ids(prompt)
-        room = self.bundle.manifest.context_length - len(ids)
+        room = self.context_length - len(ids)
         vocab_size = self._halves.specs[0].vocab_size
         config.check_vocabulary(vocab_size)
-        limit = room if config.max_new_tokens is None else min(config.max_new_tokens, room)
-        stop_ids = self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
+        limit = room if config.max_new_tokens == TO_THE_END else min(config.max_new_tokens, room)
+        stop_ids = self._stop_ids(config)
         constraint = None if config.constraint is None else self._constraints.prepare(config.constraint, stop_ids)
+        if isinstance(prompt, str):
+            self._raw_text.consider(prompt)
         caches = self._checked(decoder, plan) if decoder else self._decoder(module=plan.needs_module)
         lossless = self._lossless(plan.strategy)
         chooser = make_chooser(config, ids, limit, vocab_size, stop_ids, constraint)
@@ -233,7 +337,11 @@ class RecycleModel:
             stop_ids=stop_ids,
             stop_strings=tuple(config.stop),
             logprobs=config.logprobs,
+            shown_ids=config.constraint.shown if isinstance(config.constraint, Grammar) else frozenset(),
         )
+
+    def _stop_ids(self, config: GenerationConfig) -> frozenset[int]:
+        return self.stop_ids if config.stop_ids is None else frozenset(config.stop_ids)
 
     def _checked(self, decoder: Decoder, plan: Plan) -> Decoder:
         """Return the caches to use again, once they are known to be this model's and to suit the strategy."""
@@ -261,17 +369,20 @@ class RecycleModel:
         Raises:
             InputError: empty, ids outside the vocabulary, or longer than the context less the one token to come.
         """
-        context = self.bundle.manifest.context_length
-        ids = encode(self.tokenizer, prompt, context=context) if isinstance(prompt, str) else _as_ids(prompt)
+        context = self.context_length
+        ids = encode(self.tokenizer, prompt, context=context) if isinstance(prompt, str) else as_ids(prompt)
         if len(prompt) == 0:
             raise InputError("the prompt is empty; expected some text to continue")
-        vocab_size = self._halves.specs[0].vocab_size
         if not ids:
             raise InputError("the prompt has no tokens; expected some text to continue")
+        if len(self._known(ids)) >= context:
+            raise InputError(f"the prompt has {count(ids, context)}; the context of {context} leaves no room for more")
+        return ids
+
+    def _known(self, ids: list[int]) -> list[int]:
+        vocab_size = self._halves.specs[0].vocab_size
         if bad := [token for token in ids if not 0 <= token < vocab_size]:
             raise InputError(f"token id {bad[0]} is outside the vocabulary of {vocab_size}")
-        if len(ids) >= context:
-            raise InputError(f"the prompt has {count(ids, context)}; the context of {context} leaves no room for more")
         return ids
 
     def _lossless(self, strategy: str) -> Lossless:
@@ -279,19 +390,14 @@ class RecycleModel:
             return "exact"
         if strategy == "alternate":
             return "no"
-        if self.provider == CPU and self.bundle.manifest.precision == "fp32":
+        manifest = self.bundle.manifest
+        if self.provider == CPU and manifest.precision == "fp32" and manifest.graphs["full"].cache_type is None:
             return "exact"
         return "exact" if self.equal_runs else "within_rounding"  # kernels may go by the number of rows
 
 
-def _as_ids(prompt: Sequence[int]) -> list[int]:
-    """Convert whatever holds integers, an array for instance, to a list of them."""
-    try:
-        if isinstance(prompt, bytes | bytearray):
-            raise TypeError
-        return [index(token) for token in prompt]
-    except TypeError as error:
-        raise InputError(f"the prompt is {prompt!r:.100}; expected a text, or token ids") from error
+RecycleModel = Model
+"""The name that the class had before."""
 
 
 def load(
@@ -306,7 +412,7 @@ def load(
     verify: bool = False,
     prepacked: bool = False,
     progress: Progress = silent,
-) -> RecycleModel:
+) -> Model:
     """Load a bundle.
 
     Args:
@@ -335,4 +441,4 @@ def load(
     own = options_of_module(recycler_provider, recycler_provider_options)
     other = None if recycler_provider is None else place(recycler_provider, own, bundle.manifest)
     with at_work():
-        return RecycleModel(bundle, full, threads, opener, progress, other)
+        return Model(bundle, full, threads, opener, progress, other)

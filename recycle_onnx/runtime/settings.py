@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TypedDict
 
 from recycle_onnx.declaration import declared, setting
@@ -15,6 +16,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.kinds import Biases, FrozenBiases, Name, Number, Strings, TokenIds
 
 STRATEGIES = ("auto", "full", "alternate", "verify", "lookup")
+"""In the order that `--help` and the server's schema list them: the default first."""
 LONGEST_CHAINS = {"auto": 4, "verify": 15, "lookup": 15}
 """Most proposals in a cycle, for strategies that have chains: with the token before, a run of 16 rows has room."""
 LONGEST_CHAIN = max(LONGEST_CHAINS.values())
@@ -24,6 +26,16 @@ MOST_LOGPROBS = 20
 """As many as OpenAI's API allows; each is looked up and decoded for every token."""
 MOST_BIAS = 1e9
 """Far beyond any logit: a larger one decides nothing that this one does not."""
+TO_THE_END = -1
+"""The `max_new_tokens` of a text that only its own end or the context's ends; llama.cpp and LM Studio write it so."""
+ALIASES = {"max_tokens": "max_new_tokens"}
+"""Other names of settings, which are taken as well: what all neighbours call it."""
+FOREIGN = {
+    "max_completion_tokens": "max_new_tokens", "max_length": "max_new_tokens", "n_predict": "max_new_tokens",
+    "num_predict": "max_new_tokens", "do_sample": "temperature", "repeat_penalty": "repetition_penalty",
+    "eos_token_id": "stop_ids", "stop_strings": "stop", "stop_sequences": "stop",
+}  # fmt: skip
+"""What OpenAI, transformers, llama.cpp and Ollama call some settings: not taken, but understood, to name ours."""
 PENALTY = Number(least=-2, most=2, notes={0: "none"})
 COUNT = Number(least=0, whole=True)
 SEED_64 = Number(least=-(2**63), most=2**63 - 1, whole=True)
@@ -33,9 +45,10 @@ SEED_64 = Number(least=-(2**63), most=2**63 - 1, whole=True)
 class Settings:
     """The settings that are plain data."""
 
-    max_new_tokens: int | None = setting(
-        None, Number(least=1, whole=True, optional=True), "Most new tokens.",
-        origin="transformers", unset="to the end of the context", in_file=True,
+    max_new_tokens: int = setting(
+        512, Number(least=1, whole=True, besides={TO_THE_END: "the end of the context"}),
+        "Most new tokens; -1 goes on to the end of the context.",
+        origin="transformers", in_file=True,
     )  # fmt: skip
     min_new_tokens: int = setting(
         0, COUNT, "No token id that ends the text comes before so many tokens. Stop strings end it at any time.",
@@ -115,7 +128,7 @@ class Settings:
 class Keywords(TypedDict, total=False):
     """The fields of `Settings` as keywords: a type checker needs them written down, and a test compares both."""
 
-    max_new_tokens: int | None
+    max_new_tokens: int
     min_new_tokens: int
     strategy: str | None
     chain: int | None
@@ -136,6 +149,12 @@ class Keywords(TypedDict, total=False):
 
 
 SETTINGS = declared(Settings)
+
+
+def hint(name: str, known: Sequence[str]) -> str:
+    """Say which of the `known` names somebody may have meant who wrote `name`, as the end of an error's line."""
+    near = [FOREIGN[name]] if FOREIGN.get(name) in known else get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"expected some of: {', '.join(known)}"
 
 
 def check(name: str, value: object) -> None:

@@ -38,8 +38,8 @@ def _check_half(arrays: Arrays, kind: str, half: Half, vocab_size: int) -> NDArr
     tokens = _array(arrays, f"{kind}.tokens", "int64", (None,))
     if len(tokens) > half.cache.limit or ((tokens < 0) | (tokens >= vocab_size)).any():
         raise ValueError(f"{kind}.tokens are not up to {half.cache.limit} tokens below {vocab_size}")
-    for name in spec.past_names():
-        _array(arrays, f"{kind}.{name}", spec.float_type, (spec.num_kv_heads, len(tokens), spec.head_dim))
+    for name, dtype in zip(spec.past_names(), spec.cache_types(), strict=True):
+        _array(arrays, f"{kind}.{name}", dtype, (spec.num_kv_heads, len(tokens), spec.head_dim))
     return tokens
 
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 ONE_SPACE = {"whitespace_pattern": "[ ]?"}
 """Between the parts of a JSON text: without a limit a model may go on with white space for ever (as in Outlines)."""
+LARK = "%llguidance"
+"""Begins a grammar that is Lark for certain: others are GBNF where `::=` is anywhere in them."""
 WORD = 32
 """Bits in a word of llguidance's masks, which are allocated in whole words."""
 LONGEST_MESSAGE = 300
@@ -82,11 +84,14 @@ class Regex:
 class Grammar:
     """A text of a context-free grammar, in llguidance's kind of Lark (`start: …`) or in GBNF (`root ::= …`).
 
+    Special tokens that it names are left out of the text like any other, but for those in `shown`.
+
     Raises:
         InputError: not a string.
     """
 
     source: str
+    shown: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         if not isinstance(self.source, str):
@@ -236,7 +241,8 @@ def _grammar(constraint: Constraint) -> str:
             return str(library.LLMatcher.grammar_from_json_schema(constraint.text(), overrides=ONE_SPACE))
         if isinstance(constraint, Regex):
             return str(library.LLMatcher.grammar_from_regex(constraint.pattern))
-        return str(library.grammar_from("grammar", constraint.source))
+        kind = "lark" if constraint.source.startswith(LARK) else "grammar"  # which may also be GBNF
+        return str(library.grammar_from(kind, constraint.source))
     except ValueError as error:
         raise InputError(f"{constraint} is not one to follow: {_one_line(str(error))}") from error
 

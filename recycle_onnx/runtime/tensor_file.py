@@ -1,9 +1,10 @@
-"""A saved conversation's arrays and texts: a safetensors file with a checksum over both."""
+"""Saved caches, arrays and texts: a safetensors file with a checksum over both."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,18 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.safetensors_file import METADATA, by_width, bytes_of, stream_of, write_streams
 from recycle_onnx.untrusted import open_regular, parse_json
 
-DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8")}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "I64": np.dtype("<i8"), "I8": np.dtype("i1"), "U8": np.dtype("u1"),
+}  # fmt: skip
+"""Always little-endian, whatever the machine: the file is read on others."""
 CHECKSUM = "sha256"
+"""Covers arrays and texts: a file that was cut short or edited is refused."""
 
 
 def write(path: Path, arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-    """Write arrays (float32, float16, int64) and texts in one step, with a checksum over both, for the owner to read.
+    """Write arrays (float32, float16, int64, int8, uint8) and texts in one step, with a checksum over both.
+
+    Only the owner may read them.
 
     Raises:
         RecycleError: it cannot be written there.
@@ -40,24 +47,25 @@ def read(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
     """
     try:
         with open_regular(path) as file:
-            data = file.read()
+            data = np.empty(os.fstat(file.fileno()).st_size, np.uint8)  # half the time of `read`, which copies it twice
+            data = data[: file.readinto(data.data)]
     except OSError as error:
         raise InputError(f"{path}: cannot read ({error.strerror or error})") from error
     try:
         arrays, metadata = _parse(data)
         stated, counted = metadata.pop(CHECKSUM, None), _checksum(arrays, metadata)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        raise InputError(f"{path}: damaged, or not a saved conversation ({error})") from error
+        raise InputError(f"{path}: damaged, or no file of saved caches ({error})") from error
     if stated != counted:
         raise InputError(f"{path}: damaged (its content does not have the checksum it names)")
     return arrays, metadata
 
 
-def _parse(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
-    start = 8 + int.from_bytes(data[:8], "little")
+def _parse(data: NDArray[np.uint8]) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
     if start > len(data):
         raise ValueError(f"{len(data)} bytes, and a header up to byte {start}")
-    header = parse_json(data[8:start])
+    header = parse_json(data[8:start].tobytes())
     metadata = dict(header.pop(METADATA))
     if not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("a text of its metadata is none")
@@ -66,7 +74,7 @@ def _parse(data: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
         first, end = entry["data_offsets"]
         if not 0 <= first <= end <= len(data) - start:
             raise ValueError(f"{name} lies beyond the end")
-        flat = np.frombuffer(data[start + first : start + end], np.uint8)
+        flat = data[start + first : start + end]
         arrays[name] = flat.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
     return arrays, metadata
 

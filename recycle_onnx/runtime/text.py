@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from codecs import getincrementaldecoder
 from collections.abc import Sequence
+from operator import index
 
 from tokenizers import Tokenizer
 
@@ -53,6 +54,35 @@ def encode(tokenizer: Tokenizer, text: str, add_special_tokens: bool = True, con
     return _ids(tokenizer, text, add_special_tokens)
 
 
+def beginning(tokenizer: Tokenizer, text: str, most: int) -> list[int]:
+    """Return the token ids of a text, or of as much of its beginning as leaves `most` with all special tokens.
+
+    Raises:
+        InputError: half a character.
+    """
+    ids = encode(tokenizer, text, context=most)
+    if len(ids) <= most:
+        return ids
+    with at_work():
+        encoding = tokenizer.encode(text[: LONG_TOKEN * most], add_special_tokens=False)
+        encoding.truncate(most - tokenizer.num_special_tokens_to_add(is_pair=False))
+        return list(tokenizer.post_process(encoding).ids)
+
+
+def as_ids(prompt: Sequence[int], named: str = "the prompt is", expected: str = "a text, or token ids") -> list[int]:
+    """Convert whatever holds integers, an array for instance, to a list of them; an error calls it as `named`.
+
+    Raises:
+        InputError: anything else.
+    """
+    try:
+        if isinstance(prompt, bytes | bytearray):
+            raise TypeError
+        return [index(token) for token in prompt]
+    except TypeError as error:
+        raise InputError(f"{named} {prompt!r:.100}; expected {expected}") from error
+
+
 def count(ids: list[int], context: int) -> str:
     """Say how many tokens there are, for an error: of far too many perhaps only the beginning was read."""
     return f"{'at least ' if len(ids) > 2 * context else ''}{len(ids)} tokens"
@@ -72,10 +102,12 @@ class TextStream:
     (`tokenizers`' own DecodeStream raises on ids that form no valid UTF-8, which a model may well produce.)
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], shown: frozenset[int] = frozenset()) -> None:
+        """Begin after `prompt`; of special tokens those in `shown` are text, and no others."""
         self._tokenizer = tokenizer
-        self._ids = self._end(prompt)
-        self._shown = len(self._ids)
+        self._hidden = special_ids(tokenizer) - shown if shown else None  # None: tokenizers leaves out its own
+        self._ids = self._end(prompt)  # the end of the text, as far back as it decides how new tokens are written
+        self._shown = len(self._ids)  # how many of them are in the text that was given out
         self._starts = [0]
         """Where characters begin, as far as is known: to decode from elsewhere might spoil what follows, since
         tokens that stand for single bytes become text together or not at all (tokenizers' ByteFallback)."""
@@ -122,7 +154,14 @@ class TextStream:
         return next(ends, list(prompt[-CONTEXT:]))
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        if self._hidden is None:
+            return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+        return str(self._tokenizer.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False))
+
+
+def special_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """Return the ids of the tokens that are left out of texts."""
+    return frozenset(id_ for id_, token in tokenizer.get_added_tokens_decoder().items() if token.special)
 
 
 def _spelled(token: str, byte_level: bool, byte_fallback: bool) -> bytes:
@@ -139,18 +178,24 @@ class StopStrings:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = [stop for stop in stops if stop]
-        self._held = ""
-        self.reached = False
+        self._held = ""  # text that may be the beginning of a stop string
+        self.first: str | None = None
+        """The stop string that came first, if one did."""
+
+    @property
+    def reached(self) -> bool:
+        """Whether a stop string came."""
+        return self.first is not None
 
     def push(self, text: str) -> str:
         """Return the text that is certain to come before any stop string."""
         self._held += text
-        hits = [self._held.find(stop) for stop in self._stops if stop in self._held]
+        hits = [(self._held.find(stop), stop) for stop in self._stops if stop in self._held]
         if hits:
-            self.reached = True
-            certain, self._held = self._held[: min(hits)], ""
+            start, self.first = min(hits)
+            certain, self._held = self._held[:start], ""
             return certain
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        keep = max((overlap(self._held, stop) for stop in self._stops), default=0)
         certain, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
         return certain
 
@@ -160,6 +205,6 @@ class StopStrings:
         return rest
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return the length of the longest end of `text` that is a proper beginning of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

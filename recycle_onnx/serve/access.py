@@ -104,7 +104,7 @@ class Guard:
             await send(message)
 
         error = self._refusal(Headers(scope=scope))
-        await (error.response() if error else self.app)(scope, receive, send_private)
+        await (error.response(scope["path"]) if error else self.app)(scope, receive, send_private)
 
     def _refusal(self, headers: Headers) -> ApiError | None:
         host, origin = headers.get("host", ""), headers.get("origin")
@@ -141,13 +141,14 @@ class TokenCheck:
     token: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope)
-        if scope["path"] in OPEN or self._knows(headers.get("authorization", "")):
+        if scope["path"] in OPEN or self._is_in(Headers(scope=scope)):
             await self.app(scope, receive, send)
             return
         error = ApiError(401, "invalid_api_key", "expected the server's token: Authorization: Bearer TOKEN")
-        await error.response()(scope, receive, send)
+        await error.response(scope["path"])(scope, receive, send)
 
-    def _knows(self, authorization: str) -> bool:
-        scheme, _, sent = authorization.partition(" ")
-        return scheme.lower() == "bearer" and hmac.compare_digest(sent.strip().encode(), self.token.encode())
+    def _is_in(self, headers: Headers) -> bool:
+        """Tell whether the token is where OpenAI's clients send it, or where Anthropic's do."""
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        sent = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        return hmac.compare_digest(sent.strip().encode(), self.token.encode())

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 from recycle_onnx.runtime.generation import Token
+from recycle_onnx.runtime.tools.reader import AnswerPart, AnswerText, CallArguments, CallReader, CallStart
+from recycle_onnx.runtime.tools.tool_chat import ToolUse
 from recycle_onnx.serve import answers
+from recycle_onnx.serve.logprobs import entry_of, finite
 from recycle_onnx.serve.token_decoder import TokenDecoder
-from recycle_onnx.serve.worker import Step
-
-LOWEST_LOGPROB = -9999.0
-"""What OpenAI's API gives for tokens that cannot come: JSON has no infinity."""
+from recycle_onnx.serve.worker import EndReason, Step
 
 
 @dataclass(frozen=True)
@@ -46,41 +47,62 @@ class AnswerFormat(Protocol):
     def chunk(self, step: Step) -> answers.BaseAnswer:
         """Return the chunk of one token."""
 
-    def ending(self, reason: answers.FinishReason) -> answers.BaseAnswer:
+    def ending(self, reason: EndReason) -> answers.BaseAnswer:
         """Return the chunk that says why the text ends."""
 
     def usage(self, usage: answers.Usage) -> answers.BaseAnswer:
         """Return the last chunk, which counts the tokens of the request."""
 
-    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.BaseAnswer:
+    def whole(self, tokens: list[Token], reason: EndReason, usage: answers.Usage) -> answers.BaseAnswer:
         """Return the whole answer at once, for a client that wants no stream."""
 
 
 @dataclass
 class ChatFormat:
-    """The format of answers to messages."""
+    """The format of answers to messages; `use` says how one that has tools is read."""
 
     label: Label
     decoder: TokenDecoder
     logprobs: bool
+    use: ToolUse | None = None
+
+    @cached_property
+    def reader(self) -> CallReader | None:
+        """The reader of the answer's calls, to be asked for once there are tokens: then all is known that it needs."""
+        return None if self.use is None else self.use.reader()
 
     def opening(self) -> list[answers.BaseAnswer]:
-        return [self._chunk(answers.Delta(role="assistant", content=""))]
+        return [self._chunk(answers.Delta(role="assistant", content="" if self.use is None else None))]
 
     def chunk(self, step: Step) -> answers.BaseAnswer:
-        delta = answers.Delta(content=step.token.text)
+        text = step.token.text
+        delta = answers.Delta(content=text) if self.reader is None else as_delta(self.reader.push(text))
         return self._chunk(delta, self._logprobs([step.token]), mark=answers.RecycledToken.of(step))
 
-    def ending(self, reason: answers.FinishReason) -> answers.BaseAnswer:
-        return self._chunk(answers.Delta(), reason=reason)
+    def ending(self, reason: EndReason) -> answers.BaseAnswer:
+        if self.reader is None:
+            return self._chunk(answers.Delta(), reason=reason)
+        delta = as_delta(self.reader.end())
+        return self._chunk(delta, reason=self.reader.finish_reason(reason))
 
     def usage(self, usage: answers.Usage) -> answers.BaseAnswer:
         return answers.ChatChunk(**self.label.fields, choices=[], usage=usage)
 
-    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.BaseAnswer:
-        message = answers.AnswerMessage(content="".join(token.text for token in tokens))
-        choice = answers.ChatChoice(message=message, logprobs=self._logprobs(tokens), finish_reason=reason)
+    def whole(self, tokens: list[Token], reason: EndReason, usage: answers.Usage) -> answers.BaseAnswer:
+        message = self._message("".join(token.text for token in tokens))
+        ended = reason if self.reader is None else self.reader.finish_reason(reason)
+        choice = answers.ChatChoice(message=message, logprobs=self._logprobs(tokens), finish_reason=ended)
         return answers.ChatAnswer(**self.label.fields, choices=[choice], usage=usage)
+
+    def _message(self, text: str) -> answers.AnswerMessage:
+        if self.reader is None:
+            return answers.AnswerMessage(content=text)
+        self.reader.push(text)
+        self.reader.end()
+        calls = [answers.CallInAnswer.model_validate(call.as_json()) for call in self.reader.calls]
+        return answers.AnswerMessage(
+            content=None if calls and not self.reader.text else self.reader.text, tool_calls=calls
+        )
 
     def _chunk(
         self,
@@ -95,18 +117,7 @@ class ChatFormat:
     def _logprobs(self, tokens: list[Token]) -> answers.ChatLogprobs | None:
         if not self.logprobs:
             return None
-        return answers.ChatLogprobs(
-            content=[
-                answers.TokenLogprob(**self._token(token.id, token.logprob), top_logprobs=self._alternatives(token))
-                for token in tokens
-            ]
-        )
-
-    def _alternatives(self, token: Token) -> list[answers.TokenText]:
-        return [answers.TokenText(**self._token(id_, logprob)) for id_, logprob in token.top_logprobs or ()]
-
-    def _token(self, id_: int, logprob: float | None) -> dict[str, Any]:
-        return {"token": self.decoder.text(id_), "logprob": finite(logprob), "bytes": self.decoder.bytes(id_)}
+        return answers.ChatLogprobs(content=[entry_of(token, self.decoder) for token in tokens])
 
 
 @dataclass
@@ -124,13 +135,13 @@ class TextFormat:
     def chunk(self, step: Step) -> answers.BaseAnswer:
         return self._answer(step.token.text, self._logprobs([step.token]), mark=answers.RecycledToken.of(step))
 
-    def ending(self, reason: answers.FinishReason) -> answers.BaseAnswer:
+    def ending(self, reason: EndReason) -> answers.BaseAnswer:
         return self._answer("", reason=reason)
 
     def usage(self, usage: answers.Usage) -> answers.BaseAnswer:
         return answers.TextAnswer(**self.label.fields, choices=[], usage=usage)
 
-    def whole(self, tokens: list[Token], reason: answers.FinishReason, usage: answers.Usage) -> answers.BaseAnswer:
+    def whole(self, tokens: list[Token], reason: EndReason, usage: answers.Usage) -> answers.BaseAnswer:
         text = "".join(token.text for token in tokens)
         return self._answer(text, self._logprobs(tokens), reason, usage=usage)
 
@@ -170,6 +181,15 @@ class TextFormat:
         return best
 
 
-def finite(logprob: float | None) -> float:
-    """Return a log-probability that JSON can hold."""
-    return LOWEST_LOGPROB if logprob is None else max(LOWEST_LOGPROB, logprob)
+def as_delta(parts: list[AnswerPart]) -> answers.Delta:
+    """Return what became certain of an answer with tools as a chunk has it; nothing of it may be."""
+    text = "".join(part.text for part in parts if isinstance(part, AnswerText))
+    calls: dict[int, answers.CallDelta] = {}
+    for part in parts:
+        if isinstance(part, CallStart):
+            function = answers.FunctionDelta(name=part.name, arguments="")
+            calls[part.index] = answers.CallDelta(index=part.index, id=part.id, type="function", function=function)
+        elif isinstance(part, CallArguments):
+            call = calls.setdefault(part.index, answers.CallDelta(index=part.index, function=answers.FunctionDelta()))
+            call.function.arguments = (call.function.arguments or "") + part.text
+    return answers.Delta(content=text or None, tool_calls=list(calls.values()) or None)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 from pydantic import BaseModel, SerializerFunctionWrapHandler, model_serializer
 
 from recycle_onnx.runtime.generation import Result
 from recycle_onnx.serve.worker import Step
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class RecycleUsage(BaseModel):
@@ -28,6 +29,22 @@ class RecycleUsage(BaseModel):
     prefill_s: float
     decode_s: float
     seed: int
+
+    @classmethod
+    def total(cls, parts: Sequence[RecycleUsage]) -> RecycleUsage:
+        """Add up the counts and times of several generations; speeds are those of all, what else there is the first's.
+
+        (Of tokens a second those of a generation's first token do not count, so nor do they here.)
+        """
+        counts = ("recycled_tokens", "proposed", "accepted", "full_runs", "recycle_runs", "prefill_s", "decode_s")
+        sums = {name: sum(getattr(part, name) for part in parts) for name in counts}
+        tokens, seconds = sum(part.tokens_per_second * part.decode_s for part in parts), sums["decode_s"]
+        verified = parts[0].acceptance_rate is not None and sums["proposed"]
+        rates = {
+            "acceptance_rate": sums["accepted"] / sums["proposed"] if verified else None,
+            "tokens_per_second": tokens / seconds if seconds else 0.0,
+        }
+        return parts[0].model_copy(update=sums | rates)
 
 
 class PromptTokens(BaseModel):
@@ -65,6 +82,22 @@ class Usage(BaseModel):
             recycle=recycle,
         )
 
+    @classmethod
+    def total(cls, usages: Sequence[Usage], prompts: Sequence[Usage]) -> Usage:
+        """Add up the usages of several answers; their prompts are counted in `prompts`, a usage for each."""
+        if len(usages) == 1:
+            return usages[0]
+        prompt, completion = sum(one.prompt_tokens for one in prompts), sum(one.completion_tokens for one in usages)
+        return cls(
+            prompt_tokens=prompt,
+            completion_tokens=completion,
+            total_tokens=prompt + completion,
+            prompt_tokens_details=PromptTokens(
+                cached_tokens=sum(one.prompt_tokens_details.cached_tokens for one in prompts)
+            ),
+            recycle=RecycleUsage.total([one.recycle for one in usages]),
+        )
+
 
 class RecycledToken(BaseModel):
     """A token's part of a streamed chunk: whether it is a recycled one, and how many were proposed and kept so far."""
@@ -90,12 +123,32 @@ class BaseAnswer(BaseModel):
     system_fingerprint: str
 
 
+class FunctionCall(BaseModel):
+    """The function of a call, and its arguments as JSON."""
+
+    name: str
+    arguments: str
+
+
+class CallInAnswer(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
 class AnswerMessage(BaseModel):
-    """The model's turn."""
+    """The model's turn; `content` is null where it is calls and no words."""
 
     role: Literal["assistant"] = "assistant"
-    content: str
+    content: str | None
     refusal: None = None
+    tool_calls: list[CallInAnswer] | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_no_calls(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in handler(self).items() if name != "tool_calls" or value}
 
 
 class TokenText(BaseModel):
@@ -120,9 +173,9 @@ class ChatLogprobs(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The one answer."""
+    """An answer; several to one request are numbered."""
 
-    index: Literal[0] = 0
+    index: int = 0
     message: AnswerMessage
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason
@@ -136,21 +189,42 @@ class ChatAnswer(BaseAnswer):
     usage: Usage
 
 
-class Delta(BaseModel):
-    """The text that a chunk adds to the message."""
-
-    role: Literal["assistant"] | None = None
-    content: str | None = None
+class Sparse(BaseModel):
+    """An object of which fields that are null are left out."""
 
     @model_serializer(mode="wrap")
-    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, str]:
+    def _without_null(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         return {name: value for name, value in handler(self).items() if value is not None}
 
 
-class ChatChunkChoice(BaseModel):
-    """The one answer's new part."""
+class FunctionDelta(Sparse):
+    """A function's name at the beginning of its call, or a piece of its arguments."""
 
-    index: Literal[0] = 0
+    name: str | None = None
+    arguments: str | None = None
+
+
+class CallDelta(Sparse):
+    """The part that a chunk adds to call number `index`: `id` and `type` come once, with the name."""
+
+    index: int
+    id: str | None = None
+    type: Literal["function"] | None = None
+    function: FunctionDelta
+
+
+class Delta(Sparse):
+    """The text or calls that a chunk adds to the message."""
+
+    role: Literal["assistant"] | None = None
+    content: str | None = None
+    tool_calls: list[CallDelta] | None = None
+
+
+class ChatChunkChoice(BaseModel):
+    """An answer's new part."""
+
+    index: int = 0
     delta: Delta
     logprobs: ChatLogprobs | None = None
     finish_reason: FinishReason | None = None
@@ -175,9 +249,9 @@ class TextLogprobs(BaseModel):
 
 
 class TextChoice(BaseModel):
-    """The one continuation, or its new part."""
+    """A continuation, or its new part."""
 
-    index: Literal[0] = 0
+    index: int = 0
     text: str
     logprobs: TextLogprobs | None = None
     finish_reason: FinishReason | None = None
@@ -190,6 +264,9 @@ class TextAnswer(BaseAnswer):
     choices: list[TextChoice]
     usage: Usage | None = None
     recycle: RecycledToken | None = None
+
+
+AnyAnswer = ChatAnswer | ChatChunk | TextAnswer
 
 
 class ModelRecycle(BaseModel):

@@ -20,6 +20,8 @@ MOST_GROUPS = 1 << 17
 """Lists and objects in a body. The million and a half that fit 4 MiB stop the process for more than a second,
 so many for 0.1 s.
 """
+MAY_BE_NONE = ("queue", "caches", "prompt_cache_gb")
+"""Limits that may be 0."""
 SPARE_CONNECTIONS = 100
 """Beside those of requests: browsers and libraries keep some open for the next one."""
 
@@ -28,7 +30,8 @@ SPARE_CONNECTIONS = 100
 class Limits:
     """Limits of one server; times are in seconds.
 
-    `caches` is the number of texts kept in memory for later requests to continue from.
+    `caches` is the number of texts kept in memory for later requests to continue from, and `prompt_cache_gb` bounds
+    what of them is kept on disk, in gigabytes; 0 is nothing.
 
     A JSON schema of `schema_bytes` (as many characters as OpenAI's API allows) may take `schema_seconds` of
     processor time to compile.
@@ -37,6 +40,7 @@ class Limits:
     slots: int = 2
     queue: int = 64
     caches: int = 4
+    prompt_cache_gb: float = 0.0
     body_bytes: int = 4 << 20
     body_seconds: float = 30.0
     queue_seconds: float = 60.0
@@ -46,7 +50,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("queue", "caches") else 1
+            value, least = getattr(self, field.name), 0 if field.name in MAY_BE_NONE else 1
             if not value >= least:
                 raise InputError(f"{field.name.replace('_', ' ')} is {value}; expected at least {least}")
 

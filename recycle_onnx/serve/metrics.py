@@ -27,8 +27,9 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self.requests = self._counter("requests", "Requests by path and status.", "path", "status")
-        self.tokens = self._counter("tokens", "Tokens: prompt, those of it in a cache, new, recycled.", "kind")
+        self.tokens = self._counter("tokens", "Tokens: prompt, cached of it, restored of those, new, recycled.", "kind")
         self.proposals = self._counter("proposals", "Tokens that were proposed, and those that stayed.", "outcome")
+        self.restores = self._counter("restored_prompts", "Prompts that begin with tokens from disk.")
         self.runs = self._counter("runs", "Runs of each half.", "half")
         self.seconds = self._histogram("request_seconds", "Time to the end of an answer.")
         self.first_token = self._histogram("first_token_seconds", "Time from a slot to the first token.")
@@ -50,6 +51,11 @@ class Metrics:
         self.runs.labels("recycler").inc(stats.recycle_runs)
         if result.tokens:
             self.first_token.observe(stats.time_to_first_token_s)
+
+    def count_restored(self, tokens: int) -> None:
+        """Add the tokens of a prompt that came from disk, or 0 where none did."""
+        self.tokens.labels("restored").inc(tokens)
+        self.restores.inc(tokens > 0)
 
     def text(self) -> bytes:
         """Return all metrics in Prometheus' text format."""

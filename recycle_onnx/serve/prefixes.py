@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from recycle_onnx.runtime.decoding.decoder import Decoder, common_prefix
-from recycle_onnx.runtime.decoding.strategies import NEEDING_MODULE
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.decoding.strategies import Plan
+from recycle_onnx.runtime.model import Model
+from recycle_onnx.serve.prompt_saver import PromptSaver
 
 WORTH = 0.5
 """A cache serves a text that has at least this share of it in common; else its own text may still go on."""
 
 
+def nobody(restored: int) -> None:
+    """Ignore how many tokens came from files."""
+
+
 @dataclass
 class PrefixCaches:
-    """A pool of idle decoders, the one used last at the end, at most `most` of them. Safe for any thread."""
+    """A pool of idle decoders, the one used last at the end, at most `most` of them. Safe for any thread.
 
-    model: RecycleModel
+    With a `saver` they are also saved, and what files know of a prompt is restored before the rest is read; `watch` is
+    told of how many tokens.
+    """
+
+    model: Model
     most: int
+    saver: PromptSaver | None = None
+    watch: Callable[[int], object] = nobody
     _idle: list[Decoder] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -30,9 +41,13 @@ class PrefixCaches:
 
         After an error it is not: nobody knows what it has read.
         """
-        with_module = strategy in ("auto", *NEEDING_MODULE) and "recycler" in self.model.bundle.manifest.graphs
-        decoder = self._take(prompt, with_module) or self.model.decoder(strategy)
+        with_module = Plan(strategy, module_trained=self.model.module_trained).needs_module
+        decoder = self._take(prompt, with_module) or self._make(with_module)
+        if self.saver is not None:
+            self.saver.withdraw(decoder)
         yield decoder
+        if self.saver is not None:
+            self.saver.offer(decoder)  # before anybody can take it again
         with self._lock:
             self._idle = [*self._idle, decoder][max(0, len(self._idle) + 1 - self.most) :]
 
@@ -45,3 +60,15 @@ class PrefixCaches:
                 if (one.recycler is not None) == with_module and same[index] >= WORTH * len(one.tokens.full)
             ]
             return self._idle.pop(max(fitting, key=lambda index: same[index])) if fitting else None
+
+    def _make(self, with_module: bool) -> Decoder:
+        decoder = self.model.decoder("auto" if with_module else "full")
+        if self.saver is not None:
+            decoder.recall = self._restore
+        return decoder
+
+    def _restore(self, decoder: Decoder, prompt: list[int]) -> int:
+        assert self.saver is not None
+        restored = self.saver.files.restore(decoder, prompt)
+        self.watch(restored)
+        return restored

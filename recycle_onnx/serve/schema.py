@@ -7,31 +7,35 @@ none, whether it is known or not, unless it is a required one. Settings of a gen
 
 from __future__ import annotations
 
-from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, cast
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
-from pydantic_core import ErrorDetails, from_json
+from pydantic import Field, ValidationError, create_model
+from pydantic_core import from_json
 
 from recycle_onnx.kinds import Biases, Kind, Name, Number, Strings
 from recycle_onnx.runtime.config import Overrides
 from recycle_onnx.runtime.settings import MOST_LOGPROBS, SETTINGS
 from recycle_onnx.serve.errors import ApiError
+from recycle_onnx.serve.mistakes import first_mistake
+from recycle_onnx.serve.request_object import Few, Many, RequestObject
+from recycle_onnx.serve.tool_schema import CallInMessage, ToolChoice, Tools, check_tools
 
 Stop = Annotated[str, Field(min_length=1)]
 Prompt = Annotated[str, Field(min_length=1)]
 TokenId = Annotated[int, Field(ge=0)]
 TokenName = Annotated[str, Field(pattern="^[0-9]{1,9}$")]
-Many = Field(min_length=1, fail_fast=True)
-"""For lists: one error is told, so only one is looked for, as a body of megabytes may hold millions."""
-Few = Field(min_length=1, max_length=4096, fail_fast=True)
-"""The same of what takes microseconds each; more messages fit no context."""
+MostTokens = Annotated[int, Field(ge=1)] | Literal[-1]
+MOST_TOKENS = (
+    f"{SETTINGS['max_new_tokens'].help} If left out what the model's generation_config.json says, else "
+    f"{SETTINGS['max_new_tokens'].default}."
+)
 MOST_STOPS, MOST_BIASES = 16, 4096
 """More slow every token down: each stop string is searched for, and each bias added, at every one."""
-NOTHING: tuple[object, ...] = (None, "", [], {})
-"""What clients send for a field that they do not use."""
-MOST_MISTAKES = 100
-"""Mistakes of a body that are looked at one by one, to name the one that matters: each takes microseconds."""
+MOST_ANSWERS = 64
+"""Prompts times answers to each, which are generated one after another within the time of one request."""
+Several = Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)
+Tokens = Annotated[list[TokenId], Many]
 SERVED = {name: about for name, about in SETTINGS.items() if about.served}
 """Settings that are fields of requests under their own name."""
 NOTES = {"seed": "Random if left out.", "top_p": "0: the likeliest token alone."}
@@ -40,26 +44,17 @@ LEAST_TOP_P = 1e-9
 """One that only the likeliest token reaches, for what OpenAI's API calls 0."""
 
 
-class RequestObject(BaseModel):
-    """A JSON object whose fields are all known, with values of exactly these types."""
+class ServedRequest(RequestObject):
+    """A request to the model, which may be named."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False,
-        json_schema_extra={"additionalProperties": {"enum": [None, "", [], {}]}},
-    )  # fmt: skip
+    model: str | None = Field(None, description="Any name, unless the server is strict; may be left out.")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_unused(cls, fields: Any) -> Any:
-        """Leave out fields that say nothing."""
-        if not isinstance(fields, dict):
-            return fields
-        return {name: value for name, value in fields.items() if value not in NOTHING or name in cls._required()}
+    def check(self) -> None:
+        """Refuse fields that make no sense together.
 
-    @classmethod
-    @cache
-    def _required(cls) -> frozenset[str]:
-        return frozenset(field.alias or name for name, field in cls.model_fields.items() if field.is_required())
+        Raises:
+            ApiError: 400.
+        """
 
 
 def _type_of(kind: Kind | None) -> Any:
@@ -101,14 +96,8 @@ class StreamOptions(RequestObject):
     include_obfuscation: Literal[False] | None = None
 
 
-class GenerationRequest(ServedSettings):
-    """The fields that both kinds of completion share: settings, and the answer's form."""
-
-    model: str | None = Field(None, description="What /v1/models lists; may be left out.")
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=1)] | None = None
-    user: str | None = Field(None, description="Ignored.")
+class SaidSettings(ServedSettings):
+    """Settings by our names, which are OpenAI's where that has them."""
 
     def settings(self) -> Overrides:
         """Return the settings that were said, as the runtime takes them."""
@@ -120,12 +109,21 @@ class GenerationRequest(ServedSettings):
                 said[name] = kind.from_json(name, said[name])
         return cast(Overrides, said)
 
-    def check(self) -> None:
-        """Refuse fields that make no sense together.
 
-        Raises:
-            ApiError: 400.
-        """
+class SettingsRequest(ServedRequest, SaidSettings):
+    """A request with settings beside what it asks."""
+
+
+class GenerationRequest(SettingsRequest):
+    """The fields that both kinds of completion share: settings, and the answer's form."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_ANSWERS)] | None = Field(None, description="Answers to each prompt.")
+    user: str | None = Field(None, description="Ignored.")
+
+    def check(self) -> None:
+        super().check()
         if self.stream_options and self.stream_options.include_usage and not self.stream:
             raise ApiError(400, "invalid_value", "stream_options is for streams: set stream too", "stream_options")
 
@@ -133,8 +131,8 @@ class GenerationRequest(ServedSettings):
 class CompletionRequest(GenerationRequest):
     """A text, or token ids, to continue."""
 
-    prompt: Prompt | Annotated[list[TokenId], Many] | Annotated[list[Prompt], Many]
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="16 if left out, as OpenAI has it.")
+    prompt: Prompt | Tokens | Annotated[list[Prompt], Several] | Annotated[list[Tokens], Several]
+    max_tokens: MostTokens | None = Field(None, description=MOST_TOKENS)
     logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
     echo: Literal[False] | None = None
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
@@ -143,13 +141,6 @@ class CompletionRequest(GenerationRequest):
     def top_logprobs(self) -> int | None:
         """How many alternatives a token's log-probability comes with; None for no log-probabilities."""
         return self.logprobs
-
-    def check(self) -> None:
-        """Refuse fields that make no sense together, and more than one text."""
-        super().check()
-        if isinstance(self.prompt, list) and isinstance(self.prompt[0], str) and len(self.prompt) > 1:
-            message = f"prompt has {len(self.prompt)} texts; one request continues one: send several requests"
-            raise ApiError(400, "unsupported_value", message, "prompt")
 
 
 class TextPart(RequestObject):
@@ -162,14 +153,59 @@ class TextPart(RequestObject):
 class Message(RequestObject):
     """One turn of a chat."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Few]
-    name: str | None = Field(None, description="Ignored.")
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[TextPart], Few] | None = Field(
+        None, description="May be null in an assistant's message with calls, and nowhere else."
+    )
+    name: str | None = Field(None, description="Ignored, but for the function's name in a result.")
+    tool_calls: Annotated[list[CallInMessage], Few] | None = None
+    tool_call_id: str | None = Field(None, description="The call whose result a message of the role tool is.")
 
-    def as_turn(self) -> dict[str, str]:
-        """Return role and text, as chat templates take them."""
-        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+    says: ClassVar[frozenset[str]] = frozenset(("content",))
+
+    def check(self, param: str, calls: set[str]) -> None:
+        """Refuse fields that this role has not, and miss those that it has; `calls` are the ids of calls before.
+
+        Raises:
+            ApiError: 400; it names the field of the message, which is `param`.
+        """
+        if self.tool_calls and self.role != "assistant":
+            raise _wrong(f"{param}.tool_calls", f"is for the role assistant, and this message is of {self.role}")
+        if self.tool_call_id and self.role != "tool":
+            raise _wrong(f"{param}.tool_call_id", f"is for the role tool, and this message is of {self.role}")
+        if self.role == "tool":
+            self._check_result(param, calls)
+        if self.content is None and not self.tool_calls:
+            if "content" not in self.model_fields_set:
+                raise ApiError(400, "missing_parameter", f"{param}.content is missing", f"{param}.content")
+            raise _wrong(f"{param}.content", "is null; expected: a valid string or a valid list")
+
+    def _check_result(self, param: str, calls: set[str]) -> None:
+        where = f"{param}.tool_call_id"
+        if self.tool_call_id is None:
+            raise ApiError(400, "missing_parameter", f"{where} is missing", where)
+        if self.tool_call_id not in calls:
+            raise _wrong(where, f"is {self.tool_call_id[:100]!r}; expected the id of a call in a message before")
+
+    def as_turn(self, param: str) -> dict[str, Any]:
+        """Return the message as chat templates take it; `param` is where it stands.
+
+        Raises:
+            ApiError: 400; arguments of a call that are no JSON object.
+        """
+        text = "".join(part.text for part in self.content) if isinstance(self.content, list) else self.content
+        turn: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        if self.tool_calls:
+            turn["tool_calls"] = [
+                call.as_json(f"{param}.tool_calls[{index}]") for index, call in enumerate(self.tool_calls)
+            ]
+        if self.role == "tool":
+            turn |= {"tool_call_id": self.tool_call_id} | ({"name": self.name} if self.name else {})
+        return turn
+
+
+def _wrong(param: str, what: str) -> ApiError:
+    return ApiError(400, "invalid_value", f"{param} {what}", param)
 
 
 class NamedSchema(RequestObject):
@@ -201,23 +237,68 @@ class JsonOf(RequestObject):
 
 
 ResponseFormat = PlainText | JsonObject | JsonOf
+RESERVED = frozenset(("messages", "tools"))
+"""Variables of chat templates that requests have fields for."""
 
 
-class ChatRequest(GenerationRequest):
-    """Messages to answer."""
+def check_variables(variables: Mapping[str, Any]) -> None:
+    """Refuse variables of chat templates that requests have fields for.
+
+    Raises:
+        ApiError: 400.
+    """
+    if taken := RESERVED.intersection(variables):
+        name = min(taken)
+        raise _wrong(f"chat_template_kwargs.{name}", f"is set by the field {name} of the request")
+
+
+class VariablesRequest(ServedRequest):
+    """A request whose prompt a chat template makes."""
+
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description='Variables of the chat template, {"enable_thinking": false} for instance.'
+    )
+
+    def check(self) -> None:
+        super().check()
+        check_variables(self.chat_template_kwargs or {})
+
+
+class TemplateRequest(VariablesRequest):
+    """A request as OpenAI has it whose prompt a chat template makes."""
+
+    parallel_tool_calls: bool | None = Field(
+        None,
+        description="Whether one answer may have several calls. True if left out and the chat template knows calls.",
+    )
+
+
+class TurnsRequest(TemplateRequest):
+    """Messages, and what a chat template makes a prompt of with them."""
 
     messages: Annotated[list[Message], Few]
-    max_tokens: Annotated[int, Field(ge=1)] | None = Field(None, description="Older name of max_completion_tokens.")
-    max_completion_tokens: Annotated[int, Field(ge=1)] | None = Field(
-        None, description="To the end of the context if left out."
-    )
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = Field(None, description="auto if left out.")
+
+    def check(self) -> None:
+        super().check()
+        check_tools(self.tools, self.tool_choice)
+        calls: set[str] = set()
+        for index, message in enumerate(self.messages):
+            message.check(f"messages[{index}]", calls)
+            calls |= {call.id for call in message.tool_calls or ()}
+
+
+class ChatRequest(TurnsRequest, GenerationRequest):
+    """Messages to answer."""
+
+    max_tokens: MostTokens | None = Field(None, description="Older name of max_completion_tokens.")
+    max_completion_tokens: MostTokens | None = Field(None, description=MOST_TOKENS)
     logprobs: bool | None = None
     top_logprobs_: Annotated[int, Field(ge=0, le=MOST_LOGPROBS)] | None = Field(None, alias="top_logprobs")
     response_format: Annotated[ResponseFormat, Field(discriminator="type")] | None = None
     store: Literal[False] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    function_call: Literal["none", "auto"] | None = Field(None, description="Older name of tool_choice.")
-    parallel_tool_calls: bool | None = Field(None, description="Ignored: there are no tools.")
+    function_call: Literal["none", "auto"] | None = Field(None, description="Ignored: there are no functions.")
     modalities: list[Literal["text"]] | None = None
     service_tier: Literal["auto", "default"] | None = None
     metadata: dict[str, str] | None = Field(None, description="Ignored.")
@@ -234,7 +315,7 @@ class ChatRequest(GenerationRequest):
             raise ApiError(400, "invalid_value", "top_logprobs is for logprobs: set that too", "top_logprobs")
 
 
-AnyRequest = TypeVar("AnyRequest", bound=GenerationRequest)
+AnyRequest = TypeVar("AnyRequest", bound=ServedRequest)
 
 
 def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
@@ -250,65 +331,6 @@ def parse(body: bytes, kind: type[AnyRequest]) -> AnyRequest:
     try:
         asked = kind.model_validate(data)
     except ValidationError as error:
-        raise _first_of(error, data) from error
+        raise first_mistake(error, data, kind) from error
     asked.check()
     return asked
-
-
-def _first_of(error: ValidationError, data: object) -> ApiError:
-    """Return the error of the alternative that came furthest, where a field may be several things."""
-    if error.error_count() > MOST_MISTAKES:
-        return ApiError(400, "invalid_value", f"the body has {error.error_count()} mistakes; see /openapi.json")
-    errors = error.errors(include_url=False)
-    calls = [one for one in errors if {"tool_calls", "function_call"} & set(one["loc"])]  # why there is no content
-    errors = calls or errors
-    deepest = max(len(_path(one, data)) for one in errors)
-    fits = [one for one in errors if len(_path(one, data)) == deepest]
-    # of alternatives those that are at least of the right type: a list that is too long is no string either
-    fits = [one for one in fits if not one["type"].endswith("_type")] or fits
-    first = fits[0]
-    param = _name(_path(first, data))
-    if param.endswith((".tool_calls", ".function_call")):
-        return ApiError(400, "unsupported_value", f"{param}: tool calls are not served here: leave them out", param)
-    if param in ("tools", "functions"):
-        return ApiError(400, "unsupported_value", f"{param} are not served here: leave them out", param)
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, "unsupported_parameter", f"{param} is not served here: leave it out", param)
-    if first["type"] == "missing":
-        return ApiError(400, "missing_parameter", f"{param} is missing", param)
-    if param in ("n", "best_of"):
-        return ApiError(400, "unsupported_value", f"{param} must be 1: one request makes one answer", param)
-    shown = repr(first["input"])
-    shown = shown if len(shown) <= 60 else shown[:57] + "…"
-    wanted = " or ".join(dict.fromkeys(_wanted(one) for one in fits if _name(_path(one, data)) == param))
-    return ApiError(400, "invalid_value", f"{param or 'the body'} is {shown}; expected: {wanted}", param or None)
-
-
-def _wanted(error: ErrorDetails) -> str:
-    """Say in the fewest words what pydantic expected."""
-    context = error.get("ctx", {})
-    if error["type"] == "too_long":
-        return f"at most {context['max_length']} items"
-    if error["type"] == "model_type":
-        return "a JSON object"
-    return error["msg"].removeprefix("Input should be ")
-
-
-def _path(error: ErrorDetails, data: object) -> list[int | str]:
-    """Return where an error lies in what was sent, without pydantic's names for the alternatives of a union."""
-    path: list[int | str] = []
-    for step in error["loc"]:
-        if _has(data, step):
-            data = data[step]  # type: ignore[index]
-            path.append(step)
-    return [*path, error["loc"][-1]] if error["type"] == "missing" else path
-
-
-def _has(data: object, step: int | str) -> bool:
-    if isinstance(data, list):
-        return isinstance(step, int) and step < len(data)
-    return isinstance(data, dict) and step in data
-
-
-def _name(path: list[int | str]) -> str:
-    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in path).removeprefix(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,12 +10,13 @@ from dataclasses import dataclass, field
 import uvicorn
 
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.access import checked_origins, is_loopback
-from recycle_onnx.serve.app import Service, make_app
+from recycle_onnx.serve.app import make_app
 from recycle_onnx.serve.connection import limited
 from recycle_onnx.serve.engine import Engine
 from recycle_onnx.serve.limits import Limits
+from recycle_onnx.serve.service import Service
 
 BACKLOG = 256
 """Connections that the system holds until they are accepted: a crowd that comes at once is not turned away."""
@@ -85,12 +87,16 @@ class Address:
 
 @dataclass
 class Server:
-    """A model on an address: bound when it is made, serving while it runs."""
+    """A model on an address: bound when it is made, serving while it runs.
 
-    model: RecycleModel
+    A `strict` one refuses requests that name another model than `name`.
+    """
+
+    model: Model
     name: str
     address: Address
     limits: Limits = field(default_factory=Limits)
+    strict: bool = False
 
     def __post_init__(self) -> None:
         self._listener = self.address.bind()
@@ -110,7 +116,7 @@ class Server:
             KeyboardInterrupt: Ctrl-C, when all has ended.
         """
         token = self.address.token
-        service = Service(self._engine, self.name, self.limits, with_token=token is not None)
+        service = Service(self._engine, self.name, self.limits, self.strict)
         app = make_app(service, token, self.address.is_local, self.address.origins)
         config = uvicorn.Config(
             app, http=limited(self.limits), log_level="warning", access_log=False, lifespan="off", server_header=False,
@@ -123,7 +129,7 @@ class Server:
 
 
 class Uvicorn(uvicorn.Server):
-    """A uvicorn server that ends generations before it waits for their connections to close."""
+    """A uvicorn server that ends generations before it waits for their connections to close, and saves at the end."""
 
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
@@ -132,3 +138,4 @@ class Uvicorn(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.service.workers.close()
         await super().shutdown(sockets)
+        await asyncio.to_thread(self.service.engine.close)

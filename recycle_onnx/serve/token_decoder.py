@@ -11,7 +11,7 @@ class TokenDecoder:
     """A decoder of single token ids to their text inside a longer one."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         # Decoders may treat the first token of a text differently (they drop its space): so none stands first.
         encoded = tokenizer.encode("a", add_special_tokens=False).ids
         self._anchor: list[int] = encoded[-1:]
@@ -27,4 +27,4 @@ class TokenDecoder:
         return None if INCOMPLETE in text else list(text.encode())
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=False))
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))

@@ -1,4 +1,4 @@
-"""Compiling a JSON schema in a process of its own first, which can be ended when it takes too long.
+"""Compiling JSON schemas in a process of its own first, which can be ended when it takes too long.
 
 llguidance compiles most schemas in milliseconds, some of a hundred kilobytes in a minute, and some of one kilobyte
 never, such as an `allOf` of thirty patterns. It cannot be interrupted, so a thread that it occupies is lost. A schema
@@ -15,21 +15,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.native import Interrupted, is_interrupted
 from recycle_onnx.runtime.structured import Constraint, Constraints, JsonSchema
+from recycle_onnx.runtime.tools.grammar import CallGrammar
 from recycle_onnx.tokenizer import load_tokenizer
 
 PLAIN = frozenset(
     {
         "type", "properties", "required", "items", "enum", "const", "title", "description", "additionalProperties",
-        "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "default",
+        "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "default", "x-guidance",
+        "$schema",
     }
 )  # fmt: skip
 """Keywords whose compilation takes time in proportion to the schema's size."""
@@ -46,9 +49,9 @@ MOST_MEMORY = 4 << 30
 
 
 class Trials:
-    """Trial compilations for one model, which remember the latest schemas that passed."""
+    """Trial compilations for one model, which remember the latest schemas that passed; those of tools go together."""
 
-    def __init__(self, model: RecycleModel, seconds: float) -> None:
+    def __init__(self, model: Model, seconds: float) -> None:
         self._model, self._seconds = model, seconds
         self._passes = lru_cache(maxsize=64)(self._try)  # what raises is not kept
 
@@ -59,12 +62,17 @@ class Trials:
             InputError: it does not.
             Interrupted: this thread was interrupted.
         """
-        if isinstance(constraint, JsonSchema) and not is_small_and_plain(constraint.schema):
-            self._passes(constraint.text(), tuple(stop_ids or self._model.stop_ids))
+        tried = tuple(
+            (whose, JsonSchema(schema).text())
+            for whose, schema in _schemas_of(constraint)
+            if not is_small_and_plain(schema)
+        )
+        if tried:
+            self._passes(tried, tuple(stop_ids or self._model.stop_ids))
 
-    def _try(self, schema: str, stop_ids: tuple[int, ...]) -> None:
+    def _try(self, schemas: tuple[tuple[str, str], ...], stop_ids: tuple[int, ...]) -> None:
         vocab_size = self._model.bundle.manifest.graphs["full"].vocab_size
-        asked = json.dumps([str(self._model.bundle.folder), vocab_size, stop_ids, schema, self._seconds])
+        asked = json.dumps([str(self._model.bundle.folder), vocab_size, stop_ids, schemas, self._seconds])
         command = [sys.executable, "-m", "recycle_onnx.serve.trial"]
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
@@ -91,6 +99,13 @@ class Trials:
 
     def _too_slow(self) -> InputError:
         return InputError(f"the JSON schema takes more than {self._seconds:g} s to compile; make it simpler")
+
+
+def _schemas_of(constraint: Constraint | None) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the schemas of a constraint, each with what an error begins with."""
+    if isinstance(constraint, CallGrammar):
+        return [(f"the parameters of tool {name!r}: ", schema) for name, schema in constraint.schemas]
+    return [("", constraint.schema)] if isinstance(constraint, JsonSchema) else []
 
 
 def is_small_and_plain(schema: Any) -> bool:
@@ -120,18 +135,26 @@ def _is_plain(schema: Any) -> bool:
 
 
 def main() -> None:
-    """Compile the schema on standard input, and write `fine`, or what is wrong with it."""
+    """Compile the schemas on standard input, and write `fine`, or what is wrong with one of them."""
     _limit_memory()
-    folder, vocab_size, stop_ids, schema, seconds = json.load(sys.stdin)
+    folder, vocab_size, stop_ids, schemas, seconds = json.load(sys.stdin)
     try:
         constraints, stops = Constraints(load_tokenizer(Path(folder)), vocab_size), frozenset(stop_ids)
         constraints.prepare(JsonSchema({}), stops)  # what every schema takes once: imports, and the tokens' texts
         _limit_time(seconds)
-        constraints.prepare(JsonSchema(json.loads(schema)), stops).try_first_token()
+        for whose, schema in schemas:
+            _compile(constraints, stops, whose, JsonSchema(json.loads(schema)))
     except InputError as error:
         print(error)
     else:
         print("fine", end="")
+
+
+def _compile(constraints: Constraints, stops: frozenset[int], whose: str, schema: JsonSchema) -> None:
+    try:
+        constraints.prepare(schema, stops).try_first_token()
+    except InputError as error:
+        raise InputError(f"{whose}{error}") from error
 
 
 def _limit_time(seconds: float) -> None:

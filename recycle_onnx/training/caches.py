@@ -48,7 +48,9 @@ class LayerCache:
     batched products over a slice of a larger buffer take three times as long.
     """
 
-    BLOCK = 64
+    BLOCK = 256
+    """What is outgrown is freed, but the C library seldom gives it back: with 64 rows, writing 128 texts of 256 tokens
+    took 3.9 GB of a model of 135 M parameters, with 256 rows 1.7 GB and as much time."""
 
     def __init__(self, config: BaseConfig, batch: int, dtype: torch.dtype, device: torch.device | None = None) -> None:
         shape = (batch, config.num_kv_heads, 0, config.head_dim)

@@ -20,7 +20,7 @@ class Interruption:
     def __init__(self, *, patient: bool) -> None:
         self.requested, self._patient = False, patient
         self._signals = (signal.SIGINT,) if patient else (signal.SIGINT, signal.SIGTERM)
-        self._before: dict[signal.Signals, Any] = {}
+        self._before: dict[signal.Signals, Any] = {}  # handlers to put back afterwards
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():

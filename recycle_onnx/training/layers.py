@@ -19,7 +19,9 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "gelu_tanh": partial(functional.gelu, approximate="tanh"),
     "relu": functional.relu,
+    "relu2": lambda x: functional.relu(x).square(),
 }
+"""By the description's names; the exporter builds the same from ONNX's operators."""
 
 
 class RMSNorm(nn.Module):
@@ -68,13 +70,15 @@ class Rotary(nn.Module):
 class Attention(nn.Module):
     """Causal grouped-query attention."""
 
-    def __init__(self, config: BaseConfig, layer: Layer) -> None:
+    def __init__(self, config: BaseConfig, layer: Layer, width: int | None = None) -> None:
+        """Make the matrices; `width` is that of what is read, where it is not the hidden size."""
         super().__init__()
         queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        width = width or config.hidden_size
         self.config, self.layer = config, layer
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.qkv_bias)
+        self.q_proj = nn.Linear(width, queries, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(width, keys, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(width, keys, bias=config.qkv_bias)
         self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.output_bias)
         if config.qk_norm:
             whole = config.qk_norm == "width"
@@ -86,6 +90,8 @@ class Attention(nn.Module):
         query, key, value = self._project(x)
         if self.layer.rope is not None:
             query, key = rotary(query, start, self.layer.rope), rotary(key, start, self.layer.rope)
+        if self.config.qk_norm == "rotated_head":
+            query, key = self.q_norm(query), self.k_norm(key)
         if cache is not None:
             key, value = cache.extend(key, value)
         chain = cache.chain(self.layer.window) if cache is not None else []
@@ -96,7 +102,7 @@ class Attention(nn.Module):
         return out
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute queries, keys and values [B, heads, S, D], the first two normalised where the base does so."""
+        """Compute queries, keys and values [B, heads, S, D], the first two normalised where the base does so first."""
         query, key, value = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         if self.config.qk_norm == "width":
             query, key = self.q_norm(query), self.k_norm(key)
@@ -137,32 +143,43 @@ class FeedForward(nn.Module):
 class DecoderLayer(nn.Module):
     """Attention and feed-forward, each added to the residual stream, with norms where the base has them."""
 
-    def __init__(self, config: BaseConfig, layer: Layer) -> None:
+    def __init__(self, config: BaseConfig, layer: Layer, reads: int | None = None) -> None:
+        """Make a layer; where `reads` is a width, its attention reads states of that width that are handed in."""
         super().__init__()
         size = config.hidden_size
         before, behind = config.placement != "post", config.placement in ("post", "both")
         self.parallel, self.scale = config.placement == "parallel", config.residual_scale
-        self.input_layernorm = new_norm(size, config.norm) if before else nn.Identity()
-        self.self_attn = Attention(config, layer)
+        self.input_layernorm = new_norm(size, config.norm) if before and reads is None else nn.Identity()
+        self.self_attn = Attention(config, layer, reads)
         self.attention_output_norm = new_norm(size, config.norm) if behind else nn.Identity()
         self.post_attention_layernorm = new_norm(size, config.norm) if before else nn.Identity()
         self.mlp = FeedForward(config)
         self.feed_forward_output_norm = new_norm(size, config.norm) if behind else nn.Identity()
 
-    def forward(self, x: Tensor, rotary: Rotary, cache: Past | None) -> Tensor:
-        attended = x + self.scale * self.attention_output_norm(self.self_attn(self.input_layernorm(x), rotary, cache))
+    def forward(self, x: Tensor, rotary: Rotary, cache: Past | None, attention_input: Tensor | None = None) -> Tensor:
+        """Add to the residual stream x [B, S, H]; `attention_input` is what attention reads in place of it."""
+        attention_input = self.input_layernorm(x) if attention_input is None else attention_input
+        attended = x + self.scale * self.attention_output_norm(self.self_attn(attention_input, rotary, cache))
         read = x if self.parallel else attended
         y: Tensor = attended + self.scale * self.feed_forward_output_norm(self.mlp(self.post_attention_layernorm(read)))
         return y
 
 
 def run_layers(
-    layers: nn.ModuleList, x: Tensor, rotary: Rotary, cache: Cache | None, keep: Collection[int] = ()
+    layers: nn.ModuleList,
+    x: Tensor,
+    rotary: Rotary,
+    cache: Cache | None,
+    keep: Collection[int] = (),
+    first_input: Tensor | None = None,
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """Run x [B, S, H] through all layers; return it, and the residual stream after the layers in `keep`."""
+    """Run x [B, S, H] through all layers; return it, and the residual stream after the layers in `keep`.
+
+    `first_input` is what the first layer's attention reads in place of x, normalised.
+    """
     kept = {}
     for index, layer in enumerate(layers):
-        x = layer(x, rotary, cache[index] if cache is not None else None)
+        x = layer(x, rotary, cache[index] if cache is not None else None, None if index else first_input)
         if index + 1 in keep:
             kept[index + 1] = x
     return x, kept

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
+from recycle_onnx.checkpoint.recycler import ATTENTION, PROJECTION
 from recycle_onnx.checkpoint.taps import FINAL_PRE, LAYER, layer_of
 from recycle_onnx.contract import FINAL_POST
 from recycle_onnx.training.caches import Cache
@@ -100,14 +101,29 @@ class Recycler(nn.Module):
     def __init__(self, config: RecyclerConfig, base: BaseConfig) -> None:
         super().__init__()
         size = base.hidden_size
-        self.config = config
-        self.embedding_norm = RMSNorm(size, base.norm.eps)
-        norms = [RMSNorm(size, base.norm.eps) for _ in config.tap]
-        self.hidden_norm = norms[0] if len(norms) == 1 else nn.ModuleList(norms)
-        self.projection = nn.Linear((1 + len(norms)) * size, size, bias=False)
         own = config.layers_of(base)
-        self.layers = nn.ModuleList(DecoderLayer(own, layer) for layer in own.layers)
-        self.norm = new_norm(size, base.norm)
+        self.config, self.base_taps = config, len(config.tap) * size
+        width = (1 + len(config.states)) * size
+        self.embedding_norm = _norms(["embedding"] if "embedding" in config.norms_before_projection else [], size, own)
+        self.hidden_norm = _norms(config.hidden_norms(), size, own)
+        if config.fusion:
+            norms = config.fusion_norms()
+            self.fusion_norm = _norms(norms, self.base_taps if len(norms) == 1 else size, own)
+            self.fusion_projection = nn.Linear(self.base_taps, size, bias=False)
+        if config.join == PROJECTION:
+            self.projection = nn.Linear(width, size, bias=config.projection_bias)
+        first = (width if config.join == ATTENTION else size) if config.reads_directly else None
+        self.layers = nn.ModuleList(
+            DecoderLayer(own, layer, None if index else first) for index, layer in enumerate(own.layers)
+        )
+        self.norm = new_norm(size, own.norm) if config.final_norm else nn.Identity()
+        # tables of its own stay as they are, as those of the base do
+        if config.embedding == "own":
+            self.embed_tokens = nn.Embedding(base.vocab_size, size).requires_grad_(False)
+        if config.lm_head == "own":
+            rows = config.draft_vocabulary.size if config.draft_vocabulary else base.vocab_size
+            self.lm_head = nn.Linear(size, rows, bias=False).requires_grad_(False)
+        self.rotary = None if config.layer_config is None else Rotary(own)
 
     def forward(
         self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None
@@ -115,21 +131,44 @@ class Recycler(nn.Module):
         """Compute two states from embeddings at p+1 [B, S, H] and hidden states at p [B, S, n·H].
 
         The one after the final norm [B, S, H] is for the LM head, the other is in the form of `hidden`, for a chain.
+        (Of a module that fuses taps it is [B, S, H]: what has that width is not fused again.)
         """
-        parts = {"embedding": self.embedding_norm(embedding), "hidden_state": self._normalised(hidden)}
-        x = self.projection(torch.cat([parts[name] for name in self.config.concat], dim=-1))
-        x, _ = run_layers(self.layers, x, rotary, cache)
+        config = self.config
+        if config.fusion and hidden.shape[-1] == self.base_taps:
+            hidden = self.fuse(hidden)
+        normed = _normalised(self.hidden_norm, hidden)
+        parts = {"embedding": _normalised(self.embedding_norm, embedding), "hidden_state": normed}
+        joined = torch.cat([parts[name] for name in config.concat], dim=-1)
+        if config.join == ATTENTION:
+            stream: Tensor = normed if config.residual == "normed_hidden_state" else hidden
+            first: Tensor | None = joined
+        else:
+            stream = self.projection(joined)
+            first = None if config.first_norm else stream
+        x, _ = run_layers(self.layers, stream, self.rotary or rotary, cache, first_input=first)
         states: Tensor = self.norm(x)
-        own = states if self.config.recycle == "post_norm" else x
-        taps = len(self.config.tap)
+        own = states if config.recycle == "post_norm" else x
+        taps = len(config.states)
         return states, own if taps == 1 else own.repeat(1, 1, taps)
 
-    def _normalised(self, hidden: Tensor) -> Tensor:
-        """Normalise each tap by its own norm."""
-        if not isinstance(self.hidden_norm, nn.ModuleList):
-            return self.hidden_norm(hidden)  # type: ignore[no-any-return]
-        taps = hidden.chunk(len(self.hidden_norm), dim=-1)
-        return torch.cat([norm(tap) for norm, tap in zip(self.hidden_norm, taps, strict=True)], dim=-1)
+    def fuse(self, taps: Tensor) -> Tensor:
+        """Make one hidden state [B, S, H] of the base's taps [B, S, n·H]."""
+        fused: Tensor = self.fusion_projection(_normalised(self.fusion_norm, taps))
+        return fused
+
+
+def _norms(names: Sequence[str], size: int, layers: BaseConfig) -> nn.Module:
+    """Make a norm for each name, over parts of `size` side by side; nothing where there are none."""
+    norms = [RMSNorm(size, layers.norm.eps) for _ in names]
+    return nn.Identity() if not norms else norms[0] if len(norms) == 1 else nn.ModuleList(norms)
+
+
+def _normalised(norms: nn.Module, states: Tensor) -> Tensor:
+    """Normalise states, or each part of them by its own norm."""
+    if not isinstance(norms, nn.ModuleList):
+        return norms(states)  # type: ignore[no-any-return]
+    parts = states.chunk(len(norms), dim=-1)
+    return torch.cat([norm(part) for norm, part in zip(norms, parts, strict=True)], dim=-1)
 
 
 class RecycleGPT(nn.Module):
@@ -153,11 +192,33 @@ class RecycleGPT(nn.Module):
         The logits are [B, S, draft vocabulary], of the whole vocabulary with `every_token`.
         """
         states, own = self.recycled_states(ids, hidden, cache)
-        return Output(self.full.logits(states, None if every_token else self.draft_ids), own)
+        return Output(self.module_logits(states, every_token=every_token), own)
+
+    def module_logits(self, states: Tensor, *, every_token: bool = False) -> Tensor:
+        """Compute the module's logits of states [B, S, H]; with `every_token` of the whole vocabulary.
+
+        (A head of its own gives tokens that it has no row for minus infinity.)
+        """
+        if self.recycler.config.lm_head == "shared":
+            return self.full.logits(states, None if every_token else self.draft_ids)
+        logits: Tensor = self.recycler.lm_head(states)
+        if self.draft_ids is None or not every_token:
+            return logits
+        whole = logits.new_full((*logits.shape[:-1], self.full.config.vocab_size), float("-inf"))
+        return whole.index_copy(-1, self.draft_ids, logits)
+
+    def module_head(self) -> tuple[Tensor, float, float | None]:
+        """Return the rows that give the module's logits [V, H], what states are multiplied by, and the logits' cap."""
+        if self.recycler.config.lm_head == "own":
+            return self.recycler.lm_head.weight, 1.0, None
+        head, config = self.full.lm_head.weight, self.full.config
+        return head if self.draft_ids is None else head[self.draft_ids], config.logit_scale, config.logit_softcap
 
     def recycled_states(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """Return the module's states for the LM head [B, S, H], and those that a chain goes on from [B, S, n·H]."""
-        own: tuple[Tensor, Tensor] = self.recycler(self.full.embed(ids, cache), hidden, self.full.rotary, cache)
+        own_table = self.recycler.config.embedding == "own"
+        embedding = self.recycler.embed_tokens(ids) if own_table else self.full.embed(ids, cache)
+        own: tuple[Tensor, Tensor] = self.recycler(embedding, hidden, self.full.rotary, cache)
         return own
 
     def chosen(self, output: Output) -> Tensor:

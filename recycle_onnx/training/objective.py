@@ -85,7 +85,7 @@ def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     targets = ids if places is None else places[ids]
     losses, rates = [], []
     for place, states in enumerate(_chain(model, ids[:, :-1], full.hidden_states, depth), start=1):
-        logits = model.full.logits(states, model.draft_ids)
+        logits = model.module_logits(states)
         losses.append(_lean_cross_entropy(logits, targets[:, 1 + place :]))
         rates.append(_agreement(model, logits.argmax(-1), best[:, place:]))
     return Losses(_lean_cross_entropy(full.logits, ids[:, 1:]), _weighted(losses), torch.stack(rates))
@@ -96,17 +96,17 @@ def frozen_base(model: RecycleGPT, ids: Tensor, targets: Targets, depth: int = 1
 
     With a draft vocabulary that is the base's distribution over its tokens alone.
     """
-    head = model.full.lm_head.weight if model.draft_ids is None else model.full.lm_head.weight[model.draft_ids]
+    head, scale, cap = model.module_head()
     target_ids, probabilities = targets.of_draft(_draft_places(model))
     losses, rates = [], []
     for place, states in enumerate(_chain(model, ids, targets.states, depth), start=1):
         loss = head_loss(
-            (states * model.full.config.logit_scale).flatten(0, 1),
+            (states * scale).flatten(0, 1),
             head,
             target_ids[:, place:].flatten(0, 1),
             probabilities[:, place:].flatten(0, 1),
             overlap=overlap,
-            cap=model.full.config.logit_softcap,
+            cap=cap,
         )
         losses.append(loss.nats)
         rates.append(_agreement(model, loss.best, targets.ids[:, place:, 0].flatten()))

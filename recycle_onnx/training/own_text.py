@@ -34,7 +34,7 @@ A base of 135 M parameters on two cores: two of one thread wrote 690 tokens per 
 class OwnText:
     """Windows [rows, length] that the base writes, kept in the user's cache.
 
-    The texts begin with the `openings`, one after the other, and then from nothing. They lie in files of `AT_ONCE`
+    The texts begin with the `openings`, one after the other, and then from nothing. They lie in files of `at_once`
     windows, so a kill costs one of them, and more text adds to what is there. Every file has a seed of its own.
     While the base writes it says what it would be asked when it reads the text: `targets` keeps that, if there is one.
     """
@@ -47,6 +47,7 @@ class OwnText:
     length: int
     seed: int
     targets: TargetFiles | None = None
+    at_once: int = AT_ONCE
 
     def windows(self, progress: Progress) -> Windows:
         """Return all windows; those written before are taken from the cache.
@@ -56,14 +57,14 @@ class OwnText:
         """
         progress(0, self.rows * self.length, "tokens")
         parts: list[Windows] = []
-        for part in side_by_side(self.part, range(0, self.rows, AT_ONCE), writers(self.model)):
+        for part in side_by_side(self.part, range(0, self.rows, self.at_once), writers(self.model)):
             parts.append(part)
             progress(sum(part.size for part in parts), self.rows * self.length, "tokens")
         return np.concatenate(parts)
 
     def part(self, first: int, stopped: Event) -> Windows:
         """Return the windows of the file that begins with window `first`."""
-        begun = [self._opening(number) for number in range(first, min(first + AT_ONCE, self.rows))]
+        begun = [self._opening(number) for number in range(first, min(first + self.at_once, self.rows))]
         kind = next(self.model.parameters()).dtype
         how = (self.base_digest, self.script.turns, begun, self.length, self.seed, first, LIKELIEST, kind, 1)
         digest = hashlib.sha256(repr(how).encode()).digest()

@@ -16,6 +16,7 @@ TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bflo
 PRODUCT = 1024
 """Rows and columns of the matrices that are timed: 2 billion operations, a few hundredths of a second."""
 TRIALS = 5
+"""The best of so many counts, as another program may hold the processor for one."""
 
 
 def computing(base: nn.Module, device: torch.device, precision: Precision) -> AbstractContextManager[Any]:

@@ -12,6 +12,7 @@ from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.temporary import temporary_file
 
 STATE = "training.pt"
+"""Beside the module: it is deleted once the training has ended."""
 
 
 @dataclass

@@ -133,6 +133,8 @@ def _check(checkpoint: Checkpoint, data: list[Path], options: TrainingOptions) -
         )
     if options.joint and not data:
         raise InputError("--joint needs text to learn from: name it with --data")
+    if options.draft_vocab and checkpoint.recycler is not None and checkpoint.recycler.lm_head == "own":
+        raise InputError(f"{checkpoint.folder}: its module has an LM head of its own; leave --draft-vocab out")
     if options.regenerate and not data:
         raise InputError("--regenerate needs --data, whose beginnings the base goes on from; or leave it out")
     length = options.sequence_length

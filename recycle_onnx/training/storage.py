@@ -16,6 +16,7 @@ from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
 from recycle_onnx.checkpoint.base_weights import BaseWeights
 from recycle_onnx.checkpoint.card import model_card
 from recycle_onnx.checkpoint.folder import base_reference
+from recycle_onnx.checkpoint.quantized import without_quantization
 from recycle_onnx.checkpoint.sources.referred import REFERENCE
 from recycle_onnx.checkpoint.weights import INDEX, FloatTensors, Safetensors
 from recycle_onnx.errors import InputError
@@ -93,6 +94,7 @@ def save_both(
     old = [path.name for path in checkpoint.base_weights.files] + [INDEX, REFERENCE, "recycler"]
     with new_folder(checkpoint.folder, force=True) as temporary:
         copy_tree(checkpoint.folder, temporary, _ignore_at(checkpoint.folder, old))
+        without_quantization(temporary)  # what training changed are floats
         path = temporary / "model.safetensors"
         _write_base(path, model, checkpoint.base_weights, dtypes[0])
         base = base_reference(temporary, Safetensors([path]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from recycle_onnx.cache import cache_folder
+from recycle_onnx.cache import cache_folder, make_room
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
 from recycle_onnx.training.model import FullModel
@@ -92,7 +92,7 @@ class CachedTargets:
         self._window_bytes = bytes_a_token(model) * parts[0].shape[1]
         self._cached = bisect_right(self._ends, limit // self._window_bytes)
         """How many of the files there is room for."""
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, Any] = {}  # files that are mapped: each stays so for the whole training
 
     @property
     def missing(self) -> int:
@@ -112,7 +112,8 @@ class CachedTargets:
         """
         lacking, read = self._lacking(), 0
         total = sum(shard.windows.size for shard in lacking)
-        _make_room(sum(len(shard.windows) for shard in lacking) * self._window_bytes, self._limit, self._shards)
+        needed = sum(len(shard.windows) for shard in lacking) * self._window_bytes
+        make_room(_files(), needed, self._limit, {shard.path for shard in self._shards})
         for shard in lacking:
             targets = []
             for start in range(0, len(shard.windows), AT_ONCE):
@@ -181,19 +182,10 @@ def _write(path: Path, targets: Targets) -> None:
         (work / path.name).replace(path)
 
 
-def _make_room(needed: int, limit: int, wanted: list[_Shard]) -> None:
-    """Remove files of other trainings, those first that were written longest ago, until `needed` bytes have room."""
-    keep = {shard.path for shard in wanted}
-    files = sorted(folder().glob("*.safetensors"), key=lambda path: path.stat().st_mtime)
-    held = _held()
-    for path in files:
-        if held + needed <= limit:
-            return
-        if path not in keep:
-            held -= path.stat().st_size
-            path.unlink(missing_ok=True)
+def _files() -> Iterable[Path]:
+    return folder().glob("*.safetensors")
 
 
 def _held() -> int:
     """Count the bytes of all files in the cache."""
-    return sum(path.stat().st_size for path in folder().glob("*.safetensors"))
+    return sum(path.stat().st_size for path in _files())

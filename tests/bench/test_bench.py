@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from recycle_onnx.bench.bundles import random_bundle
 from recycle_onnx.bench.conditions import Conditions
+from recycle_onnx.bench.memory_parts import MemoryParts
 from recycle_onnx.bench.run import Measurement, Options, bench, verdict
 from recycle_onnx.bench.shapes import SHAPES, shape, write_random_base
 from recycle_onnx.bench.steps import predicted_speedup
@@ -41,12 +42,26 @@ def test_json_has_the_promised_form(tiny_bundle: Path) -> None:
         assert r["interval"][0] <= r["decode_tokens_per_second"] <= r["interval"][1]
         assert r["context"] == 8
         assert r["tokens_per_full_run"] >= 1
+        assert set(r["memory"]) == {"weights_bytes", "cache_bytes", "rest_bytes"}
         if r["strategy"] == "full":
             assert (r["measured_speedup"], r["predicted_speedup"]) == (1.0, 1.0)
 
 
-def test_plot_writes_a_picture(tiny_bundle: Path, tmp_path: Path) -> None:
-    result = run("bench", tiny_bundle, *SMALL, "--threads", "1,2", "--plot", tmp_path / "bench.png", "--json")
+def test_memory_is_told_by_part(tiny_bundle: Path) -> None:
+    manifest = Bundle.open(tiny_bundle).manifest
+    parts = MemoryParts.of(manifest, 10)
+    files = [tiny_bundle / name for name in ("model.onnx.data", "recycler.onnx.data")]
+    assert parts.weights_bytes == sum(path.stat().st_size for path in files)
+    assert parts.cache_bytes == 10 * (2 + 1) * 2 * 1 * 16 * 4, (
+        "three layers' keys and values of one head of 16, float32"
+    )
+    assert parts.rest_bytes > 10 * parts.weights_bytes, "Python and ONNX Runtime are larger than a tiny model"
+
+
+@pytest.mark.parametrize("contexts", ["8", "8,12"], ids=["bars of one context", "lines over several"])
+def test_plot_writes_a_picture(contexts: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    few = (*SMALL, "--context", contexts, "--strategies", "alternate,lookup")
+    result = run("bench", tiny_bundle, *few, "--threads", "1,2", "--plot", tmp_path / "bench.png", "--json")
     assert result.exit_code == 0, result.stderr
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads(result.stdout)["results"]
@@ -97,7 +112,7 @@ def test_predictions_for_other_strategies() -> None:
 def measurement(strategy: str, speedup: float, low: float) -> Measurement:
     return Measurement(
         strategy, None, 128, "int4", 30.0 * speedup, (29.0, 31.0), 200.0, 0.5, None, 1.0, WITH_MODULE, None,
-        speedup, (low, speedup + 0.05), 20.0, None, 1.0, None,
+        speedup, (low, speedup + 0.05), 20.0, MemoryParts(2, 1, 3), None, 1.0, None,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import recycle_onnx
 from recycle_onnx.evaluation.acceptance import Watched
 from recycle_onnx.runtime.decoding.auto import first_choice
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration, calibration_file
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers.command import assert_refused, run
 
 PROMPT = "One day, a shy robot by the river"
@@ -25,7 +25,7 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "cache"))
 
 
-def keep(model: RecycleModel, *rates: float) -> Path:
+def keep(model: Model, *rates: float) -> Path:
     made = MachineCalibration.of_this_machine(LAPTOP, {"module": list(rates)})
     return made.save(model.bundle, "cpu", None)
 
@@ -77,7 +77,7 @@ def test_auto_starts_from_it_and_gives_the_text_of_full(
 
 @pytest.mark.parametrize("change", [{"onnxruntime": "1.0"}, {"processor": "an abacus"}])
 def test_a_stale_one_is_ignored_with_a_warning(
-    change: dict[str, str], sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+    change: dict[str, str], sample_bundle: Path, sample_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = MachineCalibration.of_this_machine(LAPTOP, {"module": [0.9]})
     replace(made, **change).save(sample_model.bundle, "cpu", None)
@@ -91,7 +91,7 @@ def test_a_stale_one_is_ignored_with_a_warning(
     "text", ["", "[]", "{}", '{"step_ms": {"full_1": -1}, "acceptance": {}, "processor": "", "onnxruntime": ""}']
 )
 def test_a_damaged_one_is_ignored_with_a_warning(
-    text: str, sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+    text: str, sample_bundle: Path, sample_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     keep(sample_model, 0.9)
     calibration_file(sample_model.bundle, "cpu", None).write_text(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 
 from recycle_onnx.evaluation.scoring import score
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.benchmarks.conftest import BENCHMARKS
+from tests.helpers import tiny
 from tests.helpers.prompts import LONG_STORY
 
 
@@ -28,7 +30,7 @@ def ours(sample_bundle: Path, real: Any) -> Any:
     worker.close()
 
 
-def test_a_worker_generates_scores_and_stops(ours: Any, sample_model: RecycleModel) -> None:
+def test_a_worker_generates_scores_and_stops(ours: Any, sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[:40]
     expected = sample_model.generate(ids, strategy="full", max_new_tokens=20, stop_ids=()).tokens
     for strategy in ("full", "verify"):
@@ -45,7 +47,7 @@ def test_a_worker_generates_scores_and_stops(ours: Any, sample_model: RecycleMod
     assert found["alternate_nats"] == pytest.approx(half, abs=1e-2)
 
 
-def test_rounds_go_on_where_they_broke_off(ours: Any, real: Any, tmp_path: Path, sample_model: RecycleModel) -> None:
+def test_rounds_go_on_where_they_broke_off(ours: Any, real: Any, tmp_path: Path, sample_model: Model) -> None:
     engines = {name: real.Engine("ours", (), (), {"strategy": name}) for name in ("full", "lookup")}
     prompts, kept = [sample_model.encode(LONG_STORY)[:20]] * 3, tmp_path / "rounds.jsonl"
     request = {"new_tokens": 12, "stop": []}
@@ -75,11 +77,25 @@ def test_ratios_are_paired_over_answers_that_both_give_at_length(real: Any) -> N
     assert line.endswith("| 1 |")
 
 
-def test_perplexities_are_kept_by_model(ours: Any, real: Any, tmp_path: Path, sample_model: RecycleModel) -> None:
+def test_perplexities_are_kept_by_model(ours: Any, real: Any, tmp_path: Path, sample_model: Model) -> None:
     engines = {name: real.Engine("ours", (), (), {"strategy": name}) for name in ("full", "alternate")}
     windows = [sample_model.encode(LONG_STORY)[:30]]
-    found = real.perplexities(tmp_path / "kept.json", engines, {"ours": ours}, windows)
+    found = real.perplexities(tmp_path / "kept.jsonl", engines, {"ours": ours}, windows)
     assert 1 < found["full"] != found["alternate"] > 1
-    kept = json.loads((tmp_path / "kept.json").read_text())
-    (tmp_path / "kept.json").write_text(json.dumps({"ours": {**kept["ours"], "nats": 7.0}}))
-    assert real.perplexities(tmp_path / "kept.json", engines, {"ours": ours}, windows)["full"] == 7.0
+    kept = json.loads((tmp_path / "kept.jsonl").read_text())
+    (tmp_path / "kept.jsonl").write_text(json.dumps({**kept, "nats": 7.0}) + "\n")
+    assert real.perplexities(tmp_path / "kept.jsonl", engines, {"ours": ours}, windows)["full"] == 7.0
+
+
+def test_a_model_for_llama_cpp_has_four_bits_and_an_output_of_eight(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    folder = tiny.write_base(
+        tmp_path / "base", tiny.tiny_config(hidden_size=64, intermediate_size=64, head_dim=32, tied_embeddings=False)
+    )
+    command = [sys.executable, BENCHMARKS / "peers" / "write_gguf.py", folder, tmp_path / "model.gguf"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    reader = gguf.GGUFReader(tmp_path / "model.gguf")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["output.weight"] == "Q8_0"
+    assert {kinds[name] for name in ("token_embd.weight", "blk.1.attn_q.weight", "blk.0.ffn_down.weight")} == {"Q4_0"}
+    assert reader.fields["tokenizer.ggml.model"].contents() == "no_vocab"

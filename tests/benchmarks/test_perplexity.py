@@ -43,10 +43,10 @@ def test_what_was_measured_is_kept_by_model_and_text(script: Any, tmp_path: Path
     ids = recycle_onnx.load(sample_bundle).encode(LONG_STORY)
     texts = {"a": [ids[:30]], "b": [ids[:30], ids[30:60]]}
     compared = {"ours": script.Model((sys.executable, BENCHMARKS / "peers" / "ours.py", sample_bundle, 1), ())}
-    path = tmp_path / "kept.json"
+    path = tmp_path / "kept.jsonl"
     first = script.measured(path, compared, {"a": texts["a"]})
     assert 1 < first["ours"]["a"] < 1000
-    path.write_text(json.dumps({"ours": {"a": 7.0}}))
+    path.write_text(json.dumps({"name": "ours on a", "perplexity": 7.0}) + "\n")
     found = script.measured(path, compared, texts)
     assert found["ours"]["a"] == 7.0
     assert 1 < found["ours"]["b"] != first["ours"]["a"]

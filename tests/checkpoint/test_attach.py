@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from recycle_onnx.checkpoint import Checkpoint, attach
+from recycle_onnx.checkpoint import Checkpoint, NewModule, attach
 from recycle_onnx.errors import InputError
 from tests.helpers import tiny
 
@@ -19,7 +19,7 @@ def base(tmp_path: Path) -> Path:
 
 
 def test_the_module_starts_from_the_last_layers_of_its_base(base: Path, tmp_path: Path) -> None:
-    attach(base, tmp_path / "out", num_layers=2)
+    attach(base, tmp_path / "out", NewModule(num_layers=2))
     theirs = load_file(base / "model.safetensors")
     own = load_file(tmp_path / "out" / "recycler" / "model.safetensors")
     for index in range(2):
@@ -51,11 +51,11 @@ def test_attaching_again_in_place_needs_force(base: Path) -> None:
     attach(base, base)
     with pytest.raises(InputError, match="--force"):
         attach(base, base)
-    attach(base, base, num_layers=2, force=True)
+    attach(base, base, NewModule(num_layers=2), force=True)
 
 
 def test_the_same_seed_gives_the_same_module(base: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        attach(base, tmp_path / name, seed=seed)
+        attach(base, tmp_path / name, NewModule(seed=seed))
     first, second, third = ((tmp_path / n / "recycler" / "model.safetensors").read_bytes() for n in "abc")
     assert first == second != third

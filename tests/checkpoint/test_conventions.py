@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 import recycle_onnx
 from recycle_onnx.bundle import Manifest
-from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, attach
+from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, NewModule, attach
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST
-from recycle_onnx.export import HalfPrecision, Quantization, export
+from recycle_onnx.export import ExportOptions, HalfPrecision, Quantization, export
 from recycle_onnx.files import read_json, write_json
 from tests.helpers import tiny
 from tests.helpers.command import assert_refused, names, run
@@ -39,8 +39,8 @@ def module(checkpoint: Path) -> dict[str, np.ndarray]:
 
 
 def test_the_same_weights_stand_in_the_columns_of_the_same_input(base: Path, tmp_path: Path) -> None:
-    attach(base, tmp_path / "ours", tap=TAPS)
-    attach(base, tmp_path / "theirs", tap=TAPS, concat=EMBEDDING_FIRST[::-1])
+    attach(base, tmp_path / "ours", NewModule(tap=TAPS))
+    attach(base, tmp_path / "theirs", NewModule(tap=TAPS, concat=EMBEDDING_FIRST[::-1]))
     ours, theirs = (module(tmp_path / name)["projection.weight"] for name in ("ours", "theirs"))
     assert ours.shape == (HIDDEN, 3 * HIDDEN)
     np.testing.assert_array_equal(np.roll(ours, -HIDDEN, axis=1), theirs)
@@ -49,7 +49,7 @@ def test_the_same_weights_stand_in_the_columns_of_the_same_input(base: Path, tmp
 
 def test_a_module_may_start_from_nothing(base: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        attach(base, tmp_path / name, init="random", seed=seed)
+        attach(base, tmp_path / name, NewModule(init="random", seed=seed))
     a, b, c = (module(tmp_path / name) for name in "abc")
     theirs = load_file(base / "model.safetensors")
     for name, value in a.items():
@@ -103,7 +103,7 @@ def test_a_bundle_from_before_taps_means_the_final_norm(tiny_bundle: Path) -> No
     [(("final_pre",), "recycle_states"), (TAPS, "recycle_states"), (("final_post",), "hidden_states")],
 )
 def test_the_graphs_follow_the_contract(taps: tuple[str, ...], inputs: str, base: Path, tmp_path: Path) -> None:
-    attach(base, tmp_path / "c", tap=taps)
+    attach(base, tmp_path / "c", NewModule(tap=taps))
     export(tmp_path / "c", tmp_path / "b")
     specs = Manifest.read(tmp_path / "b" / "recycle.json").graphs
     assert specs["recycler"].inputs()[inputs].shape[-1] == len(taps) * HIDDEN
@@ -117,8 +117,8 @@ def test_the_graphs_follow_the_contract(taps: tuple[str, ...], inputs: str, base
 def test_every_strategy_works_with_several_taps(
     how: Quantization | HalfPrecision | None, base: Path, tmp_path: Path
 ) -> None:
-    attach(base, tmp_path / "c", tap=TAPS, recycle="pre_norm")
-    export(tmp_path / "c", tmp_path / "b", quantization=how)
+    attach(base, tmp_path / "c", NewModule(tap=TAPS, recycle="pre_norm"))
+    export(tmp_path / "c", tmp_path / "b", ExportOptions(quantization=how))
     model = recycle_onnx.load(tmp_path / "b")
     expected = model.generate(PROMPT, strategy="full", max_new_tokens=30).tokens
     for options in (
@@ -134,7 +134,7 @@ def test_every_strategy_works_with_several_taps(
 
 
 def test_postponed_states_are_those_that_a_prefill_gives(base: Path, tmp_path: Path) -> None:
-    attach(base, tmp_path / "c", tap=TAPS)
+    attach(base, tmp_path / "c", NewModule(tap=TAPS))
     export(tmp_path / "c", tmp_path / "b")
     model = recycle_onnx.load(tmp_path / "b")
     decoder = model.decoder("verify")
@@ -168,12 +168,12 @@ def test_inspect_shows_every_convention(base: Path, text: Path, tmp_path: Path) 
 def test_the_draft_vocabulary_belongs_to_the_checkpoint_and_an_export_may_choose_another(
     base: Path, text: Path, tmp_path: Path
 ) -> None:
-    attach(base, tmp_path / "c", draft_vocabulary=DraftVocabulary(64, text))
+    attach(base, tmp_path / "c", NewModule(draft_vocabulary=DraftVocabulary(64, text)))
     with Checkpoint.open(tmp_path / "c") as source:
         own = source.draft_ids
     assert own == DraftVocabulary(64, text).choose(base, 300)
     export(tmp_path / "c", tmp_path / "own")
-    export(tmp_path / "c", tmp_path / "other", draft_vocabulary=DraftVocabulary(32, text))
+    export(tmp_path / "c", tmp_path / "other", ExportOptions(draft_vocabulary=DraftVocabulary(32, text)))
     for name, expected in (("own", own), ("other", DraftVocabulary(32, text).choose(base, 300))):
         manifest = Manifest.read(tmp_path / name / "recycle.json")
         assert manifest.draft_vocabulary == expected
@@ -230,7 +230,7 @@ def test_what_makes_no_sense_is_refused(
 def test_a_module_with_other_conventions_than_it_says_is_refused(
     changes: dict[str, object], words: tuple[str, ...], base: Path, text: Path, tmp_path: Path
 ) -> None:
-    attach(base, tmp_path / "c", tap=TAPS, draft_vocabulary=DraftVocabulary(64, text))
+    attach(base, tmp_path / "c", NewModule(tap=TAPS, draft_vocabulary=DraftVocabulary(64, text)))
     path = tmp_path / "c" / "recycler" / "config.json"
     write_json(path, {**read_json(path), **changes})
     assert_refused(run("export", tmp_path / "c", tmp_path / "b"), 2, *words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,10 @@ from recycle_onnx.checkpoint import Checkpoint, create
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import sha256
 from recycle_onnx.tokenizer import load_tokenizer
-from tests.cli.test_interruptions import start
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, names, run
 from tests.helpers.patience import PATIENCE
+from tests.helpers.processes import start
 
 
 @pytest.fixture
@@ -100,9 +101,7 @@ def test_a_tokenizer_without_a_token_that_ends_a_text_is_refused(tmp_path: Path)
 def test_a_full_disk_leaves_nothing_behind(kilobytes: int, tokenizer: Path, tmp_path: Path) -> None:
     import resource
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes, 1024 * kilobytes))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1024 * kilobytes, 1024 * kilobytes))
     process = start("create", tmp_path / "out", "--tokenizer", tokenizer, limit=limit)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, stderr

@@ -49,6 +49,39 @@ def test_every_family_is_in_the_list_of_models() -> None:
         assert f"`{kind}`" in text, kind
 
 
+def test_the_page_about_families_shows_a_whole_one() -> None:
+    page = (PACKAGE.parent / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert code == (PACKAGE / "checkpoint" / "families" / "ernie4_5.py").read_text(encoding="utf-8")
+
+
+LLAMA = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 96, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+"""The fields that every config of a Llama's kind has."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value"),
+    [
+        ("stablelm", "qk_layernorm", True),
+        ("stablelm", "use_parallel_residual", True),
+        ("hunyuan_v1_dense", "use_cla", True),
+        ("hunyuan_v1_dense", "use_qk_norm", False),
+        ("llama", "rope_scaling", {"type": "yarn", "factor": 2.0, "alpha": 50.0}),
+        ("exaone4", "layer_types", ["chunked_attention"] * 2),
+    ],
+)
+def test_what_the_description_cannot_say_is_refused_by_name(kind: str, field: str, value: object) -> None:
+    usual = {**LLAMA, "model_type": kind, "sliding_window": 8 if kind == "exaone4" else None}
+    describe(usual, Path("config.json"))
+    with pytest.raises(InputError) as caught:
+        describe({**usual, field: value}, Path("config.json"))
+    assert "config.json" in str(caught.value)
+    assert {"rope_scaling": "alpha"}.get(field, field) in str(caught.value)
+
+
 def test_a_made_config_reads_as_what_it_was_made_of() -> None:
     base = tiny.tiny_config(num_layers=3, head_dim=24)
     assert describe(base.to_hugging_face(), Path("config.json"))[0] == base

@@ -14,7 +14,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import recycle_onnx
-from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, Module, RecyclerConfig, attach, join, publish
+from recycle_onnx.checkpoint import (
+    Checkpoint,
+    DraftVocabulary,
+    Module,
+    NewModule,
+    RecyclerConfig,
+    attach,
+    join,
+    publish,
+)
 from recycle_onnx.checkpoint.identity import vocabulary
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
@@ -145,9 +154,16 @@ def test_a_draft_vocabulary_and_conventions_travel(tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base", tiny.tiny_config())
     (tmp_path / "text.txt").write_text(tiny.TEXT)
     attach(
-        base, tmp_path / "model", num_layers=2, tap=("layer.1", "final_post"), recycle="pre_norm",
-        concat=("hidden_state", "embedding"), draft_vocabulary=DraftVocabulary(40, tmp_path / "text.txt"),
-    )  # fmt: skip
+        base,
+        tmp_path / "model",
+        NewModule(
+            num_layers=2,
+            tap=("layer.1", "final_post"),
+            recycle="pre_norm",
+            concat=("hidden_state", "embedding"),
+            draft_vocabulary=DraftVocabulary(40, tmp_path / "text.txt"),
+        ),
+    )
     publish(trained(tmp_path / "model"), tmp_path / "module")
     assert "draft_vocabulary.json" in names(tmp_path / "module")
     join(base, tmp_path / "joined", Module.open(tmp_path / "module"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from tokenizers import Tokenizer
 from recycle_onnx.checkpoint import publish
 from recycle_onnx.files import read_json, write_json
 from tests.cli.test_bad_checkpoints import change_tensor, edit, not_a_number, put, remove, truncate
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 from tests.helpers.command import assert_refused, names, run
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -163,18 +164,13 @@ def test_publishing_what_cannot_be_is_refused(base: Path, tmp_path: Path) -> Non
 @pytest.mark.skipif(os.name == "nt", reason="sets POSIX limits")
 def test_a_full_disk_leaves_nothing_behind(module: Path, base: Path, tmp_path: Path) -> None:
     import resource
-    import subprocess
-    import sys
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (20_000, 20_000))
     for command in (
         ("attach", base, tmp_path / "out", "--module", module),
         ("publish", tmp_path / "model", tmp_path / "out"),
     ):
-        arguments = [sys.executable, "-m", "recycle_onnx", *map(str, command)]
-        done = subprocess.run(arguments, preexec_fn=limit, capture_output=True, text=True, check=False)
+        done = processes.run(*command, limit=limit)
         assert done.returncode == 1, done.stderr
         assert "cannot write" in done.stderr
         assert names(tmp_path) == ["base", "model", "module"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 
 from recycle_onnx.export import export
 from recycle_onnx.files import sha256
-from tests.helpers import tiny
+from tests.helpers import processes, tiny
 from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 LONG = "the cat sat on the mat " * 20
@@ -52,6 +51,21 @@ def test_a_request_that_makes_no_sense_is_refused(name: str, form: tuple[str, ..
     assert_refused(run("generate", tiny_bundle, *arguments, *form), 2, *words)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("generate", "", "x"), "BUNDLE"), (("chat", " "), "BUNDLE"), (("run", ""), "SOURCE"),
+        (("inspect", ""), "FOLDER"), (("export", "", "out"), "CHECKPOINT"), (("export", "checkpoint", ""), "BUNDLE"),
+        (("batch", "bundle", "prompts", "-o", ""), "--output"), (("attach", "base", "out", "--module", ""), "--module"),
+        (("generate", "bundle", "x", "--json-schema", ""), "--json-schema"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)  # fmt: skip
+def test_an_empty_name_is_told_of(arguments: tuple[str, ...], named: str) -> None:
+    """An unset variable of a script leaves one, and it would mean the working folder."""
+    assert_refused(run(*arguments), 2, f"{named} is empty; expected ")
+
+
 def test_standard_input_must_be_text(tiny_bundle: Path) -> None:
     assert_refused(run("generate", tiny_bundle, "-", stdin=b""), 2, "prompt is empty")
     assert_refused(run("generate", tiny_bundle, "-", stdin=b"caf\xe9"), 2, "standard input", "UTF-8")
@@ -72,11 +86,10 @@ def test_an_unknown_verb_lists_the_verbs() -> None:
 
 @pytest.mark.parametrize("words", [["--debug", "inspect", "nowhere"], ["inspect", "nowhere", "--debug"]])
 def test_debug_shows_the_traceback(words: list[str]) -> None:
-    arguments = [sys.executable, "-m", "recycle_onnx", *words]
-    result = subprocess.run(arguments, capture_output=True, text=True)
+    result = processes.run(*words)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
-    quiet = subprocess.run([a for a in arguments if a != "--debug"], capture_output=True, text=True)
+    quiet = processes.run(*(word for word in words if word != "--debug"))
     assert quiet.returncode == 2
     assert_one_error(quiet.stderr, "nowhere")
 

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from recycle_onnx.runtime.settings import SETTINGS
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, run
 from tests.helpers.patience import PATIENCE
+from tests.helpers.processes import start
 
 TOKENS = 6
 LINES = 120
@@ -105,18 +105,13 @@ def test_a_file_that_was_cut_anywhere_is_completed(
     assert json.loads(result.stdout)["resumed"] == cut.count(b"\n")
 
 
-def start(*arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "recycle_onnx", "batch", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-
-
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
 @pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGINT])
 def test_a_run_that_was_killed_is_completed(kill: signal.Signals, bundle: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"the cat {n}"} for n in range(LINES)])
     output, undisturbed = tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
     options = ("-n", 40, "--threads", 1, "--stop-ids", 299)
-    process = start(bundle, prompts, "-o", output, *options)
+    process = start("batch", bundle, prompts, "-o", output, *options)
     while not (output.exists() and output.read_bytes().count(b"\n") >= 3):
         assert process.poll() is None
         time.sleep(0.005)
@@ -143,7 +138,7 @@ BAD_LINES: dict[str, tuple[Any, tuple[str, ...]]] = {
     "an empty prompt": ({"prompt": ""}, ("prompt is ''",)),
     "half a character": ('{"prompt": "\\ud800"}', ("not JSON",)),
     "a typo in a field": ({"promt": "the cat"}, ("'promt'", "did you mean 'prompt'")),
-    "a typo in a setting": ({"prompt": "the", "max_tokens": 3}, ("'max_tokens'",)),
+    "a typo in a setting": ({"prompt": "the", "max_new_token": 3}, ("'max_new_token'",)),
     "a setting out of range": ({"prompt": "the", "temperature": -1}, ("temperature is -1",)),
     "a chain that is no number of tokens": (
         {"prompt": "the", "chain": 1.5, "strategy": "verify"},

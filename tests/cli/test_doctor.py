@@ -103,7 +103,8 @@ def test_a_fault_on_disk_is_found(plant: Callable[[Path], tuple[str, ...]], bund
 
 
 def test_spinning_that_an_application_forces_on_is_found(bundle: Path) -> None:
-    forced = ("--session-config", "session.force_spinning_stop=0")
+    awake = "session.intra_op.spin_duration_us=100000"
+    forced = ("--session-config", "session.force_spinning_stop=0", "--session-config", awake)
     code, found = examine(bundle, "--threads", 2, "--provider", "cpu", *forced)
     (what,) = broken(found)
     assert code == 1

@@ -11,18 +11,32 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import processes
+
 FOX = "the \U0001f98a — é"
 ENCODINGS = {"ascii": "utf-8", "ascii:strict": "utf-8", "cp1252": "cp1252", "latin-1:strict": "latin-1"}
 """PYTHONIOENCODING, and what is written then."""
 
 
 def run(encoding: str, *arguments: object, stdin: str = "") -> bytes:
+    """Standard output of a program that is forked, and opens its streams in this encoding."""
+    program = processes.start(*arguments, stdin=stdin.encode(), env={**os.environ, "PYTHONIOENCODING": encoding})
+    stdout, stderr = program.communicate()
+    return checked(program.returncode, stdout, stderr)
+
+
+def run_anew(encoding: str, *arguments: object, stdin: str = "") -> bytes:
+    """Standard output of a program whose streams Python itself opened."""
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     command = [sys.executable, "-m", "recycle_onnx", *map(str, arguments)]
     outcome = subprocess.run(command, input=stdin.encode(), capture_output=True, env=environment)
-    assert outcome.returncode == 0, outcome.stderr
-    assert b"report it" not in outcome.stderr
-    return outcome.stdout
+    return checked(outcome.returncode, outcome.stdout, outcome.stderr)
+
+
+def checked(code: int | None, stdout: bytes, stderr: bytes) -> bytes:
+    assert code == 0, stderr
+    assert b"report it" not in stderr
+    return stdout
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -31,6 +45,7 @@ def test_every_text_is_written(encoding: str, tiny_bundle: Path, tmp_path: Path)
     shutil.copytree(tiny_bundle, fox)
     written = ENCODINGS[encoding]
     shown = FOX.encode(written, "replace")
+    assert run_anew(encoding, "generate", fox, "-", "-n", 3, stdin=FOX).startswith(shown)
     assert run(encoding, "generate", fox, "-", "-n", 3, stdin=FOX).startswith(shown)
     answer = json.loads(run(encoding, "generate", fox, "-", "-n", 3, "--json", stdin=FOX).decode(written))
     assert len(answer["tokens"]) <= 3

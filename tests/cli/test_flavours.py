@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import export, quantize_bundle
+from recycle_onnx.export import ExportOptions, export, quantize_bundle
 from recycle_onnx.files import read_json, write_json
 from tests.helpers.command import assert_refused, names, run
 from tests.helpers.skips import needs_standard
@@ -40,7 +40,7 @@ def test_a_flavour_that_is_not_known_is_refused(tiny_checkpoint: Path, tiny_bund
     refused = run("export", tiny_checkpoint, tmp_path / "bundle", "--flavour", "vanilla")
     assert_refused(refused, 2, "'vanilla'", "ort", "standard")
     with pytest.raises(InputError, match="'vanilla' is not known; expected one of: ort, standard"):
-        export(tiny_checkpoint, tmp_path / "bundle", flavour="vanilla")
+        export(tiny_checkpoint, tmp_path / "bundle", ExportOptions(flavour="vanilla"))
     run("export", tiny_checkpoint, tmp_path / "later")
     manifest = tmp_path / "later" / "recycle.json"
     write_json(manifest, {**read_json(manifest), "flavour": "vanilla"})

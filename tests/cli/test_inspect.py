@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+from recycle_onnx.provenance import write_source
 from tests.conftest import SAMPLE
 from tests.helpers.command import run
 
@@ -41,3 +43,17 @@ def test_inputs_and_outputs_of_graphs_are_shown_if_asked_for(tiny_bundle: Path) 
     shown = words(tiny_bundle, "--graphs")
     assert "full optional inputs logits_to_keep: int64[]" in shown
     assert "recycler inputs input_ids: int64[batch_size, sequence_length]" in shown
+
+
+@pytest.mark.parametrize(("stated", "expected"), [("apache-2.0", "licence apache-2.0"), (None, "licence not stated")])
+def test_the_licence_has_a_row_of_its_own(stated: str | None, expected: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
+    write_source(copy, {"kind": "hub", "id": "org/name", "license": stated})
+    shown = words(copy)
+    assert "source kind hub, id org/name" in shown
+    assert expected in shown
+    assert "license" not in shown
+
+
+def test_a_base_without_a_source_states_no_licence(tiny_checkpoint: Path) -> None:
+    assert "licence not stated" in words(tiny_checkpoint)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,16 +15,13 @@ from recycle_onnx.export import export
 from recycle_onnx.files import sha256
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, names
+from tests.helpers.endless import write_endless_bundle
 from tests.helpers.patience import PATIENCE
+from tests.helpers.processes import start
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories"
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals and sets POSIX limits")
-
-
-def start(*arguments: object, limit: Callable[[], None] | None = None) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "recycle_onnx", *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit)
 
 
 @pytest.mark.parametrize("stage", ["writing model.onnx", "writing recycler.onnx", "checking the graphs"])
@@ -42,7 +38,6 @@ def test_ctrl_c_during_an_export_leaves_nothing_behind(
         export(tiny.write_checkpoint(tmp_path / "tiny", tiny.tiny_config()), target)
     before = {path: sha256(path) for path in tmp_path.rglob("*") if path.is_file()}
     process = start("export", SAMPLE, target, "--force")
-    assert process.stderr is not None
     while process.stderr.readline().decode().strip() != stage:
         assert process.poll() is None
     process.send_signal(number)
@@ -57,15 +52,11 @@ def test_ctrl_c_during_an_export_leaves_nothing_behind(
 @pytest.fixture(scope="module")
 def endless_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that writes for minutes unless somebody stops it."""
-    folder = tmp_path_factory.mktemp("endless")
-    checkpoint = tiny.write_endless_base(folder / "model", context_length=100_000)
-    export(checkpoint, folder / "bundle")
-    return folder / "bundle"
+    return write_endless_bundle(tmp_path_factory.mktemp("endless"), context_length=100_000)
 
 
 def test_ctrl_c_during_a_generation_keeps_the_text_so_far(endless_bundle: Path) -> None:
     process = start("generate", endless_bundle, "the cat", "-n", 99_000)
-    assert process.stdout is not None
     seen = process.stdout.read(40)
     process.send_signal(signal.SIGINT)
     stdout, stderr = process.communicate(timeout=PATIENCE)
@@ -89,10 +80,8 @@ def test_ctrl_c_prints_no_half_json(endless_bundle: Path) -> None:
 
 def test_a_reader_that_has_had_enough_is_no_error(endless_bundle: Path) -> None:
     process = start("generate", endless_bundle, "the cat", "-n", 99_000)
-    assert process.stdout is not None
     process.stdout.read(40)
     process.stdout.close()
-    assert process.stderr is not None
     assert process.stderr.read() == b""
     assert process.wait(PATIENCE) == 0
 
@@ -107,10 +96,7 @@ def test_a_full_disk_leaves_nothing_behind(kilobytes: int, tiny_checkpoint: Path
     largest = max(path.stat().st_size for path in target.iterdir())
     before = {path.name: sha256(path) for path in target.iterdir()}
     size = min(1024 * kilobytes, largest - 1)
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
     process = start("export", tiny_checkpoint, target, "--force", limit=limit)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, stderr

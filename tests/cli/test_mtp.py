@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 import pytest
 
-from recycle_onnx.checkpoint import DraftVocabulary, attach
+from recycle_onnx.checkpoint import DraftVocabulary, NewModule, attach
 from recycle_onnx.contract import LOGITS
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json
@@ -41,12 +41,12 @@ def _without_module(folder: Path) -> Path:
 def _with_draft_vocabulary(folder: Path) -> Path:
     text = folder.parent / "text.txt"
     text.write_text("the cat sat on the mat")
-    attach(_without_module(folder), folder, draft_vocabulary=DraftVocabulary(16, text))
+    attach(_without_module(folder), folder, NewModule(draft_vocabulary=DraftVocabulary(16, text)))
     return folder
 
 
 def _with_other_taps(folder: Path) -> Path:
-    attach(_without_module(folder), folder, tap=("layer.1", "final_post"))
+    attach(_without_module(folder), folder, NewModule(tap=("layer.1", "final_post")))
     return folder
 
 
@@ -64,6 +64,10 @@ def test_a_module_that_genai_cannot_feed_is_refused(make: object, words: list[st
     before = names(tmp_path)
     assert_refused(run("mtp", tmp_path / "bundle", tmp_path / "out"), 2, *words)
     assert names(tmp_path) == before
+
+
+def test_keys_and_values_in_int8_are_refused(int8_cache_bundle: Path, tmp_path: Path) -> None:
+    assert_refused(run("mtp", int8_cache_bundle, tmp_path / "out"), 2, "caches of floats", "without --kv")
 
 
 def test_what_is_not_a_bundle_is_refused(tmp_path: Path) -> None:

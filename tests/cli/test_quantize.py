@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import recycle_onnx
+from recycle_onnx.runtime.ort.providers import why_too_old
 from tests.helpers.command import assert_one_error, assert_refused, names, run
 from tests.helpers.patience import PATIENCE
+from tests.helpers.processes import start
 
 
 def test_quantize_says_what_it_costs(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -36,6 +38,33 @@ def test_a_quantized_bundle_says_so_wherever_it_is_used(tiny_checkpoint: Path, t
     for strategy, lossless in (("full", "exact"), ("verify", verify), ("alternate", "no")):
         out = run("generate", tmp_path / "small", "the cat", "-n", 4, "--strategy", strategy, "--json").stdout
         assert json.loads(out)["lossless"] == lossless
+
+
+@pytest.mark.skipif(bool(why_too_old("ort", "int8")), reason="ONNX Runtime is too old")
+def test_keys_and_values_in_int8_are_written_and_told(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    assert run("export", tiny_checkpoint, tmp_path / "b", "--precision", "int8", "--kv", "int8").exit_code == 0
+    assert "int8, 0.1 kB a token" in " ".join(run("inspect", tmp_path / "b").stdout.split())
+    described = json.loads(run("inspect", tmp_path / "b", "--json").stdout)
+    assert (described["kv"], described["kv_bytes_per_token"]) == ("int8", 2 * 16 * 3)
+    assert described["contracts"]["full"]["inputs"]["past_key_values.0.key"].startswith("uint8")
+    out = run("generate", tmp_path / "b", "the cat", "-n", 4, "--strategy", "verify", "--json").stdout
+    assert json.loads(out)["lossless"] in ("exact", "within_rounding")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--flavour", "standard"), ("--kv int8", "'standard'", "--flavour ort")),
+        (("--precision", "fp16"), ("--kv int8", "float16")),
+        (("--precision", "int4", "--activations", "fp16"), ("--kv int8", "float16")),
+    ],
+)
+def test_keys_and_values_in_int8_where_they_cannot_be_are_refused(
+    options: tuple[str, ...], words: tuple[str, ...], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert_refused(run("export", tiny_checkpoint, tmp_path / "b", "--kv", "int8", *options), 2, *words)
+    assert_refused(run("export", tiny_checkpoint, tmp_path / "b", "--kv", "int4"), 2, "int8")
+    assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -81,14 +110,10 @@ def test_trouble_leaves_nothing_behind(
 
     from tests.conftest import SAMPLE
 
-    def limit() -> None:
-        if trouble == "disk full":
-            resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
     source = sample_bundle if arguments[0] == "quantize" else SAMPLE
-    command = [sys.executable, "-m", "recycle_onnx", arguments[0], source, tmp_path / "small", *arguments[1:]]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=limit)
-    assert process.stderr is not None
+    command = (arguments[0], source, tmp_path / "small", *arguments[1:])
+    process = start(*command, limit=limit if trouble == "disk full" else None)
     if trouble == "interrupted":
         while process.stderr.readline().decode().strip() != "quantizing model.onnx":
             assert process.poll() is None

@@ -11,7 +11,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.bundle import MANIFEST, Manifest
 from recycle_onnx.export import export
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers import tiny
 from tests.helpers.command import run
 
@@ -23,7 +23,7 @@ def notes(stderr: str) -> list[str]:
 
 
 @pytest.fixture
-def untrained(tiny_bundle: Path) -> RecycleModel:
+def untrained(tiny_bundle: Path) -> Model:
     return recycle_onnx.load(tiny_bundle)
 
 
@@ -70,7 +70,7 @@ def test_inspect_has_it_as_a_field(tiny_bundle: Path, tiny_checkpoint: Path, sam
     assert "untrained" in run("inspect", tiny_bundle).stdout
 
 
-def test_auto_never_asks_it(untrained: RecycleModel) -> None:
+def test_auto_never_asks_it(untrained: Model) -> None:
     result = untrained.generate("the cat", strategy="auto", max_new_tokens=45)
     assert result.decisions is not None
     assert result.stats.recycle_runs == 0
@@ -79,7 +79,7 @@ def test_auto_never_asks_it(untrained: RecycleModel) -> None:
     assert untrained.generate("the cat", strategy="verify", max_new_tokens=20).stats.recycle_runs > 0
 
 
-def test_a_conversation_may_change_from_auto_to_verify(untrained: RecycleModel) -> None:
+def test_a_conversation_may_change_from_auto_to_verify(untrained: Model) -> None:
     conversation = untrained.conversation(overflow="drop_oldest")
     for strategy in ("auto", "verify", "auto"):
         answer = conversation.send("hi", strategy=strategy, max_new_tokens=6)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import recycle_onnx
-from recycle_onnx.export import HalfPrecision, Quantization, export
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.export import ExportOptions, HalfPrecision, Quantization, export
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.providers import known, why_missing
 from tests.helpers import tiny
 
@@ -45,7 +45,7 @@ def here(place: Place) -> Place:
 
 
 @pytest.fixture(scope="session", params=["ort", "standard"])
-def placed_model(request: pytest.FixtureRequest, here: Place) -> RecycleModel:
+def placed_model(request: pytest.FixtureRequest, here: Place) -> Model:
     flavour: str = request.param
     for name in here:  # before the export, whose check on the CPU needs an ONNX Runtime that has the flavour
         if flavour not in known(name).flavours:
@@ -61,16 +61,16 @@ def small_bundle(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=256), seed=2)
     (folder / "model" / "generation_config.json").write_text("{}")
     half = HALF_PRECISION.get(pytestconfig.getoption("--half-precision"))
-    export(folder / "model", folder / "bundle", quantization=half)
+    export(folder / "model", folder / "bundle", ExportOptions(quantization=half))
     return folder / "bundle"
 
 
 @pytest.fixture(scope="session")
-def small_model(here: Place, small_bundle: Path) -> RecycleModel:
+def small_model(here: Place, small_bundle: Path) -> Model:
     return recycle_onnx.load(small_bundle, provider=here[0], recycler_provider=here[1])
 
 
 @pytest.fixture(scope="session")
-def plain_model(small_bundle: Path) -> RecycleModel:
+def plain_model(small_bundle: Path) -> Model:
     """The same on the CPU."""
     return recycle_onnx.load(small_bundle)

@@ -9,7 +9,7 @@ import pytest
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 CASES = read_json(Path(__file__).parent / "cases.json")["cases"]
 COUNTS = ("full_runs", "recycle_runs", "proposed", "accepted")
@@ -21,7 +21,7 @@ def name(case: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=name)
-def test_case(case: dict[str, Any], placed_model: RecycleModel) -> None:
+def test_case(case: dict[str, Any], placed_model: Model) -> None:
     request, expect = case["request"], case["expect"]
     if "error" in expect:
         with pytest.raises(InputError):

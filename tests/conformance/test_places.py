@@ -10,7 +10,7 @@ import pytest
 from recycle_onnx.runtime.decoding import kv_cache
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 PROMPT = "the cat sat on the mat and the cat"
 STRATEGIES = ("full", "alternate", "verify", "lookup", "auto")
@@ -21,14 +21,14 @@ def halves(decoder: Decoder) -> list[Half]:
     return [decoder.full, decoder.recycler]
 
 
-def ran(model: RecycleModel, strategy: str = "verify") -> Decoder:
+def ran(model: Model, strategy: str = "verify") -> Decoder:
     generation = model.stream(PROMPT, strategy=strategy, max_new_tokens=4)
     list(generation)
     return generation.decoder
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_text_is_that_of_the_cpu(strategy: str, small_model: RecycleModel, plain_model: RecycleModel) -> None:
+def test_the_text_is_that_of_the_cpu(strategy: str, small_model: Model, plain_model: Model) -> None:
     found = small_model.generate(PROMPT, strategy=strategy, max_new_tokens=12)
     expected = plain_model.generate(PROMPT, strategy=strategy, max_new_tokens=12)
     assert found.tokens == expected.tokens
@@ -36,13 +36,13 @@ def test_the_text_is_that_of_the_cpu(strategy: str, small_model: RecycleModel, p
         assert (found.stats.full_runs, found.recycled) == (expected.stats.full_runs, expected.recycled)
 
 
-def test_only_the_cpus_own_sums_are_the_same_for_one_row_and_several(small_model: RecycleModel) -> None:
+def test_only_the_cpus_own_sums_are_the_same_for_one_row_and_several(small_model: Model) -> None:
     exact = small_model.provider == "cpu" and small_model.bundle.manifest.precision == "fp32"
     result = small_model.generate(PROMPT, strategy="verify", max_new_tokens=2)
     assert result.lossless == ("exact" if exact else "within_rounding")
 
 
-def test_a_chain_hands_the_modules_own_states_on(small_model: RecycleModel, plain_model: RecycleModel) -> None:
+def test_a_chain_hands_the_modules_own_states_on(small_model: Model, plain_model: Model) -> None:
     settings = {"strategy": "verify", "chain": 3, "max_new_tokens": 12}
     found, expected = small_model.generate(PROMPT, **settings), plain_model.generate(PROMPT, **settings)
     assert (found.tokens, found.stats.proposed, found.stats.accepted) == (
@@ -50,7 +50,7 @@ def test_a_chain_hands_the_modules_own_states_on(small_model: RecycleModel, plai
     )  # fmt: skip
 
 
-def test_every_bound_cache_lies_where_its_session_reads_it(small_model: RecycleModel) -> None:
+def test_every_bound_cache_lies_where_its_session_reads_it(small_model: Model) -> None:
     for half in halves(ran(small_model)):
         infos = zip(half.session.get_inputs(), half.session.get_input_memory_infos(), strict=True)
         host = {value.name: info.name == "Cpu" for value, info in infos}
@@ -59,9 +59,7 @@ def test_every_bound_cache_lies_where_its_session_reads_it(small_model: RecycleM
             assert (device == "cpu") == host[name], name
 
 
-def test_no_cache_is_copied_to_the_host_while_tokens_come(
-    small_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_cache_is_copied_to_the_host_while_tokens_come(small_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = ran(small_model)
     buffers = [buffer for half in halves(decoder) for buffer in half.cache.buffers]
     copied = []
@@ -74,14 +72,14 @@ def test_no_cache_is_copied_to_the_host_while_tokens_come(
     assert [buffer.value for half in halves(decoder) for buffer in half.cache.buffers] == values
 
 
-def test_states_stay_on_a_device_that_both_halves_share(small_model: RecycleModel) -> None:
+def test_states_stay_on_a_device_that_both_halves_share(small_model: Model) -> None:
     full, module = halves(ran(small_model, "alternate"))
     written = full.writes["hidden_states"]
     assert (full.states.on_device(2) is not None) == (not written.is_host and written == module.reads["hidden_states"])
 
 
 def test_caches_grow_with_what_they_hold(
-    small_model: RecycleModel, plain_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
+    small_model: Model, plain_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = plain_model.generate(PROMPT, strategy="alternate", max_new_tokens=24).tokens
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)
@@ -93,9 +91,7 @@ def test_caches_grow_with_what_they_hold(
     assert {half.cache.capacity for half in halves(decoder)} == {64}
 
 
-def test_a_saved_conversation_goes_on_elsewhere(
-    small_model: RecycleModel, plain_model: RecycleModel, tmp_path: Path
-) -> None:
+def test_a_saved_conversation_goes_on_elsewhere(small_model: Model, plain_model: Model, tmp_path: Path) -> None:
     for number, (first, second) in enumerate([(small_model, plain_model), (plain_model, small_model)]):
         chat = first.conversation()
         list(chat.send("the cat", max_new_tokens=5))

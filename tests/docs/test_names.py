@@ -27,6 +27,16 @@ def test_names_and_docstrings_are_for_strangers() -> None:
             ["recycle_onnx/first.py:1: The rows.", "recycle_onnx/second.py:1: The rows."],
         ),
         ('def run():\n    """Return the rows."""', []),
+        (
+            "def run():" + 50 * "\n    x = 1",
+            ["recycle_onnx/first.py:1: run has 51 lines", "recycle_onnx/second.py:1: run has 51 lines"],
+        ),
+        ("@wrap\ndef run():" + 49 * "\n    x = 1", []),
+        (
+            "def run(a, b, c, /, d, *e, f, g, h, **i): ...",
+            ["recycle_onnx/first.py:1: run has 9 parameters", "recycle_onnx/second.py:1: run has 9 parameters"],
+        ),
+        ("class _A:\n    def run(self, a, b, c, d, e, f, g, h): ...\ndel _A", ["_A is"]),
         ('class _A:\n    @property\n    def run(self):\n        """The rows."""\ndel _A', ["_A is"]),
     ],
 )

@@ -21,7 +21,7 @@ FORGE = "https://github.com/recycle-onnx/recycle-onnx/"
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 SCREEN = 70
 """Lines that the README may have."""
-EXTRAS_OF_DEVELOPERS = {"test", "dev", "reference"}
+EXTRAS_OF_DEVELOPERS = {"test", "clients", "frozen", "dev", "reference"}
 
 
 def read(page: str) -> str:

@@ -12,7 +12,8 @@ import onnxruntime as ort
 import pytest
 
 from recycle_onnx.doctor import machine, versions
-from recycle_onnx.machine import cgroup, instructions, memory, processors
+from recycle_onnx.machine import cgroup, huge_pages, instructions, memory, processors
+from recycle_onnx.machine.machine import Machine
 from recycle_onnx.machine.processors import Processors
 
 LAPTOP = Processors(physical=4, logical=8, allowed=8, quota=None)
@@ -113,3 +114,10 @@ def test_telemetry_depends_on_what_onnxruntime_read(first: str, variable: str | 
     environment |= {} if variable is None else {"ORT_DISABLE_TELEMETRY": variable}
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert out.stdout.strip() == f"{state} {int(state != 'off')}"
+
+
+@pytest.mark.parametrize(("state", "findings"), [("on", 0), ("off", 1), ("not on this system", 0)])
+def test_huge_pages_that_are_turned_off_are_told_of(state: huge_pages.State, findings: int) -> None:
+    here = replace(Machine.this(), instructions=[], huge_pages=state)
+    told = [finding for finding in machine.findings(here, 1) if "huge pages" in finding.what]
+    assert len(told) == findings

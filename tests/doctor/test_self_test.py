@@ -11,7 +11,7 @@ import pytest
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.doctor import self_test
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.sessions import open_original
 
 
@@ -24,7 +24,7 @@ def test_a_sound_bundle_passes_and_one_wrong_logit_does_not(bundle: Bundle) -> N
     kinds: tuple[Kind, ...] = ("full", "recycler")
     sessions = {kind: open_original(bundle, kind, "cpu", 1) for kind in kinds}
     expected = self_test.on_the_cpu(bundle, 1)
-    with RecycleModel(bundle, "cpu", 1) as model:
+    with Model(bundle, "cpu", 1) as model:
         found = self_test.run(model, sessions, expected)
         assert list(self_test.findings(found)) == []
         assert found.same_tokens == found.tokens > 3

@@ -9,7 +9,7 @@ import pytest
 
 from recycle_onnx.evaluation.alternating import Decoding, verdict
 from recycle_onnx.evaluation.scoring import Predictions, Score, score
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers.prompts import LONG_STORY, story_prompts
 
 FULL, MODULE = [1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 40.0, 80.0]
@@ -47,9 +47,7 @@ def test_without_a_module_the_full_model_says_all() -> None:
 
 
 @pytest.mark.parametrize(("strategy", "decoding"), [("full", "full"), ("alternate", "full_first")])
-def test_what_a_strategy_says_is_greedy_to_its_verdict(
-    strategy: str, decoding: Decoding, sample_model: RecycleModel
-) -> None:
+def test_what_a_strategy_says_is_greedy_to_its_verdict(strategy: str, decoding: Decoding, sample_model: Model) -> None:
     for text in story_prompts(6):
         prompt = sample_model.encode(text)[:12]
         said = sample_model.generate(prompt, strategy=strategy, max_new_tokens=20).tokens
@@ -59,7 +57,7 @@ def test_what_a_strategy_says_is_greedy_to_its_verdict(
             assert not verdict(score(sample_model, [*prompt, *changed], len(prompt)), changed, decoding).greedy
 
 
-def test_the_likelihood_is_that_of_the_steps_of_decoding(sample_model: RecycleModel) -> None:
+def test_the_likelihood_is_that_of_the_steps_of_decoding(sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[:23]
     first = 12
     decoder, nats = sample_model.decoder("alternate"), 0.0

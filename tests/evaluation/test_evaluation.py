@@ -17,10 +17,10 @@ from recycle_onnx.evaluation.agreement import agreement
 from recycle_onnx.evaluation.perplexity import perplexity
 from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.evaluation.texts import pieces
-from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.export import DraftVocabulary, ExportOptions, export
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.conftest import SAMPLE
 from tests.helpers.command import assert_refused, run
 from tests.helpers.prompts import LONG_STORY, story_prompts
@@ -47,7 +47,7 @@ def test_pieces_score_every_token_after_the_first_once_and_in_order(length: int,
     assert scored == [index % 10 for index in range(1, length)]
 
 
-def test_perplexity_is_that_of_the_logits(sample_model: RecycleModel) -> None:
+def test_perplexity_is_that_of_the_logits(sample_model: Model) -> None:
     text = LONG_STORY[:300]
     ids = sample_model.encode(text)
     half = sample_model.decoder("full").full
@@ -60,7 +60,7 @@ def test_perplexity_is_that_of_the_logits(sample_model: RecycleModel) -> None:
     assert found.tokens == len(ids) - 1
 
 
-def test_text_the_model_knows_is_likelier_than_noise(sample_model: RecycleModel) -> None:
+def test_text_the_model_knows_is_likelier_than_noise(sample_model: Model) -> None:
     known, noise = (perplexity(sample_model, [text]) for text in (LONG_STORY[:300], "zq xv jk " * 30))
     assert known.perplexity < noise.perplexity
     assert known.module_perplexity is not None
@@ -68,9 +68,9 @@ def test_text_the_model_knows_is_likelier_than_noise(sample_model: RecycleModel)
     assert known.module_perplexity < noise.module_perplexity
 
 
-def test_a_draft_vocabulary_shows_in_the_coverage(tmp_path: Path, sample_model: RecycleModel) -> None:
+def test_a_draft_vocabulary_shows_in_the_coverage(tmp_path: Path, sample_model: Model) -> None:
     (tmp_path / "text.txt").write_text(LONG_STORY)
-    export(SAMPLE, tmp_path / "bundle", draft_vocabulary=DraftVocabulary(100, tmp_path / "text.txt"))
+    export(SAMPLE, tmp_path / "bundle", ExportOptions(draft_vocabulary=DraftVocabulary(100, tmp_path / "text.txt")))
     small = perplexity(recycle_onnx.load(tmp_path / "bundle"), [LONG_STORY[:300]])
     whole = perplexity(sample_model, [LONG_STORY[:300]])
     assert small.module_coverage is not None
@@ -78,7 +78,7 @@ def test_a_draft_vocabulary_shows_in_the_coverage(tmp_path: Path, sample_model: 
     assert small.perplexity == whole.perplexity
 
 
-def test_acceptance_counts_what_verify_counts(sample_model: RecycleModel) -> None:
+def test_acceptance_counts_what_verify_counts(sample_model: Model) -> None:
     documents = story_prompts(6)
     found = acceptance(sample_model, documents, chain=1, new_tokens=40)
     stats = [
@@ -91,7 +91,7 @@ def test_acceptance_counts_what_verify_counts(sample_model: RecycleModel) -> Non
 
 
 @pytest.mark.parametrize("chain", [1, 3])
-def test_acceptance_in_answers_is_that_of_the_whole_prompts(chain: int, sample_model: RecycleModel) -> None:
+def test_acceptance_in_answers_is_that_of_the_whole_prompts(chain: int, sample_model: Model) -> None:
     prompts = [sample_model.encode(text) for text in (LONG_STORY, *story_prompts(3))]
     found = acceptance_in_answers(sample_model, prompts, chain=chain, new_tokens=40)
     stats = [sample_model.generate(ids, strategy="verify", chain=chain, max_new_tokens=40).stats for ids in prompts]
@@ -102,7 +102,7 @@ def test_acceptance_in_answers_is_that_of_the_whole_prompts(chain: int, sample_m
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_acceptance_in_a_text_is_that_of_fresh_chains_after_every_token(
-    temperature: float, sample_model: RecycleModel
+    temperature: float, sample_model: Model
 ) -> None:
     ids = sample_model.encode(LONG_STORY)[:60]
     half, sampling = sample_model.decoder("full").full, Sampling(temperature)
@@ -125,7 +125,7 @@ def test_acceptance_in_a_text_is_that_of_fresh_chains_after_every_token(
     assert found.by_place == [pytest.approx(r / t) for r, t in zip(right, tried, strict=True) if t]
 
 
-def test_acceptance_on_given_text_is_how_often_both_halves_agree(sample_model: RecycleModel) -> None:
+def test_acceptance_on_given_text_is_how_often_both_halves_agree(sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[:80]
     both = score(sample_model, ids, first=17)
     assert both.accepted is not None
@@ -134,7 +134,7 @@ def test_acceptance_on_given_text_is_how_often_both_halves_agree(sample_model: R
     assert found.by_place == [pytest.approx(both.accepted.mean())]
 
 
-def test_a_later_place_counts_where_the_text_went_on_as_the_chain_did(sample_model: RecycleModel) -> None:
+def test_a_later_place_counts_where_the_text_went_on_as_the_chain_did(sample_model: Model) -> None:
     told, noise = (acceptance_on_text(sample_model, [text], chain=2) for text in (LONG_STORY, "zq xv jk " * 30))
     assert len(told.by_place) == 2
     assert told.tokens_per_full_run == pytest.approx(1 + told.by_place[0] * (1 + told.by_place[1]))
@@ -142,18 +142,18 @@ def test_a_later_place_counts_where_the_text_went_on_as_the_chain_did(sample_mod
     assert noise.tokens_per_full_run < told.tokens_per_full_run
 
 
-def test_a_document_of_one_token_has_nothing_to_accept(sample_model: RecycleModel) -> None:
+def test_a_document_of_one_token_has_nothing_to_accept(sample_model: Model) -> None:
     assert acceptance_on_text(sample_model, [""]).proposals == 0
 
 
-def test_agreement_finds_the_first_difference_and_its_price(sample_model: RecycleModel) -> None:
+def test_agreement_finds_the_first_difference_and_its_price(sample_model: Model) -> None:
     found = agreement(sample_model, story_prompts(8), new_tokens=48)
     assert 0 < found.tokens_until_difference < 48
     assert found.nats_lost_interval[0] <= found.nats_lost <= found.nats_lost_interval[1]
     assert found.nats_lost > 0  # greedy text of the base is likelier to the base
 
 
-def test_the_module_accepts_where_its_best_token_is_the_full_models(sample_model: RecycleModel) -> None:
+def test_the_module_accepts_where_its_best_token_is_the_full_models(sample_model: Model) -> None:
     found = score(sample_model, sample_model.encode(LONG_STORY)[:100])
     assert found.accepted is not None
     assert found.accepted.mean() > 0.5

@@ -10,8 +10,8 @@ import pytest
 import recycle_onnx
 from recycle_onnx.errors import InputError
 from recycle_onnx.evaluation.scoring import Predictions, Scorer, score
-from recycle_onnx.export import DraftVocabulary, export
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.export import DraftVocabulary, ExportOptions, export
+from recycle_onnx.runtime.model import Model
 from tests.conftest import SAMPLE
 from tests.helpers.prompts import LONG_STORY
 
@@ -24,7 +24,7 @@ def assert_same(found: Predictions | None, expected: Predictions | None) -> None
     assert (found.best == expected.best).all()
 
 
-def test_what_texts_have_in_common_is_not_read_again_and_changes_nothing(sample_model: RecycleModel) -> None:
+def test_what_texts_have_in_common_is_not_read_again_and_changes_nothing(sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[:60]
     other = [*ids[:40], *reversed(ids[40:])]
     scorer = Scorer(sample_model)
@@ -49,7 +49,7 @@ def test_what_texts_have_in_common_is_not_read_again_and_changes_nothing(sample_
         assert_same(found.module, expected.module)
 
 
-def test_choices_of_a_single_token_take_one_run_of_each_half(sample_model: RecycleModel) -> None:
+def test_choices_of_a_single_token_take_one_run_of_each_half(sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[:20]
     scorer = Scorer(sample_model)
     halves = (scorer._decoder.full, scorer._decoder.recycler)
@@ -60,7 +60,7 @@ def test_choices_of_a_single_token_take_one_run_of_each_half(sample_model: Recyc
     assert [half and half.rows_read for half in halves] == [22, 21]  # what lies before the choices is not read again
 
 
-def test_the_scores_from_a_place_on_are_the_last_ones_of_all(sample_model: RecycleModel) -> None:
+def test_the_scores_from_a_place_on_are_the_last_ones_of_all(sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[:40]
     whole, part = score(sample_model, ids), score(sample_model, ids, first=25)
     assert len(part.nats) == 15
@@ -78,7 +78,7 @@ def test_a_text_may_have_one_token_more_than_the_context(tiny_bundle: Path) -> N
         score(model, [1] * (context + 2))
 
 
-def test_two_tokens_leave_the_module_nothing_to_say(sample_model: RecycleModel) -> None:
+def test_two_tokens_leave_the_module_nothing_to_say(sample_model: Model) -> None:
     found = score(sample_model, [0, 5])
     assert len(found.nats) == 1
     assert found.module is not None
@@ -87,7 +87,7 @@ def test_two_tokens_leave_the_module_nothing_to_say(sample_model: RecycleModel) 
 
 def test_outside_a_draft_vocabulary_tokens_are_impossible_and_the_worst_of_it_is_not(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(LONG_STORY)
-    export(SAMPLE, tmp_path / "bundle", draft_vocabulary=DraftVocabulary(100, tmp_path / "text.txt"))
+    export(SAMPLE, tmp_path / "bundle", ExportOptions(draft_vocabulary=DraftVocabulary(100, tmp_path / "text.txt")))
     model = recycle_onnx.load(tmp_path / "bundle")
     draft = model.bundle.manifest.draft_vocabulary
     assert draft is not None

@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.block_quantizer import METHODS, Blocks, Quantization, dequantize, quantize
+from recycle_onnx.runtime.ort.sessions import session_options
 
 
 def heavy_tailed(rows: int, width: int, seed: int = 0) -> np.ndarray:
@@ -54,7 +55,7 @@ def run(operator: str, blocks: Blocks, how: Quantization, feed: dict[str, np.nda
     )
     imports = [helper.make_opsetid("", 23), helper.make_opsetid("com.microsoft", 1)]
     model = helper.make_model(graph, opset_imports=imports, ir_version=11)
-    return ort.InferenceSession(model.SerializeToString()).run(None, feed)[0]
+    return ort.InferenceSession(model.SerializeToString(), session_options(1)).run(None, feed)[0]
 
 
 @pytest.mark.parametrize("how", quantizations(), ids=str)

@@ -16,7 +16,7 @@ from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.export import Calibration, Quantization, quantize_bundle
+from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.export.calibrated import texts
 from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
@@ -40,7 +40,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def calibrated(sample_bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrated") / "int4"
-    quantize_bundle(sample_bundle, folder, CALIBRATED, calibration=Calibration(text, 5.4))
+    quantize_bundle(sample_bundle, folder, CALIBRATED, QuantizeOptions(calibration=Calibration(text, 5.4)))
     return folder
 
 
@@ -129,12 +129,11 @@ def test_a_matrix_may_have_rows_of_four_bits_and_of_eight(calibrated: Path) -> N
     assert {4, 8} == set(bits[:-1])  # (the last one is the head)
 
 
-def test_it_departs_less_from_float32_than_rounding(calibrated: Path, sample_bundle: Path, tmp_path: Path) -> None:
-    _, rounded = quantize_bundle(sample_bundle, tmp_path / "mse", Quantization())
-    assert isinstance(rounded, Fidelity)
-    cost = quantization(calibrated)["fidelity"]
+def test_it_departs_less_from_float32_than_rounding(calibrated: Path, int4_bundle: Path) -> None:
+    cost, rounded = (quantization(bundle)["fidelity"] for bundle in (calibrated, int4_bundle))
     assert isinstance(cost, dict)
-    assert cost["divergence"] < 0.8 * rounded.divergence
+    assert isinstance(rounded, dict)
+    assert cost["divergence"] < 0.8 * rounded["divergence"]
 
 
 def test_runs_of_all_sizes_agree_to_the_bit(calibrated: Path) -> None:
@@ -146,23 +145,30 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
 ) -> None:
     seen: list[str] = []
 
-    def interrupting(stage: str, done: int = 0, total: int = 0) -> None:
+    def interrupting(completed: int, total: int, stage: str) -> None:
         seen.append(stage)
         if "layer 3 of" in stage:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         quantize_bundle(
-            sample_bundle, tmp_path / "b", CALIBRATED, calibration=Calibration(text, 5.4), report=interrupting
+            sample_bundle,
+            tmp_path / "b",
+            CALIBRATED,
+            QuantizeOptions(calibration=Calibration(text, 5.4)),
+            report=interrupting,
         )
     assert names(tmp_path) == []
     kept = list((cache_folder() / "quantization").glob("*.npz"))
     assert len(kept) == 1
     seen.clear()
     again, _ = quantize_bundle(
-        sample_bundle, tmp_path / "b", CALIBRATED, calibration=Calibration(text, 5.4),
-        report=lambda stage, done=0, total=0: seen.append(stage),
-    )  # fmt: skip
+        sample_bundle,
+        tmp_path / "b",
+        CALIBRATED,
+        QuantizeOptions(calibration=Calibration(text, 5.4)),
+        report=lambda completed, total, stage: seen.append(stage),
+    )
     assert not any("layer 2 of" in stage for stage in seen)
     assert any("layer 3 of" in stage for stage in seen)
     assert again.files["model.onnx.data"] == Manifest.read(calibrated / "recycle.json").files["model.onnx.data"]
@@ -213,9 +219,12 @@ def test_what_cannot_be_calibrated_with_is_refused(
 def test_large_models_are_rounded_unless_calibration_is_asked_for(tiny_bundle: Path, tmp_path: Path) -> None:
     told: list[str] = []
     manifest, _ = quantize_bundle(
-        tiny_bundle, tmp_path / "b", CALIBRATED, calibration=Calibration(largest=1000),
-        report=lambda stage, done=0, total=0: told.append(stage),
-    )  # fmt: skip
+        tiny_bundle,
+        tmp_path / "b",
+        CALIBRATED,
+        QuantizeOptions(calibration=Calibration(largest=1000)),
+        report=lambda completed, total, stage: told.append(stage),
+    )
     assert manifest.quantization is not None
     assert manifest.quantization["method"] == "mse"
     assert any("without calibration" in stage for stage in told)

@@ -15,11 +15,12 @@ from safetensors.numpy import load_file
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import DraftVocabulary, Quantization, export
+from recycle_onnx.export import DraftVocabulary, ExportOptions, Quantization, export
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.conftest import SAMPLE
 from tests.helpers import tiny
+from tests.helpers.campaigns import LONG, examples
 from tests.helpers.command import assert_refused, names, run
 from tests.helpers.full_texts import FullTexts
 from tests.helpers.prompts import LONG_STORY, story_prompts
@@ -36,16 +37,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(text: Path) -> Path:
-    export(SAMPLE, text.parent / "bundle", draft_vocabulary=DraftVocabulary(SIZE, text))
+    export(SAMPLE, text.parent / "bundle", ExportOptions(draft_vocabulary=DraftVocabulary(SIZE, text)))
     return text.parent / "bundle"
 
 
 @pytest.fixture(scope="module")
-def model(bundle: Path) -> RecycleModel:
+def model(bundle: Path) -> Model:
     return recycle_onnx.load(bundle, threads=1)
 
 
-def test_the_most_frequent_tokens_are_chosen(text: Path, model: RecycleModel) -> None:
+def test_the_most_frequent_tokens_are_chosen(text: Path, model: Model) -> None:
     chosen = model.bundle.manifest.draft_vocabulary
     assert chosen == sorted(set(chosen or []))
     lines = text.read_text().splitlines(keepends=True)
@@ -68,11 +69,9 @@ def test_the_head_has_the_rows_of_the_full_models(bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("chain", [1, 3])
-def test_verify_gives_the_text_of_full(
-    model: RecycleModel, sample_model: RecycleModel, full_texts: FullTexts, chain: int
-) -> None:
+def test_verify_gives_the_text_of_full(model: Model, sample_model: Model, full_texts: FullTexts, chain: int) -> None:
     accepted = [0, 0]
-    for index, prompt in enumerate(story_prompts(200)[::10]):
+    for index, prompt in enumerate(story_prompts(200)[:: 10 if LONG else 25]):
         options = {"max_new_tokens": 40, "seed": index, "temperature": (0.0, 0.9)[index % 2]}
         expected = full_texts.tokens(prompt, **options)
         for place, candidate in enumerate((model, sample_model)):
@@ -82,14 +81,14 @@ def test_verify_gives_the_text_of_full(
     assert 0.6 * accepted[1] < accepted[0] <= accepted[1]
 
 
-def test_only_its_tokens_are_proposed(model: RecycleModel) -> None:
+def test_only_its_tokens_are_proposed(model: Model) -> None:
     allowed = set(model.bundle.manifest.draft_vocabulary or [])
     for prompt in story_prompts(200)[::25]:
         result = model.generate(prompt, strategy="alternate", max_new_tokens=40)
         assert {token for token, own in zip(result.tokens, result.recycled, strict=True) if own} <= allowed
 
 
-def test_confidence_is_that_of_the_proposed_token(model: RecycleModel) -> None:
+def test_confidence_is_that_of_the_proposed_token(model: Model) -> None:
     sure, unsure = (
         model.generate("Once upon a time", strategy="verify", chain=4, min_confidence=confidence, max_new_tokens=60)
         for confidence in (0.9, 0.0)
@@ -99,7 +98,7 @@ def test_confidence_is_that_of_the_proposed_token(model: RecycleModel) -> None:
 
 
 @given(seed=st.integers(0, 2**32), position=st.integers(0, 1000), top_k=st.sampled_from([0, 3]))
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_noise_goes_by_token_id_whatever_the_vocabulary(seed: int, position: int, top_k: int) -> None:
     ids = np.array([2, 5, 7, 11, 13])
     whole = np.full(16, -1e9, np.float32)
@@ -110,7 +109,7 @@ def test_noise_goes_by_token_id_whatever_the_vocabulary(seed: int, position: int
 
 def test_it_can_be_quantized(text: Path, tmp_path: Path) -> None:
     draft = DraftVocabulary(SIZE, text)
-    export(SAMPLE, tmp_path / "small", draft_vocabulary=draft, quantization=Quantization())
+    export(SAMPLE, tmp_path / "small", ExportOptions(draft_vocabulary=draft, quantization=Quantization()))
     model = recycle_onnx.load(tmp_path / "small")
     assert len(Bundle.open(tmp_path / "small").manifest.draft_vocabulary or []) == SIZE
     rate = model.generate("Once upon a time", strategy="verify", max_new_tokens=60).stats.acceptance_rate
@@ -146,4 +145,4 @@ def test_a_draft_vocabulary_that_makes_no_sense_is_refused(
 def test_a_base_without_a_module_has_no_draft_vocabulary(text: Path, tmp_path: Path) -> None:
     base = tiny.write_base(tmp_path / "base", tiny.tiny_config())
     with pytest.raises(InputError, match="has no recyclable module"):
-        export(base, tmp_path / "bundle", draft_vocabulary=DraftVocabulary(64, text))
+        export(base, tmp_path / "bundle", ExportOptions(draft_vocabulary=DraftVocabulary(64, text)))

@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import attach
-from recycle_onnx.errors import RecycleError
-from recycle_onnx.export import export
+from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.export import ExportOptions, export
 from recycle_onnx.export.external_data import ALIGNMENT, LARGE, PAGE, ExternalDataWriter
 from tests.helpers import tiny
 
@@ -83,3 +83,17 @@ def test_tensors_start_on_cache_lines_large_ones_on_pages_and_are_written_as_giv
         assert tensor.offset % (PAGE if array.nbytes >= LARGE else ALIGNMENT) == 0
         np.testing.assert_array_equal(tensor.numpy(), array)
     assert (tmp_path / "x.data").stat().st_size == PAGE + arrays[1].nbytes + arrays[2].nbytes
+
+
+def test_a_module_can_be_given_a_window(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    manifests = [
+        export(tiny_checkpoint, tmp_path / f"{window}", ExportOptions(module_window=window)).manifest
+        for window in (None, 3)
+    ]
+    assert [manifest.recycler and manifest.recycler["window"] for manifest in manifests] == [None, 3]
+    own, other = ((tmp_path / name / "recycler.onnx").read_bytes() for name in ("None", "3"))
+    assert b"local_window_size" not in own
+    assert b"local_window_size" in other
+    assert (tmp_path / "None" / "model.onnx").read_bytes() == (tmp_path / "3" / "model.onnx").read_bytes()
+    with pytest.raises(InputError, match="--module-window is 0"):
+        export(tiny_checkpoint, tmp_path / "none", ExportOptions(module_window=0))

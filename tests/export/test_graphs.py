@@ -13,10 +13,10 @@ from safetensors.numpy import load_file
 
 from recycle_onnx.bundle import Manifest, graph_file
 from recycle_onnx.contract import GraphSpec
-from recycle_onnx.export import export
+from recycle_onnx.export import ExportOptions, export
 from recycle_onnx.export.flavours import FLAVOURS
 from recycle_onnx.runtime.decoding.half import Half
-from recycle_onnx.runtime.ort.sessions import open_session
+from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from tests.helpers import tiny
 from tests.vectors import MODELS, VECTORS, write_model
 
@@ -40,7 +40,7 @@ def flavour(request: pytest.FixtureRequest) -> str:
 def bundle(name: str, flavour: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("graphs")
     write_model(name, folder / "model")
-    export(folder / "model", folder / "bundle", flavour=flavour)
+    export(folder / "model", folder / "bundle", ExportOptions(flavour=flavour))
     return folder / "bundle"
 
 
@@ -155,14 +155,14 @@ def test_prefill_and_steps_equal_torchs_vectors(bundle: Path, name: str, splits:
 
 def test_another_rope_base_fails_the_same_comparison(name: str, flavour: str, tmp_path: Path) -> None:
     write_model(name, tmp_path / "model", rope_theta=20000.0)
-    export(tmp_path / "model", tmp_path / "bundle", flavour=flavour)
+    export(tmp_path / "model", tmp_path / "bundle", ExportOptions(flavour=flavour))
     assert differences(computed(tmp_path / "bundle", name, [40]), name)["logits"] > TOLERANCE
 
 
 def test_a_mask_wider_than_the_text_and_a_growing_cache_give_the_same(bundle: Path) -> None:
     """Static buffers with a wide mask, and optimum's way: past of T - S rows, present of T, mask of T columns."""
     spec = Manifest.read(bundle / "recycle.json").graphs["full"]
-    session = ort.InferenceSession(bundle / graph_file("full"))
+    session = ort.InferenceSession(bundle / graph_file("full"), session_options(1))
     ids = np.arange(3, 15)[None]
     past = {n: np.zeros((1, spec.num_kv_heads, 0, spec.head_dim), np.float32) for n in spec.past_names()}
     grown = []
@@ -183,7 +183,7 @@ def test_a_mask_wider_than_the_text_and_a_growing_cache_give_the_same(bundle: Pa
 
 def test_logits_to_keep_gives_the_last_rows_and_zero_gives_all(bundle: Path) -> None:
     spec = Manifest.read(bundle / "recycle.json").graphs["full"]
-    session = ort.InferenceSession(bundle / graph_file("full"))
+    session = ort.InferenceSession(bundle / graph_file("full"), session_options(1))
     past = {n: np.zeros((1, spec.num_kv_heads, 0, spec.head_dim), np.float32) for n in spec.past_names()}
     feed = {"input_ids": np.arange(1, 7)[None], "attention_mask": np.ones((1, 6), np.int64), **past}
     everything = session.run(["logits"], feed)[0]

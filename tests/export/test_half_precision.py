@@ -12,8 +12,8 @@ from safetensors.numpy import load_file, save_file
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest, graph_file
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.export import HalfPrecision, Quantization, QuantizeOptions, export, quantize_bundle
+from recycle_onnx.runtime.model import Model
 from tests.conftest import SAMPLE
 from tests.helpers import tiny
 from tests.helpers.command import run
@@ -56,7 +56,7 @@ def test_the_cost_is_measured_and_tiny(halved: Path) -> None:
     assert cost["acceptance"] == pytest.approx(cost["acceptance_fp32"], abs=0.01)
 
 
-def test_logits_are_those_of_float32_but_for_rounding(halved: Path, sample_model: RecycleModel) -> None:
+def test_logits_are_those_of_float32_but_for_rounding(halved: Path, sample_model: Model) -> None:
     model = recycle_onnx.load(halved, threads=1)
     for prompt in story_prompts(5):
         expected, found = (m.decoder("full").prefill(m.encode(prompt)) for m in (sample_model, model))
@@ -103,7 +103,9 @@ def precision(request: pytest.FixtureRequest) -> str:
 
 def quantized(sample_bundle: Path, out: Path, precision: str, activations: str) -> Path:
     how = Quantization(int(precision.removeprefix("int")), method="rtn", activations=activations)
-    quantize_bundle(sample_bundle, out, how, compare=activations == "fp16")  # the other one's cost is nobody's concern
+    quantize_bundle(
+        sample_bundle, out, how, QuantizeOptions(compare=activations == "fp16")
+    )  # the other one's cost is nobody's concern
     return out
 
 
@@ -162,9 +164,11 @@ def test_a_scale_beyond_float16_is_refused(tmp_path: Path) -> None:
     tensors["model.layers.0.mlp.up_proj.weight"] *= 1e8
     save_file(tensors, weights, metadata={"format": "pt"})
     export(tmp_path / "base", tmp_path / "bundle")
-    quantize_bundle(tmp_path / "bundle", tmp_path / "plain", Quantization(8), compare=False)
+    quantize_bundle(tmp_path / "bundle", tmp_path / "plain", Quantization(8), QuantizeOptions(compare=False))
     with pytest.raises(InputError, match=r"scale of .*up_proj.*activations in fp32"):
-        quantize_bundle(tmp_path / "bundle", tmp_path / "half", Quantization(8, activations="fp16"), compare=False)
+        quantize_bundle(
+            tmp_path / "bundle", tmp_path / "half", Quantization(8, activations="fp16"), QuantizeOptions(compare=False)
+        )
     assert not (tmp_path / "half").exists()
 
 

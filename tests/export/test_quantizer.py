@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest, graph_file
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import Quantization, export, quantize_bundle
+from recycle_onnx.export import ExportOptions, Quantization, QuantizeOptions, export, quantize_bundle
 from recycle_onnx.files import sha256
 from recycle_onnx.runtime.decoding import strategies
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.conftest import SAMPLE
 from tests.helpers import tiny
 from tests.helpers.campaigns import LONG
@@ -28,19 +28,18 @@ LIMITS = {4: (0.03, 0.02), 8: (0.003, 0.02)}
 
 
 @pytest.fixture(scope="module", params=[4, 8])
-def quantized(request: pytest.FixtureRequest, sample_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("quantized") / f"int{request.param}"
-    quantize_bundle(sample_bundle, folder, Quantization(bits=request.param))
-    return folder
+def quantized(request: pytest.FixtureRequest) -> Path:
+    bundle: Path = request.getfixturevalue(f"int{request.param}_bundle")
+    return bundle
 
 
 @pytest.fixture(scope="module")
-def model(quantized: Path) -> RecycleModel:
+def model(quantized: Path) -> Model:
     return recycle_onnx.load(quantized, threads=1)
 
 
 @pytest.fixture(scope="module")
-def rounding_model(sample_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def rounding_model(sample_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """Blocks whose kernel rounds one row otherwise than several."""
     folder = tmp_path_factory.mktemp("rounding") / "int4"
     quantize_bundle(sample_bundle, folder, Quantization(bits=4, block_size=64))
@@ -103,7 +102,7 @@ def test_the_projection_keeps_eight_bits_or_float32(quantized: Path) -> None:
     assert ("projection.weight.q8" if "int4" in quantized.name else "projection.weight") in names
 
 
-def gaps(model: RecycleModel, prompt: list[int], tokens: list[int]) -> list[float]:
+def gaps(model: Model, prompt: list[int], tokens: list[int]) -> list[float]:
     """How far each token lies below the best one, when runs on one token score the text."""
     decoder = model.decoder("full")
     row: NDArray[np.float32] = decoder.prefill(prompt)[-1]
@@ -114,30 +113,30 @@ def gaps(model: RecycleModel, prompt: list[int], tokens: list[int]) -> list[floa
     return found
 
 
-def epsilon(model: RecycleModel) -> float:
+def epsilon(model: Model) -> float:
     quantization = model.bundle.manifest.quantization
     assert quantization is not None
     return float(quantization["fidelity"]["epsilon"])
 
 
-def assert_within_epsilon(model: RecycleModel, prompts: list[str]) -> None:
+def assert_within_epsilon(model: Model, prompts: list[str]) -> None:
     for prompt in prompts:
         result = model.generate(prompt, max_new_tokens=24, strategy="verify")
         assert result.lossless == ("exact" if model.equal_runs else "within_rounding")
         assert max(gaps(model, model.encode(prompt), result.tokens)) <= epsilon(model), prompt
 
 
-def test_verify_is_within_epsilon_of_full(model: RecycleModel) -> None:
+def test_verify_is_within_epsilon_of_full(model: Model) -> None:
     """(Which is 0 where runs are equal: then every token is the best one.)"""
     assert_within_epsilon(model, story_prompts(200)[:: 1 if LONG else 5])
 
 
-def test_verify_is_within_epsilon_of_full_where_runs_round_otherwise(rounding_model: RecycleModel) -> None:
+def test_verify_is_within_epsilon_of_full_where_runs_round_otherwise(rounding_model: Model) -> None:
     assert_within_epsilon(rounding_model, story_prompts(100)[:: 1 if LONG else 2])
 
 
 @pytest.mark.parametrize("strategy", ["full", "verify", "auto"])
-def test_every_turn_of_a_conversation_is_within_epsilon(model: RecycleModel, strategy: str, tmp_path: Path) -> None:
+def test_every_turn_of_a_conversation_is_within_epsilon(model: Model, strategy: str, tmp_path: Path) -> None:
     chat = model.conversation(system="You tell stories.")
     for turn in ("Tell me of a fox.", "And then?", "Who came?"):
         answer = chat.send(turn, strategy=strategy, max_new_tokens=24)
@@ -161,7 +160,7 @@ class Careless(Sampling):
 LENIENCE = [0.0]
 
 
-def test_accepting_tokens_at_ten_epsilon_would_be_seen(rounding_model: RecycleModel) -> None:
+def test_accepting_tokens_at_ten_epsilon_would_be_seen(rounding_model: Model) -> None:
     model = rounding_model
     LENIENCE[0] = 10 * epsilon(model)
     prompt = story_prompts(1)[0]
@@ -172,7 +171,7 @@ def test_accepting_tokens_at_ten_epsilon_would_be_seen(rounding_model: RecycleMo
 
 def test_exporting_with_a_precision_equals_quantizing_the_export(quantized: Path, tmp_path: Path) -> None:
     bits = 4 if "int4" in quantized.name else 8
-    export(SAMPLE, tmp_path / "bundle", quantization=Quantization(bits=bits))
+    export(SAMPLE, tmp_path / "bundle", ExportOptions(quantization=Quantization(bits=bits)))
     files = [Manifest.read(folder / "recycle.json").files for folder in (quantized, tmp_path / "bundle")]
     assert files[0] == files[1]
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -192,7 +191,7 @@ def test_odd_shapes_fall_back_to_smaller_blocks(tied: bool, keep: tuple[str, ...
 
 def test_the_cost_can_be_measured_on_a_text_of_ones_own(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog on the log. " * 40)
-    _, cost = quantize_bundle(tiny_bundle, tmp_path / "small", text=tmp_path / "text.txt")
+    _, cost = quantize_bundle(tiny_bundle, tmp_path / "small", options=QuantizeOptions(text=tmp_path / "text.txt"))
     assert cost is not None
     assert cost.text == "text.txt"
     assert cost.tokens > 100
@@ -205,7 +204,7 @@ def test_bundles_that_cannot_be_quantized_are_refused(tiny_bundle: Path, tmp_pat
     (tmp_path / "short.txt").write_text("the cat")
     for text, message in (("nowhere.txt", "no such text file"), ("short.txt", "expected at least")):
         with pytest.raises(InputError, match=message):
-            quantize_bundle(tiny_bundle, tmp_path / "other", text=tmp_path / text)
+            quantize_bundle(tiny_bundle, tmp_path / "other", options=QuantizeOptions(text=tmp_path / text))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["short.txt", "small"]
 
 

@@ -10,14 +10,14 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.checkpoint import Checkpoint
-from recycle_onnx.export import Quantization, export
+from recycle_onnx.export import ExportOptions, Quantization, export
 from recycle_onnx.export.block_quantizer import unpack
 from recycle_onnx.export.source_blocks import Kept, meant, parts_of, with_source
 from tests.helpers import tiny
 from tests.helpers.command import assert_refused, names, run
 
 gguf = pytest.importorskip("gguf")
-from recycle_onnx.checkpoint.sources import folder_of  # noqa: E402
+from recycle_onnx.checkpoint.sources import NamedBase, folder_of  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.integers import LAYOUTS, read_integers  # noqa: E402
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile  # noqa: E402
 from tests.helpers.gguf_writer import write_gguf  # noqa: E402
@@ -38,10 +38,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_base(tmp_path_factory.mktemp("base") / "base", CONFIG)
 
 
-def exported(file: Path, out: Path, bits: int = 4, **options: object) -> Path:
-    with folder_of(str(file), out) as folder:
+def exported(file: Path, out: Path, bits: int = 4, flavour: str = "ort") -> Path:
+    with folder_of(NamedBase(str(file)), out) as folder:
         how = Quantization(bits, method="source")
-        export(folder, out, quantization=how, compare=False, epsilon=False, **options)  # type: ignore[arg-type]
+        export(folder, out, ExportOptions(flavour, how, compare=False, epsilon=False))
     return out
 
 
@@ -141,8 +141,8 @@ def test_logits_are_the_sources_but_for_rounded_activations(
     base: Path, tmp_path: Path, kind: str, flavour: str
 ) -> None:
     file = write_gguf(tmp_path / "model.gguf", base, kind)
-    with folder_of(str(file), tmp_path / "float") as folder:
-        export(folder, tmp_path / "float", flavour=flavour)
+    with folder_of(NamedBase(str(file)), tmp_path / "float") as folder:
+        export(folder, tmp_path / "float", ExportOptions(flavour=flavour))
     bundle = exported(file, tmp_path / "bundle", flavour=flavour)
     ids = list(range(20, 36))
     first, second = (recycle_onnx.load(path).decoder("full") for path in (tmp_path / "float", bundle))
@@ -161,7 +161,7 @@ def test_source_is_preferred_where_the_file_has_as_few_bits(
     base: Path, tmp_path: Path, kind: str, bits: int, method: str
 ) -> None:
     file = write_gguf(tmp_path / "model.gguf", base, kind)
-    with folder_of(str(file), tmp_path / "out") as folder, Checkpoint.open(folder) as checkpoint:
+    with folder_of(NamedBase(str(file)), tmp_path / "out") as folder, Checkpoint.open(folder) as checkpoint:
         how = Quantization(bits)
         assert with_source(how, checkpoint.base_weights, preferred=True).method == method
         assert with_source(how, checkpoint.base_weights, preferred=False) == how

@@ -18,7 +18,7 @@ import recycle_onnx
 from recycle_onnx.bundle import Manifest, graph_file
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
+from recycle_onnx.export import ExportOptions, HalfPrecision, Quantization, QuantizeOptions, export, quantize_bundle
 from recycle_onnx.export.flavours import Precision
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
@@ -57,7 +57,7 @@ def written(checkpoint: Path, name: str, flavour: str = "standard") -> Path:
     """The checkpoint as a bundle of that precision."""
     out = checkpoint.parent / f"{flavour}, {name}"
     if not out.exists():
-        export(checkpoint, out, flavour=flavour, quantization=PRECISIONS[name], compare=False)
+        export(checkpoint, out, ExportOptions(flavour=flavour, quantization=PRECISIONS[name], compare=False))
     return out
 
 
@@ -244,7 +244,7 @@ def test_an_odd_number_of_zero_points_is_packed(tmp_path: Path) -> None:
     checkpoint, how = tiny.write_checkpoint(tmp_path / "model", config), Quantization(4, keep=())
     logits = []
     for flavour in ("ort", "standard"):
-        export(checkpoint, tmp_path / flavour, flavour=flavour, quantization=how, compare=False)
+        export(checkpoint, tmp_path / flavour, ExportOptions(flavour=flavour, quantization=how, compare=False))
         half = recycle_onnx.load(tmp_path / flavour).decoder("full").full
         logits.append(half.step([5], keep=1).copy())
     names = {value.name for value in onnx.load(tmp_path / "standard" / "model.onnx").graph.initializer}
@@ -267,7 +267,7 @@ def test_a_tied_table_is_stored_once_and_never_in_four_bits(checkpoint: Path) ->
 
 def test_quantizing_reads_the_flavour_from_the_bundle(checkpoint: Path, bundle: Path) -> None:
     how = PRECISIONS["int4"]
-    manifest, _ = quantize_bundle(bundle, checkpoint.parent / "quantized", how, compare=False)
+    manifest, _ = quantize_bundle(bundle, checkpoint.parent / "quantized", how, QuantizeOptions(compare=False))
     assert manifest.flavour == "standard"
     assert manifest.files == Manifest.read(written(checkpoint, "int4") / "recycle.json").files
 
@@ -276,5 +276,5 @@ def test_a_head_size_that_ort_refuses_is_no_matter(tmp_path: Path) -> None:
     checkpoint = tiny.write_checkpoint(tmp_path / "model", tiny.tiny_config(head_dim=12))
     with pytest.raises(InputError, match=r"head_dim is 12.*--flavour standard"):
         export(checkpoint, tmp_path / "ort")
-    export(checkpoint, tmp_path / "standard", flavour="standard")
+    export(checkpoint, tmp_path / "standard", ExportOptions(flavour="standard"))
     assert recycle_onnx.load(tmp_path / "standard").generate("the cat", max_new_tokens=4, strategy="verify").tokens

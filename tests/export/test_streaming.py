@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from recycle_onnx.bundle import Bundle
+from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.checkpoint import Checkpoint, attach
-from recycle_onnx.export import HalfPrecision, Quantization, export, lazy, quantize_bundle
+from recycle_onnx.export import (
+    ExportOptions,
+    HalfPrecision,
+    Quantization,
+    QuantizeOptions,
+    export,
+    lazy,
+    quantize_bundle,
+)
 from recycle_onnx.export.block_quantizer import quantize
 from recycle_onnx.export.flavours import ORT, Precision
 from recycle_onnx.export.rewriter import Rewriter
@@ -28,24 +38,42 @@ PRECISIONS = [
 UNTIED = tiny.tiny_config(tied_embeddings=False)
 
 
-@pytest.fixture
-def _few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+@contextmanager
+def few_rows() -> Iterator[None]:
     """So few at once that even a tiny model's matrices come in several pieces."""
-    monkeypatch.setattr(lazy, "VALUES_AT_ONCE", 200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(lazy, "VALUES_AT_ONCE", 200)
+        yield
 
 
-@pytest.mark.usefixtures("_few_rows")
+@pytest.fixture(scope="module", params=[tiny.tiny_config(), UNTIED], ids=["tied", "untied"])
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("streaming") / "model", request.param, dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def plain(checkpoint: Path) -> Path:
+    with few_rows():
+        export(checkpoint, checkpoint.parent / "plain")
+    return checkpoint.parent / "plain"
+
+
+@pytest.fixture(scope="module")
+def other(checkpoint: Path) -> Manifest:
+    """In a precision that is none of those compared."""
+    options = ExportOptions(quantization=Quantization(4, 16), compare=False)
+    with few_rows():
+        return export(checkpoint, checkpoint.parent / "other", options).manifest
+
+
 @pytest.mark.parametrize("how", PRECISIONS, ids=str)
-@pytest.mark.parametrize("config", [tiny.tiny_config(), UNTIED], ids=["tied", "untied"])
 def test_a_checkpoint_and_its_bundle_give_the_same_bytes(
-    how: Precision, config: tiny.BaseConfig, tmp_path: Path
+    how: Precision, checkpoint: Path, plain: Path, other: Manifest, tmp_path: Path
 ) -> None:
-    checkpoint = tiny.write_checkpoint(tmp_path / "model", config, dtype="bfloat16")
-    export(checkpoint, tmp_path / "plain")
-    straight = export(checkpoint, tmp_path / "straight", quantization=how, compare=False).manifest
-    again, _ = quantize_bundle(tmp_path / "plain", tmp_path / "again", how, compare=False)
+    with few_rows():
+        straight = export(checkpoint, tmp_path / "straight", ExportOptions(quantization=how, compare=False)).manifest
+        again, _ = quantize_bundle(plain, tmp_path / "again", how, QuantizeOptions(compare=False))
     assert straight.files == again.files
-    other = export(checkpoint, tmp_path / "other", quantization=Quantization(4, 16), compare=False).manifest
     assert straight.files["model.onnx.data"] != other.files["model.onnx.data"]
 
 
@@ -54,7 +82,9 @@ def test_pieces_change_no_byte(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     files = []
     for values in (10**9, 200):
         monkeypatch.setattr(lazy, "VALUES_AT_ONCE", values)
-        files += [export(checkpoint, tmp_path / f"int4-{values}", quantization=Quantization()).manifest.files]
+        files += [
+            export(checkpoint, tmp_path / f"int4-{values}", ExportOptions(quantization=Quantization())).manifest.files
+        ]
     assert files[0] == files[1]
 
 
@@ -108,9 +138,9 @@ def test_a_quantized_export_writes_no_float32_file(
         save(self, model, path)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Rewriter, "save", recorded)
-    export(tiny_checkpoint, tmp_path / "small", quantization=Quantization(), compare=False)
+    export(tiny_checkpoint, tmp_path / "small", ExportOptions(quantization=Quantization(), compare=False))
     assert written == [("OrtQuantizer", "model.onnx"), ("OrtQuantizer", "recycler.onnx")]
-    export(tiny_checkpoint, tmp_path / "compared", quantization=Quantization())
+    export(tiny_checkpoint, tmp_path / "compared", ExportOptions(quantization=Quantization()))
     assert ("Rewriter", "model.onnx") in written
     assert names(tmp_path) == ["compared", "small"]
 

@@ -23,6 +23,8 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.chat_template import ChatTemplate
 from recycle_onnx.runtime.decoding.calibration import calibration_file
+from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.serve.prompt_files import PromptFiles
 from tests.fuzz.gguf_text import read_gguf, written
 from tests.fuzz.mutations import TEXTS, mutated, mutated_bytes, mutated_json, mutated_text
 from tests.fuzz.requests import Requests
@@ -314,6 +316,42 @@ class Caches(Kind):
             path.write_bytes(data)
 
 
+class Prompts(Kind):
+    """A file of a prompt: the answer comes whatever is in it, and is the same unless the checksum is right too."""
+
+    def build(self) -> None:
+        self.model = recycle_onnx.load(tiny_bundle(self.folder), threads=1)
+        self.model.prefill_chunk = 16
+        self.files = PromptFiles(self.model, 1e9)
+        decoder = self.model.decoder("verify")
+        self.prompt = self.model.encode(PROMPT * 8)
+        self.expected = self._answer(decoder)
+        unsaved = self.files.unsaved(decoder)
+        assert unsaved is not None
+        assert self.files.write(unsaved)
+        self.path = unsaved.chain[0].path
+        self.data = self.path.read_bytes()
+
+    def prepare(self, dice: Random) -> None:
+        self.forged = dice.random() < 0.3
+        if not self.forged:
+            self.path.write_bytes(mutated_safetensors(dice, self.data))
+            return
+        self.path.write_bytes(self.data)
+        arrays, about = tensor_file.read(self.path)
+        name = dice.choice(list(arrays))
+        tensor_file.write(self.path, {**arrays, name: _other_array(dice, arrays[name])}, about)
+
+    def use(self) -> None:
+        decoder = self.model.decoder("verify")
+        decoder.recall = self.files.restore
+        tokens = self._answer(decoder)
+        assert self.forged or tokens == self.expected
+
+    def _answer(self, decoder: Decoder) -> list[int]:
+        return self.model.stream(self.prompt, strategy="verify", max_new_tokens=FEW, decoder=decoder).finish().tokens
+
+
 def _other_words(dice: Random, text: str) -> str:
     """A template with words of another one in the place of some: most are templates still."""
     words, others = WORD.split(text), WORD.findall(dice.choice(TEMPLATES))
@@ -349,5 +387,6 @@ KINDS: dict[str, Callable[[Path], Kind | Requests]] = {
     "conversation": Conversations,
     "template": Templates,
     "cache": Caches,
+    "prompt": Prompts,
     "request": Requests,
 }

@@ -19,20 +19,46 @@ from recycle_onnx.serve.server import Address, Server, Uvicorn
 from tests.fuzz.mutations import mutated, mutated_bytes
 from tests.helpers import tiny
 
-PATHS = ("/v1/chat/completions", "/v1/completions")
 SHARED: dict[str, Any] = {
     "model": "tiny", "max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["a", "b"], "stream": False,
     "presence_penalty": 0.1, "frequency_penalty": 0.1, "logit_bias": {"7": 1.5}, "strategy": "verify", "chain": 2,
     "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "n": 1, "user": "me",
 }  # fmt: skip
 SCHEMA = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 4}}, "required": ["name"]}
-BODIES: tuple[dict[str, Any], dict[str, Any]] = (
-    {
-        "messages": [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}],
-        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
-        "logprobs": True, "top_logprobs": 2, "metadata": {"a": "b"}, **SHARED,
-    },
-    {"prompt": "the cat", "logprobs": 2, **SHARED},
+TURNS = [{"role": "system", "content": "a"}, {"role": "user", "content": [{"type": "text", "text": "b"}]}]
+PLAIN_TURNS = [{"role": "system", "content": "a"}, {"role": "user", "content": "b"}]
+OPTIONS = {"num_predict": 2, "temperature": 0.5, "top_k": 5, "seed": 1, "stop": ["a"], "repeat_penalty": 1.1}
+BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
+    (
+        "/v1/chat/completions",
+        {
+            "messages": TURNS, "logprobs": True, "top_logprobs": 2, "metadata": {"a": "b"}, **SHARED,
+            "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
+        },
+    ),
+    ("/v1/completions", {"prompt": ["the cat", "a dog"], "logprobs": 2, **SHARED}),
+    (
+        "/v1/responses",
+        {
+            "input": [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": "b"}]}],
+            "instructions": "a", "max_output_tokens": 2, "stream": True, "store": False, "temperature": 0.5, "seed": 1,
+            "text": {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}, "metadata": {"a": "b"},
+        },
+    ),
+    ("/v1/embeddings", {"input": ["a", "b"], "dimensions": 3, "encoding_format": "base64", "pooling": "last"}),
+    (
+        "/v1/messages",
+        {
+            "messages": TURNS[1:], "system": [{"type": "text", "text": "a"}], "max_tokens": 2, "stream": True,
+            "temperature": 0.5, "top_k": 5, "stop_sequences": ["a"], "metadata": {"user_id": "me"},
+        },
+    ),
+    ("/api/chat", {"messages": PLAIN_TURNS, "options": OPTIONS, "format": SCHEMA, "keep_alive": "5m", "think": False}),
+    ("/api/generate", {"prompt": "a", "system": "b", "options": OPTIONS, "raw": False, "stream": False}),
+    ("/api/embed", {"input": ["a", "b"], "dimensions": 3, "truncate": False}),
+    ("/tokenize", {"content": "the cat", "add_special": True, "with_pieces": True}),
+    ("/detokenize", {"tokens": [1, 2, 3]}),
+    ("/apply-template", {"messages": TURNS}),
 )  # fmt: skip
 PATIENCE = 30.0
 
@@ -53,11 +79,11 @@ class Requests:
         self._address = host, int(port)
 
     def prepare(self, dice: Random) -> None:
-        kind = dice.randrange(2)
-        body = json.dumps(mutated(dice, BODIES[kind])).encode()
+        path, fields = dice.choice(BODIES)
+        body = json.dumps(mutated(dice, fields)).encode()
         if dice.random() < 0.1:
             body = mutated_bytes(dice, body)
-        head = f"POST {PATHS[kind]} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
         self._sent = f"{head}Connection: close\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
         if dice.random() < 0.05:
             self._sent = mutated_bytes(dice, self._sent, self._sent.index(b"{") if b"{" in self._sent else None)

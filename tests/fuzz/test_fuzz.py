@@ -12,8 +12,9 @@ from tests.fuzz import campaign as campaigns
 from tests.fuzz.campaign import HARMS, campaign, read_report, report
 from tests.fuzz.harms import HARMFUL
 from tests.fuzz.kinds import KINDS
+from tests.helpers.campaigns import LONG
 
-SECONDS = 20.0
+SECONDS = 20.0 if LONG else 4.0
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc"),

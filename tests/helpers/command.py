@@ -12,7 +12,16 @@ from recycle_onnx.cli import main
 # what a command writes to standard error is kept apart from its output, always so since click 8.2
 _separate = "mix_stderr" in signature(CliRunner).parameters
 RUNNER = CliRunner(mix_stderr=False) if _separate else CliRunner()
-PROGRESS = ("writing ", "checking ", "tokenising ", "training ", "note: ")
+PROGRESS = (
+    "writing ",
+    "checking ",
+    "tokenising ",
+    "training ",
+    "note: ",
+    "the base writes",
+    "the base reads",
+    "reading it",
+)
 
 
 def run(*arguments: object, stdin: bytes | None = None) -> Result:

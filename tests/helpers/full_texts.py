@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 
 class FullTexts:
     """Tokens of `full` by prompt and settings: a shorter text is the beginning of a longer one."""
 
-    def __init__(self, model: RecycleModel) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self.made: dict[str, tuple[list[int], bool]] = {}
 

@@ -1,4 +1,7 @@
-"""A Hugging Face folder to a GGUF file with `gguf`'s own writer and names, changed as llama.cpp's converter does."""
+"""A Hugging Face folder to a GGUF file with `gguf`'s own writer and names, changed as llama.cpp's converter does.
+
+benchmarks/peers/write_gguf.py uses it too, in an environment without recycle_onnx.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +16,36 @@ from safetensors.numpy import load_file
 
 ARCHITECTURES = {
     "llama": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2, "qwen3": gguf.MODEL_ARCH.QWEN3,
-    "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3,
+    "gemma2": gguf.MODEL_ARCH.GEMMA2, "gemma3_text": gguf.MODEL_ARCH.GEMMA3, "smollm3": gguf.MODEL_ARCH.SMOLLM3,
+    "granite": gguf.MODEL_ARCH.GRANITE, "olmo2": gguf.MODEL_ARCH.OLMO2,
 }  # fmt: skip
+OF_LLAMAS_KIND = ("llama", "smollm3", "granite")
+"""Those whose converter is llama.cpp's LlamaModel: it reorders the rows of q and k."""
 Change = Callable[[gguf.GGUFWriter], None]
 
 
 def write_gguf(
-    path: Path, folder: Path, kind: str = "F32", pre: str = "gpt-2", change: Change = lambda _: None
+    path: Path,
+    folder: Path,
+    kind: str | Callable[[str], str] = "F32",
+    pre: str | None = "gpt-2",
+    change: Change = lambda _: None,
 ) -> Path:
-    """Write `folder` with its matrices in `kind`; `change` may add to or replace what the writer holds."""
+    """Write `folder` with its matrices in `kind`, or in the kind of each name; without a tokenizer where `pre` is None.
+
+    `change` may add to or replace what the writer holds.
+    """
     config = json.loads((folder / "config.json").read_text())
-    architecture = ARCHITECTURES[config["model_type"]]
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[architecture])
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config["model_type"]]])
     _write_config(writer, config)
-    _write_tokenizer(writer, folder, pre, config["vocab_size"])
-    names = gguf.get_tensor_name_map(architecture, config["num_hidden_layers"])
+    if pre is None:
+        writer.add_tokenizer_model("no_vocab")
+    else:
+        _write_tokenizer(writer, folder, pre, config["vocab_size"])
+    new_name = gguf_names(config)
     for name, value in load_file(folder / "model.safetensors").items():
-        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        assert new is not None, name
-        _add(writer, new, _as_llama_cpp(name, value.astype(np.float32), config), kind)
+        changed = _as_llama_cpp(name, value.astype(np.float32), config)
+        _add(writer, new_name(name), changed, kind if isinstance(kind, str) else kind(name))
     change(writer)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -40,8 +54,20 @@ def write_gguf(
     return path
 
 
+def gguf_names(config: dict[str, Any]) -> Callable[[str], str]:
+    """What gives llama.cpp's name of a tensor."""
+    names = gguf.get_tensor_name_map(ARCHITECTURES[config["model_type"]], config["num_hidden_layers"])
+
+    def new_name(name: str) -> str:
+        new = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert new is not None, name
+        return str(new)
+
+    return new_name
+
+
 def _as_llama_cpp(name: str, value: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    if config["model_type"] == "llama" and ("q_proj" in name or "k_proj" in name):
+    if config["model_type"] in OF_LLAMAS_KIND and ("q_proj" in name or "k_proj" in name):
         heads = config["num_attention_heads" if "q_proj" in name else "num_key_value_heads"]
         halves = value.reshape(heads, 2, len(value) // heads // 2, *value.shape[1:])
         return halves.swapaxes(1, 2).reshape(value.shape)
@@ -85,6 +111,10 @@ def _write_config(writer: gguf.GGUFWriter, config: dict[str, Any]) -> None:
     for name, add in (
         ("attn_logit_softcapping", writer.add_attn_logit_softcapping),
         ("final_logit_softcapping", writer.add_final_logit_softcapping),
+        ("attention_multiplier", writer.add_attention_scale),
+        ("embedding_multiplier", writer.add_embedding_scale),
+        ("residual_multiplier", writer.add_residual_scale),
+        ("logits_scaling", writer.add_logit_scale),
     ):
         if config.get(name):
             add(config[name])

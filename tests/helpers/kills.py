@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
 import time
 from dataclasses import dataclass
-from functools import cache
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ("pytest", "recycle_onnx.batch", "recycle_onnx.bench.calibrate", "recycle_onnx.cli", "recycle_onnx.export")
-"""Importing these takes longer than the verbs do."""
+from tests.helpers.patience import PATIENCE
+from tests.helpers.processes import processes
+
 WRITES = ("os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.chmod", "os.truncate", "shutil.rmtree", "open")
 
 
@@ -34,6 +32,10 @@ def watch(folder: str, last: int) -> list[int]:
     return looks
 
 
+TEXTS = 20
+"""Prompts of five blocks each: nearly all looks at the folder then are those of their saving."""
+
+
 def save(bundle: str, path: str) -> None:
     import recycle_onnx
 
@@ -48,6 +50,26 @@ def prepack(bundle: str) -> None:
     recycle_onnx.load(bundle, prepacked=True).close()
 
 
+def prompts(bundle: str) -> None:
+    import recycle_onnx
+    from recycle_onnx.serve.prompt_files import PromptFiles
+    from recycle_onnx.serve.prompt_saver import PromptSaver
+
+    with recycle_onnx.load(bundle, threads=1) as model:
+        model.prefill_chunk = 16
+        saver = PromptSaver(PromptFiles(model, 1e9), TEXTS)
+        for number in range(TEXTS):
+            decoder = model.decoder("verify")
+            decoder.prefill([number + place for place in range(41)])
+            decoder.start_recycling(0)
+            saver.offer(decoder)
+        saver.close(PATIENCE)
+
+
+LIBRARY = {"save": save, "prepack": prepack, "prompts": prompts}
+"""What has no command of its own."""
+
+
 def perform(folder: str, output: str, last: float, verb: str, *arguments: str) -> None:
     """Run the verb in this process, and write looks and seconds at the end of its output."""
     from recycle_onnx.cli import main
@@ -60,18 +82,11 @@ def perform(folder: str, output: str, last: float, verb: str, *arguments: str) -
     if isinstance(last, float):
         signal.setitimer(signal.ITIMER_REAL, last)  # its signal ends a process that does not handle it
     looks = watch(folder, 0 if isinstance(last, float) else last)
-    if verb in ("save", "prepack"):
-        {"save": save, "prepack": prepack}[verb](*arguments)
+    if verb in LIBRARY:
+        LIBRARY[verb](*arguments)
     else:
         main([verb, *arguments], standalone_mode=False)
     print(looks[0], time.perf_counter() - start, flush=True)
-
-
-@cache
-def processes() -> ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
-    return context
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recycle_onnx.checkpoint import BaseConfig, attach, plain_llama
+from recycle_onnx.checkpoint import BaseConfig, NewModule, PlainLlama, attach
 from recycle_onnx.files import write_json
 
 END = "<|endoftext|>"
@@ -33,7 +33,7 @@ def tiny_config(**changes: Any) -> BaseConfig:
         "rope_theta": 10000.0,
         "tied_embeddings": True,
     }
-    return plain_llama(**{**sizes, **changes})
+    return PlainLlama(**{**sizes, **changes}).describe()
 
 
 def write_base(folder: Path, config: BaseConfig, seed: int = 0, dtype: str = "float32") -> Path:
@@ -85,7 +85,7 @@ def write_checkpoint(
 ) -> Path:
     """A base with an untrained module."""
     write_base(folder, config, seed, dtype)
-    attach(folder, folder, num_layers=num_layers, seed=seed)
+    attach(folder, folder, NewModule(num_layers=num_layers, seed=seed))
     return folder
 
 

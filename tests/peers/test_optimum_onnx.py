@@ -12,7 +12,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.export import Quantization, export, quantize_bundle
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers.prompts import story_prompts
 from tests.reference.families import CASES, write
 from tests.reference.models import SAMPLE, shared_folder
@@ -43,7 +43,7 @@ def optimum_onnx(requests: list[dict[str, Any]]) -> list[Any]:
     return answers
 
 
-def ours(model: RecycleModel, prompts: list[str], new_tokens: int = NEW_TOKENS) -> list[dict[str, list[int]]]:
+def ours(model: Model, prompts: list[str], new_tokens: int = NEW_TOKENS) -> list[dict[str, list[int]]]:
     """What `optimum_onnx` should answer: prompt and new ids of `full`."""
     return [
         {
@@ -93,7 +93,7 @@ def test_a_head_size_that_optimum_guesses_wrong_is_an_error_and_no_other_text(tm
     assert "index: 3 Got: 16 Expected: 32" in answer["error"]
 
 
-def test_another_rope_base_gives_another_text(sample_model: RecycleModel, other_rope_bundle: Path) -> None:
+def test_another_rope_base_gives_another_text(sample_model: Model, other_rope_bundle: Path) -> None:
     [answers] = optimum_onnx([request(other_rope_bundle, STORIES)])
     same = [theirs == wanted for theirs, wanted in zip(answers, ours(sample_model, STORIES), strict=True)]
     assert sum(same) < len(STORIES) / 2

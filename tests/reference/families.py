@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from recycle_onnx.checkpoint import attach
+from recycle_onnx.checkpoint import NewModule, attach
 from tests.helpers import tiny
 
 SIZES = {
@@ -75,6 +75,34 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "logits_scaling": 5.0, **TIED},
     ),
     "olmo2": ("olmo2", {**GROUPED, "attention_bias": True}),
+    "olmo3": (
+        "olmo3",
+        {**GROUPED, "attention_bias": True, "sliding_window": 6,
+         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+         "rope_parameters": {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 1e3}}},
+    ),
+    "ernie4_5": ("ernie4_5", {**GROUPED, "use_bias": True, "head_dim": 24}),
+    "exaone4": (
+        "exaone4",
+        {**GROUPED, "head_dim": 32, "sliding_window": 6,
+         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    ),
+    "exaone4, no window": (
+        "exaone4",
+        {**GROUPED, **TIED, "sliding_window": None, "layer_types": ["full_attention"] * 3, "rope_parameters": LLAMA3},
+    ),
+    "hunyuan": (
+        "hunyuan_v1_dense",
+        {**GROUPED, **TIED, "head_dim": 32, "attention_bias": True,
+         "rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e3, "factor": 1.0, "alpha": 50.0}},
+    ),
+    "glm": ("glm", {**GROUPED, "head_dim": 32, "attention_bias": True}),
+    "glm4": ("glm4", {**GROUPED, "head_dim": 16, "attention_bias": True}),
+    "stablelm": ("stablelm", {**GROUPED, "use_qkv_bias": True, "layer_norm_eps": 1e-3}),
+    "helium": ("helium", {**GROUPED, **BIASES, "head_dim": 16}),
+    "arcee": ("arcee", {**GROUPED, **BIASES, "head_dim": 32, "rope_parameters": YARN}),
+    "seed_oss": ("seed_oss", {**GROUPED, **BIASES, "attention_out_bias": True, "head_dim": 32}),
+    "starcoder2": ("starcoder2", {**GROUPED, "sliding_window": 6, "norm_epsilon": 1e-3}),
     "gemma2": ("gemma2", {**GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
     "gemma3": ("gemma3_text", {**GEMMA, "rope_parameters": BY_TYPE}),
     "gpt2": (
@@ -123,5 +151,5 @@ def write(name: str, folder: Path) -> Path:
 def write_with_module(name: str, folder: Path) -> Path:
     """The same base, with an untrained module of two layers."""
     write(name, folder)
-    attach(folder, folder, num_layers=2)
+    attach(folder, folder, NewModule(num_layers=2))
     return folder

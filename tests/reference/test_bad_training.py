@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from recycle_onnx.files import sha256
-from tests.cli.test_interruptions import start
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, names, run
+from tests.helpers.processes import start
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
 SMALL = ("--batch-size", 4, "--sequence-length", 32, "--steps", 3)
@@ -98,7 +98,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     path.write_text(TEXT * 30)
     assert run("train", checkpoint, "-d", path, *SMALL).exit_code == 0  # token ids are in the cache now
     before = content(checkpoint)
-    limit: Callable[[], None] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1024 * kilobytes,) * 2)  # noqa: E731
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1024 * kilobytes,) * 2)
     arguments = [*SMALL, "--save-minutes", save_minutes, *["--joint"] * joint]
     process = start("train", checkpoint, "-d", path, *arguments, limit=limit)
     stdout, stderr = process.communicate(timeout=60)

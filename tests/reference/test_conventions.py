@@ -13,16 +13,16 @@ from safetensors.numpy import load_file, save_file
 from transformers import LlamaForCausalLM
 
 import recycle_onnx
-from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, RecyclerConfig, attach
+from recycle_onnx.checkpoint import Checkpoint, DraftVocabulary, NewModule, RecyclerConfig, attach
 from recycle_onnx.checkpoint.recycler import EMBEDDING_FIRST
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.evaluation.scoring import score
-from recycle_onnx.export import export
+from recycle_onnx.export import ExportOptions, export
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.training import objective, targets
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import RecycleGPT
@@ -58,7 +58,7 @@ def make(folder: Path, conventions: dict[str, Any]) -> Path:
     if options.pop("draft", False):
         (folder / "text.txt").write_text(tiny.TEXT)
         options["draft_vocabulary"] = DraftVocabulary(DRAFT, folder / "text.txt")
-    attach(folder / "base", folder / "checkpoint", seed=4, **options)
+    attach(folder / "base", folder / "checkpoint", NewModule(seed=4, **options))
     path, generator = folder / "checkpoint" / "recycler" / "model.safetensors", np.random.default_rng(4)
     norms = {name: 1 + 0.2 * generator.standard_normal(t.shape) for name, t in load_file(path).items() if t.ndim == 1}
     save_file(load_file(path) | {name: norm.astype(np.float32) for name, norm in norms.items()}, path)
@@ -71,7 +71,7 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path) -> RecycleModel:
+def model(checkpoint: Path) -> Model:
     export(checkpoint, checkpoint.parent / "bundle")
     return recycle_onnx.load(checkpoint.parent / "bundle")
 
@@ -100,7 +100,7 @@ def tapped(folder: Path, ids: list[int], taps: tuple[str, ...]) -> torch.Tensor:
     return torch.cat([known[tap][0] for tap in taps], dim=-1)
 
 
-def agreements(model: RecycleModel, reference: RecycleGPT, ids: list[int], states: torch.Tensor) -> list[bool]:
+def agreements(model: Model, reference: RecycleGPT, ids: list[int], states: torch.Tensor) -> list[bool]:
     """Whether logits and own states of every call equal torch's, given the true `states`."""
     half = model.decoder("verify").recycler
     assert half is not None
@@ -116,7 +116,7 @@ def agreements(model: RecycleModel, reference: RecycleGPT, ids: list[int], state
     return found
 
 
-def test_the_taps_are_transformers_own(checkpoint: Path, model: RecycleModel) -> None:
+def test_the_taps_are_transformers_own(checkpoint: Path, model: Model) -> None:
     ids = random_ids(sum(CALLS))
     expected = tapped(checkpoint, ids, torch_model(checkpoint).full.taps)
     half, start = model.decoder("full").full, 0
@@ -125,12 +125,12 @@ def test_the_taps_are_transformers_own(checkpoint: Path, model: RecycleModel) ->
         start += rows
 
 
-def test_the_module_equals_torch(checkpoint: Path, model: RecycleModel) -> None:
+def test_the_module_equals_torch(checkpoint: Path, model: Model) -> None:
     ids, reference = random_ids(sum(CALLS) + 1), torch_model(checkpoint)
     assert all(agreements(model, reference, ids, tapped(checkpoint, ids, reference.full.taps)))
 
 
-def test_verify_gives_the_text_of_full_and_alternate_that_of_plain_torch(checkpoint: Path, model: RecycleModel) -> None:
+def test_verify_gives_the_text_of_full_and_alternate_that_of_plain_torch(checkpoint: Path, model: Model) -> None:
     reference = torch_model(checkpoint)
     for seed in range(6):
         prompt = random_ids(5, seed)
@@ -143,7 +143,7 @@ def test_verify_gives_the_text_of_full_and_alternate_that_of_plain_torch(checkpo
         assert model.generate(prompt, strategy="alternate", max_new_tokens=25).tokens == expected
 
 
-def test_chains_equal_plain_torch(checkpoint: Path, model: RecycleModel) -> None:
+def test_chains_equal_plain_torch(checkpoint: Path, model: Model) -> None:
     reference = torch_model(checkpoint)
     for seed in range(6):
         ids = random_ids(5, seed)
@@ -154,7 +154,7 @@ def test_chains_equal_plain_torch(checkpoint: Path, model: RecycleModel) -> None
 
 
 @torch.no_grad()
-def test_scores_are_torchs(checkpoint: Path, model: RecycleModel) -> None:
+def test_scores_are_torchs(checkpoint: Path, model: Model) -> None:
     ids, reference = random_ids(30), torch_model(checkpoint)
     full = reference.full(torch.tensor([ids]))
     module = reference.recycle(torch.tensor([ids[1:]]), full.hidden_states[:, :-1])
@@ -165,7 +165,7 @@ def test_scores_are_torchs(checkpoint: Path, model: RecycleModel) -> None:
     assert found.accepted.tolist() == (reference.chosen(module)[0] == best[1:])[:-1].tolist()
 
 
-def test_another_order_tap_or_state_is_noticed(checkpoint: Path, model: RecycleModel) -> None:
+def test_another_order_tap_or_state_is_noticed(checkpoint: Path, model: Model) -> None:
     ids, reference = random_ids(sum(CALLS) + 1), torch_model(checkpoint)
     config = reference.recycler.config
     states = tapped(checkpoint, ids, config.tap)
@@ -196,7 +196,7 @@ def test_training_keeps_the_conventions_and_the_export_checks_them(tmp_path: Pat
         assert source.draft_ids == ids
         assert replace(source.recycler, training={}, trained_depth=0) == before
     for name, draft in (("own", None), ("another", DraftVocabulary(32, text))):
-        checked = export(folder, tmp_path / name, draft_vocabulary=draft).self_check
+        checked = export(folder, tmp_path / name, ExportOptions(draft_vocabulary=draft)).self_check
         assert checked.against_reference is not None
         assert checked.against_reference < TOLERANCE
     path = folder / "recycler" / "config.json"

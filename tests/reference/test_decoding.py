@@ -9,11 +9,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import recycle_onnx
-from recycle_onnx.checkpoint import attach
+from recycle_onnx.checkpoint import NewModule, attach
 from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.trainer import train
 from tests.helpers.prompts import story_prompts
@@ -30,7 +30,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def randomised(checkpoint: Path, out: Path) -> Path:
     """The checkpoint with a module of random weights, whose proposals are nearly never right."""
-    attach(checkpoint, out, num_layers=1)
+    attach(checkpoint, out, NewModule(num_layers=1))
     path = out / "recycler" / "model.safetensors"
     generator = np.random.default_rng(7)
     tensors = {name: 0.1 * generator.standard_normal(value.shape) for name, value in load_file(path).items()}
@@ -63,14 +63,14 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def model(name: str, checkpoints: dict[str, Path], workshop: Path) -> RecycleModel:
+def model(name: str, checkpoints: dict[str, Path], workshop: Path) -> Model:
     export(checkpoints[name], workshop / f"{name}.bundle", force=True)
     return recycle_onnx.load(workshop / f"{name}.bundle")
 
 
 @pytest.mark.parametrize("name", ["stories260K", "stories260K, random"], indirect=True, scope="module")
 @pytest.mark.parametrize("strategy", ["full", "verify"])
-def test_the_published_text_comes_out_character_for_character(model: RecycleModel, strategy: str) -> None:
+def test_the_published_text_comes_out_character_for_character(model: Model, strategy: str) -> None:
     published = (shared_folder("models/stories260K") / "reference.txt").read_text().rstrip("\n")
     prompt = "Once upon a time"
     count = len(model.encode(published)) - len(model.encode(prompt))
@@ -78,7 +78,7 @@ def test_the_published_text_comes_out_character_for_character(model: RecycleMode
     assert prompt + model.generate(prompt, max_new_tokens=count, strategy=strategy).text == published
 
 
-def test_verify_gives_the_tokens_of_full_on_200_prompts(model: RecycleModel, name: str) -> None:
+def test_verify_gives_the_tokens_of_full_on_200_prompts(model: Model, name: str) -> None:
     proposed = accepted = 0
     for prompt in story_prompts(200):
         results = [model.generate(prompt, max_new_tokens=64, strategy=strategy) for strategy in ("full", "verify")]
@@ -90,9 +90,7 @@ def test_verify_gives_the_tokens_of_full_on_200_prompts(model: RecycleModel, nam
     assert rate < 0.1 if "random" in name else rate > 0.3
 
 
-def test_alternate_equals_plain_torch_on_50_prompts(
-    model: RecycleModel, name: str, checkpoints: dict[str, Path]
-) -> None:
+def test_alternate_equals_plain_torch_on_50_prompts(model: Model, name: str, checkpoints: dict[str, Path]) -> None:
     reference = torch_model(checkpoints[name])
     for index, prompt in enumerate(story_prompts(200)[::4]):
         count = 20 + index % 7
@@ -102,7 +100,7 @@ def test_alternate_equals_plain_torch_on_50_prompts(
         assert result.stats.recycle_runs == len(result.tokens) // 2
 
 
-def test_chains_equal_plain_torch(model: RecycleModel, name: str, checkpoints: dict[str, Path]) -> None:
+def test_chains_equal_plain_torch(model: Model, name: str, checkpoints: dict[str, Path]) -> None:
     reference = torch_model(checkpoints[name])
     for prompt in story_prompts(200)[::20]:
         ids = model.encode(prompt)
@@ -112,7 +110,7 @@ def test_chains_equal_plain_torch(model: RecycleModel, name: str, checkpoints: d
         assert found == plain.chain(reference, [*ids, first], 4), prompt
 
 
-def test_the_same_seed_gives_the_same_sample_under_full_and_verify(model: RecycleModel) -> None:
+def test_the_same_seed_gives_the_same_sample_under_full_and_verify(model: Model) -> None:
     for index, prompt in enumerate(story_prompts(200)):
         options = {
             "temperature": (0.5, 0.8, 1.0, 1.4)[index % 4],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,15 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
 
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, graph_file
-from recycle_onnx.checkpoint import attach
-from recycle_onnx.checkpoint.families import FAMILIES, describe
+from recycle_onnx.checkpoint import NewModule, attach
+from recycle_onnx.checkpoint.families import describe
 from recycle_onnx.errors import InputError
-from recycle_onnx.export import HalfPrecision, Quantization, export, quantize_bundle
+from recycle_onnx.export import ExportOptions, HalfPrecision, Quantization, export, quantize_bundle
 from recycle_onnx.export.calibrated.scales import GraphTensors
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.training.options import TrainingOptions
@@ -92,6 +92,10 @@ def test_the_torch_model_gives_what_transformers_gives(name: str, checkpoint: Pa
 
 
 def test_the_module_in_the_graph_is_the_module_in_torch(name: str, checkpoint: Path, bundle: Path) -> None:
+    check_module(name, checkpoint, bundle)
+
+
+def check_module(name: str, checkpoint: Path, bundle: Path) -> None:
     hidden = expected(name)[1][:-1]
     with torch.no_grad():
         wanted = torch_model(checkpoint).recycle(torch.tensor([IDS[1:]]), torch.from_numpy(hidden)[None])
@@ -101,6 +105,20 @@ def test_the_module_in_the_graph_is_the_module_in_torch(name: str, checkpoint: P
         splits = [count for count in (first - 1, *others) if count]
         for found, torchs in zip(read(module, IDS[1:], hidden, splits), wanted, strict=True):
             assert difference(found, torchs[0].numpy()) < TOLERANCE
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "opt", "qwen3"], scope="module")
+def test_a_module_whose_layers_alone_normalise_queries_and_keys(name: str, checkpoint: Path, tmp_path: Path) -> None:
+    """Norms of the base's kind, with a bias where the base's have one, which is what torch computes with."""
+    attach(checkpoint, tmp_path / "model", NewModule(num_layers=2, qk_norm=True))
+    path, generator = tmp_path / "model" / "recycler" / "model.safetensors", np.random.default_rng(2)
+    tensors = load_file(path)
+    norms = [part for part in tensors if "q_norm" in part or "k_norm" in part]
+    assert any(part.endswith("q_norm.bias") for part in norms) == (name != "qwen3")
+    noise = {part: 0.3 * generator.standard_normal(tensors[part].shape).astype(np.float32) for part in norms}
+    save_file(tensors | {part: tensors[part] + change for part, change in noise.items()}, path)
+    export(tmp_path / "model", tmp_path / "bundle")
+    check_module(name, tmp_path / "model", tmp_path / "bundle")
 
 
 def edited(name: str, checkpoint: Path, out: Path, **changes: Any) -> float:
@@ -178,7 +196,9 @@ def test_int4_generates(trained: Path) -> None:
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
 def test_quantized_runs_of_all_sizes_agree_to_the_bit(flavour: str, checkpoint: Path, tmp_path: Path) -> None:
     """Whatever a family has between attention's rows: windows, caps, norms, layers without positions."""
-    done = export(checkpoint, tmp_path / "small", flavour=flavour, quantization=Quantization(8), compare=False)
+    done = export(
+        checkpoint, tmp_path / "small", ExportOptions(flavour=flavour, quantization=Quantization(8), compare=False)
+    )
     assert done.fidelity is not None
     assert done.fidelity.equal_runs
     full = recycle_onnx.load(tmp_path / "small").decoder("full").full
@@ -199,26 +219,6 @@ def test_beyond_the_original_context_longrope_is_refused(tmp_path: Path) -> None
     export(write("phi3", tmp_path / "model"), tmp_path / "bundle")
     with pytest.raises(InputError, match="48"):
         recycle_onnx.load(tmp_path / "bundle").generate(IDS + IDS, max_new_tokens=1)
-
-
-def test_a_family_is_added_as_the_documentation_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text()
-    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    assert len(code.splitlines()) < 60
-    namespace: dict[str, Any] = {}
-    exec(code, namespace)
-    monkeypatch.setitem(FAMILIES, "ernie4_5", namespace["FAMILY"])
-    for head_dim in (24, 32):  # rotated by an operator of its own, and by the attention
-        values = {**GROUPED, "use_bias": True, "head_dim": head_dim}
-        monkeypatch.setitem(CASES, f"ernie, {head_dim}", ("ernie4_5", values))
-        folder = write(f"ernie, {head_dim}", tmp_path / str(head_dim))
-        attach(folder, folder)
-        export(folder, folder.parent / f"{head_dim}.bundle")
-        full = recycle_onnx.load(folder.parent / f"{head_dim}.bundle").decoder("full").full
-        wanted = expected(f"ernie, {head_dim}")[0]
-        assert difference(read(full, IDS, None, SPLITS[1])[0], wanted) < TOLERANCE
-        with torch.no_grad():
-            assert difference(torch_model(folder).full(torch.tensor([IDS])).logits[0].numpy(), wanted) < TOLERANCE
 
 
 OLD_AND_NEW: dict[str, tuple[str, dict[str, Any]]] = {

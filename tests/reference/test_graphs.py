@@ -12,11 +12,11 @@ import torch
 from transformers import DynamicCache, LlamaForCausalLM
 
 import recycle_onnx
-from recycle_onnx.checkpoint import Checkpoint, attach
+from recycle_onnx.checkpoint import Checkpoint, NewModule, attach
 from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.training.caches import new_cache
 from tests.helpers import tiny
 from tests.reference.models import SAMPLE, shared_folder, torch_model
@@ -38,13 +38,13 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
         return SAMPLE
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     if request.param == "stories260K":
-        attach(shared_folder("models/stories260K"), folder, num_layers=2, seed=3)
+        attach(shared_folder("models/stories260K"), folder, NewModule(num_layers=2, seed=3))
         return folder
     return tiny.write_checkpoint(folder, tiny.tiny_config(**SHAPES[request.param]), seed=1)
 
 
 @pytest.fixture(scope="module")
-def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = tmp_path_factory.mktemp("bundle") / "bundle"
     export(checkpoint, folder)
     return recycle_onnx.load(folder)
@@ -55,7 +55,7 @@ def base_folder(checkpoint: Path) -> Path:
         return source.base_folder
 
 
-def text_ids(model: RecycleModel, length: int) -> list[int]:
+def text_ids(model: Model, length: int) -> list[int]:
     return np.random.default_rng(length).integers(3, model.decoder("full").full.spec.vocab_size, length).tolist()
 
 
@@ -94,13 +94,13 @@ def compare_full(decoder: Decoder, reference: LlamaForCausalLM, ids: list[int], 
 
 
 @pytest.mark.parametrize("prefill", PREFILLS)
-def test_the_full_model_equals_transformers(checkpoint: Path, model: RecycleModel, prefill: int) -> None:
+def test_the_full_model_equals_transformers(checkpoint: Path, model: Model, prefill: int) -> None:
     reference = LlamaForCausalLM.from_pretrained(base_folder(checkpoint), dtype=torch.float32).eval()
     compare_full(model.decoder("full"), reference, text_ids(model, prefill + sum(STEPS)), prefill)
 
 
 @pytest.mark.parametrize("prefill", PREFILLS)
-def test_the_module_equals_torch(checkpoint: Path, model: RecycleModel, prefill: int) -> None:
+def test_the_module_equals_torch(checkpoint: Path, model: Model, prefill: int) -> None:
     reference = torch_model(checkpoint)
     ids = text_ids(model, prefill + sum(STEPS) + 1)
     config = reference.full.config
@@ -123,7 +123,7 @@ def test_the_module_equals_torch(checkpoint: Path, model: RecycleModel, prefill:
                 assert_close(half.cache.arrays[2 * index + part][:, :, :start], tensor[:, :, :start], "cache")
 
 
-def test_a_wrong_rope_base_fails_the_same_comparison(checkpoint: Path, model: RecycleModel, tmp_path: Path) -> None:
+def test_a_wrong_rope_base_fails_the_same_comparison(checkpoint: Path, model: Model, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     shutil.copytree(base_folder(checkpoint), wrong, ignore=shutil.ignore_patterns("recycler", "recipe"))
     config = json.loads((wrong / "config.json").read_text())

@@ -90,11 +90,8 @@ def test_half_of_a_chat_models_texts_begin_with_a_question_that_is_begun_for_it(
         assert tuple(row[: len(opening.ids)]) == opening.ids[:32]
 
 
-def test_ctrl_c_keeps_the_files_that_are_written(
-    checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(own_text, "AT_ONCE", 4)
-    text = OwnText(full_model(checkpoint), "base", Script.of(checkpoint, 0.8), [], 4000, 64, 0)
+def test_ctrl_c_keeps_the_files_that_are_written(checkpoint: Path, cache: Path) -> None:
+    text = OwnText(full_model(checkpoint), "base", Script.of(checkpoint, 0.8), [], 4000, 64, 0, at_once=4)
 
     def interrupt(written: int, total: int, unit: str) -> None:
         if written:
@@ -132,11 +129,10 @@ def test_a_base_without_a_template_goes_on_after_the_end_of_a_text(checkpoint: P
 
 
 def test_text_is_written_once_and_grows(checkpoint: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_text, "AT_ONCE", 4)
     model, script = full_model(checkpoint), Script.of(checkpoint, 0.8)
 
     def write(rows: int, seed: int = 0) -> np.ndarray:
-        return OwnText(model, "base", script, [], rows, 16, seed).windows(silent)
+        return OwnText(model, "base", script, [], rows, 16, seed, at_once=4).windows(silent)
 
     first = write(8)
     monkeypatch.setattr(own_text, "write_windows", None)  # what was written is not written again
@@ -144,19 +140,17 @@ def test_text_is_written_once_and_grows(checkpoint: Path, cache: Path, monkeypat
     np.testing.assert_array_equal(write(4), first[:4])
     monkeypatch.undo()
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(cache.parent))
-    monkeypatch.setattr(own_text, "AT_ONCE", 4)
     np.testing.assert_array_equal(write(12)[:8], first)
     assert not np.array_equal(write(8, seed=1), first)
     assert len({row.tobytes() for row in first}) > 4  # every file has random numbers of its own
 
 
-def test_what_the_base_writes_it_need_not_read(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_base_writes_it_need_not_read(checkpoint: Path) -> None:
     """On the way it says what it would be asked; kept like that, the same as when it reads the text."""
-    monkeypatch.setattr(own_text, "AT_ONCE", 64)
     model, script = full_model(checkpoint), Script.of(checkpoint, 0.8)
     limit = 10**9
     files = TargetFiles(model, "base", limit)
-    windows = OwnText(model, "base", script, [], 128, 16, 0, files).windows(silent)
+    windows = OwnText(model, "base", script, [], 128, 16, 0, files, at_once=64).windows(silent)
     cached = CachedTargets(model, "base", [windows], limit)
     assert cached.missing == 0
     numbers = [0, 63, 64, 127]
@@ -166,11 +160,10 @@ def test_what_the_base_writes_it_need_not_read(checkpoint: Path, monkeypatch: py
     assert CachedTargets(model, "base", [windows[1:]], limit).missing == 127
 
 
-def test_targets_that_have_no_room_are_not_kept(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_text, "AT_ONCE", 64)
+def test_targets_that_have_no_room_are_not_kept(checkpoint: Path) -> None:
     model = full_model(checkpoint)
     windows = OwnText(
-        model, "base", Script.of(checkpoint, 0.8), [], 64, 16, 0, TargetFiles(model, "base", 1000)
+        model, "base", Script.of(checkpoint, 0.8), [], 64, 16, 0, TargetFiles(model, "base", 1000), at_once=64
     ).windows(silent)
     assert CachedTargets(model, "base", [windows], 10**9).missing == 64
 

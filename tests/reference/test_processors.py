@@ -15,7 +15,7 @@ from transformers.generation import logits_process as theirs
 from recycle_onnx.runtime.decoding.logprobs import log_softmax
 from recycle_onnx.runtime.decoding.processors import MinNewTokens, NoRepeatNGram, Processor, RepetitionPenalty
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers.prompts import story_prompts
 from tests.reference.models import SAMPLE
 
@@ -96,7 +96,7 @@ CONTROLS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("controls", CONTROLS, ids=str)
-def test_texts_are_those_of_transformers(sample_model: RecycleModel, controls: dict[str, Any]) -> None:
+def test_texts_are_those_of_transformers(sample_model: Model, controls: dict[str, Any]) -> None:
     reference = AutoModelForCausalLM.from_pretrained(SAMPLE, dtype=torch.float32)
     for prompt in story_prompts(200)[::25]:
         ids = sample_model.encode(prompt)

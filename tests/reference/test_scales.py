@@ -13,11 +13,14 @@ from onnx import numpy_helper
 
 from recycle_onnx.bundle import Manifest
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.export import Calibration, Quantization, quantize_bundle
+from recycle_onnx.cli import quantization
+from recycle_onnx.cli.quantization import QuantizationChoices
+from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.export.calibrated import texts
 from recycle_onnx.export.calibrated.scales import _cut, _grid, _joined
 from recycle_onnx.export.fidelity import Fidelity
+from recycle_onnx.extras import is_installed
 from recycle_onnx.training import likeliest_loss, scales
 from recycle_onnx.training.block_linear import BlockLinear
 from recycle_onnx.training.likeliest_loss import divergence
@@ -84,7 +87,8 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def made(bundle: Path, folder: Path, text: Path, tuner: Tuner | None, **options: Any) -> tuple[Manifest, Fidelity]:
     calibration = Calibration(text, 6.0, tuner=tuner)
-    manifest, cost = quantize_bundle(bundle, folder, CALIBRATED, calibration=calibration, force_quality=True, **options)
+    choices = QuantizeOptions(calibration, force_quality=True)
+    manifest, cost = quantize_bundle(bundle, folder, CALIBRATED, choices, **options)
     assert isinstance(cost, Fidelity)
     return manifest, cost
 
@@ -110,9 +114,9 @@ def test_tuning_brings_a_model_closer_to_float32_and_leaves_codes_alone(
 
 
 def test_an_interrupted_tuning_does_not_round_again(tiny_bundle: Path, text: Path, tmp_path: Path) -> None:
-    def interrupting(stage: str, done: int = 0, total: int = 0) -> None:
+    def interrupting(completed: int, total: int, stage: str) -> None:
         seen.append(stage)
-        if stage == scales.STAGE and done == 2:
+        if stage == scales.STAGE and completed == 2:
             raise KeyboardInterrupt
 
     seen: list[str] = []
@@ -120,7 +124,7 @@ def test_an_interrupted_tuning_does_not_round_again(tiny_bundle: Path, text: Pat
         made(tiny_bundle, tmp_path / "b", text, scales.tune, report=interrupting)
     assert list(tmp_path.iterdir()) == []
     seen.clear()
-    made(tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda stage, done=0, total=0: seen.append(stage))
+    made(tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda completed, total, stage: seen.append(stage))
     assert not any("layer" in stage for stage in seen)
     assert scales.STAGE in seen
     assert not list((cache_folder() / "quantization").glob("*.npz"))
@@ -132,8 +136,39 @@ def test_a_model_that_takes_too_long_is_left_as_it_is(
     monkeypatch.setattr(scales, "LONGEST", 0.0)
     seen: list[str] = []
     manifest, _ = made(
-        tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda stage, done=0, total=0: seen.append(stage)
+        tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda completed, total, stage: seen.append(stage)
     )
     assert any("scales are not tuned, which would take some" in stage for stage in seen)
     assert manifest.quantization is not None
     assert "tuning" not in manifest.quantization["calibration"]
+
+
+def test_the_command_line_tunes_where_torch_is_installed_and_rounding_is_calibrated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quantization, "is_installed", is_installed)  # the tests' own default is off
+
+    def tuner(tune: bool | None, method: str) -> Tuner | None:
+        choices = QuantizationChoices(
+            method=method, bits_per_weight=None, calibration_text=None, tune=tune, activations="fp32", text=None,
+            threads=None, force_quality=False, kv=None,
+        )  # fmt: skip
+        return choices.calibration(Quantization(method=method)).tuner
+
+    assert tuner(None, "calibrated") is scales.tune
+    assert tuner(False, "calibrated") is None
+    assert tuner(None, "mse") is None
+    monkeypatch.setattr(quantization, "is_installed", lambda _extra: False)
+    assert tuner(None, "calibrated") is None
+
+
+def test_windows_held_at_once_change_what_is_learnt_by_rounding_alone(
+    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made(tiny_bundle, tmp_path / "one", text, scales.tune)
+    monkeypatch.setattr(scales, "AT_ONCE", scales.BATCH)
+    made(tiny_bundle, tmp_path / "all", text, scales.tune)
+    one, together = tensors(tmp_path / "one"), tensors(tmp_path / "all")
+    learnt = [name for name in one if name.endswith(".scales") and "layers" in name]
+    for name in learnt:
+        np.testing.assert_allclose(one[name], together[name], rtol=0.02)

@@ -13,7 +13,7 @@ import torch
 
 import recycle_onnx
 from recycle_onnx.bundle import Manifest, graph_file
-from recycle_onnx.export import export
+from recycle_onnx.export import ExportOptions, export
 from tests.reference.families import CASES, reference, write_with_module
 from tests.reference.models import torch_model
 from tests.reference.test_families import IDS, LENGTH, TOLERANCE, difference, expected, read
@@ -36,7 +36,7 @@ def checkpoint(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def bundle(checkpoint: Path) -> Path:
-    export(checkpoint, checkpoint.parent / "bundle", flavour="standard")
+    export(checkpoint, checkpoint.parent / "bundle", ExportOptions(flavour="standard"))
     return checkpoint.parent / "bundle"
 
 
@@ -99,6 +99,6 @@ def test_a_window_that_is_off_by_one_fails_the_comparison(
     path = tmp_path / "model" / "config.json"
     config = json.loads(path.read_text())
     path.write_text(json.dumps({**config, "sliding_window": config["sliding_window"] + step}))
-    export(tmp_path / "model", tmp_path / "bundle", flavour="standard")
+    export(tmp_path / "model", tmp_path / "bundle", ExportOptions(flavour="standard"))
     full = recycle_onnx.load(tmp_path / "bundle").decoder("full").full
     assert difference(read(full, IDS, None, [LENGTH])[0], expected(name)[0]) > TOLERANCE

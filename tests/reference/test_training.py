@@ -19,7 +19,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from recycle_onnx.checkpoint import BaseConfig, Checkpoint, Module, RecyclerConfig, attach
+from recycle_onnx.checkpoint import BaseConfig, Checkpoint, Module, NewModule, RecyclerConfig, attach
 from recycle_onnx.checkpoint.recycler import FORMAT
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
@@ -176,7 +176,7 @@ def test_a_training_is_not_resumed_under_other_options_or_on_other_text(checkpoi
     train(checkpoint, [text], OPTIONS, report=interrupt)
     with pytest.raises(InputError, match="begun with seed 0, not 1"):
         train(checkpoint, [text], TrainingOptions(**{**vars(OPTIONS), "seed": 1}), resume=True)
-    attach(checkpoint, checkpoint, recycle="pre_norm", force=True)
+    attach(checkpoint, checkpoint, NewModule(recycle="pre_norm"), force=True)
     with pytest.raises(InputError, match="begun with the module's recycle post_norm, not pre_norm"):
         train(checkpoint, [text], OPTIONS, resume=True)
     attach(checkpoint, checkpoint, force=True)

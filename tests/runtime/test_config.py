@@ -16,11 +16,18 @@ import recycle_onnx
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.config import GenerationConfig, Overrides, read_defaults
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
+from recycle_onnx.runtime.settings import ALIASES
 from tests.helpers.command import assert_refused, run
+from tests.helpers.endless import write_endless_bundle
 
 BAD: list[tuple[dict[str, Any], str]] = [
-    ({"max_new_tokens": 0}, "max-new-tokens is 0; expected at least 1"),
+    ({"max_new_tokens": 0}, "max-new-tokens is 0; expected at least 1, or -1 for the end of the context"),
+    ({"max_new_tokens": -2}, "max-new-tokens is -2; expected at least 1"),
+    ({"max_new_tokens": None}, "max-new-tokens is None; expected at least 1"),
+    ({"max_tokens": 0}, "max-new-tokens is 0; expected at least 1"),
+    ({"max_new_tokens": 5, "max_tokens": 6}, "max_new_tokens was set twice, as max_tokens too"),
+    ({"max_tokens": 5, "max_new_tokens": 6}, "max_new_tokens was set twice, as max_tokens too"),
     ({"max_new_tokens": 2.5}, "max-new-tokens is 2.5"),
     ({"max_new_tokens": True}, "max-new-tokens is True"),
     ({"min_new_tokens": -1}, "min-new-tokens is -1"),
@@ -46,6 +53,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": [4]}, r"logit-bias is \[4\]; expected token ids with numbers"),
     ({"stop": [3]}, "stop has 3; expected strings, and token ids in stop_ids"),
     ({"stop": None}, "stop is None; expected a list of strings"),
+    ({"stop": ""}, "stop has an empty string; expected strings of at least one character"),
+    ({"stop": ["END", ""]}, "stop has an empty string"),
     ({"stop": {"END": 1}}, "stop is {'END': 1}; expected a list of strings"),
     ({"stop": b"END"}, "stop is b'END'; expected a list of strings"),
     ({"stop_ids": {3: 1}}, "stop-ids is {3: 1}; expected a list of token ids"),
@@ -74,7 +83,9 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"min_confidence": None}, "min-confidence is None"),
     ({"min_confidence": "high"}, "min-confidence is 'high'"),
     ({"min_confidence": 0.5, "strategy": "lookup"}, "strategy 'lookup' knows no confidence"),
-    ({"max_tokens": 3}, "setting 'max_tokens' is not known; did you mean 'max_new_tokens'?"),
+    ({"max_new_token": 3}, "setting 'max_new_token' is not known; did you mean 'max_new_tokens'?"),
+    ({"n_predict": 3}, "setting 'n_predict' is not known; did you mean 'max_new_tokens'?"),
+    ({"repeat_penalty": 1.1}, "setting 'repeat_penalty' is not known; did you mean 'repetition_penalty'?"),
     ({"colour": 3}, "setting 'colour' is not known; expected some of: max_new_tokens"),
 ]
 
@@ -96,12 +107,33 @@ def test_ids_outside_the_vocabulary_are_refused(tiny_bundle: Path, settings: dic
 
 
 def test_keywords_are_the_fields() -> None:
-    assert list(Overrides.__annotations__) == [field.name for field in dataclasses.fields(GenerationConfig)]
-    with pytest.raises(TypeError, match="max_tokens"):
-        GenerationConfig().updated(max_tokens=3)  # type: ignore[call-arg]
+    fields = [field.name for field in dataclasses.fields(GenerationConfig)]
+    assert list(Overrides.__annotations__) == [*fields, *ALIASES]
+    with pytest.raises(TypeError, match="max_new_token"):
+        GenerationConfig().updated(max_new_token=3)  # type: ignore[call-arg]
 
 
-def test_a_config_is_its_own(sample_model: RecycleModel) -> None:
+def test_max_tokens_is_another_name_of_max_new_tokens(tiny_bundle: Path) -> None:
+    assert GenerationConfig(max_tokens=3) == GenerationConfig(max_new_tokens=3)  # type: ignore[call-arg]
+    assert GenerationConfig(min_new_tokens=9).updated(max_tokens=3).min_new_tokens == 3
+    model = recycle_onnx.load(tiny_bundle, threads=1)
+    config = GenerationConfig(max_new_tokens=7, stop_ids=())
+    assert len(model.generate("the cat", config, max_tokens=3).tokens) == 3
+    shown = run("generate", tiny_bundle, "the cat", "--json", "--max-tokens", 3, "--threads", 1).stdout
+    assert len(json.loads(shown)["tokens"]) == 3
+
+
+def test_a_text_has_512_tokens_unless_it_is_to_go_on_to_the_contexts_end(tmp_path: Path) -> None:
+    model = recycle_onnx.load(write_endless_bundle(tmp_path, context_length=600), threads=1)
+    prompt = model.encode("the cat")
+    assert len(model.generate(prompt).tokens) == 512
+    to_the_end = model.generate(prompt, max_new_tokens=-1)
+    assert (len(prompt) + len(to_the_end.tokens), to_the_end.finish_reason) == (600, "length")
+    shown = run("generate", tmp_path / "bundle", "the cat", "--json", "-n", -1, "--threads", 1).stdout
+    assert json.loads(shown)["tokens"] == to_the_end.tokens
+
+
+def test_a_config_is_its_own(sample_model: Model) -> None:
     bias, stop = {5: 1.0}, ["."]
     config = GenerationConfig(logit_bias=bias, stop=stop)
     bias[6], stop[0] = 2.0, "!"
@@ -132,7 +164,7 @@ def test_the_biases_of_a_config_cannot_be_changed() -> None:
         assert dataclasses.asdict(copied)["logit_bias"] == {5: 1.0}
 
 
-def test_a_config_and_keywords_say_the_same(sample_model: RecycleModel) -> None:
+def test_a_config_and_keywords_say_the_same(sample_model: Model) -> None:
     config = GenerationConfig(max_new_tokens=12, temperature=0.9, seed=4, repetition_penalty=1.2)
     expected = sample_model.generate(
         "The sun", max_new_tokens=12, temperature=0.9, seed=4, repetition_penalty=1.2
@@ -168,6 +200,12 @@ def test_defaults_are_read_as_transformers_writes_them(
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps(content))
     assert read_defaults(tmp_path / "generation_config.json") == expected
+
+
+def test_a_files_least_length_may_be_above_the_usual_limit(tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"min_new_tokens": 700}))
+    defaults = read_defaults(tmp_path / "generation_config.json")
+    assert (defaults.min_new_tokens, defaults.max_new_tokens) == (700, 700)
 
 
 def test_without_the_file_all_is_greedy(tmp_path: Path) -> None:

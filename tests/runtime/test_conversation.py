@@ -15,13 +15,13 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 import recycle_onnx
-from recycle_onnx.checkpoint import attach
+from recycle_onnx.checkpoint import NewModule, attach
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.conversation import Conversation
 from recycle_onnx.runtime.decoding.decoder import common_prefix
 from recycle_onnx.runtime.generation import Generation
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers import tiny
 from tests.helpers.prompts import story_prompts
 
@@ -36,7 +36,7 @@ CHATML = """{{ bos_token }}{% for message in messages %}
 
 
 @pytest.fixture(scope="module")
-def chatty(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A random model with a chat template; several chunks a prompt."""
     folder = tmp_path_factory.mktemp("chatty")
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=512), seed=5, num_layers=2)
@@ -48,18 +48,18 @@ def chatty(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
 
 
 @pytest.fixture(scope="module")
-def stories(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def stories(tmp_path_factory: pytest.TempPathFactory) -> Model:
     if not STORIES.exists():
         pytest.skip("stories260K is not at hand")
     folder = tmp_path_factory.mktemp("stories")
-    attach(STORIES, folder / "model", num_layers=1)
+    attach(STORIES, folder / "model", NewModule(num_layers=1))
     export(folder / "model", folder / "bundle")
     return recycle_onnx.load(folder / "bundle", threads=1)
 
 
 @pytest.fixture(params=["chatty", "sample_model", "stories"])
-def model(request: pytest.FixtureRequest) -> RecycleModel:
-    found: RecycleModel = request.getfixturevalue(request.param)
+def model(request: pytest.FixtureRequest) -> Model:
+    found: Model = request.getfixturevalue(request.param)
     return found
 
 
@@ -67,7 +67,7 @@ def ids(tokens: Generation) -> list[int]:
     return [token.id for token in tokens]
 
 
-def fresh(model: RecycleModel, chat: Conversation, **controls: object) -> list[int]:
+def fresh(model: Model, chat: Conversation, **controls: object) -> list[int]:
     """The answer to all but the last message, by a run of its own on the whole text."""
     text = chat.template.render(chat.messages[:-1])
     prompt = model.tokenizer.encode(text, add_special_tokens=chat.template.special_tokens).ids
@@ -76,9 +76,7 @@ def fresh(model: RecycleModel, chat: Conversation, **controls: object) -> list[i
 
 @pytest.mark.parametrize("sampled", [{}, {"temperature": 0.9, "seed": 3}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_every_turn_gives_the_tokens_of_a_fresh_run(
-    model: RecycleModel, strategy: str, sampled: dict[str, float]
-) -> None:
+def test_every_turn_gives_the_tokens_of_a_fresh_run(model: Model, strategy: str, sampled: dict[str, float]) -> None:
     chat = model.conversation(system="You tell stories.")
     controls = {"strategy": strategy, "max_new_tokens": 24, **sampled}
     for turn in TURNS:
@@ -89,9 +87,7 @@ def test_every_turn_gives_the_tokens_of_a_fresh_run(
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_whatever_happened_before_an_answer_is_that_of_a_fresh_run(
-    chatty: RecycleModel, seed: int, tmp_path: Path
-) -> None:
+def test_whatever_happened_before_an_answer_is_that_of_a_fresh_run(chatty: Model, seed: int, tmp_path: Path) -> None:
     """Other strategies, answers broken off or cancelled, turns taken back, a past that changed, copies, files."""
     script = random.Random(seed)
     chat = chatty.conversation(overflow="drop_oldest")
@@ -131,7 +127,7 @@ def test_whatever_happened_before_an_answer_is_that_of_a_fresh_run(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_turn_reads_only_what_is_new(sample_model: RecycleModel, strategy: str) -> None:
+def test_a_turn_reads_only_what_is_new(sample_model: Model, strategy: str) -> None:
     chat = sample_model.conversation()
     first = chat.send(TURNS[0], strategy=strategy, max_new_tokens=30)
     read = [*first.prompt, *ids(first)][: -2 if strategy == "alternate" else -1]  # nobody has read the last choice
@@ -150,7 +146,7 @@ def test_a_turn_reads_only_what_is_new(sample_model: RecycleModel, strategy: str
         assert known >= len(read) - 3
 
 
-def test_a_past_that_changed_is_read_from_there(sample_model: RecycleModel) -> None:
+def test_a_past_that_changed_is_read_from_there(sample_model: Model) -> None:
     chat = sample_model.conversation(system="You tell stories.")
     ids(chat.send(TURNS[0], strategy="verify", max_new_tokens=30))
     chat.messages = [*chat.messages[:-1], {"role": "assistant", "content": "There was a fox."}]
@@ -164,7 +160,7 @@ def test_a_past_that_changed_is_read_from_there(sample_model: RecycleModel) -> N
     assert ids(chat.send(TURNS[2], **controls)) == fresh(sample_model, chat, **controls)
 
 
-def test_a_turn_taken_back_leaves_no_trace(chatty: RecycleModel) -> None:
+def test_a_turn_taken_back_leaves_no_trace(chatty: Model) -> None:
     chat = chatty.conversation()
     ids(chat.send(TURNS[0], max_new_tokens=10))
     before = chat.messages
@@ -180,7 +176,7 @@ def test_a_turn_taken_back_leaves_no_trace(chatty: RecycleModel) -> None:
         chat.rewind()
 
 
-def test_a_copy_goes_its_own_way(chatty: RecycleModel) -> None:
+def test_a_copy_goes_its_own_way(chatty: Model) -> None:
     chat = chatty.conversation()
     ids(chat.send(TURNS[0], max_new_tokens=10))
     copy = chat.fork()
@@ -219,14 +215,14 @@ def test_saved_killed_and_loaded_it_goes_on_as_if_nothing_had_been(sample_bundle
 
 
 @pytest.fixture
-def saved(chatty: RecycleModel, tmp_path: Path) -> Path:
+def saved(chatty: Model, tmp_path: Path) -> Path:
     chat = chatty.conversation(system="\U0001f98a naïve")
     ids(chat.send(TURNS[0], max_new_tokens=12, strategy="full"))
     chat.save(tmp_path / "chat.safetensors")
     return tmp_path / "chat.safetensors"
 
 
-def test_a_saved_conversation_is_a_safetensors_file(chatty: RecycleModel, saved: Path) -> None:
+def test_a_saved_conversation_is_a_safetensors_file(chatty: Model, saved: Path) -> None:
     snapshot = chatty.load_conversation(saved).decoder.snapshot()
     found = load_file(saved)
     assert found.keys() == snapshot.keys()
@@ -238,13 +234,13 @@ def test_a_saved_conversation_is_a_safetensors_file(chatty: RecycleModel, saved:
         assert file.metadata()["bundle"] == chatty.bundle.digest
 
 
-def test_another_models_conversation_is_refused(sample_model: RecycleModel, saved: Path) -> None:
+def test_another_models_conversation_is_refused(sample_model: Model, saved: Path) -> None:
     with pytest.raises(InputError, match="saved with another model"):
         sample_model.load_conversation(saved)
 
 
 @pytest.mark.parametrize("where", [0, 3, 8, 9, 40, 300, 0.5, 0.9, 0.99999])
-def test_a_flipped_bit_is_found(chatty: RecycleModel, saved: Path, where: float) -> None:
+def test_a_flipped_bit_is_found(chatty: Model, saved: Path, where: float) -> None:
     data = bytearray(saved.read_bytes())
     data[where if isinstance(where, int) else int(where * len(data))] ^= 4
     saved.write_bytes(data)
@@ -254,7 +250,7 @@ def test_a_flipped_bit_is_found(chatty: RecycleModel, saved: Path, where: float)
 
 
 @pytest.mark.parametrize("data", [b"", b"text", b"\0" * 8, b"\xff" * 100, b"\x02" + b"\0" * 7 + b"[]", None, "cut"])
-def test_what_is_no_saved_conversation_is_refused(chatty: RecycleModel, saved: Path, data: bytes | str | None) -> None:
+def test_what_is_no_saved_conversation_is_refused(chatty: Model, saved: Path, data: bytes | str | None) -> None:
     if isinstance(data, bytes):
         saved.write_bytes(data)
     elif data is None:
@@ -267,13 +263,13 @@ def test_what_is_no_saved_conversation_is_refused(chatty: RecycleModel, saved: P
     ids(chatty.conversation().send(TURNS[0], max_new_tokens=2))
 
 
-def test_what_cannot_be_saved_leaves_what_was_there(chatty: RecycleModel, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_leaves_what_was_there(chatty: Model, tmp_path: Path) -> None:
     with pytest.raises(RecycleError, match="cannot write"):
         chatty.conversation().save(tmp_path / "nowhere" / "chat")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_is_refused_and_changes_nothing(chatty: RecycleModel) -> None:
+def test_what_does_not_fit_is_refused_and_changes_nothing(chatty: Model) -> None:
     chat = chatty.conversation()
     ids(chat.send(TURNS[0], max_new_tokens=5))
     before = chat.messages
@@ -283,7 +279,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(chatty: RecycleModel) 
     assert ids(chat.send(TURNS[1], max_new_tokens=5)) == fresh(chatty, chat, max_new_tokens=5)
 
 
-def test_the_oldest_turns_make_room(chatty: RecycleModel) -> None:
+def test_the_oldest_turns_make_room(chatty: Model) -> None:
     chat = chatty.conversation(system="You tell stories.", overflow="drop_oldest")
     for index in range(12):
         controls = {"max_new_tokens": 40, "temperature": 1.0, "seed": index}
@@ -300,7 +296,7 @@ def test_the_oldest_turns_make_room(chatty: RecycleModel) -> None:
         chat.send("a hen ran. " * 300)
 
 
-def test_a_model_without_a_template_takes_turns_in_plain_text(sample_model: RecycleModel) -> None:
+def test_a_model_without_a_template_takes_turns_in_plain_text(sample_model: Model) -> None:
     chat = sample_model.conversation(system="A story.")
     assert chat.template.name == "plain"
     answer = chat.send("Who is there?", max_new_tokens=12)
@@ -312,7 +308,7 @@ def test_a_model_without_a_template_takes_turns_in_plain_text(sample_model: Recy
     assert text.startswith("A story.\n\nUser: Who is there?\nAssistant:" + (answer.result.text or " "))
 
 
-def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: RecycleModel) -> None:
+def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: Model) -> None:
     chat = sample_model.conversation()
     answer = chat.send("Who is there?", max_new_tokens=12)
     assert "\nUser:" in answer.stop_strings
@@ -332,17 +328,17 @@ def test_an_answer_ends_where_the_model_takes_the_users_turn(sample_model: Recyc
         ({"template_variables": {"tools": {1, 2}}}, "template_variables is .*what JSON can hold"),
     ],
 )
-def test_bad_options_are_refused(chatty: RecycleModel, options: dict[str, object], message: str) -> None:
+def test_bad_options_are_refused(chatty: Model, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         chatty.conversation(**options)
 
 
-def test_variables_may_have_any_name(chatty: RecycleModel) -> None:
+def test_variables_may_have_any_name(chatty: Model) -> None:
     chat = chatty.conversation(template_variables={"name": "Bob", "folder": 3, "cls": None})
     assert chat.fork().template_variables == {"name": "Bob", "folder": 3, "cls": None}
 
 
-def test_what_a_message_holds_belongs_to_its_conversation(chatty: RecycleModel) -> None:
+def test_what_a_message_holds_belongs_to_its_conversation(chatty: Model) -> None:
     message = {"role": "user", "content": "a", "about": {"tags": ["x"]}}
     chat = chatty.conversation(messages=[message])
     other = chat.fork()
@@ -351,7 +347,7 @@ def test_what_a_message_holds_belongs_to_its_conversation(chatty: RecycleModel) 
     assert chat.messages == other.messages == [{"role": "user", "content": "a", "about": {"tags": ["x"]}}]
 
 
-def test_half_a_character_in_a_message_is_refused_and_changes_nothing(chatty: RecycleModel) -> None:
+def test_half_a_character_in_a_message_is_refused_and_changes_nothing(chatty: Model) -> None:
     chat = chatty.conversation()
     with pytest.raises(InputError, match="half of one"):
         chat.send("a\ud800")
@@ -359,7 +355,7 @@ def test_half_a_character_in_a_message_is_refused_and_changes_nothing(chatty: Re
     assert chat.send("a", max_new_tokens=1)
 
 
-def test_an_answer_that_was_overtaken_ends(chatty: RecycleModel) -> None:
+def test_an_answer_that_was_overtaken_ends(chatty: Model) -> None:
     chat = chatty.conversation()
     first = chat.send(TURNS[0], max_new_tokens=20)
     began = [next(first), next(first)]
@@ -371,7 +367,7 @@ def test_an_answer_that_was_overtaken_ends(chatty: RecycleModel) -> None:
     assert chat.messages[1]["content"] == first.result.text
 
 
-def test_many_stories_in_one_conversation(sample_model: RecycleModel) -> None:
+def test_many_stories_in_one_conversation(sample_model: Model) -> None:
     chat = sample_model.conversation(overflow="drop_oldest")
     for index, prompt in enumerate(story_prompts(12)):
         controls = {"strategy": STRATEGIES[index % 5], "max_new_tokens": 8}

@@ -18,7 +18,7 @@ from recycle_onnx.cache import VerifiedFiles, cache_folder
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime import tensor_file
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration, calibration_file
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 BROKEN = ["[" * 100_000, "{", "[1]", "7", '{"a": ' + "1" * 5000 + "}", "\udcff\udcfe", None]
 
@@ -108,12 +108,12 @@ def test_a_user_without_a_home_has_no_cache(tiny_bundle: Path, monkeypatch: pyte
 
 
 @pytest.fixture(scope="module")
-def model(tiny_bundle: Path) -> RecycleModel:
+def model(tiny_bundle: Path) -> Model:
     return recycle_onnx.load(tiny_bundle)
 
 
 @pytest.fixture
-def saved(model: RecycleModel, tmp_path: Path) -> Path:
+def saved(model: Model, tmp_path: Path) -> Path:
     conversation = model.conversation(template="plain")
     for _ in conversation.send("the cat", max_new_tokens=4):
         pass
@@ -146,7 +146,7 @@ FORGED: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("name", FORGED)
-def test_a_conversation_that_says_other_things_is_refused(name: str, saved: Path, model: RecycleModel) -> None:
+def test_a_conversation_that_says_other_things_is_refused(name: str, saved: Path, model: Model) -> None:
     arrays, about = tensor_file.read(saved)
     FORGED[name](arrays, about)
     tensor_file.write(saved, arrays, about)
@@ -178,14 +178,14 @@ DAMAGED_FILES = {
 
 
 @pytest.mark.parametrize("name", DAMAGED_FILES)
-def test_a_file_that_is_no_conversation_is_refused(name: str, model: RecycleModel, tmp_path: Path) -> None:
+def test_a_file_that_is_no_conversation_is_refused(name: str, model: Model, tmp_path: Path) -> None:
     (tmp_path / "saved").write_bytes(DAMAGED_FILES[name])
     with pytest.raises(InputError, match="damaged"):
         model.load_conversation(tmp_path / "saved")
 
 
 @pytest.mark.timeout(20)
-def test_what_is_no_file_is_no_conversation(model: RecycleModel, tmp_path: Path) -> None:
+def test_what_is_no_file_is_no_conversation(model: Model, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     for path in (tmp_path, tmp_path / "pipe", tmp_path / "device"):

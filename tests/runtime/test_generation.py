@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 PROMPT = "Once upon a time, there was a little dog"
 STRATEGIES = ("full", "alternate", "verify")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_streamed_tokens_are_those_of_the_result(sample_model: RecycleModel, strategy: str) -> None:
+def test_the_streamed_tokens_are_those_of_the_result(sample_model: Model, strategy: str) -> None:
     generation = sample_model.stream(PROMPT, strategy=strategy, max_new_tokens=33)
     tokens = list(generation)
     result = sample_model.generate(PROMPT, strategy=strategy, max_new_tokens=33)
@@ -24,13 +24,13 @@ def test_the_streamed_tokens_are_those_of_the_result(sample_model: RecycleModel,
     assert "".join(token.text for token in tokens) == result.text
 
 
-def test_the_text_is_that_of_the_tokens(sample_model: RecycleModel) -> None:
+def test_the_text_is_that_of_the_tokens(sample_model: Model) -> None:
     result = sample_model.generate(PROMPT, max_new_tokens=40)
     ids = sample_model.encode(PROMPT) + result.tokens
     assert PROMPT + result.text == sample_model.tokenizer.decode(ids)
 
 
-def test_a_token_that_ends_texts_ends_this_one_and_has_no_text(sample_model: RecycleModel) -> None:
+def test_a_token_that_ends_texts_ends_this_one_and_has_no_text(sample_model: Model) -> None:
     result = sample_model.generate("Once upon a time")
     assert result.finish_reason == "stop"
     assert result.tokens[-1] in sample_model.stop_ids
@@ -38,7 +38,7 @@ def test_a_token_that_ends_texts_ends_this_one_and_has_no_text(sample_model: Rec
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_stop_string_ends_the_text_before_it(sample_model: RecycleModel, strategy: str) -> None:
+def test_a_stop_string_ends_the_text_before_it(sample_model: Model, strategy: str) -> None:
     whole = sample_model.generate(PROMPT, strategy=strategy, max_new_tokens=40).text
     stop = whole[20:29]
     result = sample_model.generate(PROMPT, strategy=strategy, max_new_tokens=40, stop=[stop])
@@ -60,19 +60,19 @@ def test_a_stop_string_ends_the_text_before_it(sample_model: RecycleModel, strat
     ],
     ids=repr,
 )
-def test_what_is_no_prompt_is_refused(sample_model: RecycleModel, prompt: Any, words: str) -> None:
+def test_what_is_no_prompt_is_refused(sample_model: Model, prompt: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         sample_model.generate(prompt)
 
 
-def test_an_array_of_ids_is_a_prompt(sample_model: RecycleModel) -> None:
+def test_an_array_of_ids_is_a_prompt(sample_model: Model) -> None:
     ids = sample_model.encode(PROMPT)
     expected = sample_model.generate(ids, max_new_tokens=5).tokens
     for prompt in (np.array(ids), tuple(ids)):
         assert sample_model.generate(prompt, max_new_tokens=5).tokens == expected  # type: ignore[arg-type]
 
 
-def test_statistics_fit_together(sample_model: RecycleModel) -> None:
+def test_statistics_fit_together(sample_model: Model) -> None:
     stats = sample_model.generate(PROMPT, strategy="verify", max_new_tokens=50).stats
     assert stats.prompt_tokens == len(sample_model.encode(PROMPT))
     assert stats.full_runs + stats.accepted == stats.new_tokens
@@ -82,11 +82,11 @@ def test_statistics_fit_together(sample_model: RecycleModel) -> None:
 
 
 @pytest.mark.parametrize(("strategy", "lossless"), [("full", "exact"), ("verify", "exact"), ("alternate", "no")])
-def test_results_say_how_they_relate_to_full(sample_model: RecycleModel, strategy: str, lossless: str) -> None:
+def test_results_say_how_they_relate_to_full(sample_model: Model, strategy: str, lossless: str) -> None:
     assert sample_model.generate("A", strategy=strategy, max_new_tokens=2).lossless == lossless
 
 
-def test_two_generations_of_one_model_do_not_disturb_each_other(sample_model: RecycleModel) -> None:
+def test_two_generations_of_one_model_do_not_disturb_each_other(sample_model: Model) -> None:
     prompts = (PROMPT, "The sun was hot and")
     expected = [sample_model.generate(prompt, max_new_tokens=20).tokens for prompt in prompts]
     streams = [sample_model.stream(prompt, max_new_tokens=20) for prompt in prompts]

@@ -11,9 +11,9 @@ from safetensors.numpy import load_file, save_file
 import recycle_onnx
 from recycle_onnx.errors import NotFiniteError, RecycleError
 from recycle_onnx.evaluation.perplexity import perplexity
-from recycle_onnx.export import HalfPrecision, Quantization, export
+from recycle_onnx.export import ExportOptions, HalfPrecision, Quantization, export
 from recycle_onnx.runtime.decoding.both_halves import some_text
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers import tiny
 from tests.helpers.command import assert_refused, run
 
@@ -28,7 +28,7 @@ def change(folder: Path, name: str, tensor: str, factor: float) -> None:
 
 
 @pytest.fixture(scope="module")
-def overflowing(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def overflowing(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model that one token takes beyond float32, after which no logit of it can be trusted."""
     folder = tmp_path_factory.mktemp("overflow")
     base = tiny.write_base(folder / "model", tiny.tiny_config(tied_embeddings=False))
@@ -49,7 +49,7 @@ SETTINGS = [{}, {"temperature": 0.8}, {"repetition_penalty": 1.2}, {"logprobs": 
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_nothing_is_chosen_from_them(overflowing: RecycleModel, settings: dict[str, float]) -> None:
+def test_nothing_is_chosen_from_them(overflowing: Model, settings: dict[str, float]) -> None:
     generation = overflowing.stream([1, 2, TOKEN], max_new_tokens=4, **settings)
     with pytest.raises(NotFiniteError, match="the full model's logits after token 3 are not finite: the weights"):
         next(generation)
@@ -57,7 +57,7 @@ def test_nothing_is_chosen_from_them(overflowing: RecycleModel, settings: dict[s
     assert overflowing.generate([1, 2, 4], max_new_tokens=1, **settings).tokens
 
 
-def test_what_was_read_with_them_is_not_used_again(overflowing: RecycleModel) -> None:
+def test_what_was_read_with_them_is_not_used_again(overflowing: Model) -> None:
     decoder = overflowing.decoder("full")
     decoder.prefill([1, 2, 4])
     with pytest.raises(NotFiniteError, match="after token 5"):
@@ -65,14 +65,14 @@ def test_what_was_read_with_them_is_not_used_again(overflowing: RecycleModel) ->
     assert decoder.full.tokens == [1, 2, 4]
 
 
-def test_nothing_is_measured_with_them(overflowing: RecycleModel) -> None:
+def test_nothing_is_measured_with_them(overflowing: Model) -> None:
     text = overflowing.tokenizer.decode([TOKEN])
     assert overflowing.encode(text)[-1] == TOKEN
     with pytest.raises(NotFiniteError):
         perplexity(overflowing, [f"a{text}a{text}a"])
 
 
-def test_the_command_says_so_and_fails(overflowing: RecycleModel) -> None:
+def test_the_command_says_so_and_fails(overflowing: Model) -> None:
     text = overflowing.tokenizer.decode([TOKEN])
     result = run("generate", overflowing.bundle.folder, text, "--logprobs", 2, "--json")
     assert_refused(result, 1, "full model", "after token 2", "not finite")
@@ -84,7 +84,7 @@ def test_float16_that_overflows_is_not_exported(tmp_path: Path) -> None:
     export(base, tmp_path / "fp32")
     for compare in (True, False):
         with pytest.raises(NotFiniteError, match=r"the full model's logits.*float16 ends at 65504"):
-            export(base, tmp_path / "fp16", quantization=HalfPrecision(), compare=compare)
+            export(base, tmp_path / "fp16", ExportOptions(quantization=HalfPrecision(), compare=compare))
         assert sorted(path.name for path in tmp_path.iterdir()) == ["fp32", "model"]
 
 
@@ -100,11 +100,11 @@ def test_weights_that_are_all_zero_are_not_exported(tmp_path: Path, quantization
     base = tiny.write_base(tmp_path / "model", tiny.tiny_config())
     change(base, "model.safetensors", EMBEDDING, 0)
     with pytest.raises(RecycleError, match=r"all logits are 0|not finite"):
-        export(base, tmp_path / "bundle", quantization=quantization, compare=False)
+        export(base, tmp_path / "bundle", ExportOptions(quantization=quantization, compare=False))
     assert not (tmp_path / "bundle").exists()
 
 
-def test_an_error_of_a_callers_own_is_told_from_the_end_of_the_text(sample_model: RecycleModel) -> None:
+def test_an_error_of_a_callers_own_is_told_from_the_end_of_the_text(sample_model: Model) -> None:
     def broken(ids: object, logits: object) -> np.ndarray:
         raise ZeroDivisionError
 

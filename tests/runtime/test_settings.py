@@ -18,11 +18,21 @@ from recycle_onnx.kinds import Number
 from recycle_onnx.runtime.config import GenerationConfig
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.decoding.strategies import DEFAULT_CHAIN
-from recycle_onnx.runtime.settings import LONGEST_CHAINS, SETTINGS, STRATEGIES, Keywords, Settings, check
+from recycle_onnx.runtime.settings import (
+    ALIASES,
+    FOREIGN,
+    LONGEST_CHAINS,
+    SETTINGS,
+    STRATEGIES,
+    Keywords,
+    Settings,
+    check,
+    hint,
+)  # fmt: skip
 
 
 @click.command()
-@options.controls(128)
+@options.controls
 @options.logprobs("Shown.")
 def command(**settings: Any) -> None:
     """A command with every setting."""
@@ -57,7 +67,7 @@ def test_help_lists_every_field_with_its_meaning_and_default() -> None:
     for name, about in declared(GenerationConfig).items():
         assert f"{name}: {about.help}" in " ".join(doc.split())
     assert "temperature: How random the text is." in doc
-    assert "Default: to the end of the context." in doc
+    assert "max_new_tokens: Most new tokens; -1 goes on to the end of the context. Default: 512." in doc
 
 
 def test_every_setting_is_an_option_and_a_field_of_batch_lines() -> None:
@@ -68,9 +78,16 @@ def test_every_setting_is_an_option_and_a_field_of_batch_lines() -> None:
 
 def test_help_tells_the_defaults() -> None:
     shown = " ".join(CliRunner().invoke(command, ["--help"]).output.split())
-    assert "[default: the bundle's, otherwise 128]" in shown
+    assert "[default: the bundle's, otherwise 512]" in shown
     assert "auto, full, alternate, verify, lookup. [default: the bundle's, which is auto]" in shown
     assert "The same seed gives the same text. [default: 0]" in shown
+
+
+def test_other_names_lead_to_settings_that_there_are() -> None:
+    assert {*ALIASES.values(), *FOREIGN.values()} <= SETTINGS.keys()
+    assert not {*ALIASES, *FOREIGN} & SETTINGS.keys()
+    for name, ours in FOREIGN.items():
+        assert hint(name, list(SETTINGS)) == f"did you mean {ours!r}?"
 
 
 def test_requests_have_the_settings_that_are_served() -> None:
@@ -96,6 +113,7 @@ def test_requests_have_the_settings_that_are_served() -> None:
         (Number(least=0, most=1, below=True, notes={0: "always"}), "0 (always) or more, and less than 1"),
         (Number(least=-2, most=2, notes={0: "none"}), "-2 to 2, 0 for none"),
         (Number(whole=True), "a whole number"),
+        (Number(least=1, whole=True, besides={-1: "the end"}), "at least 1, or -1 for the end"),
     ],
     ids=str,
 )

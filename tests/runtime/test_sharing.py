@@ -19,7 +19,7 @@ import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.processors import Floats, Ids
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers import tiny
 from tests.helpers.patience import PATIENCE
 from tests.helpers.prompts import LONG_STORY
@@ -41,13 +41,13 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def model(bundle: Path) -> Iterator[RecycleModel]:
+def model(bundle: Path) -> Iterator[Model]:
     with recycle_onnx.load(bundle, threads=1) as loaded:
         loaded.prefill_chunk = 16
         yield loaded
 
 
-def test_threads_share_a_model_and_get_what_they_would_alone(model: RecycleModel) -> None:
+def test_threads_share_a_model_and_get_what_they_would_alone(model: Model) -> None:
     """Some 200 requests, a third of them cancelled at some point by another thread."""
     jobs = [
         {"strategy": STRATEGIES[n % 5], "max_new_tokens": 4 + n % 13, "temperature": n % 3 / 2, "seed": n % 7}
@@ -77,7 +77,7 @@ def test_threads_share_a_model_and_get_what_they_would_alone(model: RecycleModel
             assert tokens == expected[n]
 
 
-def test_conversations_of_threads_do_not_meet(model: RecycleModel) -> None:
+def test_conversations_of_threads_do_not_meet(model: Model) -> None:
     def talk(n: int) -> list[int]:
         chat = model.conversation(system=f"number {n}")
         return [
@@ -91,7 +91,7 @@ def test_conversations_of_threads_do_not_meet(model: RecycleModel) -> None:
         assert list(pool.map(talk, range(THREADS), timeout=PATIENCE)) == alone
 
 
-def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
+def test_two_threads_in_one_generation_are_told(model: Model) -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def hold(*_: object) -> None:
@@ -111,7 +111,7 @@ def test_two_threads_in_one_generation_are_told(model: RecycleModel) -> None:
     assert len(list(answer)) == 3
 
 
-def test_a_long_prompt_is_reported_and_can_be_cancelled_after_each_chunk(model: RecycleModel) -> None:
+def test_a_long_prompt_is_reported_and_can_be_cancelled_after_each_chunk(model: Model) -> None:
     seen: list[tuple[int, int]] = []
     generation = model.stream(LONG, max_new_tokens=2, progress=lambda done, total, what: seen.append((done, total)))
     prompt = len(generation.prompt)
@@ -128,7 +128,7 @@ def test_a_long_prompt_is_reported_and_can_be_cancelled_after_each_chunk(model: 
     assert [token.id for token in again] == model.generate(text, max_new_tokens=3).tokens
 
 
-def test_it_can_be_cancelled_while_the_module_reads_it_too(model: RecycleModel) -> None:
+def test_it_can_be_cancelled_while_the_module_reads_it_too(model: Model) -> None:
     whole = 0
 
     def cancel(done: int, total: int, _: str) -> None:
@@ -148,7 +148,7 @@ def test_it_can_be_cancelled_while_the_module_reads_it_too(model: RecycleModel) 
     assert tokens == model.generate(again.prompt, strategy="full", max_new_tokens=3).tokens
 
 
-def test_a_generation_that_is_cancelled_says_so_at_once(model: RecycleModel) -> None:
+def test_a_generation_that_is_cancelled_says_so_at_once(model: Model) -> None:
     generation = model.stream(PROMPT, max_new_tokens=5)
     next(generation)
     generation.cancel()
@@ -188,7 +188,7 @@ def test_closing_does_not_wait_for_what_waits_for_it(bundle: Path) -> None:
     assert told == ["the model was closed; load it again"]
 
 
-def test_cancelling_takes_effect_within_a_step(model: RecycleModel) -> None:
+def test_cancelling_takes_effect_within_a_step(model: Model) -> None:
     for strategy in STRATEGIES:
         generation = model.stream(PROMPT, strategy=strategy)
         with ThreadPoolExecutor(1) as pool:
@@ -206,7 +206,7 @@ def test_cancelling_takes_effect_within_a_step(model: RecycleModel) -> None:
         assert generation.decoder.full.runs == runs
 
 
-def test_a_finished_generation_stays_what_it_was_when_cancelled(model: RecycleModel) -> None:
+def test_a_finished_generation_stays_what_it_was_when_cancelled(model: Model) -> None:
     generation = model.stream(PROMPT, max_new_tokens=3)
     assert len(list(generation)) == 3
     generation.cancel()
@@ -219,7 +219,7 @@ async def count(beats: list[None]) -> None:
         beats.append(None)
 
 
-def test_asyncio_goes_on_while_tokens_come(model: RecycleModel) -> None:
+def test_asyncio_goes_on_while_tokens_come(model: Model) -> None:
     model.prefill_chunk = 4096
     prompt = LONG * 4
     expected = model.generate(prompt, max_new_tokens=20)
@@ -240,7 +240,7 @@ def test_asyncio_goes_on_while_tokens_come(model: RecycleModel) -> None:
     assert during_the_prompt >= 3  # the loop went round while the prompt was read in one run
 
 
-def test_many_tasks_share_a_model(model: RecycleModel) -> None:
+def test_many_tasks_share_a_model(model: Model) -> None:
     jobs = [{"strategy": STRATEGIES[n % 5], "max_new_tokens": 12, "temperature": 1.0, "seed": n} for n in range(20)]
 
     async def one(job: dict[str, object]) -> list[int]:
@@ -252,7 +252,7 @@ def test_many_tasks_share_a_model(model: RecycleModel) -> None:
     assert asyncio.run(main()) == [model.generate(PROMPT, **job).tokens for job in jobs]
 
 
-def test_cancelling_a_task_cancels_the_generation_and_frees_the_caches(model: RecycleModel) -> None:
+def test_cancelling_a_task_cancels_the_generation_and_frees_the_caches(model: Model) -> None:
     async def main() -> tuple[str, list[int], list[int]]:
         chat = model.conversation()
         answer = chat.send(PROMPT)
@@ -276,7 +276,7 @@ def test_cancelling_a_task_cancels_the_generation_and_frees_the_caches(model: Re
     assert tokens == expected
 
 
-def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: RecycleModel) -> None:
+def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: Model) -> None:
     go_on = threading.Event()
 
     def slow(_: Ids, logits: Floats) -> Floats:
@@ -299,7 +299,7 @@ def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: RecycleM
     assert len(asyncio.run(main())) == 3
 
 
-def test_a_timeout_ends_a_generation(model: RecycleModel) -> None:
+def test_a_timeout_ends_a_generation(model: Model) -> None:
     async def main() -> int:
         generation = model.stream(PROMPT)
 
@@ -365,9 +365,7 @@ def test_a_callback_that_closes_the_model_is_told_so_and_does_no_harm(bundle: Pa
 
 @pytest.mark.parametrize("read", [0, 1, 5, 9])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_caches_are_freed_with_the_generation_and_not_some_time_later(
-    model: RecycleModel, strategy: str, read: int
-) -> None:
+def test_caches_are_freed_with_the_generation_and_not_some_time_later(model: Model, strategy: str, read: int) -> None:
     gc.collect()
     gc.disable()
     try:
@@ -394,7 +392,7 @@ def test_loading_says_how_far_it_is(bundle: Path) -> None:
     assert [what for _, _, what in seen[-3:]] == ["loading the full model", "loading the module", "loaded"]
 
 
-def test_an_interrupted_step_leaves_the_caches_right(sample_model: RecycleModel) -> None:
+def test_an_interrupted_step_leaves_the_caches_right(sample_model: Model) -> None:
     """As Ctrl-C does: it comes out of a run, of the module's or of the full model's, and is an exception."""
     for number in range(1, 9):
         chat = sample_model.conversation()

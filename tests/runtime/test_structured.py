@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 
 import recycle_onnx
 from recycle_onnx.errors import InputError, RecycleError, TextError
-from recycle_onnx.export import DraftVocabulary, export
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.export import DraftVocabulary, ExportOptions, export
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.structured import Constraint, Constraints, Grammar, JsonSchema, Matching, Regex
 from tests.helpers import tiny
 
@@ -56,24 +56,24 @@ CONTROLS: list[dict[str, Any]] = [{}, {"temperature": 1.0, "seed": 3, "repetitio
 
 
 @pytest.fixture(scope="module", params=["every token", "a draft vocabulary"])
-def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A random model with a random module, which knows all tokens or 150 of them."""
     folder = tmp_path_factory.mktemp("small")
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(context_length=256), seed=4)
     (folder / "text").write_text(tiny.TEXT + json.dumps(PERSON))
     draft = DraftVocabulary(150, folder / "text") if "draft" in request.param else None
-    export(folder / "model", folder / "bundle", draft_vocabulary=draft)
+    export(folder / "model", folder / "bundle", ExportOptions(draft_vocabulary=draft))
     return recycle_onnx.load(folder / "bundle", threads=1)
 
 
 @pytest.fixture(params=["random", "trained"])
-def model(request: pytest.FixtureRequest, small: RecycleModel, sample_model: RecycleModel) -> RecycleModel:
+def model(request: pytest.FixtureRequest, small: Model, sample_model: Model) -> Model:
     return small if request.param == "random" else sample_model
 
 
 @pytest.mark.parametrize("strategy", ["full", "alternate", "auto"])
 @pytest.mark.parametrize("schema", SCHEMAS)
-def test_the_text_is_json_of_the_schema(model: RecycleModel, schema: str, strategy: str) -> None:
+def test_the_text_is_json_of_the_schema(model: Model, schema: str, strategy: str) -> None:
     for seed in range(3):
         result = model.generate(
             "the cat", constraint=JsonSchema(SCHEMAS[schema]), strategy=strategy, temperature=float(seed > 0), seed=seed
@@ -85,9 +85,7 @@ def test_the_text_is_json_of_the_schema(model: RecycleModel, schema: str, strate
 
 @pytest.mark.parametrize("controls", CONTROLS, ids=str)
 @pytest.mark.parametrize("constraint", CONSTRAINTS, ids=["schema", "regex", "grammar"])
-def test_every_strategy_gives_the_text_of_full(
-    model: RecycleModel, constraint: Constraint, controls: dict[str, Any]
-) -> None:
+def test_every_strategy_gives_the_text_of_full(model: Model, constraint: Constraint, controls: dict[str, Any]) -> None:
     expected = model.generate("the cat", constraint=constraint, strategy="full", **controls)
     assert expected.finish_reason == "stop"
     for plan in PLANS:
@@ -95,19 +93,19 @@ def test_every_strategy_gives_the_text_of_full(
         assert (result.tokens, result.text, result.finish_reason) == (expected.tokens, expected.text, "stop")
 
 
-def test_the_text_matches_the_whole_expression(model: RecycleModel) -> None:
+def test_the_text_matches_the_whole_expression(model: Model) -> None:
     for seed in range(5):
         text = model.generate("the cat", constraint=DATES, temperature=1.5, seed=seed).text
         assert re.fullmatch(DATES.pattern, text)
 
 
-def test_a_text_that_is_cut_short_says_so(model: RecycleModel) -> None:
+def test_a_text_that_is_cut_short_says_so(model: Model) -> None:
     result = model.generate("the cat", constraint=DATES, max_new_tokens=3, strategy="verify", chain=2)
     assert result.finish_reason == "length"
     assert len(result.tokens) == 3
 
 
-def test_proposals_are_accepted_and_rejected(sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proposals_are_accepted_and_rejected(sample_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     rolled_back: list[int] = []
     rollback = Matching.rollback
 
@@ -128,20 +126,24 @@ WORDY = JsonSchema({
 })  # fmt: skip
 
 
-@pytest.mark.parametrize("strategy", ["verify", "lookup", "auto"])
-def test_what_the_constraint_spells_out_takes_no_runs_of_its_own(model: RecycleModel, strategy: str) -> None:
+@pytest.mark.parametrize("strategy", ["verify", "lookup"])
+def test_what_the_constraint_spells_out_takes_no_runs_of_its_own(model: Model, strategy: str) -> None:
     full, fast = (model.generate("the cat", constraint=WORDY, strategy=each) for each in ("full", strategy))
     assert fast.tokens == full.tokens
     assert fast.stats.full_runs < 0.6 * full.stats.full_runs
     assert fast.stats.acceptance_rate is not None
-    if strategy == "auto":
-        assert fast.decisions is not None
-        assert fast.decisions["chosen"]["constraint"] > 0
     if strategy == "lookup":
         assert fast.stats.acceptance_rate == 1.0
 
 
-def test_lookup_proposes_nothing_that_the_constraint_forbids(sample_model: RecycleModel) -> None:
+def test_auto_takes_no_more_runs_than_full_under_a_constraint(model: Model) -> None:
+    """How many fewer depends on times: a busy moment may tell it to propose nothing."""
+    full, fast = (model.generate("the cat", constraint=WORDY, strategy=each) for each in ("full", "auto"))
+    assert fast.tokens == full.tokens
+    assert fast.stats.full_runs <= full.stats.full_runs
+
+
+def test_lookup_proposes_nothing_that_the_constraint_forbids(sample_model: Model) -> None:
     prompt = "on 1 May, on 2 May, on 3 July, on 4 "
     matching = Constraints(sample_model.tokenizer, 2048).prepare(DATES, sample_model.stop_ids).start(np.array([0]))
     followed = sample_model.tokenizer.encode("on 3 July", add_special_tokens=False).ids
@@ -155,7 +157,7 @@ def test_lookup_proposes_nothing_that_the_constraint_forbids(sample_model: Recyc
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 def test_a_wrong_foresight_changes_nothing(
-    sample_model: RecycleModel, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    sample_model: Model, plan: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = sample_model.generate("the cat", constraint=WORDY, strategy="full").tokens
     dice = np.random.default_rng(0)
@@ -165,7 +167,7 @@ def test_a_wrong_foresight_changes_nothing(
         assert sample_model.generate("the cat", constraint=WORDY, **plan).tokens == expected
 
 
-def test_a_matcher_that_is_not_rolled_back_is_seen(sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_matcher_that_is_not_rolled_back_is_seen(sample_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [_outcome(sample_model, constraint, "full") for constraint in CONSTRAINTS]
     monkeypatch.setattr(Matching, "rollback", lambda self, count: None)
     assert [_outcome(sample_model, constraint, "full") for constraint in CONSTRAINTS] == expected
@@ -173,7 +175,7 @@ def test_a_matcher_that_is_not_rolled_back_is_seen(sample_model: RecycleModel, m
         assert _outcome(sample_model, constraint, "verify") != right
 
 
-def _outcome(model: RecycleModel, constraint: Constraint, strategy: str) -> list[int] | str:
+def _outcome(model: Model, constraint: Constraint, strategy: str) -> list[int] | str:
     try:
         chain = 3 if strategy == "verify" else None
         return model.generate("the cat", constraint=constraint, strategy=strategy, chain=chain).tokens
@@ -197,7 +199,7 @@ def _outcome(model: RecycleModel, constraint: Constraint, strategy: str) -> list
     ids=str,
 )
 def test_a_constraint_that_cannot_be_followed_is_refused(
-    sample_model: RecycleModel, constraint: Constraint, words: str
+    sample_model: Model, constraint: Constraint, words: str
 ) -> None:
     with pytest.raises(InputError) as refusal:
         sample_model.generate("the cat", constraint=constraint)
@@ -206,7 +208,7 @@ def test_a_constraint_that_cannot_be_followed_is_refused(
     assert sample_model.generate("the cat", constraint=STORY).text.startswith("The ")
 
 
-def test_what_is_no_constraint_is_refused(sample_model: RecycleModel) -> None:
+def test_what_is_no_constraint_is_refused(sample_model: Model) -> None:
     wrong: Any = {"type": "object"}
     with pytest.raises(InputError, match=r"constraint is .*; expected a JsonSchema, Regex or Grammar"):
         sample_model.generate("the cat", constraint=wrong)
@@ -215,20 +217,20 @@ def test_what_is_no_constraint_is_refused(sample_model: RecycleModel) -> None:
             make(value)
 
 
-def test_settings_that_contradict_the_constraint(sample_model: RecycleModel) -> None:
+def test_settings_that_contradict_the_constraint(sample_model: Model) -> None:
     with pytest.raises(InputError, match="stop-ids is empty; expected a token that ends the text"):
         sample_model.generate("the cat", constraint=STORY, stop_ids=[])
     with pytest.raises(RecycleError, match="leave nothing to choose"):
         sample_model.generate("the cat", constraint=Regex("ab"), min_new_tokens=9)
 
 
-def test_a_text_beyond_the_limits_ends_with_an_error(sample_model: RecycleModel) -> None:
+def test_a_text_beyond_the_limits_ends_with_an_error(sample_model: Model) -> None:
     endless = Grammar("start: a\na: a")
     with pytest.raises(RecycleError, match="llguidance cannot follow the text"):
         sample_model.generate("the cat", constraint=endless)
 
 
-def test_a_guess_that_the_matcher_refuses_is_forgotten(sample_model: RecycleModel) -> None:
+def test_a_guess_that_the_matcher_refuses_is_forgotten(sample_model: Model) -> None:
     """As one beyond its limits would be: llguidance's matcher answers nothing more after an error."""
     spelled, wrong = (sample_model.tokenizer.encode(text, add_special_tokens=False).ids for text in ("on ", "zebra"))
     start = Constraints(sample_model.tokenizer, 2048).prepare(DATES, sample_model.stop_ids).start
@@ -247,14 +249,14 @@ def test_a_guess_that_the_matcher_refuses_is_forgotten(sample_model: RecycleMode
     np.testing.assert_array_equal(*logits)
 
 
-def test_an_ordinary_token_may_end_the_text_only_where_it_is_complete(sample_model: RecycleModel) -> None:
+def test_an_ordinary_token_may_end_the_text_only_where_it_is_complete(sample_model: Model) -> None:
     ends = [*sample_model.stop_ids, *sample_model.tokenizer.encode("b", add_special_tokens=False).ids]
     for seed in range(5):
         controls: dict[str, Any] = {"stop_ids": ends, "temperature": 2.0, "seed": seed}
         assert re.fullmatch("a[bc]{2}", sample_model.generate("x", constraint=Regex("a[bc]{2}"), **controls).text)
 
 
-def test_threads_share_what_is_kept_of_a_constraint(sample_model: RecycleModel) -> None:
+def test_threads_share_what_is_kept_of_a_constraint(sample_model: Model) -> None:
     def run(seed: int) -> list[int]:
         return sample_model.generate("the cat", constraint=STORY, temperature=1.0, seed=seed).tokens
 
@@ -263,9 +265,7 @@ def test_threads_share_what_is_kept_of_a_constraint(sample_model: RecycleModel) 
         assert list(pool.map(run, range(8))) == expected
 
 
-def test_without_the_extra_one_line_says_what_to_install(
-    sample_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_one_line_says_what_to_install(sample_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InputError, match=r"pip install 'recycle-onnx\[structured\]'"):
         sample_model.generate("the cat", constraint=STORY)

@@ -11,18 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
+from tests.helpers import processes
 
 ROOT = Path(__file__).parents[2]
 PROMPT = "One day, a little fox"
 
 
 def compare(*arguments: object, columns: int = 80) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "samples" / "compare.py"), *map(str, arguments)]
     environment = {**os.environ, "COLUMNS": str(columns), "PYTHONIOENCODING": "utf-8"}
-    return subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", timeout=240, env=environment, check=False
-    )
+    return processes.run(ROOT / "samples" / "compare.py", *arguments, env=environment)
 
 
 def words(text: str) -> str:
@@ -30,7 +28,7 @@ def words(text: str) -> str:
     return " ".join(re.sub("[│─╭╮╰╯]", " ", text).split())
 
 
-def test_texts_speeds_and_what_is_the_same(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_texts_speeds_and_what_is_the_same(sample_bundle: Path, sample_model: Model) -> None:
     result = compare(sample_bundle, PROMPT, "--tokens", 30, "--rounds", 3, "--strategies", "verify,alternate")
     assert result.returncode == 0, result.stderr
     shown = words(result.stdout)
@@ -50,14 +48,14 @@ def test_texts_speeds_and_what_is_the_same(sample_bundle: Path, sample_model: Re
     assert rows["full"] == "1.00x"
 
 
-def test_accepted_guesses_are_counted_over_all_rounds(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_accepted_guesses_are_counted_over_all_rounds(sample_bundle: Path, sample_model: Model) -> None:
     stats = sample_model.generate(PROMPT, strategy="verify", max_new_tokens=30).stats
     result = compare(sample_bundle, PROMPT, "--tokens", 30, "--rounds", 2, "--strategies", "verify")
     expected = f"Of its {2 * stats.proposed} guesses, {2 * stats.accepted} were right."
     assert expected in words(result.stdout)
 
 
-def test_the_place_where_texts_part_is_named(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_the_place_where_texts_part_is_named(sample_bundle: Path, sample_model: Model) -> None:
     full, other = (
         sample_model.generate(PROMPT, strategy=name, max_new_tokens=30).tokens for name in ("full", "alternate")
     )
@@ -70,7 +68,7 @@ def test_the_place_where_texts_part_is_named(sample_bundle: Path, sample_model: 
     assert "part from" not in alike.stdout
 
 
-def test_a_chat_shows_questions_and_answers(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_a_chat_shows_questions_and_answers(sample_bundle: Path, sample_model: Model) -> None:
     answer = sample_model.conversation().send(PROMPT, strategy="full", max_new_tokens=20)
     text = "".join(token.text for token in answer).strip()
     result = compare(sample_bundle, PROMPT, PROMPT, "--chat", "--tokens", 20, "--rounds", 1, "--strategies", "auto")

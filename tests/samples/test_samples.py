@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
+from tests.helpers import processes
 from tests.helpers.command import run
 from tests.helpers.patience import PATIENCE
 
@@ -23,17 +24,20 @@ PROMPT = "One day, a little fox"
 
 def program(name: str, *arguments: object, before: tuple[str, ...] = ()) -> str:
     """Standard output of a sample."""
-    command = [*before, sys.executable, str(SAMPLES / name), *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=240)
+    if before:
+        command = [*before, sys.executable, str(SAMPLES / name), *map(str, arguments)]
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=240)
+    else:
+        done = processes.run(SAMPLES / name, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_minimal(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_minimal(sample_bundle: Path, sample_model: Model) -> None:
     assert program("minimal.py", sample_bundle, PROMPT) == sample_model.generate(PROMPT, max_new_tokens=60).text
 
 
-def test_asyncio(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_asyncio(sample_bundle: Path, sample_model: Model) -> None:
     prompts = (PROMPT, "The sun was hot and")
     pieces = [line.split(" ", 1) for line in program("asyncio_stream.py", sample_bundle, *prompts).splitlines()]
     for number, prompt in enumerate(prompts, start=1):
@@ -43,7 +47,7 @@ def test_asyncio(sample_bundle: Path, sample_model: RecycleModel) -> None:
     assert order != sorted(order)  # they take turns
 
 
-def test_conversation(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_conversation(sample_bundle: Path, sample_model: Model) -> None:
     lines = program("conversation.py", sample_bundle)
     chat = sample_model.conversation(system="You tell stories to children.")
     for message in ("Tell me of a fox.", "And then?"):
@@ -60,7 +64,7 @@ def test_structured(sample_bundle: Path) -> None:
     assert found["legs"] in (2, 4)
 
 
-def test_gui(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_gui(sample_bundle: Path, sample_model: Model) -> None:
     """In a window that nobody sees: the text in it is the model's."""
     if importlib.util.find_spec("tkinter") is None:
         pytest.skip("this Python has no tkinter")
@@ -71,16 +75,14 @@ def test_gui(sample_bundle: Path, sample_model: RecycleModel) -> None:
     assert shown == sample_model.generate(PROMPT, max_new_tokens=120).text + "\n"
 
 
-def test_openai_client(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_openai_client(sample_bundle: Path, sample_model: Model) -> None:
     for package in ("openai", "uvicorn", "starlette"):
         pytest.importorskip(package, reason=f"{package} is not installed")
-    command = [sys.executable, "-m", "recycle_onnx", "serve", str(sample_bundle), "--port", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    server = processes.start("serve", sample_bundle, "--port", "0")
     try:
-        assert server.stderr is not None
-        found = re.search(r"http://\S+:\d+", server.stderr.readline())
-        assert found is not None
-        text = program("openai_client.py", found[0], "Tell me of a fox.")
+        address = re.search(r"http://\S+:\d+", server.stderr.readline().decode())
+        assert address is not None
+        text = program("openai_client.py", address[0], "Tell me of a fox.")
     finally:
         server.terminate()
         server.communicate(timeout=PATIENCE)

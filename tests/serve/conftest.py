@@ -19,7 +19,7 @@ import recycle_onnx
 from recycle_onnx.checkpoint import attach
 from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address, Server, Uvicorn
 from tests.helpers import tiny
@@ -70,9 +70,13 @@ class Running:
 
 @contextmanager
 def serving(
-    model: RecycleModel, limits: Limits | None = None, token: str | None = None, origins: frozenset[str] = frozenset()
+    model: Model,
+    limits: Limits | None = None,
+    token: str | None = None,
+    origins: frozenset[str] = frozenset(),
+    strict: bool = False,
 ) -> Iterator[Running]:
-    server = Server(model, NAME, Address(port=0, token=token, origins=origins), limits or Limits())
+    server = Server(model, NAME, Address(port=0, token=token, origins=origins), limits or Limits(), strict)
     started: list[Uvicorn] = []
     thread = threading.Thread(target=lambda: asyncio.run(server.run(started.append)))
     thread.start()
@@ -88,7 +92,7 @@ def serving(
 
 
 @pytest.fixture(scope="session")
-def endless_model(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def endless_model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A tiny model with a chat template, a module and a long context, that never ends by itself."""
     folder = tmp_path_factory.mktemp("endless")
     checkpoint = tiny.write_endless_base(folder / "model", context_length=32768)
@@ -100,14 +104,14 @@ def endless_model(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
 
 
 @pytest.fixture(scope="session")
-def ending_model(tiny_bundle: Path) -> Iterator[RecycleModel]:
+def ending_model(tiny_bundle: Path) -> Iterator[Model]:
     """A tiny model with a token that ends its text, which structured output needs."""
     with recycle_onnx.load(tiny_bundle, threads=1) as model:
         yield model
 
 
 @pytest.fixture(scope="session")
-def server(endless_model: RecycleModel) -> Iterator[Running]:
+def server(endless_model: Model) -> Iterator[Running]:
     with serving(endless_model) as running:
         yield running
 

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.access import host_name, is_loopback
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address
@@ -23,7 +23,7 @@ APP = "https://app.example"
 
 
 @pytest.fixture(scope="module")
-def closed(endless_model: RecycleModel) -> Iterator[Running]:
+def closed(endless_model: Model) -> Iterator[Running]:
     with serving(endless_model, token=TOKEN) as running:
         yield running
 
@@ -98,7 +98,7 @@ def test_its_own_page_is_not(server: Running) -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(endless_model: RecycleModel) -> Iterator[Running]:
+def shared(endless_model: Model) -> Iterator[Running]:
     with serving(endless_model, token=TOKEN, origins=frozenset({APP, "http://[::1]:80/"})) as running:
         yield running
 
@@ -171,7 +171,7 @@ def test_health_tells_how_busy_it_is(server: Running) -> None:
     assert json.loads(body) == {"status": "ok", "slots": 2, "slots_busy": 0, "queue_waiting": 0}
 
 
-def test_metrics_count_what_was_made(endless_model: RecycleModel) -> None:
+def test_metrics_count_what_was_made(endless_model: Model) -> None:
     with serving(endless_model) as running:
         answers = [
             running.client().completions.create(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
 
-from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.serve.app import MANY_TOKENS
+import recycle_onnx
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.prefixes import PrefixCaches
+from recycle_onnx.serve.service import MANY_TOKENS
+from tests.helpers.endless import write_endless_bundle
 from tests.serve.conftest import NAME, serving
 
 PROMPT = "the cat sat on"
@@ -32,9 +35,7 @@ def test_the_model_is_listed(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("strategy", ["full", "verify", "alternate", "lookup"])
 @pytest.mark.parametrize("prompt", [PROMPT, ODD])
-def test_a_completion_is_what_generate_gives(
-    strategy: str, prompt: str, client: OpenAI, endless_model: RecycleModel
-) -> None:
+def test_a_completion_is_what_generate_gives(strategy: str, prompt: str, client: OpenAI, endless_model: Model) -> None:
     expected = endless_model.generate(prompt, max_new_tokens=24, strategy=strategy)
     answer = client.completions.create(model=NAME, prompt=prompt, max_tokens=24, extra_body={"strategy": strategy})
     assert answer.choices[0].text == expected.text
@@ -52,14 +53,14 @@ def test_a_completion_is_what_generate_gives(
     assert (recycle["strategy"], recycle["lossless"]) == (strategy, expected.lossless)
 
 
-def test_token_ids_are_a_prompt_too(client: OpenAI, endless_model: RecycleModel) -> None:
+def test_token_ids_are_a_prompt_too(client: OpenAI, endless_model: Model) -> None:
     ids = endless_model.encode(PROMPT)
     for prompt in (ids, [PROMPT]):
         answer = client.completions.create(model=NAME, prompt=prompt)
-        assert answer.choices[0].text == endless_model.generate(ids, max_new_tokens=16).text
+        assert answer.choices[0].text == endless_model.generate(ids, max_new_tokens=512).text
 
 
-def test_a_chat_goes_through_the_template(client: OpenAI, endless_model: RecycleModel) -> None:
+def test_a_chat_goes_through_the_template(client: OpenAI, endless_model: Model) -> None:
     ids = endless_model.tokenizer.encode(RENDERED, add_special_tokens=False).ids
     expected = endless_model.generate(ids, max_new_tokens=20)
     answer = client.chat.completions.create(model=NAME, messages=MESSAGES, max_completion_tokens=20)
@@ -105,7 +106,7 @@ def test_a_streamed_completion_adds_up(client: OpenAI) -> None:
     assert chunks[-1].usage.completion_tokens == 30
 
 
-def test_a_stop_string_ends_the_text_and_is_not_in_it(client: OpenAI, endless_model: RecycleModel) -> None:
+def test_a_stop_string_ends_the_text_and_is_not_in_it(client: OpenAI, endless_model: Model) -> None:
     text = endless_model.generate(PROMPT, max_new_tokens=60).text
     stop = text[20:23]
     asked: Any = {"model": NAME, "prompt": PROMPT, "max_tokens": 60}
@@ -138,7 +139,7 @@ def test_without_a_seed_the_one_that_was_drawn_is_told(client: OpenAI) -> None:
     assert again.choices[0].text == first.choices[0].text
 
 
-def test_penalties_and_biases_are_passed_on(client: OpenAI, endless_model: RecycleModel) -> None:
+def test_penalties_and_biases_are_passed_on(client: OpenAI, endless_model: Model) -> None:
     settings: Any = {"temperature": 0.7, "top_p": 0.9, "presence_penalty": 1.5, "frequency_penalty": -0.5, "seed": 2}
     ours: Any = {"top_k": 40, "min_p": 0.01, "repetition_penalty": 1.2}
     expected = endless_model.generate(PROMPT, max_new_tokens=30, logit_bias={70: 3.5}, **settings, **ours)
@@ -149,7 +150,7 @@ def test_penalties_and_biases_are_passed_on(client: OpenAI, endless_model: Recyc
     assert answer.choices[0].text == expected.text != plain.text
 
 
-def test_log_probabilities_of_a_chat(client: OpenAI, endless_model: RecycleModel) -> None:
+def test_log_probabilities_of_a_chat(client: OpenAI, endless_model: Model) -> None:
     ids = endless_model.tokenizer.encode(RENDERED, add_special_tokens=False).ids
     expected = list(endless_model.stream(ids, max_new_tokens=12, logprobs=3))
     asked: Any = {"model": NAME, "messages": MESSAGES, "max_tokens": 12, "logprobs": True, "top_logprobs": 3}
@@ -180,7 +181,7 @@ def test_log_probabilities_of_a_completion(client: OpenAI) -> None:
     assert client.completions.create(model=NAME, prompt=PROMPT).choices[0].logprobs is None
 
 
-def test_the_next_turn_reads_only_what_is_new(client: OpenAI, endless_model: RecycleModel) -> None:
+def test_the_next_turn_reads_only_what_is_new(client: OpenAI, endless_model: Model) -> None:
     turns: Any = [{"role": "user", "content": "the dog sat on the log, " * 20}]
     asked: Any = {"model": NAME, "max_tokens": 10}
     first = client.chat.completions.create(**asked, messages=turns)
@@ -223,7 +224,7 @@ def test_a_nucleus_of_nothing_is_greedy(client: OpenAI) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_the_best_cache_of_those_that_may_be_taken(endless_model: RecycleModel) -> None:
+def test_the_best_cache_of_those_that_may_be_taken(endless_model: Model) -> None:
     caches, short, long = PrefixCaches(endless_model, 2), list(range(1, 61)), list(range(1, 81)) + [3] * 200
     for text in (long, short):
         with caches.lend(text, "full") as decoder:
@@ -233,11 +234,11 @@ def test_the_best_cache_of_those_that_may_be_taken(endless_model: RecycleModel) 
         assert decoder.work.reused == 60
 
 
-def test_a_short_text_does_not_take_a_long_one_from_its_cache(endless_model: RecycleModel) -> None:
+def test_a_short_text_does_not_take_a_long_one_from_its_cache(endless_model: Model) -> None:
     with serving(endless_model, Limits(caches=2)) as running:
 
         def cached(prompt: str) -> int:
-            usage = running.client().completions.create(model=NAME, prompt=prompt).usage
+            usage = running.client().completions.create(model=NAME, prompt=prompt, max_tokens=16).usage
             assert usage is not None
             assert usage.prompt_tokens_details is not None
             return usage.prompt_tokens_details.cached_tokens or 0
@@ -250,7 +251,7 @@ def test_a_short_text_does_not_take_a_long_one_from_its_cache(endless_model: Rec
         assert cached(long + "and") == 0  # two others came since
 
 
-def test_without_caches_every_text_is_read_anew(endless_model: RecycleModel) -> None:
+def test_without_caches_every_text_is_read_anew(endless_model: Model) -> None:
     with serving(endless_model, Limits(caches=0)) as running:
         for _ in range(2):
             usage = running.client().completions.create(model=NAME, prompt="the cat sat " * 30).usage
@@ -259,7 +260,7 @@ def test_without_caches_every_text_is_read_anew(endless_model: RecycleModel) -> 
             assert usage.prompt_tokens_details.cached_tokens == 0
 
 
-def test_an_answer_follows_a_schema(sample_model: RecycleModel) -> None:
+def test_an_answer_follows_a_schema(sample_model: Model) -> None:
     schema = {"type": "object", "properties": {"animal": {"enum": ["cat", "fox"]}, "legs": {"enum": [2, 4]}}}
     schema |= {"required": ["animal", "legs"], "additionalProperties": False}
     of_schema: Any = {"type": "json_schema", "json_schema": {"name": "animal", "schema": schema}}
@@ -290,14 +291,14 @@ def test_an_answer_follows_a_schema(sample_model: RecycleModel) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"max_tokens": 8}], ids=["no limit", "a limit"])
 def test_the_bundles_least_length_is_no_more_than_the_limit(
-    fields: dict[str, Any], endless_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
+    fields: dict[str, Any], endless_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """generation_config.json may say `min_new_tokens: 32`, and a completion has 16 tokens unless it says otherwise."""
+    """generation_config.json may say `min_new_tokens: 32`, and a request may ask for less."""
     monkeypatch.setattr(endless_model, "generation_config", endless_model.generation_config.updated(min_new_tokens=32))
     with serving(endless_model) as running:
         answer = running.client().completions.create(model=NAME, prompt="the cat", **fields)
     assert answer.usage is not None
-    assert answer.usage.completion_tokens == fields.get("max_tokens", 16)
+    assert answer.usage.completion_tokens == fields.get("max_tokens", 512)
 
 
 def test_a_long_answer_has_all_its_tokens(client: OpenAI) -> None:
@@ -306,3 +307,13 @@ def test_a_long_answer_has_all_its_tokens(client: OpenAI) -> None:
     logprobs = answer.choices[0].logprobs
     assert logprobs is not None
     assert len(logprobs.tokens or []) == MANY_TOKENS + 50
+
+
+def test_an_answer_goes_on_to_the_contexts_end_where_it_is_asked_to(tmp_path: Path) -> None:
+    bundle = write_endless_bundle(tmp_path, context_length=600)
+    with serving(recycle_onnx.load(bundle, threads=1)) as running:
+        create = running.client().completions.create
+        lengths = {most: create(model=NAME, prompt=[0, 5], max_tokens=most).usage for most in (None, 40, -1)}
+        with pytest.raises(BadRequestError, match="max_tokens is 0; expected"):
+            create(model=NAME, prompt=[0, 5], max_tokens=0)
+    assert [usage and usage.completion_tokens for usage in lengths.values()] == [512, 40, 598]

@@ -6,38 +6,42 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
+from tests.helpers import processes
 from tests.helpers.command import assert_one_error, assert_refused, run
 from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import wait_until
 
 
 @contextmanager
-def started(*arguments: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def started(*arguments: object) -> Iterator[tuple[processes.Program, str]]:
     """The command in a process of its own, and the address that it tells."""
-    command = [sys.executable, "-m", "recycle_onnx", "serve", *map(str, arguments)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        line = process.stderr.readline()
-        found = re.search(r"http://\S+(?= \()", line)
-        assert found, line + process.stderr.read()
-        try:
-            yield process, found[0]
-        finally:
-            process.kill()
+    process = processes.start("serve", *arguments)
+    try:
+        line = process.stderr.readline().decode()
+        address = re.search(r"http://\S+(?= \()", line)
+        assert address, line + rest_of(process)
+        yield process, address[0]
+    finally:
+        process.kill()
+        process.wait()
+
+
+def rest_of(process: processes.Program) -> str:
+    """What it writes to standard error until its end; `communicate` would miss what came with the first line."""
+    return process.stderr.read().decode()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
-def test_ctrl_c_ends_it_in_the_middle_of_an_answer(endless_model: RecycleModel) -> None:
+def test_ctrl_c_ends_it_in_the_middle_of_an_answer(endless_model: Model) -> None:
     with started(endless_model.bundle.folder, "--port", 0, "--name", "mine") as (process, url):
         with urlopen(f"{url}/v1/models") as response:
             assert json.load(response)["data"][0]["id"] == "mine"
@@ -54,24 +58,24 @@ def test_ctrl_c_ends_it_in_the_middle_of_an_answer(endless_model: RecycleModel) 
         assert b"shutting down" in received
         stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
-    assert stdout == ""
-    assert_one_error(stderr, "interrupted")
+    assert stdout == b""
+    assert_one_error(stderr.decode(), "interrupted")
 
 
-def test_a_port_in_use_is_named(endless_model: RecycleModel) -> None:
+def test_a_port_in_use_is_named(endless_model: Model) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert_refused(run("serve", endless_model.bundle.folder, "--port", port), 1, str(port), "in use", "--port")
 
 
-def test_other_machines_need_a_token(endless_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_need_a_token(endless_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RECYCLE_ONNX_TOKEN", raising=False)
     result = run("serve", endless_model.bundle.folder, "--host", "0.0.0.0", "--port", 0)
     assert_refused(result, 2, "0.0.0.0", "--token", "RECYCLE_ONNX_TOKEN")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
-def test_the_token_may_come_from_the_environment(endless_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_may_come_from_the_environment(endless_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECYCLE_ONNX_TOKEN", "sesame")
     with started(endless_model.bundle.folder, "--host", "0.0.0.0", "--port", 0) as (process, url):
         with urlopen(f"{url}/health") as response:
@@ -81,6 +85,41 @@ def test_the_token_may_come_from_the_environment(endless_model: RecycleModel, mo
         assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="sends POSIX signals")
+def test_a_server_that_was_ended_left_its_prompts_to_the_next_one(
+    endless_model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
+    body = json.dumps({"prompt": "the cat sat on the mat, " * 60, "max_tokens": 4}).encode()
+    cached = []
+    for _ in range(2):
+        with started(endless_model.bundle.folder, "--port", 0) as (process, url):
+            request = Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+            with urlopen(request) as response:
+                cached.append(json.load(response)["usage"]["prompt_tokens_details"]["cached_tokens"])
+            process.send_signal(signal.SIGTERM)
+            errors = rest_of(process)
+        assert f"up to 4 GB in {tmp_path / 'prompts'}; --prompt-cache-gb 0 keeps none" in errors
+    assert cached[0] == 0
+    assert cached[1] >= 256
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kept"), [([], False), (["--prompt-cache-gb", 0.5], True)], ids=["by default", "asked for"]
+)
+def test_prompts_of_others_are_kept_only_where_that_is_asked_for(
+    arguments: list[object], kept: bool, endless_model: Model
+) -> None:
+    with started(endless_model.bundle.folder, "--port", 0, "--host", "0.0.0.0", "--token", "t", *arguments) as (
+        process,
+        url,
+    ):
+        with urlopen(f"{url}/health"):
+            process.kill()
+        errors = rest_of(process)
+    assert ("are kept on disk" in errors) is kept
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -88,14 +127,14 @@ def test_the_token_may_come_from_the_environment(endless_model: RecycleModel, mo
         (["--host", "no such host"], ["no such host", "expected"]),
         (["--slots", "0"], ["slots is 0"]),
         (["--timeout", "nan"], ["nan"]),
+        (["--prompt-cache-gb", "-1"], ["prompt cache gb is -1.0", "at least 0"]),
+        (["--prompt-cache-gb", "nan"], ["prompt cache gb is nan"]),
         (["--token", ""], ["token is empty"]),
         (["--name", ""], ["name is empty"]),
         (["--allow-origin", "*"], ["--allow-origin", "'*'", "https://app.example"]),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(
-    arguments: list[str], words: list[str], endless_model: RecycleModel
-) -> None:
+def test_settings_that_make_no_sense_are_refused(arguments: list[str], words: list[str], endless_model: Model) -> None:
     assert_refused(run("serve", endless_model.bundle.folder, "--port", 0, "--token", "t", *arguments), 2, *words)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import SPARE_CONNECTIONS, Limits
 from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
@@ -43,13 +43,13 @@ def read_answer(connection: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("begins", [b"", HALF])
-def test_a_request_that_does_not_come_is_not_waited_for(begins: bytes, endless_model: RecycleModel) -> None:
+def test_a_request_that_does_not_come_is_not_waited_for(begins: bytes, endless_model: Model) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running, connected(running) as connection:
         connection.sendall(begins)
         assert is_closed(connection)
 
 
-def test_nor_the_second_one_of_a_connection(endless_model: RecycleModel) -> None:
+def test_nor_the_second_one_of_a_connection(endless_model: Model) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running, connected(running) as connection:
         for _ in range(2):
             connection.sendall(HALF + b"\r\n")
@@ -58,7 +58,7 @@ def test_nor_the_second_one_of_a_connection(endless_model: RecycleModel) -> None
         assert is_closed(connection)
 
 
-def test_a_long_answer_is_no_late_request(endless_model: RecycleModel) -> None:
+def test_a_long_answer_is_no_late_request(endless_model: Model) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running:
         asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000, "stream": True}
         received = 0
@@ -67,7 +67,7 @@ def test_a_long_answer_is_no_late_request(endless_model: RecycleModel) -> None:
         assert received > 8000
 
 
-def test_more_connections_than_are_served_are_closed(endless_model: RecycleModel) -> None:
+def test_more_connections_than_are_served_are_closed(endless_model: Model) -> None:
     limits = Limits(slots=1, queue=0)
     with serving(endless_model, limits) as running, ExitStack() as stack:
         open_ = [stack.enter_context(connected(running)) for _ in range(limits.connections)]
@@ -96,14 +96,14 @@ def ask_and_read_nothing(running: Running, stack: ExitStack) -> socket.socket:
     return connection
 
 
-def test_a_client_that_does_not_read_is_let_go(endless_model: RecycleModel) -> None:
+def test_a_client_that_does_not_read_is_let_go(endless_model: Model) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running, ExitStack() as stack:
         ask_and_read_nothing(running, stack)
         wait_until(lambda: running.busy == 1)
         wait_until(lambda: not running.uvicorn.server_state.connections and running.busy == 0)
 
 
-def test_its_answer_takes_no_longer_than_others(endless_model: RecycleModel) -> None:
+def test_its_answer_takes_no_longer_than_others(endless_model: Model) -> None:
     with serving(endless_model, Limits(generation_seconds=1)) as running, ExitStack() as stack:
         ask_and_read_nothing(running, stack)
         wait_until(lambda: running.busy == 1)

@@ -16,7 +16,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import Limits
 from tests.helpers.patience import PATIENCE
 from tests.serve.conftest import NAME, Running, serving, wait_until
@@ -36,7 +36,7 @@ def sent(running: Running, fields: dict[str, Any]) -> Iterator[socket.socket]:
         yield connection
 
 
-def test_twenty_clients_at_once_get_their_own_texts(server: Running, endless_model: RecycleModel) -> None:
+def test_twenty_clients_at_once_get_their_own_texts(server: Running, endless_model: Model) -> None:
     prompts = [f"the {('cat', 'dog', 'hen')[i % 3]} sat on {i}" for i in range(20)]
     expected = [endless_model.generate(prompt, max_new_tokens=30).text for prompt in prompts]
 
@@ -63,7 +63,7 @@ def test_a_client_that_goes_away_frees_its_slot(stream: bool, server: Running) -
     assert server.new_tokens - before < ENDLESS["max_tokens"]
 
 
-def test_a_client_that_goes_away_leaves_the_queue(endless_model: RecycleModel) -> None:
+def test_a_client_that_goes_away_leaves_the_queue(endless_model: Model) -> None:
     with serving(endless_model, Limits(slots=1)) as running:
         with sent(running, ENDLESS):
             wait_until(lambda: running.busy == 1)
@@ -74,7 +74,7 @@ def test_a_client_that_goes_away_leaves_the_queue(endless_model: RecycleModel) -
         wait_until(lambda: running.busy == 0)
 
 
-def test_two_hundred_disconnects_leave_all_slots_free(endless_model: RecycleModel) -> None:
+def test_two_hundred_disconnects_leave_all_slots_free(endless_model: Model) -> None:
     """At any moment: before, in and after the queue, before the first token, in mid-stream."""
     expected = endless_model.generate("the cat", max_new_tokens=20).text
     with serving(endless_model, Limits(slots=2, queue=300)) as running:
@@ -97,7 +97,7 @@ def test_two_hundred_disconnects_leave_all_slots_free(endless_model: RecycleMode
             assert running.client().completions.create(**asked).choices[0].text == expected
 
 
-def test_a_full_queue_is_told(endless_model: RecycleModel) -> None:
+def test_a_full_queue_is_told(endless_model: Model) -> None:
     with serving(endless_model, Limits(slots=1, queue=1)) as running, sent(running, ENDLESS):
         wait_until(lambda: running.busy == 1)
         with sent(running, ENDLESS):
@@ -108,7 +108,7 @@ def test_a_full_queue_is_told(endless_model: RecycleModel) -> None:
             assert found.value.code == "queue_full"
 
 
-def test_a_wait_that_is_too_long_is_told(endless_model: RecycleModel) -> None:
+def test_a_wait_that_is_too_long_is_told(endless_model: Model) -> None:
     limits = Limits(slots=1, queue_seconds=1)
     with serving(endless_model, limits) as running, sent(running, ENDLESS):
         wait_until(lambda: running.busy == 1)
@@ -118,7 +118,7 @@ def test_a_wait_that_is_too_long_is_told(endless_model: RecycleModel) -> None:
         assert found.value.code == "queue_timeout"
 
 
-def test_an_answer_that_takes_too_long_is_ended(endless_model: RecycleModel) -> None:
+def test_an_answer_that_takes_too_long_is_ended(endless_model: Model) -> None:
     with serving(endless_model, Limits(generation_seconds=1)) as running:
         asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000}
         with pytest.raises(openai.InternalServerError, match="more than 1 s") as found:
@@ -132,7 +132,7 @@ def test_an_answer_that_takes_too_long_is_ended(endless_model: RecycleModel) -> 
         wait_until(lambda: running.busy == 0)
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(endless_model: RecycleModel) -> None:
+def test_a_body_that_does_not_come_is_not_waited_for(endless_model: Model) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running:
         connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=PATIENCE)
         connection.putrequest("POST", TEXT)
@@ -153,7 +153,7 @@ def test_the_event_loop_is_free_while_models_work(server: Running, client: OpenA
     wait_until(lambda: server.busy == 0)
 
 
-def test_an_ending_server_ends_its_answers_and_its_queue(endless_model: RecycleModel) -> None:
+def test_an_ending_server_ends_its_answers_and_its_queue(endless_model: Model) -> None:
     with serving(endless_model, Limits(slots=1)) as running, ThreadPoolExecutor(1) as pool:
         asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000}
         stream = running.client().completions.create(**asked, stream=True)

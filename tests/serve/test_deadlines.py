@@ -15,7 +15,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.structured import JsonSchema
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.trial import Trials, is_small_and_plain
@@ -43,14 +43,14 @@ def ask_for(schema: dict[str, Any], **fields: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def hung_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RecycleModel]:
+def hung_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     bundle = hostile_graphs.write_endless(tiny_bundle, tmp_path_factory.mktemp("hung") / "bundle")
     with recycle_onnx.load(bundle, threads=1) as model:
         yield model
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
-def test_a_run_that_does_not_end_is_ended(stream: bool, hung_model: RecycleModel) -> None:
+def test_a_run_that_does_not_end_is_ended(stream: bool, hung_model: Model) -> None:
     with serving(hung_model, Limits(slots=1, generation_seconds=1)) as running:
         for _ in range(2):
             with pytest.raises(openai.InternalServerError, match="more than 1 s"):
@@ -59,14 +59,14 @@ def test_a_run_that_does_not_end_is_ended(stream: bool, hung_model: RecycleModel
             check_health(running)
 
 
-def test_a_server_ends_in_the_middle_of_a_run_that_does_not(hung_model: RecycleModel) -> None:
+def test_a_server_ends_in_the_middle_of_a_run_that_does_not(hung_model: Model) -> None:
     with serving(hung_model, Limits(slots=1)) as running:
         with sent(running, {"prompt": "the cat"}):
             wait_until(lambda: running.busy == 1)
         assert running.busy == 1
 
 
-def test_a_schema_that_does_not_compile_in_time_is_refused(ending_model: RecycleModel) -> None:
+def test_a_schema_that_does_not_compile_in_time_is_refused(ending_model: Model) -> None:
     with serving(ending_model, Limits(slots=1, schema_seconds=1)) as running:
         status, answer = post(running, CHAT, ask_for(ENDLESS_SCHEMA))
         assert status == 400
@@ -74,12 +74,12 @@ def test_a_schema_that_does_not_compile_in_time_is_refused(ending_model: Recycle
         wait_until(lambda: running.busy == 0)
 
 
-def test_one_that_does_is_followed(ending_model: RecycleModel) -> None:
+def test_one_that_does_is_followed(ending_model: Model) -> None:
     with serving(ending_model, Limits(schema_seconds=60)) as running:
         assert post(running, CHAT, ask_for({"anyOf": [STRING, {"type": "null"}]}))[0] == 200
 
 
-def test_only_the_processor_time_of_compiling_counts(ending_model: RecycleModel) -> None:
+def test_only_the_processor_time_of_compiling_counts(ending_model: Model) -> None:
     """As on a busy machine: the trial takes longer than its time, and most of that is not its own."""
     short = 0.2
     started = time.monotonic()
@@ -89,7 +89,7 @@ def test_only_the_processor_time_of_compiling_counts(ending_model: RecycleModel)
         Trials(ending_model, short).check(JsonSchema(ENDLESS_SCHEMA), None)
 
 
-def test_its_request_takes_no_longer_than_others(ending_model: RecycleModel) -> None:
+def test_its_request_takes_no_longer_than_others(ending_model: Model) -> None:
     with serving(ending_model, Limits(slots=1, generation_seconds=1)) as running:
         status, answer = post(running, CHAT, ask_for(ENDLESS_SCHEMA))
         assert (status, answer["error"]["code"]) == (504, "generation_timeout")
@@ -97,7 +97,7 @@ def test_its_request_takes_no_longer_than_others(ending_model: RecycleModel) -> 
         check_health(running)
 
 
-def test_a_schema_of_megabytes_is_refused(ending_model: RecycleModel) -> None:
+def test_a_schema_of_megabytes_is_refused(ending_model: Model) -> None:
     with serving(ending_model) as running:
         status, answer = post(running, CHAT, ask_for({"enum": [f"{n:040}" for n in range(40_000)]}))
         assert status == 400
@@ -105,7 +105,7 @@ def test_a_schema_of_megabytes_is_refused(ending_model: RecycleModel) -> None:
         assert answer["error"]["param"] == "response_format.json_schema.schema"
 
 
-def test_a_schema_that_is_none_is_told_from_the_trial_too(ending_model: RecycleModel) -> None:
+def test_a_schema_that_is_none_is_told_from_the_trial_too(ending_model: Model) -> None:
     with serving(ending_model) as running:
         status, answer = post(running, CHAT, ask_for({"allOf": [{"type": "cat"}]}))
         assert status == 400

@@ -1,87 +1,51 @@
-"""The page at `/` in a real browser: Chromium, where this machine has one with its driver."""
+"""The page at `/` in a real browser."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select
 
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.files import read_json
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.page import page, policy
-from tests.serve.conftest import Running, serving, wait_until
-
-CHROMIUM, DRIVER = shutil.which("chromium") or shutil.which("google-chrome"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,900",
-)  # fmt: skip
-in_browser = pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="no Chromium with chromedriver here (Debian: chromium, chromium-driver)"
+from recycle_onnx.serve.schema import SERVED
+from tests.serve.browser import (
+    MARKDOWN,
+    answers,
+    ask,
+    asked,
+    chat_with,
+    finished,
+    in_browser,
+    keep_picture,
+    open_page,
+    press,
+    said,
+    start,
+    text_of,
+    turns,
 )
+from tests.serve.conftest import Running, serving, wait_until
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = Options()
-    options.binary_location = str(CHROMIUM)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, Service(DRIVER))
+    driver = start(tmp_path_factory.mktemp("profile"))
     yield driver
     driver.quit()
 
 
-def open_page(browser: webdriver.Chrome, running: Running) -> None:
-    browser.get(running.url)
-    wait_until(lambda: bool(browser.find_elements(By.CSS_SELECTOR, "body[data-ready]")))
-
-
-def ask(browser: webdriver.Chrome, text: str, most: int = 30) -> None:
-    browser.execute_script("document.getElementById('limit').value = arguments[0]", most)
-    browser.find_element(By.ID, "prompt").send_keys(text, Keys.ENTER)
-
-
-def answers(browser: webdriver.Chrome) -> list[Any]:
-    return browser.find_elements(By.CSS_SELECTOR, ".answer")
-
-
-def finished(browser: webdriver.Chrome, count: int) -> Callable[[], bool]:
-    return lambda: (
-        len(browser.find_elements(By.CSS_SELECTOR, ".answer dl div:nth-child(3)")) >= count
-        and not browser.find_elements(By.CSS_SELECTOR, ".running")
-        and browser.find_element(By.ID, "send").text == "Send"
-    )
-
-
-def turns(browser: webdriver.Chrome) -> list[tuple[str, str]]:
-    """What the page would send before the next message."""
-    return [(turn["role"], turn["content"]) for turn in browser.execute_script("return state.turns")]
-
-
-def text_of(answer: Any) -> str:
-    return str(answer.find_element(By.CSS_SELECTOR, ".text").get_property("textContent"))
-
-
-def keep_picture(browser: webdriver.Chrome, name: str) -> None:
-    """For people to look at, where they say where to."""
-    if folder := os.environ.get("RECYCLE_ONNX_SCREENSHOTS"):
-        browser.save_screenshot(str(Path(folder) / f"{name}.png"))
-
-
 @in_browser
 def test_a_chat_streams_and_tints_recycled_tokens(
-    browser: webdriver.Chrome, server: Running, endless_model: RecycleModel
+    browser: webdriver.Chrome, server: Running, endless_model: Model
 ) -> None:
     open_page(browser, server)
     Select(browser.find_element(By.ID, "strategy")).select_by_value("alternate")
@@ -153,13 +117,16 @@ def test_a_message_that_was_refused_is_not_sent_again(browser: webdriver.Chrome,
     browser.find_element(By.ID, "send").click()
     wait_until(lambda: bool(answers(browser)) and "context" in answers(browser)[0].text)
     assert turns(browser) == []
+    prompt = browser.find_element(By.ID, "prompt")
+    assert prompt.get_property("value") == "the cat " * 40_000  # to be shortened, and sent again
+    prompt.clear()
     ask(browser, "the dog", most=5)
     wait_until(finished(browser, 1))
     assert [role for role, _ in turns(browser)] == ["user", "assistant"]
 
 
 @in_browser
-def test_a_model_without_template_continues_texts(browser: webdriver.Chrome, sample_model: RecycleModel) -> None:
+def test_a_model_without_template_continues_texts(browser: webdriver.Chrome, sample_model: Model) -> None:
     with serving(sample_model) as running:
         open_page(browser, running)
         browser.find_element(By.ID, "compare").click()
@@ -182,7 +149,7 @@ def test_a_model_without_template_continues_texts(browser: webdriver.Chrome, sam
 
 
 @in_browser
-def test_the_page_asks_for_the_token(browser: webdriver.Chrome, endless_model: RecycleModel) -> None:
+def test_the_page_asks_for_the_token(browser: webdriver.Chrome, endless_model: Model) -> None:
     with serving(endless_model, token="sesame") as running:
         browser.get(running.url)
         wait_until(lambda: browser.find_element(By.ID, "token").is_displayed())
@@ -219,3 +186,192 @@ def test_the_page_needs_nothing_from_elsewhere() -> None:
     assert "default-src 'none'" in policy()
     assert "unsafe" not in policy()
     assert 'style="' not in text  # the policy forbids them
+
+
+def expected_after(model: Model, prompt: str, count: int, **settings: Any) -> str:
+    ids = model.tokenizer.encode(f"<|endoftext|>{prompt}assistant:", add_special_tokens=False).ids
+    return model.generate(ids, max_new_tokens=count, **settings).text
+
+
+@in_browser
+def test_code_and_messages_are_copied(browser: webdriver.Chrome, server: Running) -> None:
+    permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
+    browser.execute_cdp_cmd("Browser.grantPermissions", {"origin": server.url, "permissions": permissions})
+    chat_with(browser, server, asked("Show me"), said(MARKDOWN))
+
+    def copied() -> str:
+        return str(browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])"))
+
+    press(browser.find_element(By.CSS_SELECTOR, ".code"), "Copy")
+    wait_until(lambda: copied() == 'print("<b>hi</b>")')
+    press(browser.find_element(By.CSS_SELECTOR, ".answer > .actions"), "Copy")
+    wait_until(lambda: copied() == MARKDOWN)
+    press(browser.find_element(By.CSS_SELECTOR, ".asked"), "Copy")
+    wait_until(lambda: copied() == "Show me")
+
+
+@in_browser
+def test_a_message_is_edited_and_asked_anew(browser: webdriver.Chrome, server: Running, endless_model: Model) -> None:
+    open_page(browser, server)
+    for text in ("the cat sat", "and then"):
+        ask(browser, text, most=5)
+        wait_until(lambda: not browser.find_elements(By.CSS_SELECTOR, ".busy"))
+    press(browser.find_elements(By.CSS_SELECTOR, ".asked")[0], "Edit")
+    browser.switch_to.active_element.send_keys("!", Keys.CONTROL, Keys.ENTER)
+    wait_until(lambda: len(turns(browser)) == 2)
+    wait_until(finished(browser, 1))
+    expected = expected_after(endless_model, "user: the cat sat!\n", 5)
+    assert turns(browser) == [("user", "the cat sat!"), ("assistant", expected)]
+    press(browser.find_element(By.CSS_SELECTOR, ".asked"), "Edit")
+    browser.switch_to.active_element.send_keys(" never", Keys.ESCAPE)
+    assert turns(browser)[0] == ("user", "the cat sat!")
+    assert browser.find_element(By.CSS_SELECTOR, ".mine").text == "the cat sat!"
+
+
+@in_browser
+def test_an_answer_is_regenerated_or_rewritten(browser: webdriver.Chrome, server: Running) -> None:
+    open_page(browser, server)
+    ask(browser, "the cat sat", most=5)
+    wait_until(finished(browser, 1))
+    before = turns(browser)
+    press(answers(browser)[0], "Edit")
+    editor = browser.switch_to.active_element
+    editor.clear()
+    editor.send_keys("something **else**", Keys.CONTROL, Keys.ENTER)
+    assert turns(browser) == [before[0], ("assistant", "something **else**")]
+    assert answers(browser)[0].find_element(By.TAG_NAME, "strong").text == "else"
+    press(answers(browser)[0], "Regenerate")
+    wait_until(lambda: turns(browser) == before)
+    wait_until(finished(browser, 1))
+    press(answers(browser)[0], "Other answer (1)")
+    assert turns(browser) == [before[0], ("assistant", "something **else**")]
+    press(answers(browser)[0], "Other answer (1)")
+    assert turns(browser) == before
+
+
+@in_browser
+def test_an_answer_that_was_cut_goes_on(browser: webdriver.Chrome, server: Running, endless_model: Model) -> None:
+    open_page(browser, server)
+    ask(browser, "the cat sat", most=10)
+    wait_until(finished(browser, 1))
+    first = text_of(answers(browser)[0])
+    ids = endless_model.tokenizer.encode(f"<|endoftext|>user: the cat sat\nassistant:{first}", add_special_tokens=False)
+    expected = first + endless_model.generate(ids.ids, max_new_tokens=10).text
+    press(answers(browser)[0], "Continue")
+    wait_until(lambda: turns(browser)[-1] == ("assistant", expected))
+    assert len(answers(browser)) == 1
+    assert text_of(answers(browser)[0]) == expected
+
+
+@in_browser
+def test_chats_are_kept_opened_exported_and_deleted(browser: webdriver.Chrome, server: Running, tmp_path: Path) -> None:
+    open_page(browser, server)
+    for text in ("the first", "the second"):
+        ask(browser, text, most=5)
+        wait_until(finished(browser, 1))
+        kept = turns(browser)
+        browser.refresh()
+        wait_until(lambda: bool(browser.find_elements(By.CSS_SELECTOR, "body[data-ready]")))
+        assert turns(browser) == kept
+        recycled = browser.execute_script("return runsOf('0011')")
+        assert recycled == [2, 2]
+        browser.find_element(By.ID, "reset").click()
+        assert turns(browser) == []
+    browser.find_element(By.ID, "show-chats").click()
+    listed = browser.find_elements(By.CSS_SELECTOR, "#chats li")
+    assert [one.find_element(By.CSS_SELECTOR, ".open").text for one in listed] == ["the second", "the first"]
+    keep_picture(browser, "chats")
+    browser.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    press(listed[1], "Export")
+    wait_until((tmp_path / "the-first.json").exists)
+    messages = read_json(tmp_path / "the-first.json")["messages"]
+    assert messages[0] == {"role": "user", "content": "the first"}
+    assert [message["role"] for message in messages] == ["user", "assistant"]
+    press(listed[0], "the second")
+    assert turns(browser)[0] == ("user", "the second")
+    browser.find_element(By.ID, "show-chats").click()
+    press(browser.find_elements(By.CSS_SELECTOR, "#chats li")[0], "Delete")
+    browser.switch_to.alert.dismiss()
+    assert turns(browser)[0] == ("user", "the second")
+    press(browser.find_elements(By.CSS_SELECTOR, "#chats li")[0], "Delete")
+    browser.switch_to.alert.accept()
+    wait_until(lambda: turns(browser) == [])
+    browser.refresh()
+    wait_until(lambda: len(browser.find_elements(By.CSS_SELECTOR, "#chats li")) == 1)
+
+
+@in_browser
+def test_a_server_that_is_gone_costs_nothing_that_was_typed(browser: webdriver.Chrome, endless_model: Model) -> None:
+    with serving(endless_model) as running:
+        open_page(browser, running)
+        ask(browser, "the cat", most=5)
+        wait_until(finished(browser, 1))
+        before = turns(browser)
+    ask(browser, "a long question")
+    wait_until(lambda: "does not answer" in answers(browser)[-1].text)
+    assert browser.find_element(By.ID, "prompt").get_property("value") == "a long question"
+    assert turns(browser) == before
+    press(answers(browser)[0], "Regenerate")
+    wait_until(lambda: len(answers(browser)) == 2 and "does not answer" in answers(browser)[-1].text)
+    assert turns(browser) == before
+    keep_picture(browser, "error")
+
+
+@in_browser
+def test_settings_are_those_of_the_server(browser: webdriver.Chrome, server: Running, endless_model: Model) -> None:
+    open_page(browser, server)
+    browser.find_element(By.ID, "show-settings").click()
+    for name in SERVED.keys() - {"strategy"}:
+        assert browser.find_element(By.ID, name).is_displayed(), name
+    keep_picture(browser, "settings")
+    browser.find_element(By.ID, "system").send_keys("be brief")
+    for name, value in {"temperature": "0.8", "seed": "7", "top_k": "5"}.items():
+        browser.find_element(By.ID, name).send_keys(value)
+    press(browser.find_element(By.ID, "settings"), "Close")
+    ask(browser, "the cat", most=12)
+    wait_until(finished(browser, 1))
+    prompt = "system: be brief\nuser: the cat\n"
+    assert text_of(answers(browser)[0]) == expected_after(endless_model, prompt, 12, temperature=0.8, seed=7, top_k=5)
+    browser.refresh()
+    wait_until(lambda: bool(browser.find_elements(By.CSS_SELECTOR, "body[data-ready]")))
+    assert browser.find_element(By.ID, "top_k").get_property("value") == "5"
+    assert browser.find_element(By.ID, "system").get_property("value") == "be brief"
+
+
+@in_browser
+@pytest.mark.parametrize(("name", "value"), [("temperature", "5"), ("logit_bias", "{"), ("tools", "[")])
+def test_a_wrong_setting_is_shown_before_anything_is_sent(
+    browser: webdriver.Chrome, server: Running, name: str, value: str
+) -> None:
+    open_page(browser, server)
+    browser.execute_script(f"document.getElementById('{name}').value = arguments[0]", value)
+    ask(browser, "the cat")
+    assert browser.find_element(By.ID, "settings").is_displayed()
+    assert browser.switch_to.active_element.get_attribute("id") == name
+    assert browser.find_element(By.ID, "prompt").get_property("value") == "the cat"
+    assert turns(browser) == []
+
+
+@in_browser
+def test_the_keyboard_is_enough(browser: webdriver.Chrome, server: Running) -> None:
+    open_page(browser, server)
+    keys = browser.switch_to.active_element
+    assert keys.get_attribute("id") == "prompt"
+    browser.execute_script("document.getElementById('limit').value = 32000")
+    keys.send_keys("one", Keys.SHIFT, Keys.ENTER, Keys.NULL, "two", Keys.ENTER)
+    wait_until(lambda: len(answers(browser)) == 1 and len(text_of(answers(browser)[0])) > 20)
+    browser.switch_to.active_element.send_keys("meanwhile", Keys.ENTER, Keys.ESCAPE)  # Enter waits, Escape stops
+    wait_until(finished(browser, 1))
+    assert "stopped" in answers(browser)[0].text
+    assert turns(browser)[0] == ("user", "one\ntwo")
+    assert browser.find_element(By.ID, "prompt").get_property("value") == "meanwhile"
+    browser.find_element(By.ID, "prompt").clear()
+    browser.find_element(By.ID, "prompt").send_keys(Keys.ARROW_UP)
+    assert browser.switch_to.active_element.get_property("value") == "one\ntwo"
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    reached = set()
+    for _ in range(40):
+        ActionChains(browser).send_keys(Keys.TAB).perform()
+        reached.add(browser.switch_to.active_element.text or browser.switch_to.active_element.get_attribute("id"))
+    wanted = {"Chats", "Settings", "New", "Copy", "Edit", "Regenerate", "Attach", "Send", "prompt", "tint", "compare"}
+    assert wanted <= reached

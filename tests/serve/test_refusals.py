@@ -11,8 +11,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from recycle_onnx.runtime.model import RecycleModel
-from recycle_onnx.serve import schema
+from recycle_onnx.runtime.model import Model
+from recycle_onnx.serve import mistakes, schema
 from recycle_onnx.serve.errors import ApiError
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.schema import AnyRequest, ChatRequest, CompletionRequest
@@ -25,8 +25,12 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "no prompt": (TEXT, {}, 400, "missing_parameter", "prompt"),
     "an empty prompt": (TEXT, {"prompt": ""}, 400, "invalid_value", "prompt"),
     "no ids": (TEXT, {"prompt": []}, 400, "invalid_value", "prompt"),
-    "ids beyond the vocabulary": (TEXT, {"prompt": [1, 999_999]}, 400, "invalid_value", None),
-    "several prompts": (TEXT, {"prompt": ["a", "b"]}, 400, "unsupported_value", "prompt"),
+    "ids beyond the vocabulary": (TEXT, {"prompt": [1, 999_999]}, 400, "invalid_value", "prompt"),
+    "ids beyond the vocabulary in one": (TEXT, {"prompt": [[999_999], [1]]}, 400, "invalid_value", "prompt[0]"),
+    "too many prompts": (TEXT, {"prompt": ["a"] * 65}, 400, "invalid_value", "prompt"),
+    "an empty prompt among several": (TEXT, {"prompt": ["a", ""]}, 400, "invalid_value", "prompt[1]"),
+    "too many answers to each": (TEXT, {"prompt": ["a"] * 33, "n": 2}, 400, "invalid_value", "n"),
+    "a gap to fill": (TEXT, {"prompt": "a", "suffix": "b"}, 400, "unsupported_parameter", "suffix"),
     "no messages": (CHAT, {"messages": []}, 400, "invalid_value", "messages"),
     "another role": (CHAT, {"messages": [{"role": "cat", "content": ""}]}, 400, "invalid_value", "messages[0].role"),
     "an image": (
@@ -36,30 +40,26 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
         "invalid_value",
         "messages[0].content[0].type",
     ),
-    "several answers": (CHAT, {"messages": USER, "n": 2}, 400, "unsupported_value", "n"),
-    "tools": (
-        CHAT, {"messages": USER, "tools": [{"type": "function", "function": {"name": "f"}}]},
-        400, "unsupported_value", "tools",
-    ),
-    "tool calls": (
-        CHAT,
-        {"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": "a", "type": "function"}]}, *USER]},
-        400, "unsupported_value", "messages[0].tool_calls",
-    ),
+    "no answer": (CHAT, {"messages": USER, "n": 0}, 400, "invalid_value", "n"),
+    "too many answers": (CHAT, {"messages": USER, "n": 65}, 400, "invalid_value", "n"),
     "an echo": (TEXT, {"prompt": "a", "echo": True}, 400, "invalid_value", "echo"),
     "the best of several": (TEXT, {"prompt": "a", "best_of": 2}, 400, "unsupported_value", "best_of"),
     "a typo": (TEXT, {"prompt": "a", "max_token": 3}, 400, "unsupported_parameter", "max_token"),
-    "another model": (TEXT, {"prompt": "a", "model": "gpt-4"}, 404, "model_not_found", "model"),
     "no new tokens": (TEXT, {"prompt": "a", "max_tokens": 0}, 400, "invalid_value", "max_tokens"),
     "a text as a number": (TEXT, {"prompt": "a", "temperature": "1"}, 400, "invalid_value", "temperature"),
     "too hot": (TEXT, {"prompt": "a", "temperature": 2.5}, 400, "invalid_value", "temperature"),
     "less than no nucleus": (TEXT, {"prompt": "a", "top_p": -0.1}, 400, "invalid_value", "top_p"),
     "a penalty out of range": (TEXT, {"prompt": "a", "presence_penalty": -3}, 400, "invalid_value", "presence_penalty"),
     "a bias of a word": (TEXT, {"prompt": "a", "logit_bias": {"cat": 1}}, 400, "invalid_value", "logit_bias.cat"),
-    "a bias beyond the vocabulary": (TEXT, {"prompt": "a", "logit_bias": {"999999": 1}}, 400, "invalid_value", None),
+    "a bias beyond the vocabulary": (
+        TEXT, {"prompt": "a", "logit_bias": {"999999": 1}}, 400, "invalid_value", "logit_bias",
+    ),
     "an empty stop": (TEXT, {"prompt": "a", "stop": [""]}, 400, "invalid_value", "stop[0]"),
     "an unknown strategy": (TEXT, {"prompt": "a", "strategy": "guess"}, 400, "invalid_value", "strategy"),
-    "a chain for full": (TEXT, {"prompt": "a", "strategy": "full", "chain": 2}, 400, "invalid_value", None),
+    "a chain for full": (TEXT, {"prompt": "a", "strategy": "full", "chain": 2}, 400, "invalid_value", "chain"),
+    "a confidence for full": (
+        TEXT, {"prompt": "a", "strategy": "full", "min_confidence": 0.5}, 400, "invalid_value", "min_confidence",
+    ),
     "too many alternatives": (
         CHAT, {"messages": USER, "logprobs": True, "top_logprobs": 21}, 400, "invalid_value", "top_logprobs",
     ),
@@ -77,7 +77,10 @@ REFUSED: dict[str, tuple[str, dict[str, Any], int, str, str | None]] = {
     "usage without a stream": (
         CHAT, {"messages": USER, "stream_options": {"include_usage": True}}, 400, "invalid_value", "stream_options",
     ),
-    "a prompt longer than the context": (TEXT, {"prompt": "cat " * 40_000}, 400, "context_length_exceeded", None),
+    "a prompt longer than the context": (TEXT, {"prompt": "cat " * 40_000}, 400, "context_length_exceeded", "prompt"),
+    "messages longer than the context": (
+        CHAT, {"messages": [{"role": "user", "content": "cat " * 40_000}]}, 400, "context_length_exceeded", "messages",
+    ),
 }  # fmt: skip
 BODIES: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "invalid_json"),
@@ -147,18 +150,19 @@ def test_a_body_of_half_a_million_texts_is_not_made_into_objects(server: Running
     [
         (ChatRequest, {"messages": [{}] * 100_000}, "messages[0].role is missing"),
         (ChatRequest, {"messages": [{"role": "user", "content": [{}] * 100_000}]}, "messages[0].content[0].type"),
+        (ChatRequest, {"messages": USER, "tools": [{}] * 100_000}, "tools[0].type"),
         (CompletionRequest, {"prompt": [-1] * 100_000}, "prompt[0] is -1"),
         (CompletionRequest, {"prompt": "a", "stop": [""] * 100_000}, "stop is ["),
         (CompletionRequest, {"prompt": "a", "logit_bias": {str(n): 1000 for n in range(100_000)}}, "100000 mistakes"),
         (CompletionRequest, {"prompt": "a", **{f"field{n}": 1 for n in range(100_000)}}, "100000 mistakes"),
     ],
-    ids=["messages", "parts", "ids", "stops", "biases", "fields"],
+    ids=["messages", "parts", "tools", "ids", "stops", "biases", "fields"],
 )
 def test_not_all_of_a_million_mistakes_are_looked_at(
     kind: type[AnyRequest], fields: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The event loop would wait for so long, and a body of megabytes would need gigabytes."""
-    monkeypatch.setattr(schema, "_path", counted := Mock(wraps=schema._path))
+    monkeypatch.setattr(mistakes, "_path", counted := Mock(wraps=mistakes._path))
     with pytest.raises(ApiError) as found:
         schema.parse(json.dumps(fields).encode(), kind)
     assert found.value.status == 400
@@ -177,7 +181,7 @@ def test_too_many_stop_strings_are_told_how_many_there_may_be(server: Running) -
     ("fields", "words"),
     [
         ({"prompt": "a", "stop": 5}, "stop is 5; expected: a valid string or a valid list"),
-        ({"prompt": "a", "stop": {"a": 1}}, "stop is {'a': 1}; expected: a valid string or a valid list"),
+        ({"prompt": "a", "stop": {"a": 1}}, 'stop is {"a":1}; expected: a valid string or a valid list'),
         ({"prompt": 5}, "prompt is 5; expected: a valid string or a valid list"),
         ({"prompt": "a", "logit_bias": {str(n): 1 for n in range(5000)}}, "expected: at most 4096 items"),
     ],
@@ -209,7 +213,7 @@ def test_nor_are_those_of_messages(name: str, nothing: object, server: Running) 
         ({"cat": False}, "cat"),
         ({"cat": 0}, "cat"),
         ({"messages": [{**USER[0], "refusal": "no"}]}, "messages[0].refusal"),
-        ({"messages": [{**USER[0], "tool_calls": [{}]}]}, "messages[0].tool_calls"),
+        ({"messages": [{**USER[0], "function_call": {"name": "f"}}]}, "messages[0].function_call"),
     ],
 )
 def test_those_that_say_something_are(where: dict[str, Any], param: str, server: Running) -> None:
@@ -243,11 +247,31 @@ def test_other_paths_and_methods_are_refused_in_the_same_shape(
 
 def test_the_client_raises_what_it_raises_for_openai(client: OpenAI) -> None:
     with pytest.raises(openai.NotFoundError, match="gpt-4"):
-        client.completions.create(model="gpt-4", prompt="a")
-    with pytest.raises(openai.BadRequestError, match="n must be 1"):
-        client.completions.create(model=NAME, prompt="a", n=2)
+        client.models.retrieve("gpt-4")
+    with pytest.raises(openai.BadRequestError, match="best_of must be 1"):
+        client.completions.create(model=NAME, prompt="a", best_of=2)
     with pytest.raises(openai.BadRequestError, match="context"):
         client.completions.create(model=NAME, prompt="cat " * 40_000)
+
+
+def test_any_model_may_be_named(client: OpenAI) -> None:
+    answer = client.completions.create(model="gpt-4", prompt="a", max_tokens=2)
+    assert answer.model == NAME
+
+
+def test_a_strict_server_knows_its_own_model_alone(endless_model: Model) -> None:
+    with serving(endless_model, strict=True) as running:
+        for path, fields in (
+            (TEXT, {"prompt": "a"}),
+            (CHAT, {"messages": USER, "max_tokens": 2}),
+            ("/v1/embeddings", {"input": "a"}),
+        ):
+            status, answer = post(running, path, json.dumps({**fields, "model": "gpt-4"}).encode())
+            assert status == 404
+            assert_typed(answer, "model_not_found")
+            assert answer["error"]["param"] == "model"
+            assert post(running, path, json.dumps({**fields, "model": NAME}).encode())[0] == 200
+            assert post(running, path, json.dumps(fields).encode())[0] == 200
 
 
 def test_a_body_that_is_too_large_is_refused(server: Running) -> None:
@@ -258,7 +282,7 @@ def test_a_body_that_is_too_large_is_refused(server: Running) -> None:
         server.client().completions.create(model=NAME, prompt="x" * 10_000_000)
 
 
-def test_ten_megabytes_of_prompt_are_read_and_refused(endless_model: RecycleModel) -> None:
+def test_ten_megabytes_of_prompt_are_read_and_refused(endless_model: Model) -> None:
     """Where the limit lets them in, they are more than the context; meanwhile the server answers others."""
     with serving(endless_model, Limits(body_bytes=16 << 20)) as running:
         status, answer = post(running, TEXT, json.dumps({"prompt": "the cat sat " * 900_000}).encode())

@@ -6,14 +6,14 @@ import asyncio
 from contextlib import nullcontext
 
 from recycle_onnx.runtime.config import GenerationConfig
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.metrics import Metrics
 from recycle_onnx.serve.orders import Order
 from recycle_onnx.serve.worker import Workers
 
 
-def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleModel) -> None:
+def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: Model) -> None:
     """Tokens that are there already are taken one at a time, between whatever else the event loop has to do."""
     tokens = 50
 
@@ -39,7 +39,7 @@ def test_a_job_that_is_ahead_leaves_others_their_turn(endless_model: RecycleMode
     assert asyncio.run(count_turns()) >= tokens
 
 
-def test_who_waits_for_a_whole_answer_is_woken_at_its_end(endless_model: RecycleModel) -> None:
+def test_who_waits_for_a_whole_answer_is_woken_at_its_end(endless_model: Model) -> None:
     async def ask() -> tuple[int, int]:
         made = endless_model.stream("the cat", max_new_tokens=20)
         workers = Workers(lambda order: nullcontext(made), Limits(), Metrics())

@@ -9,36 +9,52 @@ from typing import Any
 
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.families import (
+    arcee,
+    ernie4_5,
+    exaone4,
     gemma2,
     gemma3,
+    glm,
     gpt2,
     gpt_neox,
     granite,
+    helium,
+    hunyuan,
     llama,
+    mimo,
     mistral,
     olmo2,
+    olmo3,
     opt,
     phi3,
     qwen2,
     qwen3,
+    seed_oss,
     smollm3,
+    stablelm,
+    starcoder2,
 )  # fmt: skip
 from recycle_onnx.checkpoint.families.config import Config
 from recycle_onnx.checkpoint.families.family import Family
 from recycle_onnx.errors import InputError
 from recycle_onnx.files import read_json
 
-MODULES = (llama, mistral, qwen2, qwen3, smollm3, phi3, granite, olmo2, gemma2, gemma3, gpt2, gpt_neox, opt)
+MODULES = (
+    llama, mistral, qwen2, qwen3, smollm3, phi3, granite, olmo2, olmo3, gemma2, gemma3, ernie4_5,
+    exaone4, hunyuan, glm, stablelm, helium, arcee, seed_oss, starcoder2, mimo, gpt2, gpt_neox, opt,
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {kind: module.FAMILY for module in MODULES for kind in module.FAMILY.model_types}
 
 RECURRENT = (
     "bamba", "falcon_h1", "falcon_mamba", "granitemoehybrid", "jamba", "lfm2", "mamba", "mamba2", "nemotron_h",
     "qwen3_next", "recurrent_gemma", "rwkv", "rwkv7", "xlstm", "zamba", "zamba2",
 )  # fmt: skip
+"""Kinds of models that keep a state of fixed size: nothing in it can be cropped after a refused token."""
 EXPERTS = (
     "dbrx", "deepseek_v2", "deepseek_v3", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "llama4", "llama4_text",
     "mixtral", "olmoe", "phimoe", "qwen2_moe", "qwen3_moe",
 )  # fmt: skip
+"""Kinds of models whose layers choose among experts: no graph here has that."""
 
 
 def read_config(path: Path) -> tuple[BaseConfig, Family]:
@@ -62,7 +78,7 @@ def describe(raw: Mapping[str, Any], path: Path) -> tuple[BaseConfig, Family]:
     config.refuse_unread()
     if problem := base.contradiction():
         raise InputError(f"{path}: {problem}")
-    return replace(base, genai_type=family.genai_type, source=raw), family
+    return replace(base, genai_type=family.genai_type, raw=raw), family
 
 
 def find(model_type: object, path: Path) -> Family:

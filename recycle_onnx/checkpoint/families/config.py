@@ -26,7 +26,7 @@ DECISIVE = (
     "add_cross_attention", "alibi", "attention_bias", "attention_multiplier", "attn_logit_softcapping", "clip_qkv",
     "embedding_multiplier", "final_logit_softcapping", "layer_types", "lm_head_bias", "logit_scale", "logits_scaling",
     "mlp_bias", "n_routed_experts", "no_rope_layers", "num_experts", "num_local_experts", "partial_rotary_factor",
-    "qk_norm", "qkv_bias", "quantization_config", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
+    "qk_norm", "qkv_bias", "query_pre_attn_scalar", "residual_multiplier", "rope_parameters",
     "rope_scaling", "rotary_pct", "sliding_window", "use_bias", "use_bidirectional_attention", "use_qk_norm",
 )  # fmt: skip
 """Fields that change what a model computes, in whichever family: a family that does not read one refuses it."""
@@ -108,12 +108,6 @@ class Config:
     def refuse_unread(self) -> None:
         """Refuse what changes the result and was not read, unless its value changes nothing."""
         kind = self.raw.get("model_type")
-        if quantized := self.raw.get("quantization_config"):
-            method = quantized.get("quant_method") if isinstance(quantized, Mapping) else quantized
-            raise InputError(
-                f"{self.path}: quantization_config: the weights are quantized already ({method}); "
-                "expected float32, float16 or bfloat16 ones: take the original, and quantize its bundle"
-            )
         for name in DECISIVE:
             if name not in self._read and not _changes_nothing(self.raw.get(name)):
                 raise InputError(

@@ -15,13 +15,16 @@ from recycle_onnx.checkpoint.families.rope import read_rope
 from recycle_onnx.errors import InputError
 
 ATTENTION, MLP = "layers.{}.self_attn", "layers.{}.mlp"
+"""Neutral names, of which the families' files have others; the gaps are for the layer's number."""
 QUERY, KEY, VALUE, OUTPUT = (f"{ATTENTION}.{part}_proj" for part in "qkvo")
 GATE, UP, DOWN = (f"{MLP}.{part}_proj" for part in ("gate", "up", "down"))
 BEFORE_ATTENTION, BEFORE_FEED_FORWARD = "layers.{}.input_layernorm", "layers.{}.post_attention_layernorm"
 BEHIND_ATTENTION, BEHIND_FEED_FORWARD = "layers.{}.attention_output_norm", "layers.{}.feed_forward_output_norm"
 
 ACTIVATION_FIELDS = ("hidden_act", "hidden_activation", "activation_function")
+"""Where configs name the activation; the first one that is there counts."""
 WINDOWS = {"full_attention": False, "sliding_attention": True}
+"""Kinds of layers in a config's `layer_types`, and whether they look through the sliding window."""
 ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -30,7 +33,9 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
+    "relu2": "relu2",
 }
+"""transformers' names, and ours: several of its names compute the same numbers but for rounding."""
 
 
 @dataclass(frozen=True)

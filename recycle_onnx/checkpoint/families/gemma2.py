@@ -20,6 +20,7 @@ NORMS = {
     "layers.{}.pre_feedforward_layernorm": BEFORE_FEED_FORWARD,
     "layers.{}.post_feedforward_layernorm": BEHIND_FEED_FORWARD,
 }
+"""Its files call `post_attention_layernorm` what stands behind the attention; in a Llama that is before the MLP."""
 
 
 def common(config: Config, every: int, **description: Any) -> BaseConfig:

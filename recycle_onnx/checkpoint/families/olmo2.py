@@ -6,6 +6,12 @@ from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.families.config import Config
 from recycle_onnx.checkpoint.families.family import BEHIND_ATTENTION, BEHIND_FEED_FORWARD, Family, decoder
 
+NORMS = {
+    "layers.{}.post_attention_layernorm": BEHIND_ATTENTION,
+    "layers.{}.post_feedforward_layernorm": BEHIND_FEED_FORWARD,
+}
+"""Names of the norms behind the sublayers."""
+
 
 def describe(config: Config) -> BaseConfig:
     """Describe an OLMo 2; its norms, `post`, stand before the residual sum."""
@@ -13,12 +19,4 @@ def describe(config: Config) -> BaseConfig:
     return decoder(config, qkv_bias=bias, output_bias=bias, placement="post", qk_norm="width")
 
 
-FAMILY = Family(
-    ("olmo2",),
-    describe,
-    {
-        "layers.{}.post_attention_layernorm": BEHIND_ATTENTION,
-        "layers.{}.post_feedforward_layernorm": BEHIND_FEED_FORWARD,
-    },
-    genai_type="olmo",
-)
+FAMILY = Family(("olmo2",), describe, NORMS, genai_type="olmo")

@@ -59,6 +59,8 @@ def read_rope(
     scaling = _scaling(config, head_dim, _values(config) if values is None else values, base, part)
     kind = scaling.values.get("rope_type", scaling.values.get("type", "default"))
     kind = (aliases or {}).get(kind, kind) if isinstance(kind, str) else None
+    if "alpha" in scaling.values and kind != "dynamic":
+        raise InputError(f"{config.path}: RoPE scaling {kind!r} has an 'alpha'; expected one in 'dynamic' alone")
     if kind not in KINDS:
         raise InputError(f"{config.path}: rope_type {kind!r} is not supported; expected one of: {', '.join(KINDS)}")
     try:
@@ -113,8 +115,12 @@ def _linear(scaling: Scaling) -> tuple[Frequencies, float, int]:
 def _dynamic(scaling: Scaling) -> tuple[Frequencies, float, int]:
     """Leave frequencies unscaled: dynamic scaling differs beyond the context only.
 
-    There it would change the keys in the cache at every length.
+    There it would change the keys in the cache at every length. Hunyuan's has an `alpha`, which stretches the base
+    whatever the length.
     """
+    if alpha := scaling.number("alpha", 0):
+        stretched = scaling.base * alpha ** (scaling.size / (scaling.size - 2))
+        scaling = scaling._replace(base=stretched)
     return _plain(scaling), 1.0, scaling.context
 
 
@@ -167,10 +173,11 @@ def _yarn_factor(scaling: Scaling, stretch: float) -> float:
 
 
 KNOWN = {
-    "attention_factor", "beta_fast", "beta_slow", "factor", "finetuned", "high_freq_factor", "long_factor",
+    "alpha", "attention_factor", "beta_fast", "beta_slow", "factor", "finetuned", "high_freq_factor", "long_factor",
     "low_freq_factor", "mscale", "mscale_all_dim", "original_max_position_embeddings", "partial_rotary_factor",
     "rope_theta", "rope_type", "short_factor", "truncate", "type",
 }  # fmt: skip
+"""Fields of a scaling that are read, or change nothing; any other one is refused by name."""
 KINDS = {
     "default": _default,
     "linear": _linear,
@@ -179,3 +186,4 @@ KINDS = {
     "longrope": _longrope,
     "llama3": _llama3,
 }
+"""transformers' kinds of scaling, by `rope_type`."""

@@ -24,7 +24,7 @@ from recycle_onnx.export.calibrated.texts import WINDOW, more_windows, windows
 from recycle_onnx.export.calibrated.unfinished import Rounded, Unfinished
 from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.export.quantize_graph import Made
-from recycle_onnx.export.report import Report
+from recycle_onnx.progress import Progress
 from recycle_onnx.tuning import Tuner
 
 LARGEST = 2_500_000_000
@@ -66,7 +66,7 @@ class Calibrated:
 
 
 def calibrate(
-    bundle: Bundle, how: Quantization, calibration: Calibration, threads: int | None, report: Report
+    bundle: Bundle, how: Quantization, calibration: Calibration, threads: int | None, report: Progress
 ) -> Calibrated:
     """Quantize the layers of a float32 bundle's full model by what they read.
 
@@ -103,7 +103,7 @@ def calibrate(
 
 
 def _tuned(
-    calibrated: Calibrated, bundle: Bundle, ids: Ids, text: Path | None, tuner: Tuner, report: Report
+    calibrated: Calibrated, bundle: Bundle, ids: Ids, text: Path | None, tuner: Tuner, report: Progress
 ) -> Calibrated:
     """Return the matrices with tuned scales, or as they are where the tuner has none that are better."""
     windows, write = more_windows(bundle, text, ids)

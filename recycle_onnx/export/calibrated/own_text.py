@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP
-from recycle_onnx.export.report import Report
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.ort.native import run
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
@@ -21,7 +21,12 @@ STAGE = "letting the model write text to calibrate with"
 
 
 def write(
-    bundle: Bundle, openings: Sequence[Opening], turns: Sequence[Turn], length: int, threads: int | None, report: Report
+    bundle: Bundle,
+    openings: Sequence[Opening],
+    turns: Sequence[Turn],
+    length: int,
+    threads: int | None,
+    report: Progress,
 ) -> Ids:
     """Write windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
     random = np.random.default_rng(0)
@@ -37,7 +42,7 @@ def write(
                 windows[number, place] = text.say(_sample(logits[number], text.temperature, random))
         if place + 1 < length:
             logits = model.step(windows[:, place : place + 1])
-        report(STAGE, place + 1, length)
+        report(place + 1, length, STAGE)
     return windows
 
 

@@ -18,10 +18,11 @@ from recycle_onnx.export.block_quantizer import Blocks, Quantization, unpack
 from recycle_onnx.export.full_model import LM_HEAD
 from recycle_onnx.export.lazy import LazyWeight, load_lazily, weights_of
 from recycle_onnx.export.quantize_graph import Made
-from recycle_onnx.export.report import Report
+from recycle_onnx.progress import Progress
 from recycle_onnx.tuning import FloatModel, Floats, Grid, Tuned, Tuner
 
 FUSED, APART = "qkv_proj", ("q_proj", "k_proj", "v_proj")
+"""The graph multiplies queries, keys and values at once; the torch model has three products."""
 TABLES = ("embed_tokens", "embed_positions", "lm_head")
 """Stored as [rows, width]; the other matrices are the second factors of products, [K, N]."""
 
@@ -35,7 +36,7 @@ class Tuning(NamedTuple):
 
 
 def tune(
-    bundle: Bundle, made: Made, windows: NDArray[np.int64], tuner: Tuner, report: Report, *, write: bool
+    bundle: Bundle, made: Made, windows: NDArray[np.int64], tuner: Tuner, report: Progress, *, write: bool
 ) -> Tuning:
     """Let `tuner` tune the scales of `made`, made of a float32 bundle's full model; codes and zero points stay."""
     tensors = GraphTensors(bundle)

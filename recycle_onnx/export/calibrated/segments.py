@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 State = dict[str, NDArray[Any]]
 """Values between two pieces, by name: what the later ones read."""
 LAYER = re.compile(r"\.(\d+)\.")
+"""The layer's number in the name of a product's weight."""
 
 
 @dataclass(frozen=True)

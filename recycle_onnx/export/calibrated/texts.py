@@ -11,13 +11,14 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.calibrated.own_text import Ids, write
-from recycle_onnx.export.report import Report
 from recycle_onnx.files import read_text
+from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.text import encode
 from recycle_onnx.script import OPENING, Opening, Script, holds_prompts
 from recycle_onnx.tokenizer import load_tokenizer
 
 FOLDER = Path(__file__).parents[1] / "text"
+"""Texts that were written for this project; its README says what each is for."""
 KINDS = ("prose", "facts", "dialogue", "code")
 """One kind alone overfits: calibrated on an encyclopedia only, a model departs twice as far on books and code."""
 OWN = 3
@@ -32,7 +33,7 @@ TEMPERATURE = 1.0
 """Of the model's own text: as the model's distribution is, neither sharpened nor flattened."""
 
 
-def windows(bundle: Bundle, path: Path | None, columns: int, rows: int, threads: int | None, report: Report) -> Ids:
+def windows(bundle: Bundle, path: Path | None, columns: int, rows: int, threads: int | None, report: Progress) -> Ids:
     """Return token ids [about `rows`, length] of `path`, or of our own texts, for up to `columns` columns.
 
     Of a file with prompts the model writes the answers itself.
@@ -72,6 +73,12 @@ def more_windows(bundle: Bundle, path: Path | None, ids: Ids) -> tuple[Ids, bool
     return available[_evenly(len(available), MOST)], False
 
 
+def some_committed(bundle: Bundle, length: int, rows: int) -> Ids:
+    """Return about `rows` windows [n, length] of our own texts, as many of each kind."""
+    kinds = _committed(bundle, length)
+    return np.concatenate([ids[_evenly(len(ids), -(-rows // len(kinds)))] for ids in kinds])
+
+
 def _committed(bundle: Bundle, length: int) -> list[Ids]:
     """Return our own texts, kind by kind, in windows."""
     tokenizer = load_tokenizer(bundle.folder)
@@ -79,7 +86,7 @@ def _committed(bundle: Bundle, length: int) -> list[Ids]:
     return [_cut([encode(tokenizer, part) for part in text.split("\n\n")], length) for text in texts]
 
 
-def _mixture(bundle: Bundle, length: int, rows: int, threads: int | None, report: Report) -> Iterable[Ids]:
+def _mixture(bundle: Bundle, length: int, rows: int, threads: int | None, report: Progress) -> Iterable[Ids]:
     kinds = _committed(bundle, length)
     committed = rows - rows // OWN
     share = -(-committed // len(kinds))

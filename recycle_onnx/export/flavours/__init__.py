@@ -21,8 +21,8 @@ from recycle_onnx.export.flavours.standard_quantizer import StandardQuantizer
 from recycle_onnx.export.graph import DecoderGraph
 from recycle_onnx.export.half_precision import HalfPrecision, HalfPrecisionRewriter
 from recycle_onnx.export.quantize_graph import GraphQuantizer, Made
-from recycle_onnx.export.report import Report
 from recycle_onnx.export.rewriter import Rewriter
+from recycle_onnx.progress import Progress
 
 Precision = Quantization | HalfPrecision
 
@@ -45,7 +45,7 @@ class Flavour:
     def rewriter(
         self,
         how: Precision | None,
-        report: Report,
+        report: Progress,
         made: Made = MappingProxyType({}),
         vectors: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
     ) -> Rewriter:
@@ -63,6 +63,7 @@ class Flavour:
 ORT = Flavour("ort", OrtGraph, OrtQuantizer)
 STANDARD = Flavour("standard", StandardGraph, StandardQuantizer)
 FLAVOURS = {flavour.name: flavour for flavour in (ORT, STANDARD)}
+"""By the name in manifests and on the command line."""
 
 
 def flavour_named(name: str) -> Flavour:

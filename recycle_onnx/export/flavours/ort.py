@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig
-from recycle_onnx.checkpoint.base import Layer
+from recycle_onnx.checkpoint.base import Layer, Rope
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, GraphSpec
 from recycle_onnx.errors import InputError
 from recycle_onnx.export.graph import Cache, DecoderGraph, Projected
@@ -64,7 +64,7 @@ class OrtGraph(DecoderGraph):
         rope = layer.rope
         fused = rope is not None and len(rope.frequencies) % 8 == 0  # else the kernel refuses
         if rope and not fused:
-            query = self._rotated(query, layer)
+            query = self.rotated(query, rope)
         separate = query if len(query) == 3 else (*query, None, None)
         tables = self.rotary_tables(rope) if rope and fused else ()
         y, key, value = self.microsoft.GroupQueryAttention(
@@ -94,9 +94,9 @@ class OrtGraph(DecoderGraph):
             attributes["softcap"] = config.attention_softcap
         return attributes
 
-    def _rotated(self, query: Projected, layer: Layer) -> Projected:
-        config, rope = self.config, layer.rope
-        assert rope is not None
+    def rotated(self, query: Projected, rope: Rope) -> Projected:
+        """Build RotaryEmbedding, which takes any even number of values of a head."""
+        config = self.config
         attributes: dict[str, int] = {"interleaved": 1} if rope.interleaved else {}
         if 2 * len(rope.frequencies) != config.head_dim:
             attributes["rotary_embedding_dim"] = 2 * len(rope.frequencies)

@@ -24,6 +24,7 @@ FEWEST = 2
 # Places among the inputs of GroupQueryAttention. Keys and values are None where they lie beside the queries.
 PACKED = slice(0, 3)
 PAST_KEYS, LAST_INDEX, TOTAL, COSINES = 3, 5, 6, 7
+"""Inputs of GroupQueryAttention, by their place."""
 
 # The same of Attention.
 QUERIES, ALLOWED = 0, 3

@@ -60,7 +60,7 @@ class StandardGraph(DecoderGraph):
         op, config = self.op, self.config
         q, k, v = self._by_head(query)
         if layer.rope:
-            q, k = (self._rotated(x, layer.rope) for x in (q, k))
+            q, k = (self._turned(x, layer.rope) for x in (q, k))
         present = self._appended(past, (k, v))
         valid = (op.Slice(x, self.ints(0), self._end, self.ints(2)) for x in present)
         attributes: dict[str, Any] = {"scale": layer.scale}
@@ -87,8 +87,18 @@ class StandardGraph(DecoderGraph):
         sizes = self.ints(config.num_heads, config.num_kv_heads, config.num_kv_heads)
         return tuple(op.Split(*heads, sizes, axis=1, _outputs=3))
 
-    def _rotated(self, x: ir.Value, rope: Rope) -> ir.Value:
-        attributes = {"interleaved": int(rope.interleaved)}
+    def rotated(self, query: Projected, rope: Rope) -> Projected:
+        """Build RotaryEmbedding for heads that lie beside each other."""
+        q, k, value = query
+        config = self.config
+        return (
+            self._turned(q, rope, num_heads=config.num_heads),
+            self._turned(k, rope, num_heads=config.num_kv_heads),
+            value,
+        )
+
+    def _turned(self, x: ir.Value, rope: Rope, **attributes: int) -> ir.Value:
+        attributes["interleaved"] = int(rope.interleaved)
         if 2 * len(rope.frequencies) != self.config.head_dim:
             attributes["rotary_embedding_dim"] = 2 * len(rope.frequencies)
         rotated: ir.Value = self.op.RotaryEmbedding(x, *self.rotary_tables(rope), self.positions, **attributes)

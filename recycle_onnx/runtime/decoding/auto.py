@@ -15,7 +15,7 @@ from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModulePropos
 from recycle_onnx.runtime.decoding.sampling import Chooser
 from recycle_onnx.runtime.settings import LONGEST_CHAINS
 
-Source = Literal["nothing", "module", "lookup", "constraint"]
+ProposerName = Literal["nothing", "module", "lookup", "constraint"]
 
 LONGEST = LONGEST_CHAINS["auto"]
 """Most tokens of a chain: a later place is right only where all before it were, so it adds ever less."""
@@ -25,7 +25,7 @@ a text from prose into code, and a single miss does not turn them."""
 PRIOR = {"module": (1.5, 2.0), "lookup": (1.0, 2.0), "constraint": (1.9, 2.0)}
 """Accepted and tried proposals to start from: so few that the first cycles outweigh them."""
 PLACES = {"module": LONGEST, "lookup": LONGEST, "constraint": STEP_ROWS - 1}
-"""Most tokens that each source proposes: a constraint is right wherever it leaves no choice."""
+"""Most tokens of each proposer: a constraint is right wherever it leaves no choice."""
 CALIBRATED = 8.0
 """Proposals that a calibration counts for: it was measured on other texts, so this text's own outcomes take over after
 as many cycles."""
@@ -48,7 +48,7 @@ class Costs:
         known = _seconds(calibration.step_ms) if calibration else {}
         self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
         self._medians = dict(known)
-        self._seen: set[str] = set()
+        self._seen: set[str] = set()  # kinds whose first step is past
 
     def add(self, kind: str, seconds: float) -> None:
         """Note how many seconds one step took."""
@@ -99,17 +99,17 @@ def _seconds(step_ms: dict[str, float]) -> dict[str, float]:
 
 @dataclass
 class Rates:
-    """The share of a source's proposals that were right, by their place in the chain; the past fades."""
+    """The share of a proposer's proposals that were right, by their place in the chain; the past fades."""
 
     accepted: list[float] = field(default_factory=list)
     tried: list[float] = field(default_factory=list)
 
     @classmethod
-    def prior(cls, source: str, calibration: MachineCalibration | None = None) -> Rates:
+    def prior(cls, proposer: str, calibration: MachineCalibration | None = None) -> Rates:
         """Return what is believed before anything was tried here."""
-        accepted, tried = PRIOR[source]
-        prior = cls([accepted] * PLACES[source], [tried] * PLACES[source])
-        for place, rate in enumerate(calibration.acceptance.get(source, ())[:LONGEST] if calibration else ()):
+        accepted, tried = PRIOR[proposer]
+        prior = cls([accepted] * PLACES[proposer], [tried] * PLACES[proposer])
+        for place, rate in enumerate(calibration.acceptance.get(proposer, ())[:LONGEST] if calibration else ()):
             prior.accepted[place], prior.tried[place] = rate * CALIBRATED, CALIBRATED
         return prior
 
@@ -130,35 +130,35 @@ class Rates:
         return expected
 
 
-def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[Source, int]) -> tuple[Source, int]:
-    """Choose the source and number of proposals that promise most tokens per second, up to `longest` of each.
+def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[ProposerName, int]) -> tuple[ProposerName, int]:
+    """Choose the proposer and number of proposals that promise most tokens per second, up to `longest` of each.
 
-    The choice is `nothing` where no source beats the full model alone by `MARGIN`, or its cost is not known yet.
+    The choice is `nothing` where no proposer beats the full model alone by `MARGIN`, or its cost is not known yet.
     """
     alone = costs.get("full_1")
     if alone is None:
         return "nothing", 0
     best = MARGIN / alone
-    choice: tuple[Source, int] = ("nothing", 0)
-    for source, most in longest.items():
-        by_module = source == "module"
-        for chain, tokens in enumerate(rates[source].tokens(most), start=1):
+    choice: tuple[ProposerName, int] = ("nothing", 0)
+    for proposer, most in longest.items():
+        by_module = proposer == "module"
+        for chain, tokens in enumerate(rates[proposer].tokens(most), start=1):
             speed = tokens / (costs.full(1 + chain, by_module) + (costs.module(chain) if by_module else 0.0))
             if speed > best:
-                best, choice = speed, (source, chain)
+                best, choice = speed, (proposer, chain)
     return choice
 
 
-def first_choice(calibration: MachineCalibration) -> tuple[Source, int, float]:
-    """Return what a calibration makes `auto` start with: source, tokens it proposes, and the expected speed-up."""
+def first_choice(calibration: MachineCalibration) -> tuple[ProposerName, int, float]:
+    """Return what a calibration makes `auto` start with: proposer, tokens it proposes, and the expected speed-up."""
     costs = Costs(calibration)
-    rates = {source: Rates.prior(source, calibration) for source in calibration.acceptance}
-    longest: dict[Source, int] = {"module": LONGEST} if "module" in rates else {}
-    source, chain = fastest(costs, rates, longest)
+    rates = {proposer: Rates.prior(proposer, calibration) for proposer in calibration.acceptance}
+    longest: dict[ProposerName, int] = {"module": LONGEST} if "module" in rates else {}
+    proposer, chain = fastest(costs, rates, longest)
     if chain == 0:
-        return source, 0, 1.0
+        return proposer, 0, 1.0
     seconds = costs.full(1 + chain, after_module=True) + costs.module(chain)
-    return source, chain, rates[source].tokens(chain)[-1] * costs.full(1) / seconds
+    return proposer, chain, rates[proposer].tokens(chain)[-1] * costs.full(1) / seconds
 
 
 class AutoProposer:
@@ -182,33 +182,33 @@ class AutoProposer:
         self.lookup = LookupProposer(prompt, sampling, self.longest)
         self.module = module
         self.costs = Costs(calibration)
-        self.rates = {source: Rates.prior(source, calibration) for source in PRIOR}
+        self.rates = {proposer: Rates.prior(proposer, calibration) for proposer in PRIOR}
         self.chosen: Counter[str] = Counter()
         self._trials = [] if calibration else [chain for chain in TRIALS if self.module or chain == 0]
-        self._last: tuple[Source, int] | None = None
-        self._pause = self._wait = FIRST_PAUSE
-        self._expected: list[int] = []
-        self._came = 0
+        self._last: tuple[ProposerName, int] | None = None  # who proposed in the latest cycle, and how many tokens
+        self._pause = self._wait = FIRST_PAUSE  # cycles between two questions to the module, and until the next
+        self._expected: list[int] = []  # what a lookup said would come, and has not been refuted
+        self._came = 0  # how many of them have come
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
-        """Propose at most `room` tokens, from whichever source is worth it."""
+        """Propose at most `room` tokens, from whichever proposer is worth it."""
         self._learn(len(kept) - 1)
         self._watch_lookup(kept)
         looked_up = self.lookup.propose(kept, position, min(room, self.longest))
         forced = self.sampling.fast_forward(position)[: min(room, PLACES["constraint"])]
-        source, chain = self._choose(len(looked_up), len(forced))
+        proposer, chain = self._choose(len(looked_up), len(forced))
         proposals: list[int] = []
-        if source == "module" and self.module is not None:
+        if proposer == "module" and self.module is not None:
             proposals = self._ask_module(self.module, kept, position, min(room, chain))
         else:
             if self.module is not None:
                 self.module.postpone(kept)
-            if source in ("lookup", "constraint"):
-                proposals = (looked_up if source == "lookup" else forced)[:chain]
+            if proposer in ("lookup", "constraint"):
+                proposals = (looked_up if proposer == "lookup" else forced)[:chain]
         if not self._expected:
             self._expected, self._came = looked_up, 0
-        self._last = (source, len(proposals))
-        self.chosen[source if source != "module" else f"module_{chain}"] += 1
+        self._last = (proposer, len(proposals))
+        self.chosen[proposer if proposer != "module" else f"module_{chain}"] += 1
         return proposals
 
     def _ask_module(self, module: ModuleProposer, kept: list[int], position: int, chain: int) -> list[int]:
@@ -224,10 +224,10 @@ class AutoProposer:
     def _learn(self, accepted: int) -> None:
         if self._last is None:
             return
-        source, proposed = self._last
-        self.costs.add(f"full_{1 + proposed}" + "_module" * (source == "module"), self.decoder.full.seconds)
-        if source in ("module", "constraint") and proposed:
-            self.rates[source].learn(proposed, accepted)
+        proposer, proposed = self._last
+        self.costs.add(f"full_{1 + proposed}" + "_module" * (proposer == "module"), self.decoder.full.seconds)
+        if proposer in ("module", "constraint") and proposed:
+            self.rates[proposer].learn(proposed, accepted)
 
     def _watch_lookup(self, kept: list[int]) -> None:
         """Compare what was found with what came, whoever proposed: a lookup costs nothing to try."""
@@ -240,18 +240,18 @@ class AutoProposer:
                 self.rates["lookup"].learn(len(self._expected), self._came)
                 self._expected = []
 
-    def _choose(self, looked_up: int, forced: int) -> tuple[Source, int]:
+    def _choose(self, looked_up: int, forced: int) -> tuple[ProposerName, int]:
         if self._trials:
             chain = self._trials.pop(0)
             return ("module", chain) if chain else ("nothing", 0)
         module = self.longest if self.module else 0
-        longest: dict[Source, int] = {"constraint": forced, "lookup": looked_up, "module": module}
+        longest: dict[ProposerName, int] = {"constraint": forced, "lookup": looked_up, "module": module}
         choice = fastest(self.costs, self.rates, longest)
         if choice[0] == "module":
             self._pause = self._wait = FIRST_PAUSE
         return self._probe() if choice[0] == "nothing" else choice
 
-    def _probe(self) -> tuple[Source, int]:
+    def _probe(self) -> tuple[ProposerName, int]:
         """Ask the module now and then, while nothing pays, whether the text has become easier."""
         self._wait -= 1
         if self.module is None or self._wait > 0:
@@ -260,13 +260,13 @@ class AutoProposer:
         return "module", 1
 
     def report(self) -> dict[str, Any]:
-        """Return how often each source was chosen, and why: step costs in milliseconds, and acceptance by place."""
+        """Return how often each proposer was chosen, and why: step costs in milliseconds, and acceptance by place."""
         return {
             "chosen": dict(self.chosen),
             "step_ms": self.costs.to_json(),
             "acceptance": {
-                source: [a / t for a, t in zip(rates.accepted, rates.tried, strict=True)]
-                for source, rates in self.rates.items()
-                if any(name.startswith(source) for name in self.chosen)
+                proposer: [a / t for a, t in zip(rates.accepted, rates.tried, strict=True)]
+                for proposer, rates in self.rates.items()
+                if any(name.startswith(proposer) for name in self.chosen)
             },
         }

@@ -14,7 +14,10 @@ from recycle_onnx.runtime.decoding.half import Floats, Half, States
 
 TOLERANCE = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.1, "int4": 0.5}
 """Largest allowed difference by precision, as a part of the largest logit: rounding is less, a wrong graph more."""
+INT8_CACHE = 0.1
+"""The same where keys and values are integers, for precisions that allow less."""
 TOKENS = 12
+"""Of a text for a check: enough for a prompt, steps behind it, and rows that attend over both."""
 
 
 class BothHalves:
@@ -41,6 +44,12 @@ class BothHalves:
             states_in = None if hidden_in is None else hidden_in[piece]
             rows.append(half.read(ids[piece], states_in, states[piece], keep=len(ids[piece])).copy())
         return np.concatenate(rows), states
+
+
+def tolerance(manifest: Manifest) -> float:
+    """Return the largest allowed difference between runs of a bundle."""
+    allowed = TOLERANCE[manifest.precision]
+    return allowed if manifest.graphs["full"].cache_type is None else max(allowed, INT8_CACHE)
 
 
 def some_text(manifest: Manifest, stop_ids: Sequence[int] = ()) -> list[int]:

@@ -21,6 +21,7 @@ from recycle_onnx.machine import processor
 from recycle_onnx.temporary import temporary_file
 
 STEP = re.compile(r"(full|recycle)_[1-9]")
+"""Names of steps: a file with others is damaged, or of another version."""
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class MachineCalibration:
 
     Steps are `full_1` … `full_5`, `recycle_1` and `recycle_2`.
 
-    `acceptance` is by source (`module`, `lookup`) and place in a chain, given that those before were right.
+    `acceptance` is by proposer (`module`, `lookup`) and place in a chain, given that those before were right.
     """
 
     step_ms: dict[str, float]

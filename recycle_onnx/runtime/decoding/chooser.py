@@ -81,10 +81,10 @@ class ProcessedChooser:
     ) -> None:
         """Start the processors on `prompt`; `room` is the most tokens that follow it."""
         self.sampling = sampling
-        self._ids = np.empty(len(prompt) + room, np.int64)
+        self._ids = np.empty(len(prompt) + room, np.int64)  # filled as far as the text goes; processors get views
         self._ids[: len(prompt)] = prompt
-        self._start = len(prompt)
-        self._row = np.empty(vocab_size, np.float32)
+        self._start = len(prompt)  # of the new tokens
+        self._row = np.empty(vocab_size, np.float32)  # a copy of logits, for processors to change
         self._stop_ids = stop_ids
         start = self._prefix(len(prompt))
         self._processors: list[Processor] = []
@@ -95,7 +95,7 @@ class ProcessedChooser:
                 self._processors.append(self._followers[-1])
             else:
                 self._processors.append(processor)
-        self._read = [len(prompt)] * len(self._followers)
+        self._read = [len(prompt)] * len(self._followers)  # how many tokens each of the followers has been told of
         self._foreseeing = [follower for follower in self._followers if isinstance(follower, Foreseeing)]
 
     def choose(self, logits: Floats, position: int, vocabulary: Ids | None = None) -> int:

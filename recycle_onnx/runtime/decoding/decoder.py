@@ -29,9 +29,17 @@ without a bound."""
 Watch = Callable[[int, int], None]
 """Told after each chunk of a prompt how many tokens are read, and of how many; what it raises ends the reading."""
 
+Recall = Callable[["Decoder", list[int]], int]
+"""Restores what it knows of a prompt into a decoder that knows less, and returns how many tokens that are."""
+
 
 def nobody(read: int, total: int) -> None:
     """Ignore how far the prompt is read."""
+
+
+def nothing(decoder: Decoder, prompt: list[int]) -> int:
+    """Know nothing of any prompt."""
+    return 0
 
 
 def common_prefix(first: list[int], second: list[int]) -> int:
@@ -85,8 +93,12 @@ class Decoder:
         self.work = Work()
         self.exclusive = Exclusive()
         self.states = WaitingStates(specs[0].state_size, specs[0].float_type)
+        self.recall: Recall = nothing
         self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
         self._watch: Watch = nobody  # of the text that is being read
+
+    def __repr__(self) -> str:
+        return f"<Decoder: {len(self.tokens.full)} tokens read>"
 
     @property
     def waiting(self) -> int:
@@ -98,14 +110,18 @@ class Decoder:
 
         The logits are those after the last token. The hidden states are kept until the module reads them with
         `start_recycling`. At most `limit` tokens will follow: room for them is made now, since to make it later is to
-        copy the caches. `watch` is told of each chunk, of the module's too.
+        copy the caches. `watch` is told of each chunk, of the module's too. Before that `recall` may know more of the
+        prompt, and the time that it takes counts as reading.
         """
         started = time.perf_counter()
         self._watch = watch
-        work = self.work = Work(reused=self._go_back(prompt), full_runs=1)
+        reused = self._go_back(prompt)
         for half in (self.full, self.recycler):
             if half is not None:
                 half.reserve(len(prompt) + min(limit, AHEAD))
+        if self.recall(self, prompt):
+            reused = self._go_back(prompt)
+        work = self.work = Work(reused, full_runs=1)
         for start in range(work.reused, len(prompt), self.chunk):
             piece = prompt[start : start + self.chunk]
             logits = self._read(piece)
@@ -182,13 +198,13 @@ class Decoder:
             arrays |= _read_by("recycler", self.recycler)
         return {**arrays, "states": self.states.rows()}
 
-    def restore(self, snapshot: dict[str, NDArray[Any]]) -> None:
-        """Take over what a decoder of the same model had read."""
+    def restore(self, snapshot: dict[str, NDArray[Any]], start: int = 0) -> None:
+        """Take over what a decoder of the same model had read, behind the first `start` rows of both halves."""
         self.work = Work()
         for kind, half in (("full", self.full), ("recycler", self.recycler)):
             if half is not None:
                 past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]
-                half.restore(snapshot[f"{kind}.tokens"].tolist(), past)
+                half.restore(snapshot[f"{kind}.tokens"].tolist(), past, start)
         self.states.clear()
         if self.recycler is not None:
             self.tokens.module_is_true()

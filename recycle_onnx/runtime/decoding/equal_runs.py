@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.cache import cache_folder, read_cached
+from recycle_onnx.contract import CacheType
 from recycle_onnx.files import write_json
 from recycle_onnx.machine import processor
 from recycle_onnx.runtime.decoding.decoder import Decoder
@@ -37,6 +38,7 @@ class EqualRuns:
         name = f"{bundle.digest[:32]}-{provider}-{threads or 'default'}.json"
         self._path = cache_folder() / "equal_runs" / name
         self._key = {"version": VERSION, "processor": processor.identity(), "onnxruntime": ort.__version__}
+        # None until somebody asks: to try takes a second
         self._answer = None if may_be_equal(bundle.manifest, provider) else False
         self._lock = threading.Lock()
 
@@ -87,13 +89,11 @@ def _equal_behind(full: Half, start: int, end: int) -> bool:
     """Tell whether runs on several tokens at `start` … `end` - 1 give what runs on one give.
 
     The tokens before are random keys and values: to read a text instead would take longer than all the rest.
-
-    (To read a text instead would take longer than all the rest.)
     """
     random, spec = np.random.default_rng(0), full.spec
     ids = random.integers(spec.vocab_size, size=end).tolist()
     shape = (spec.num_kv_heads, start, spec.head_dim)
-    full.restore(ids[:start], [random.standard_normal(shape, np.float32) for _ in spec.past_names()])
+    full.restore(ids[:start], [_random(random, shape, dtype) for dtype in spec.cache_types()])
     single = _outcome(full, [[token] for token in ids[start:]])
     for size in SIZES:
         full.crop(start)
@@ -101,6 +101,13 @@ def _equal_behind(full: Half, start: int, end: int) -> bool:
         if not all(np.array_equal(one[: len(more)], more) for one, more in zip(single, several, strict=True)):
             return False
     return True
+
+
+def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: CacheType) -> NDArray[Any]:
+    if np.issubdtype(dtype, np.integer):
+        bounds = np.iinfo(dtype)
+        return random.integers(bounds.min, bounds.max, shape, dtype, endpoint=True)
+    return random.standard_normal(shape, np.float32)
 
 
 def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:

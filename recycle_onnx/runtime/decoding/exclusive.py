@@ -20,9 +20,9 @@ class Exclusive:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._user: int | None = None
-        self._closed = False
-        self._process = os.getpid()
+        self._user: int | None = None  # the thread's number, while one uses it
+        self._closed = False  # for good: nobody opens it again
+        self._process = os.getpid()  # a fork shares the sessions' threads only in name
 
     @contextmanager
     def use(self) -> Iterator[None]:

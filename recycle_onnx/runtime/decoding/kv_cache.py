@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import ATTENTION_MASK, GraphSpec
+from recycle_onnx.contract import ATTENTION_MASK, CacheType, GraphSpec
 from recycle_onnx.runtime.ort.memory import HOST, Array, Buffer, Memory
 
 FIRST_CAPACITY = 256
@@ -17,10 +17,15 @@ FIRST_CAPACITY = 256
 work."""
 SPARE = 1
 """A row behind the text: there a graph may put one that makes a run on one token round as longer ones do."""
+INT8_STEP = 256
+"""Rows that buffers of integers grow by at least, and a quarter of what they have: attention over integers computes
+with all rows of a buffer. A multiple of the 64 that ONNX Runtime sums up at once, so that sums do not depend on it."""
 
 
 class KVCache:
     """Key-value buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how many rows are valid.
+
+    They hold floats or integers, as the graph says.
 
     How many rows are valid is its owner's business: to roll back is to say a smaller number, and what lies beyond is
     overwritten by the next run. The mask is on the host always; the buffers are where the session wants them, and are
@@ -34,11 +39,12 @@ class KVCache:
         """
         self.limit = limit
         self.capacity = min(FIRST_CAPACITY, limit)
+        self._types = spec.cache_types()
         self._shown = 0  # ones in the mask
         self._spec = spec
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
         self._places = [(places or {}).get(past, HOST) for past, _ in self._names]
-        self.buffers = [self._buffer(place) for place in self._places]
+        self.buffers = [self._buffer(*placed) for placed in zip(self._places, self._types, strict=True)]
         self._make_mask()
 
     @property
@@ -63,13 +69,13 @@ class KVCache:
         binding.bind_ortvalue_input(ATTENTION_MASK, self._mask_value)
 
     def reserve(self, rows: int, used: int) -> bool:
-        """Make room for `rows` tokens, doubling the buffers, and keep the first `used`; tell whether they are new."""
+        """Make room for `rows` tokens in larger buffers, and keep the first `used`; tell whether they are new."""
         if rows <= self.capacity:
             return False
         while self.capacity < rows:
-            self.capacity = min(2 * self.capacity, self.limit)
-        placed = zip(self.buffers, self._places, strict=True)
-        self.buffers = [self._grown(buffer, place, used) for buffer, place in placed]
+            self.capacity = min(self._next_capacity(), self.limit)
+        for index, placed in enumerate(zip(self._places, self._types, strict=True)):
+            self.buffers[index] = self._grown(self.buffers[index], *placed, used)  # the old one is freed at once
         self._make_mask()
         return True
 
@@ -85,22 +91,31 @@ class KVCache:
         """Give keys and values [K, count, D] of the first rows, in the contract's order; on the host, aliases."""
         return [array[0, :, :count] for array in self.arrays]
 
-    def restore(self, past: list[NDArray[Any]]) -> None:
-        """Copy keys and values that `rows` gave into buffers that have room for them."""
+    def restore(self, past: list[NDArray[Any]], start: int = 0) -> None:
+        """Copy keys and values that `rows` gave into buffers that have room for them behind `start` rows."""
         for buffer, rows in zip(self.buffers, past, strict=True):
-            buffer.write_rows(rows[None])
+            buffer.write_rows(rows[None], start)
 
     def close(self) -> None:
         """Let go of the buffers."""
         self.buffers = []
 
-    def _buffer(self, place: Memory) -> Buffer:
-        rows = min(self.capacity + SPARE, self.limit)  # the last token that a context has room for is never read
-        shape = (1, self._spec.num_kv_heads, rows, self._spec.head_dim)
-        return place.zeros(shape, self._spec.float_type)
+    def _next_capacity(self) -> int:
+        if self._spec.cache_type is None:
+            return 2 * self.capacity
+        return self.capacity + max(INT8_STEP, self.capacity // 4 // INT8_STEP * INT8_STEP)
 
-    def _grown(self, buffer: Buffer, place: Memory, used: int) -> Buffer:
-        larger = self._buffer(place)
+    def _rows(self) -> int:
+        """Return the rows of a buffer: the last token that a context has room for is never read."""
+        if self._spec.cache_type is None:
+            return min(self.capacity + SPARE, self.limit)
+        return -(-self.capacity // INT8_STEP) * INT8_STEP
+
+    def _buffer(self, place: Memory, dtype: CacheType) -> Buffer:
+        return place.zeros((1, self._spec.num_kv_heads, self._rows(), self._spec.head_dim), dtype)
+
+    def _grown(self, buffer: Buffer, place: Memory, dtype: CacheType, used: int) -> Buffer:
+        larger = self._buffer(place, dtype)
         larger.write_rows(buffer.read()[:, :, :used])
         return larger
 

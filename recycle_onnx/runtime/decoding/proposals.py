@@ -10,7 +10,7 @@ from recycle_onnx.runtime.decoding.sampling import Chooser, choose_if_allowed
 
 
 class Proposer(Protocol):
-    """A source of guesses at what follows; the full model has the last word."""
+    """What guesses at what follows; the full model has the last word."""
 
     def propose(self, kept: list[int], position: int, room: int) -> list[int]:
         """Propose at most `room` tokens from `position` on, after the full model added `kept` to the text."""
@@ -69,8 +69,8 @@ class LookupProposer:
     def __init__(self, prompt: list[int], sampling: Chooser, chain: int, longest: int = 4, shortest: int = 2) -> None:
         self.sampling, self.chain = sampling, chain
         self.longest, self.shortest = longest, shortest
-        self._text: list[int] = []
-        self._followed: dict[tuple[int, ...], int] = {}
+        self._text: list[int] = []  # all tokens, prompt and answer: proposals are pieces of it
+        self._followed: dict[tuple[int, ...], int] = {}  # where in it each sequence ended last
         self._add(prompt)
 
     def postpone(self, kept: list[int]) -> None:

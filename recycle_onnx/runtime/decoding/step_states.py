@@ -29,10 +29,10 @@ class StepStates:
         self._array: States = np.zeros((STEP_ROWS, width), dtype)
         self._dtype: FloatType = dtype
         self._made_in = made_in
-        self._memory: Memory = HOST
-        self._buffers: dict[int, Buffer] = {}
-        self._rows = 0
-        self._copied = True
+        self._memory: Memory = HOST  # where steps leave their rows: on the host until somebody asks for another place
+        self._buffers: dict[int, Buffer] = {}  # by the number of rows; on a device only
+        self._rows = 0  # of the latest step
+        self._copied = True  # whether `_array` has the latest step's rows
 
     def share(self, memory: Memory) -> None:
         """Have later steps leave their states where the next graph reads them, if they are made there; else here."""

@@ -15,7 +15,7 @@ class WaitingStates:
     """Rows [n, state_size] of neighbouring positions, the module's next one first, in a buffer that grows."""
 
     def __init__(self, width: int, dtype: FloatType) -> None:
-        self._count = 0
+        self._count = 0  # rows of the buffer that are filled
         self._buffer: States = np.empty((0, width), np.dtype(dtype))
 
     def __len__(self) -> int:

@@ -10,10 +10,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import FloatType
+from recycle_onnx.contract import CacheType
 from recycle_onnx.errors import RecycleError
 
-Array = NDArray[np.floating[Any]]
+Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 
@@ -27,8 +27,8 @@ class Buffer(Protocol):
     def read(self) -> Array:
         """Return the content: the very memory on the host, a copy of what lies on a device."""
 
-    def write_rows(self, rows: Array) -> None:
-        """Put [1, K, n, D] at the beginning of a [1, K, capacity, D]; what follows is unspecified."""
+    def write_rows(self, rows: Array, start: int = 0) -> None:
+        """Put [1, K, n, D] behind the first `start` rows of a [1, K, capacity, D]; what follows is unspecified."""
 
 
 class Memory(Protocol):
@@ -38,7 +38,7 @@ class Memory(Protocol):
     def is_host(self) -> bool:
         """Whether numpy sees what lies here."""
 
-    def zeros(self, shape: Shape, dtype: FloatType) -> Buffer:
+    def zeros(self, shape: Shape, dtype: CacheType) -> Buffer:
         """Allocate a new tensor of zeros."""
 
 
@@ -52,8 +52,8 @@ class HostBuffer:
     def read(self) -> Array:
         return self.array
 
-    def write_rows(self, rows: Array) -> None:
-        self.array[:, :, : rows.shape[2]] = rows
+    def write_rows(self, rows: Array, start: int = 0) -> None:
+        self.array[:, :, start : start + rows.shape[2]] = rows
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ class HostMemory:
 
     is_host: bool = True
 
-    def zeros(self, shape: Shape, dtype: FloatType) -> Buffer:
+    def zeros(self, shape: Shape, dtype: CacheType) -> Buffer:
         return HostBuffer(np.zeros(shape, dtype))
 
 
 class DeviceBuffer:
     """A tensor in a device's memory, which only graphs touch; to read or to write it is to copy."""
 
-    def __init__(self, value: ort.OrtValue, dtype: FloatType) -> None:
+    def __init__(self, value: ort.OrtValue, dtype: CacheType) -> None:
         self.value, self._dtype = value, dtype
         value.update_inplace(np.zeros(value.shape(), dtype))  # memory that was another's may hold NaN
 
@@ -77,9 +77,9 @@ class DeviceBuffer:
         content: Array = self.value.numpy()
         return content
 
-    def write_rows(self, rows: Array) -> None:
-        whole = np.zeros(self.value.shape(), self._dtype)
-        whole[:, :, : rows.shape[2]] = rows
+    def write_rows(self, rows: Array, start: int = 0) -> None:
+        whole = self.read() if start else np.zeros(self.value.shape(), self._dtype)
+        whole[:, :, start : start + rows.shape[2]] = rows
         self.value.update_inplace(whole)
 
 
@@ -92,7 +92,7 @@ class DeviceMemory:
     number: int
     is_host: bool = False
 
-    def zeros(self, shape: Shape, dtype: FloatType) -> Buffer:
+    def zeros(self, shape: Shape, dtype: CacheType) -> Buffer:
         kind = "npu" if "npu" in self.name.lower() else "gpu"
         make = ort.OrtValue.ortvalue_from_shape_and_type
         try:
@@ -104,6 +104,7 @@ class DeviceMemory:
 
 
 HOST = HostMemory()
+"""One for all: memories are compared to see whether a copy is needed."""
 
 
 def input_memory(session: ort.InferenceSession) -> dict[str, Memory]:

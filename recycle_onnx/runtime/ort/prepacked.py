@@ -22,6 +22,7 @@ from recycle_onnx.runtime.ort.providers import Place, Placement
 from recycle_onnx.runtime.ort.sessions import check_threads, open_original, open_session, session_options
 
 GRAPH, WEIGHTS, MADE = "graph.onnx", "graph.onnx.data", "made.json"
+"""The files of a cache entry; what it was made for is written last."""
 SMALLEST_BYTES = 1024
 """Smaller tensors stay in the graph."""
 

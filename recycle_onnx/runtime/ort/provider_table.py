@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from recycle_onnx.contract import FloatType
 
 CPU = "cpu"
+"""The provider that is always here, and runs what others leave."""
 PREFERRED = ("cuda", "dml", "webgpu", CPU)
 """What `auto` tries, in this order. The others compile for fixed shapes, or have not been seen to gain anything."""
 

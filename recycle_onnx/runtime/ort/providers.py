@@ -20,6 +20,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.ort.provider_table import CPU, PREFERRED, PROVIDERS, Provider
 
 AUTO = "auto"
+"""No provider, but the wish for the best one that is here."""
 STANDARD_SINCE = (1, 26)
 """The oldest ONNX Runtime that runs the flavour `standard`, which is of opset 24 and IR version 12."""
 
@@ -69,23 +70,33 @@ def why_missing(provider: Provider) -> str | None:
 
 def why_unfit(provider: Provider, manifest: Manifest) -> str | None:
     """Say why the provider cannot run this bundle and what to do, or None where it can."""
+    cache = manifest.graphs["full"].cache_type
+    if cache is not None and provider.name != CPU:
+        return (
+            f"provider {provider.name!r} cannot run keys and values in {cache}, whose products only the CPU has; "
+            "export the model again without --kv"
+        )
     if manifest.flavour in provider.flavours:
-        return why_too_old(manifest.flavour)
+        return why_too_old(manifest.flavour, cache)
     return (
         f"provider {provider.name!r} cannot run the flavour {manifest.flavour!r}, whose operators it does not have; "
         f"export the model again with --flavour {provider.flavours[0]}"
     )
 
 
-def why_too_old(flavour: str) -> str | None:
-    """Say why the installed ONNX Runtime cannot run a flavour and what to do, or None where it can."""
+def why_too_old(flavour: str, cache: str | None = None) -> str | None:
+    """Say why the installed ONNX Runtime cannot run a flavour and what to do, or None where it can.
+
+    `cache` is the type of keys and values where they are no floats: their graphs are of the same opset as `standard`.
+    """
     installed = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
-    if flavour != "standard" or installed >= STANDARD_SINCE:
+    if (flavour != "standard" and cache is None) or installed >= STANDARD_SINCE:
         return None
     least = ".".join(map(str, STANDARD_SINCE))
+    what, instead = ("the flavour 'standard'", "with --flavour ort") if cache is None else (f"--kv {cache}", "without")
     return (
-        f"the flavour 'standard' needs ONNX Runtime {least} or newer, and {ort.__version__} is installed; "
-        f"pip install --upgrade 'onnxruntime>={least}', or export the model again with --flavour ort"
+        f"{what} needs ONNX Runtime {least} or newer, and {ort.__version__} is installed; "
+        f"pip install --upgrade 'onnxruntime>={least}', or export the model again {instead}"
     )
 
 

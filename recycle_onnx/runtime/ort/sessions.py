@@ -13,12 +13,15 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import GraphSpec, Kind, Tensor
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.kinds import Number
+from recycle_onnx.machine.huge_pages import in_huge_pages
 from recycle_onnx.runtime.ort.providers import Place, Placement
 from recycle_onnx.runtime.ort.renamed import renamed
 
 FATAL_ONLY = 4
 """ONNX Runtime's severity at which it writes to standard error: what fails is raised too, and told in one line."""
 THREADS = Number(least=1, whole=True, optional=True)
+DEFAULT_THREADS = 0
+"""ONNX Runtime's own choice: one a physical core."""
 MOST_OF_A_REASON = 400
 """Characters of ONNX Runtime's reason for a failure: some list a whole graph."""
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
@@ -26,12 +29,21 @@ OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of me
 Prepacking = Literal["parallel", "serial", "off"]
 INT8_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "4")
 """For products with integers in ONNX's own form, which ONNX Runtime fuses: what MatMulNBits has in `ort` bundles."""
-TYPES = {"int64": "tensor(int64)", "float32": "tensor(float)", "float16": "tensor(float16)"}
+TYPES = {
+    "int64": "tensor(int64)", "float32": "tensor(float)", "float16": "tensor(float16)", "uint8": "tensor(uint8)",
+    "int8": "tensor(int8)",
+}  # fmt: skip
+"""The contract's types in ONNX Runtime's words."""
+SHORT_SPINNING = ("session.intra_op.spin_duration_us", "50")
+"""How long a thread waits for work awake. Operators follow each other faster than that, so a quiet machine is as fast
+with the usual milliseconds. But those are taken from whatever else it runs: among seven other busy programs, steps took
+twice as long so (benchmarks/busy_cores.py). ONNX Runtime before 1.26 knows no such setting, and ignores it."""
 PREPACKING: dict[Prepacking, tuple[str, str]] = {
     "parallel": ("session.prepack.enable_parallel", "1"),
     "serial": ("session.prepack.enable_parallel", "0"),
     "off": ("session.disable_prepacking", "1"),
 }
+"""Session settings. `off` leaves float32 weights in the mapped file, and suits matrices that are inputs."""
 
 
 def open_session(
@@ -52,7 +64,8 @@ def open_session(
     check_path(path)
     ort.disable_telemetry_events()
     try:
-        session = _load(path, place, threads, options or session_options(threads))
+        with in_huge_pages():
+            session = _load(path, place, threads, options or session_options(threads))
     except InputError:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no public base class
@@ -115,10 +128,11 @@ def session_options(threads: int | None, prepacking: Prepacking = "parallel") ->
     """
     options = ort.SessionOptions()
     options.log_severity_level = FATAL_ONLY
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads = threads or DEFAULT_THREADS
     options.inter_op_num_threads = 1
     # Two sessions take turns: idle threads of the one would spin on the cores that the other needs.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry(*SHORT_SPINNING)
     options.add_session_config_entry(*PREPACKING[prepacking])
     options.add_session_config_entry(*INT8_ACTIVATIONS)
     return options

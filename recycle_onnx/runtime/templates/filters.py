@@ -38,6 +38,7 @@ DEEPEST_INDENT = 64
 """Spaces of a level that `tojson` may indent by: every line of a deep value begins with its level's."""
 
 NOTHING = Undefined()
+"""The input of a filter that is called without one."""
 Filter = Callable[..., Any]
 
 

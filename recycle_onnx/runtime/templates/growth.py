@@ -17,6 +17,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Any]] = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv,
     "**": operator.pow, "%": operator.mod,
 }  # fmt: skip
+"""By their signs in templates. Results may be far larger than what they are made of, and are measured first."""
 METHODS: dict[type, frozenset[str]] = {
     str: frozenset((
         "capitalize", "casefold", "center", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
@@ -33,6 +34,7 @@ METHODS: dict[type, frozenset[str]] = {
 }  # fmt: skip
 """What a template may call of Python's own; the others change things, or make bytes."""
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+"""Where `splitlines` splits: the number of its parts is counted before they are made."""
 BYTES_A_STEP = 64
 """Bytes that a method may go over for one step of the budget."""
 COMPARISONS_A_STEP = 1024

@@ -14,13 +14,13 @@ import click
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from recycle_onnx.checkpoint import plain_llama
+from recycle_onnx.checkpoint import PlainLlama
 from recycle_onnx.documents import SEPARATOR, read_documents
 from recycle_onnx.files import new_folder, write_bytes, write_json
 from recycle_onnx.training.model import FullModel
 
 HELD_OUT = 200
-CONFIG = plain_llama(
+CONFIG = PlainLlama(
     hidden_size=256,
     intermediate_size=512,
     num_layers=6,
@@ -32,7 +32,7 @@ CONFIG = plain_llama(
     rms_norm_eps=1e-5,
     rope_theta=10000.0,
     tied_embeddings=True,
-)
+).describe()
 END = 0
 
 

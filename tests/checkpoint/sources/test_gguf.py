@@ -124,7 +124,7 @@ def test_the_end_of_a_turn_ends_a_text(base: Path, tmp_path: Path) -> None:
 
 
 def test_llama_3s_scaling_is_found_from_its_frequencies(base: Path, tmp_path: Path) -> None:
-    divisors = llama3_divisors(CONFIG.head_dim, CONFIG.source["rope_theta"], 8.0, 32).astype(np.float32)
+    divisors = llama3_divisors(CONFIG.head_dim, CONFIG.raw["rope_theta"], 8.0, 32).astype(np.float32)
     assert len(set(divisors.tolist())) > 2
     folder = converted(base, tmp_path, change=lambda writer: writer.add_tensor("rope_freqs.weight", divisors))
     assert json.loads((folder / "config.json").read_text())["rope_scaling"] == {
@@ -335,6 +335,18 @@ def test_a_header_that_makes_no_sense_is_refused(name: str, tmp_path: Path) -> N
     (tmp_path / "model.gguf").write_bytes(HEADERS[name])
     assert_refused(run("attach", tmp_path / "model.gguf", tmp_path / "out"), 2, "model.gguf", "fetch it again")
     assert names(tmp_path) == ["model.gguf"]
+
+
+def test_olmo_3_is_told_from_olmo_2_by_its_window(base: Path, tmp_path: Path) -> None:
+    def as_olmo3(writer: gguf.GGUFWriter) -> None:
+        values = {name.replace("llama.", "olmo2."): value for name, value in writer.kv_data[0].items()}
+        writer.kv_data[0] = values
+        writer.add_string("general.architecture", "olmo2")
+        writer.add_uint32("olmo2.attention.sliding_window", 4096)
+
+    path = write_gguf(tmp_path / "model.gguf", base, change=as_olmo3)
+    result = run("attach", path, tmp_path / "out")
+    assert_refused(result, 2, "model.gguf", "olmo2.attention.sliding_window", "OLMo 3", "Hugging Face folder")
 
 
 @pytest.mark.parametrize("part", [0.0005, 0.01, 0.1, 0.9, 0.999])

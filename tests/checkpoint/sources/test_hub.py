@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from recycle_onnx.checkpoint import attach, publish
-from tests.helpers import tiny
+from tests.helpers import heads, processes, tiny
 from tests.helpers.command import assert_one_error, assert_refused, names, run
 
 COMMIT, OTHER = "c" * 40, "d" * 40
@@ -42,8 +42,7 @@ def cache(tmp_path: Path) -> Path:
 def offline(cache: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own, since huggingface_hub reads its variables when it is imported."""
     env = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    command = [sys.executable, "-m", "recycle_onnx", *map(str, arguments)]
-    return subprocess.run(command, env=env, cwd=cache.parent, capture_output=True, text=True, check=False)
+    return processes.run(*arguments, env=env, cwd=cache.parent)
 
 
 @needs_hub
@@ -105,6 +104,17 @@ def test_a_published_module_is_joined_by_its_id(cache: Path) -> None:
     done = offline(cache, "attach", base, "again", "--module", "tiny/other")
     assert done.returncode == 1
     assert_one_error(done.stderr, "tiny/other", "not in the hub's cache")
+
+
+@needs_hub
+def test_a_head_is_read_by_its_id(cache: Path) -> None:
+    base = heads.write_base(cache.parent / "base")
+    cached(cache, "tiny/head", heads.write_eagle3(cache.parent / "head"))
+    for options in ((), ("--module-revision", "main")):
+        out = cache.parent / f"out{len(options)}"
+        attached = offline(cache, "attach", base, out, "--head", "tiny/head", "--no-check", *options)
+        assert attached.returncode == 0, attached.stderr
+        assert "the head of tiny/head (format eagle3)" in attached.stdout
 
 
 @needs_hub

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from recycle_onnx.checkpoint import Checkpoint
-from recycle_onnx.checkpoint.sources import folder_of
+from recycle_onnx.checkpoint import Checkpoint, Module, join
+from recycle_onnx.checkpoint.sources import NamedBase, folder_of
 from tests.helpers import tiny
 from tests.helpers.command import assert_refused, names, run
 
@@ -72,11 +72,30 @@ def test_both_are_exported_to_the_same_bytes(file: Path, tmp_path: Path) -> None
 
 
 def test_export_reads_the_file_and_writes_no_copy_of_its_weights(file: Path, tmp_path: Path) -> None:
-    with folder_of(str(file), tmp_path / "bundle") as folder:
+    with folder_of(NamedBase(str(file)), tmp_path / "bundle") as folder:
         assert sum(path.stat().st_size for path in folder.iterdir()) < file.stat().st_size
         assert not list(folder.glob("*.safetensors"))
         assert weights(folder)
     assert names(tmp_path) == ["models"]
+
+
+def test_a_module_of_the_file_finds_its_weights_in_copies_of_it(file: Path, tmp_path: Path) -> None:
+    referring = attach(file, tmp_path / "referring", "--reference")
+    module = Module.open(referring)
+    copies = [attach(file, tmp_path / "copy"), attach(referring, tmp_path / "copy-of-the-other")]
+    for number, copy in enumerate(copies):
+        joined = join(copy, tmp_path / f"joined-{number}", module)
+        assert joined.same_weights
+        assert joined.config.trained_on is None
+    tensors = load_file(copies[0] / "model.safetensors")
+    save_file({**tensors, "model.norm.weight": 2 * tensors["model.norm.weight"]}, copies[0] / "model.safetensors")
+    assert not join(copies[0], tmp_path / "changed", module).same_weights
+
+
+def test_a_module_of_another_file_does_not(file: Path, base: Path, tmp_path: Path) -> None:
+    module = Module.open(attach(file, tmp_path / "referring", "--reference"))
+    other = write_gguf(tmp_path / "other.gguf", base, "Q8_0")
+    assert not join(attach(other, tmp_path / "copy"), tmp_path / "joined", module).same_weights
 
 
 def test_checkpoint_and_file_may_move_together(file: Path, tmp_path: Path) -> None:

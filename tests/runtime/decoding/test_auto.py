@@ -15,8 +15,9 @@ from recycle_onnx.runtime.decoding.auto import LONGEST, MARGIN, AutoProposer, Co
 from recycle_onnx.runtime.decoding.decoder import WINDOW
 from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers import tiny
+from tests.helpers.campaigns import LONG
 from tests.helpers.command import run
 from tests.helpers.full_texts import FullTexts
 from tests.helpers.prompts import story_prompts
@@ -101,7 +102,7 @@ def test_acceptance_fades_and_is_kept_by_place() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 10, WINDOW - 1, WINDOW, WINDOW + 1, 2 * WINDOW + 2])
-def test_a_module_that_was_off_comes_back_as_if_it_had_never_been(sample_model: RecycleModel, count: int) -> None:
+def test_a_module_that_was_off_comes_back_as_if_it_had_never_been(sample_model: Model, count: int) -> None:
     prompt = sample_model.encode("Once upon a time, there was a")
     proposals = []
     for postpones in (False, True):
@@ -123,8 +124,8 @@ def test_a_module_that_was_off_comes_back_as_if_it_had_never_been(sample_model: 
     assert proposals[0] == proposals[1]
 
 
-def test_auto_is_the_default_and_gives_the_text_of_full(sample_model: RecycleModel, full_texts: FullTexts) -> None:
-    for index, prompt in enumerate(story_prompts(200)[::8]):
+def test_auto_is_the_default_and_gives_the_text_of_full(sample_model: Model, full_texts: FullTexts) -> None:
+    for index, prompt in enumerate(story_prompts(200)[:: 8 if LONG else 20]):
         options = {"max_new_tokens": 60, "temperature": (0.0, 0.9)[index % 2], "seed": index}
         result = sample_model.generate(prompt, **options)
         assert (result.strategy, result.lossless) == ("auto", "exact")
@@ -161,7 +162,7 @@ def test_generate_says_what_auto_chose_and_why(tiny_bundle: Path) -> None:
     assert "steps in ms: full model on 1 token " in line
 
 
-def test_lookups_are_learnt_from_while_they_are_not_trusted(sample_model: RecycleModel) -> None:
+def test_lookups_are_learnt_from_while_they_are_not_trusted(sample_model: Model) -> None:
     prompt = list(range(10, 30))
     decoder = sample_model.decoder("lookup")
     proposer = AutoProposer(decoder, Sampling(), prompt, LONGEST)

@@ -9,7 +9,7 @@ from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.decoding.kv_cache import FIRST_CAPACITY
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers.prompts import LONG_STORY
 
 
@@ -18,7 +18,7 @@ def rows(half: Half | None) -> list[np.ndarray]:
     return [array[:, :, : half.length].copy() for array in half.cache.arrays]
 
 
-def prefilled(model: RecycleModel, ids: list[int], chunk: int) -> tuple[Decoder, np.ndarray, np.ndarray]:
+def prefilled(model: Model, ids: list[int], chunk: int) -> tuple[Decoder, np.ndarray, np.ndarray]:
     decoder = model.decoder("verify")
     decoder.chunk = chunk
     logits = decoder.prefill(ids).copy()
@@ -26,7 +26,7 @@ def prefilled(model: RecycleModel, ids: list[int], chunk: int) -> tuple[Decoder,
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 256])
-def test_prefill_in_chunks_fills_both_caches_as_one_run_does(sample_model: RecycleModel, chunk: int) -> None:
+def test_prefill_in_chunks_fills_both_caches_as_one_run_does(sample_model: Model, chunk: int) -> None:
     ids = sample_model.encode(LONG_STORY)
     assert len(ids) > 256
     whole, logits, draft = prefilled(sample_model, ids, len(ids))
@@ -39,7 +39,7 @@ def test_prefill_in_chunks_fills_both_caches_as_one_run_does(sample_model: Recyc
 
 
 @pytest.mark.parametrize("strategy", ["alternate", "verify"])
-def test_the_module_has_read_one_token_less_than_there_are(sample_model: RecycleModel, strategy: str) -> None:
+def test_the_module_has_read_one_token_less_than_there_are(sample_model: Model, strategy: str) -> None:
     prompt = sample_model.encode("Once upon a time")
     generation = sample_model.stream(prompt, strategy=strategy, max_new_tokens=30)
     decoder = generation.decoder
@@ -51,7 +51,7 @@ def test_the_module_has_read_one_token_less_than_there_are(sample_model: Recycle
         assert decoder.full.length <= known
 
 
-def test_the_module_lags_one_row_after_every_recycle_step(sample_model: RecycleModel) -> None:
+def test_the_module_lags_one_row_after_every_recycle_step(sample_model: Model) -> None:
     ids = sample_model.encode("One day, a cat")
     decoder, logits, draft = prefilled(sample_model, ids, 256)
     first, second = int(logits.argmax()), int(draft.argmax())
@@ -62,7 +62,7 @@ def test_the_module_lags_one_row_after_every_recycle_step(sample_model: RecycleM
     assert decoder.recycler.length == len([*ids, first, second, 0]) - 1
 
 
-def test_a_cropped_cache_goes_on_as_if_nothing_had_been_read(sample_model: RecycleModel) -> None:
+def test_a_cropped_cache_goes_on_as_if_nothing_had_been_read(sample_model: Model) -> None:
     ids = sample_model.encode("One day, a cat")
     decoder = sample_model.decoder("full")
     decoder.prefill(ids)
@@ -73,7 +73,7 @@ def test_a_cropped_cache_goes_on_as_if_nothing_had_been_read(sample_model: Recyc
     np.testing.assert_array_equal(decoder.full_step([5, 6, 7], keep=3), expected)
 
 
-def test_buffers_grow_with_the_text_and_keep_what_was_read(sample_model: RecycleModel) -> None:
+def test_buffers_grow_with_the_text_and_keep_what_was_read(sample_model: Model) -> None:
     ids = sample_model.encode(LONG_STORY)[: FIRST_CAPACITY - 2]
     decoder = sample_model.decoder("verify")
     decoder.prefill(ids)
@@ -85,7 +85,7 @@ def test_buffers_grow_with_the_text_and_keep_what_was_read(sample_model: Recycle
     np.testing.assert_allclose(other.prefill([*ids, 5, 6, 7, 8]), stepped, atol=1e-4)
 
 
-def test_text_beyond_the_context_is_refused_before_anything_is_overwritten(sample_model: RecycleModel) -> None:
+def test_text_beyond_the_context_is_refused_before_anything_is_overwritten(sample_model: Model) -> None:
     context = sample_model.bundle.manifest.context_length
     decoder = sample_model.decoder("full")
     decoder.prefill([5] * context)
@@ -94,7 +94,7 @@ def test_text_beyond_the_context_is_refused_before_anything_is_overwritten(sampl
     assert decoder.full.length == context
 
 
-def test_generation_fills_the_context_to_its_last_token(sample_model: RecycleModel) -> None:
+def test_generation_fills_the_context_to_its_last_token(sample_model: Model) -> None:
     context = sample_model.bundle.manifest.context_length
     prompt = [5] * (context - 5)
     for strategy in sample_model.strategies:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from recycle_onnx.runtime.decoding.logprobs import logprobs
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 PROMPT = "Once upon a time, there was a little dog"
 
@@ -38,7 +38,7 @@ def test_a_draft_vocabulary_has_its_own_ids_and_lacks_others() -> None:
 
 
 @pytest.mark.parametrize("controls", [{}, {"temperature": 0.9, "top_p": 0.9, "repetition_penalty": 1.3}], ids=str)
-def test_they_are_those_of_the_full_models_own_logits(sample_model: RecycleModel, controls: dict[str, Any]) -> None:
+def test_they_are_those_of_the_full_models_own_logits(sample_model: Model, controls: dict[str, Any]) -> None:
     generation = sample_model.stream(PROMPT, strategy="full", max_new_tokens=12, logprobs=5, **controls)
     text = list(generation.prompt)
     for token in generation:
@@ -53,7 +53,7 @@ def test_they_are_those_of_the_full_models_own_logits(sample_model: RecycleModel
 @pytest.mark.parametrize(
     "plan", [{"strategy": "verify", "chain": 3}, {"strategy": "lookup"}, {"strategy": "auto"}], ids=str
 )
-def test_every_lossless_strategy_gives_those_of_full(sample_model: RecycleModel, plan: dict[str, Any]) -> None:
+def test_every_lossless_strategy_gives_those_of_full(sample_model: Model, plan: dict[str, Any]) -> None:
     options: dict[str, Any] = {"max_new_tokens": 40, "logprobs": 3, "temperature": 0.8, "frequency_penalty": 0.5}
     first = list(sample_model.stream(PROMPT, strategy="full", **options))
     second = list(sample_model.stream(PROMPT, **plan, **options))
@@ -64,14 +64,14 @@ def test_every_lossless_strategy_gives_those_of_full(sample_model: RecycleModel,
         assert other.logprobs_of == "full"
 
 
-def test_under_alternate_they_are_labelled_with_the_half_that_chose(sample_model: RecycleModel) -> None:
+def test_under_alternate_they_are_labelled_with_the_half_that_chose(sample_model: Model) -> None:
     tokens = list(sample_model.stream(PROMPT, strategy="alternate", max_new_tokens=20, logprobs=1))
     assert [token.logprobs_of for token in tokens] == ["recycler" if token.recycled else "full" for token in tokens]
     assert any(token.recycled for token in tokens)
     assert all(token.top_logprobs == ((token.id, token.logprob),) for token in tokens)  # greedy: the likeliest
 
 
-def test_results_hold_them_as_plain_values_where_they_were_asked_for(sample_model: RecycleModel) -> None:
+def test_results_hold_them_as_plain_values_where_they_were_asked_for(sample_model: Model) -> None:
     result = sample_model.generate(PROMPT, max_new_tokens=5, logprobs=0)
     written = json.loads(json.dumps(result.to_json()))["logprobs"]
     assert [set(entry) for entry in written] == [{"logprob", "top_logprobs", "logprobs_of"}] * 5

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import recycle_onnx
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.export import DraftVocabulary, export
+from recycle_onnx.export import DraftVocabulary, ExportOptions, export
 from recycle_onnx.runtime.decoding.chooser import ProcessedChooser, built_in
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.processors import CountPenalty, Ids
@@ -23,8 +23,9 @@ from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.runtime.decoding.strategies import Plan
 from recycle_onnx.runtime.generation import Generation
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from tests.helpers import tiny
+from tests.helpers.campaigns import examples
 from tests.helpers.controls import Wheel, WheelFollower, moody, obeys_the_wheel, settings
 from tests.helpers.prompts import story_prompts
 
@@ -39,20 +40,22 @@ PLANS = [
 
 
 @pytest.fixture(scope="module", params=["every token", "a draft vocabulary"])
-def dice(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def dice(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A random model of 32 tokens with a random module, which knows all of them or 16."""
     folder = tmp_path_factory.mktemp("dice")
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(vocab_size=VOCABULARY), seed=11)
     (folder / "text").write_text(tiny.TEXT)
     draft = DraftVocabulary(16, folder / "text") if "draft" in request.param else None
-    export(folder / "model", folder / "bundle", draft_vocabulary=draft)
+    export(folder / "model", folder / "bundle", ExportOptions(draft_vocabulary=draft))
     return recycle_onnx.load(folder / "bundle", threads=1)
 
 
 @given(prompt=PROMPTS, controls=settings(VOCABULARY), plan=st.sampled_from(PLANS))
-@hypothesis_settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(
+    max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 def test_every_strategy_gives_the_text_of_full_under_every_control(
-    dice: RecycleModel, prompt: list[int], controls: dict[str, Any], plan: dict[str, Any]
+    dice: Model, prompt: list[int], controls: dict[str, Any], plan: dict[str, Any]
 ) -> None:
     outcomes = []
     for options in ({"strategy": "full"}, plan):
@@ -67,22 +70,34 @@ def test_every_strategy_gives_the_text_of_full_under_every_control(
     assert outcomes[0] == outcomes[1]
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.8])
+EVERYTHING: dict[str, Any] = {
+    "max_new_tokens": 40, "seed": 5, "repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2,
+    "no_repeat_ngram_size": 3, "logit_bias": {261: 1.0}, "min_new_tokens": 10, "min_p": 0.02, "top_k": 50,
+    "top_p": 0.95,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=[0.0, 0.8])
+def controlled(request: pytest.FixtureRequest, sample_model: Model) -> tuple[dict[str, Any], dict[str, list[int]]]:
+    """All controls at once, and what `full` writes under them."""
+    controls = {**EVERYTHING, "temperature": request.param}
+    plain = {**controls, "processors": [Wheel()], "strategy": "full"}
+    return controls, {prompt: sample_model.generate(prompt, **plain).tokens for prompt in story_prompts(200)[::40]}
+
+
 @pytest.mark.parametrize("plan", PLANS, ids=str)
-def test_proposals_are_still_accepted(sample_model: RecycleModel, plan: dict[str, Any], temperature: float) -> None:
+def test_proposals_are_still_accepted(
+    sample_model: Model, plan: dict[str, Any], controlled: tuple[dict[str, Any], dict[str, list[int]]]
+) -> None:
     """On a trained module, with everything at once; and what was read on guesses is taken back."""
     accepted, wheel = 0, Wheel()
-    for prompt in story_prompts(200)[::40]:
-        controls: dict[str, Any] = {
-            "max_new_tokens": 40, "temperature": temperature, "seed": 5, "repetition_penalty": 1.1,
-            "presence_penalty": 0.3, "frequency_penalty": 0.2, "no_repeat_ngram_size": 3, "logit_bias": {261: 1.0},
-            "min_new_tokens": 10, "min_p": 0.02, "top_k": 50, "top_p": 0.95, "processors": [wheel],
-        }  # fmt: skip
-        result = sample_model.generate(prompt, **controls, **plan)
-        assert result.tokens == sample_model.generate(prompt, **controls, strategy="full").tokens
+    controls, texts = controlled
+    for prompt, tokens in texts.items():
+        result = sample_model.generate(prompt, **controls, processors=[wheel], **plan)
+        assert result.tokens == tokens
         assert obeys_the_wheel(result.tokens)
         accepted += result.stats.accepted
-    assert wheel.started == 10
+    assert wheel.started == 5
     if plan["strategy"] == "verify":
         assert accepted > 20
         assert (wheel.rollbacks > 0) == (plan["chain"] > 1)
@@ -92,7 +107,7 @@ def test_proposals_are_still_accepted(sample_model: RecycleModel, plan: dict[str
     "said", [[VOCABULARY], [-1], [3, 10**9], np.array([3, 4]), np.array([], np.int64), (), [np.int64(5)]], ids=str
 )
 @pytest.mark.parametrize("strategy", ["verify", "lookup", "auto"])
-def test_whatever_is_foretold_the_text_stays(dice: RecycleModel, said: Any, strategy: str) -> None:
+def test_whatever_is_foretold_the_text_stays(dice: Model, said: Any, strategy: str) -> None:
     class Odd(WheelFollower):
         def fast_forward(self) -> Any:
             return said
@@ -128,9 +143,7 @@ STRONG: list[dict[str, Any]] = [{"no_repeat_ngram_size": 2}, {"processors": [moo
 
 
 @pytest.mark.parametrize("controls", STRONG, ids=["no_repeat_ngram_size", "processors"])
-def test_a_row_processed_with_another_prefix_would_be_seen(
-    sample_model: RecycleModel, controls: dict[str, Any]
-) -> None:
+def test_a_row_processed_with_another_prefix_would_be_seen(sample_model: Model, controls: dict[str, Any]) -> None:
     differing = 0
     config = sample_model.generation_config.updated(max_new_tokens=40, **controls)
     for prompt in story_prompts(200)[::20]:
@@ -145,7 +158,7 @@ def test_a_row_processed_with_another_prefix_would_be_seen(
 
 
 @pytest.mark.parametrize("strategy", ["full", "alternate", "verify", "lookup", "auto"])
-def test_every_strategy_obeys(dice: RecycleModel, strategy: str) -> None:
+def test_every_strategy_obeys(dice: Model, strategy: str) -> None:
     for seed in range(10):
         result = dice.generate(
             [3, 1, 4], strategy=strategy, max_new_tokens=40, temperature=1.0, seed=seed, stop_ids=[],
@@ -158,7 +171,7 @@ def test_every_strategy_obeys(dice: RecycleModel, strategy: str) -> None:
         assert obeys_the_wheel(result.tokens)
 
 
-def test_the_module_misses_its_turn_where_it_knows_nothing_allowed(dice: RecycleModel) -> None:
+def test_the_module_misses_its_turn_where_it_knows_nothing_allowed(dice: Model) -> None:
     known = dice.bundle.manifest.draft_vocabulary
     if known is None:
         pytest.skip("it knows every token")
@@ -171,7 +184,7 @@ def test_the_module_misses_its_turn_where_it_knows_nothing_allowed(dice: Recycle
         assert strategy == "auto" or result.stats.proposed == 0
 
 
-def test_a_processor_may_make_the_module_say_what_it_does_not_know(dice: RecycleModel) -> None:
+def test_a_processor_may_make_the_module_say_what_it_does_not_know(dice: Model) -> None:
     def only_31(ids: Any, logits: Any) -> Any:
         made = np.full_like(logits, -np.inf)
         made[31] = 0.0
@@ -184,7 +197,7 @@ def test_a_processor_may_make_the_module_say_what_it_does_not_know(dice: Recycle
 
 
 @pytest.mark.parametrize("strategy", ["full", "alternate", "verify", "auto"])
-def test_where_nothing_is_allowed_it_is_said_and_the_model_is_usable(dice: RecycleModel, strategy: str) -> None:
+def test_where_nothing_is_allowed_it_is_said_and_the_model_is_usable(dice: Model, strategy: str) -> None:
     def nothing(ids: Any, logits: Any) -> Any:
         return logits if len(ids) < 6 else np.full_like(logits, -np.inf)
 
@@ -195,13 +208,13 @@ def test_where_nothing_is_allowed_it_is_said_and_the_model_is_usable(dice: Recyc
     assert dice.generate([3, 1, 4], max_new_tokens=5).tokens
 
 
-def test_processors_that_give_no_logits_are_named(dice: RecycleModel) -> None:
+def test_processors_that_give_no_logits_are_named(dice: Model) -> None:
     for made, got in ((None, "NoneType"), (np.zeros(3), r"float64 \[3\]"), (np.zeros(VOCABULARY, int), "int64")):
         with pytest.raises(InputError, match=f"processor.*lambda.*gave {got}.*expected logits"):
             dice.generate([1], processors=[lambda ids, logits, made=made: made])
 
 
-def test_processors_cannot_change_the_text(dice: RecycleModel) -> None:
+def test_processors_cannot_change_the_text(dice: Model) -> None:
     def rude(ids: Any, logits: Any) -> Any:
         ids[0] = 5
         return logits
@@ -222,7 +235,7 @@ def test_presence_and_frequency_are_openais(ids: list[int], prompt: int, seed: i
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_text_does_not_end_before_min_new_tokens(sample_model: RecycleModel) -> None:
+def test_a_text_does_not_end_before_min_new_tokens(sample_model: Model) -> None:
     prompt = "Once upon a time"
     usual = sample_model.generate(prompt, strategy="full")
     assert usual.finish_reason == "stop"
@@ -233,7 +246,7 @@ def test_a_text_does_not_end_before_min_new_tokens(sample_model: RecycleModel) -
     assert not sample_model.stop_ids & set(longer.tokens[: least - 1])
 
 
-def test_stop_ids_take_the_place_of_the_models_own(sample_model: RecycleModel, tmp_path: Path) -> None:
+def test_stop_ids_take_the_place_of_the_models_own(sample_model: Model, tmp_path: Path) -> None:
     prompt = "Once upon a time"
     usual = sample_model.generate(prompt)
     third = usual.tokens[2]

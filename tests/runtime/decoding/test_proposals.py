@@ -13,9 +13,10 @@ from recycle_onnx.export import export
 from recycle_onnx.runtime.decoding.auto import LONGEST
 from recycle_onnx.runtime.decoding.proposals import LookupProposer, ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.settings import LONGEST_CHAIN
 from tests.helpers import tiny
+from tests.helpers.campaigns import LONG, examples
 from tests.helpers.full_texts import FullTexts
 from tests.helpers.prompts import LONG_STORY, story_prompts
 
@@ -23,7 +24,7 @@ VOCABULARY = 16
 
 
 @pytest.fixture(scope="module")
-def dice(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
+def dice(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A random model of 16 tokens with a random module of two layers."""
     folder = tmp_path_factory.mktemp("dice")
     tiny.write_checkpoint(folder / "model", tiny.tiny_config(vocab_size=VOCABULARY), seed=5, num_layers=2)
@@ -40,9 +41,9 @@ def dice(tmp_path_factory: pytest.TempPathFactory) -> RecycleModel:
     temperature=st.sampled_from([0.0, 0.8, 1.2]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_proposer_and_chain_gives_the_text_of_full(
-    dice: RecycleModel,
+    dice: Model,
     prompt: list[int],
     count: int,
     strategy: str,
@@ -63,17 +64,17 @@ def test_every_proposer_and_chain_gives_the_text_of_full(
 
 @pytest.mark.parametrize("chain", [1, 2, 3, 5])
 def test_longer_chains_take_fewer_full_runs_on_the_sample(
-    sample_model: RecycleModel, full_texts: FullTexts, chain: int
+    sample_model: Model, full_texts: FullTexts, chain: int
 ) -> None:
     runs = new = 0
-    for prompt in story_prompts(200)[::8]:
+    for prompt in story_prompts(200)[:: 8 if LONG else 20]:
         result = sample_model.generate(prompt, strategy="verify", chain=chain, max_new_tokens=60)
         assert result.tokens == full_texts.tokens(prompt, 60)
         runs, new = runs + result.stats.full_runs, new + result.stats.new_tokens
     assert new / runs > {1: 1.7, 2: 2.1, 3: 2.3, 5: 2.4}[chain]
 
 
-def test_a_chain_starts_from_true_hidden_states_every_cycle(sample_model: RecycleModel) -> None:
+def test_a_chain_starts_from_true_hidden_states_every_cycle(sample_model: Model) -> None:
     """Its first proposals are those of single recycled tokens: what it wrote on guesses is forgotten."""
     prompt = sample_model.encode("Once upon a time, there was a")
     firsts = []
@@ -92,7 +93,7 @@ def test_a_chain_starts_from_true_hidden_states_every_cycle(sample_model: Recycl
     assert firsts[0] == firsts[1]
 
 
-def test_an_unsure_module_proposes_nothing(sample_model: RecycleModel) -> None:
+def test_an_unsure_module_proposes_nothing(sample_model: Model) -> None:
     prompt = "Once upon a time, there was a"
     results = [
         sample_model.generate(prompt, strategy="verify", chain=4, min_confidence=confidence, max_new_tokens=80)
@@ -105,7 +106,7 @@ def test_an_unsure_module_proposes_nothing(sample_model: RecycleModel) -> None:
     assert rates[1] > rates[0]
 
 
-def test_lookup_copies_what_stands_in_the_prompt(sample_model: RecycleModel) -> None:
+def test_lookup_copies_what_stands_in_the_prompt(sample_model: Model) -> None:
     opening = "Anna and Ben are friends. They like to"  # from where the sample soon repeats itself
     story = opening + sample_model.generate(opening, strategy="full", max_new_tokens=120).text
     result = sample_model.generate(story, strategy="lookup", chain=6, max_new_tokens=60)
@@ -132,7 +133,7 @@ def test_lookup_finds_the_latest_longest_match(text: list[int], cut: int, chain:
     assert found == ([] if start is None else text[start : start + chain])
 
 
-def test_a_prompt_of_several_chunks_can_start_a_chain(sample_model: RecycleModel) -> None:
+def test_a_prompt_of_several_chunks_can_start_a_chain(sample_model: Model) -> None:
     first, second = (
         sample_model.generate(LONG_STORY, max_new_tokens=50, strategy=strategy, chain=chain)
         for strategy, chain in (("full", None), ("verify", 3))
@@ -140,7 +141,7 @@ def test_a_prompt_of_several_chunks_can_start_a_chain(sample_model: RecycleModel
     assert first.tokens == second.tokens
 
 
-def test_random_weights_are_no_reason_to_fail(dice: RecycleModel) -> None:
+def test_random_weights_are_no_reason_to_fail(dice: Model) -> None:
     result = dice.generate([1, 2, 3], strategy="verify", chain=LONGEST_CHAIN, max_new_tokens=40)
     assert np.isfinite(result.stats.acceptance_rate or 0.0)
 
@@ -158,6 +159,6 @@ def test_random_weights_are_no_reason_to_fail(dice: RecycleModel) -> None:
         ({"min_confidence": 0.5, "strategy": "lookup"}, "knows no confidence"),
     ],
 )
-def test_chains_out_of_range_are_refused(sample_model: RecycleModel, options: dict[str, object], message: str) -> None:
+def test_chains_out_of_range_are_refused(sample_model: Model, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         sample_model.generate("a cat", **options)

@@ -14,7 +14,7 @@ import recycle_onnx
 from recycle_onnx.contract import FloatType
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.decoding import kv_cache
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort import memory
 from recycle_onnx.runtime.ort.memory import HOST, Buffer, DeviceBuffer, DeviceMemory, Shape
 
@@ -31,7 +31,7 @@ class StandIn(DeviceMemory):
 
 
 @pytest.fixture
-def device_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RecycleModel]:
+def device_model(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model]:
     """One whose sessions say that they read and write everything on a device."""
     monkeypatch.setattr(memory, "_of", lambda info: StandIn(info.name, info.device_vendor_id, info.device_id))
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)  # so that buffers grow
@@ -45,7 +45,7 @@ def expected_tokens(bundle: Path, strategy: str, **settings: int) -> list[int]:
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_device_gives_the_hosts_text(
-    strategy: str, tiny_bundle: Path, device_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
+    strategy: str, tiny_bundle: Path, device_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generation = device_model.stream(PROMPT, strategy=strategy, max_new_tokens=24)
     tokens = [token.id for token in generation]
@@ -56,15 +56,13 @@ def test_a_device_gives_the_hosts_text(
     assert tokens == expected_tokens(tiny_bundle, strategy)
 
 
-def test_a_chain_on_a_device(tiny_bundle: Path, device_model: RecycleModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chain_on_a_device(tiny_bundle: Path, device_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = device_model.generate(PROMPT, strategy="verify", chain=4, max_new_tokens=24).tokens
     monkeypatch.undo()
     assert tokens == expected_tokens(tiny_bundle, "verify", chain=4)
 
 
-def test_states_go_from_half_to_half_without_the_host(
-    device_model: RecycleModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_states_go_from_half_to_half_without_the_host(device_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the negative: what lies on the device is what the module reads."""
     generation = device_model.stream(PROMPT, strategy="alternate", max_new_tokens=24)
     tokens = [next(generation).id for _ in range(6)]
@@ -85,7 +83,7 @@ def test_states_go_from_half_to_half_without_the_host(
 
 
 def test_a_conversation_moves_between_device_and_host(
-    tiny_bundle: Path, device_model: RecycleModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, device_model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chat = device_model.conversation()
     list(chat.send("the cat", max_new_tokens=4))

@@ -13,7 +13,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.errors import RecycleError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.native import Interrupt, Interrupted
 from tests.helpers import hostile_graphs
 from tests.helpers.patience import PATIENCE
@@ -100,7 +100,7 @@ def test_the_interpreter_ends_while_daemon_threads_are_at_work(
     assert ends == [("", 0)] * 4
 
 
-def status_of_child(work: str, model: RecycleModel) -> int:
+def status_of_child(work: str, model: Model) -> int:
     """How a fork of this process ends that does this with the model; it is killed when it hangs."""
     child = os.fork()
     if child == 0:
@@ -170,4 +170,4 @@ print(resident() - before)
     made = subprocess.run(
         [sys.executable, "-c", program, str(sample_bundle)], capture_output=True, text=True, check=True
     )
-    assert float(made.stdout) < 5
+    assert float(made.stdout) < 10  # without giving memory back it is 21; with it the figure wanders by some 5

@@ -11,7 +11,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.cache import cache_folder
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.prepacked import GRAPH, MADE, WEIGHTS
 
 PROMPT = "One day, a shy robot by the river"
@@ -22,7 +22,7 @@ def _fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "cache"))
 
 
-def tokens(model: RecycleModel) -> list[int]:
+def tokens(model: Model) -> list[int]:
     return model.generate(PROMPT, strategy="verify", max_new_tokens=30).tokens
 
 
@@ -30,7 +30,7 @@ def entry() -> Path:
     return next(cache_folder().glob(f"prepacked/*/full/{MADE}")).parent
 
 
-def test_it_makes_the_same_text_and_is_made_once(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_it_makes_the_same_text_and_is_made_once(sample_bundle: Path, sample_model: Model) -> None:
     expected = tokens(sample_model)
     assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == expected
     made = (entry() / WEIGHTS).stat().st_ino
@@ -47,7 +47,7 @@ def test_what_another_version_made_is_made_again(sample_bundle: Path, caplog: py
     assert json.loads((entry() / MADE).read_text()) == made
 
 
-def test_a_cut_file_is_made_again(sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_a_cut_file_is_made_again(sample_bundle: Path, sample_model: Model) -> None:
     recycle_onnx.load(sample_bundle, prepacked=True)
     os.truncate(entry() / WEIGHTS, 1000)
     assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)
@@ -55,7 +55,7 @@ def test_a_cut_file_is_made_again(sample_bundle: Path, sample_model: RecycleMode
 
 
 def test_weights_altered_at_the_same_size_are_made_again(
-    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+    sample_bundle: Path, sample_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     recycle_onnx.load(sample_bundle, prepacked=True)
     path = entry() / WEIGHTS
@@ -68,7 +68,7 @@ def test_weights_altered_at_the_same_size_are_made_again(
 
 
 @pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"sha256": 7}', "\udcff", None])
-def test_a_damaged_record_is_made_again(content: str | None, sample_bundle: Path, sample_model: RecycleModel) -> None:
+def test_a_damaged_record_is_made_again(content: str | None, sample_bundle: Path, sample_model: Model) -> None:
     recycle_onnx.load(sample_bundle, prepacked=True)
     (entry() / MADE).unlink()
     folder = next(cache_folder().glob("prepacked/*/full"))
@@ -80,7 +80,7 @@ def test_a_damaged_record_is_made_again(content: str | None, sample_bundle: Path
 
 
 def test_a_file_where_its_folder_should_be_gives_way(
-    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+    sample_bundle: Path, sample_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     recycle_onnx.load(sample_bundle, prepacked=True)
     folder = entry().parent
@@ -91,7 +91,7 @@ def test_a_file_where_its_folder_should_be_gives_way(
 
 
 def test_a_damaged_graph_is_made_again(
-    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+    sample_bundle: Path, sample_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     recycle_onnx.load(sample_bundle, prepacked=True)
     (entry() / GRAPH).write_bytes(b"not a graph")
@@ -100,7 +100,7 @@ def test_a_damaged_graph_is_made_again(
 
 
 def test_a_cache_that_cannot_be_written_gives_way_too(
-    sample_bundle: Path, sample_model: RecycleModel, caplog: pytest.LogCaptureFixture
+    sample_bundle: Path, sample_model: Model, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache_folder().parent.joinpath("cache").write_text("a file where the folder should be")
     assert tokens(recycle_onnx.load(sample_bundle, prepacked=True)) == tokens(sample_model)

@@ -11,7 +11,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.errors import InputError
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 
 PROMPT = "One day, a shy robot by the river"
 
@@ -21,11 +21,15 @@ def run(code: str) -> str:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_number_of_threads_does_not_change_the_text(
-    threads: int, sample_bundle: Path, sample_model: RecycleModel
-) -> None:
+def test_the_number_of_threads_does_not_change_the_text(threads: int, sample_bundle: Path, sample_model: Model) -> None:
     expected = sample_model.generate(PROMPT, max_new_tokens=40).tokens
     assert recycle_onnx.load(sample_bundle, threads=threads).generate(PROMPT, max_new_tokens=40).tokens == expected
+
+
+def test_by_default_onnx_runtime_chooses_the_number_of_threads() -> None:
+    """In a process of its own: the tests have chosen one."""
+    code = "from recycle_onnx.runtime.ort.sessions import session_options as made"
+    assert run(f"{code}\nprint(made(None).intra_op_num_threads, made(3).intra_op_num_threads)") == "0 3"
 
 
 def test_an_application_with_one_pool_for_all_sessions_can_load_a_bundle(sample_bundle: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from recycle_onnx.errors import InputError
 from recycle_onnx.runtime.chat_template import ChatTemplate
 from recycle_onnx.runtime.conversation import Conversation
-from recycle_onnx.runtime.model import RecycleModel
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.templates import budget as template_budget
 from tests.helpers.bombs import BOMBS, ORDINARY
 from tests.helpers.templates import TEMPLATES
@@ -107,7 +107,7 @@ def test_time_runs_out_where_steps_do_not(tmp_path: Path, monkeypatch: pytest.Mo
         find(tmp_path, BOMBS["loop: two"]).render([])
 
 
-def test_a_refused_template_changes_nothing_in_a_conversation(sample_model: RecycleModel) -> None:
+def test_a_refused_template_changes_nothing_in_a_conversation(sample_model: Model) -> None:
     chat = Conversation(sample_model)
     chat.template = ChatTemplate("bomb", _bomb(sample_model.bundle.folder))
     with pytest.raises(InputError, match="takes more steps"):

@@ -10,9 +10,9 @@ from recycle_onnx.checkpoint.sources.gguf.tensors import write_safetensors
 from recycle_onnx.checkpoint.sources.gguf.tokenizer import Vocabulary
 from recycle_onnx.checkpoint.sources.referred import refer
 from recycle_onnx.errors import InputError
-from recycle_onnx.files import write_json
+from recycle_onnx.files import sha256, write_json
 from recycle_onnx.progress import Progress, silent
-from recycle_onnx.provenance import write_source
+from recycle_onnx.provenance import COPY, write_source
 
 
 def convert(
@@ -42,7 +42,9 @@ def convert(
     write_json(folder / "generation_config.json", vocabulary.generation_config())
     source = base.source()
     if reference_at is None:
-        write_safetensors(folder / "model.safetensors", base.file, base.tensors, progress)
+        copy = folder / "model.safetensors"
+        write_safetensors(copy, base.file, base.tensors, progress)
+        source[COPY] = sha256(copy)
     else:
         refer(folder, path, reference_at, source["sha256"])
     write_source(folder, {**source, "stop_ids": vocabulary.named_ends()})

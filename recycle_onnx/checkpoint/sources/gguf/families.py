@@ -13,6 +13,7 @@ from recycle_onnx.errors import InputError
 Config = dict[str, Any]
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+"""llama.cpp's names of tensors outside the layers, and transformers'."""
 LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
@@ -24,13 +25,24 @@ LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+"""Names within a layer of a plain Llama."""
 HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+"""Norms of queries and keys, in architectures that have them."""
+OLMO2 = {
+    **{old: new for old, new in LAYER.items() if old not in ("attn_norm", "ffn_norm")},
+    **HEAD_NORMS,
+    "post_attention_norm": "post_attention_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+"""OLMo 2's norms stand behind both parts of a layer."""
 GEMMA_NORMS = {
     "post_attention_norm": "post_attention_layernorm",
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+"""Gemma's norms stand before and behind both parts of a layer."""
 ATTENTION, MLP = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
+"""A Llama has biases on all matrices of a part or on none: its config has one field for them."""
 LARGEST_GEMMA = {"gemma2": 46, "gemma3": 62}
 """Layers of the 27B models, whose queries are scaled by the width of a head's share of the hidden state."""
 
@@ -72,6 +84,29 @@ def _qwen3(keys: Keys, config: Config) -> Config:
     return {**_qwen2(keys, config), "attention_bias": False}
 
 
+def _smollm3(keys: Keys, config: Config) -> Config:
+    """Leave positions out in every fourth layer; llama.cpp has that in its code, and no key says so."""
+    return {"attention_bias": False, "mlp_bias": False, "use_sliding_window": False, "no_rope_layer_interval": 4}
+
+
+def _granite(keys: Keys, config: Config) -> Config:
+    """Read the multipliers, which the converter leaves out where they are 0."""
+    multipliers = {
+        "attention_multiplier": ("attention.scale", config["head_dim"] ** -0.5),
+        "embedding_multiplier": ("embedding_scale", 1.0),
+        "residual_multiplier": ("residual_scale", 1.0),
+        "logits_scaling": ("logit_scale", 1.0),
+    }
+    read = {name: keys.real(key, default) for name, (key, default) in multipliers.items()}
+    return {**read, "attention_bias": False, "mlp_bias": False, "hidden_act": "silu"}
+
+
+def _olmo2(keys: Keys, config: Config) -> Config:
+    if keys.get("attention.sliding_window"):
+        raise keys.error("attention.sliding_window", "is there: OLMo 3, which is read from a Hugging Face folder only")
+    return {"attention_bias": False, "hidden_act": "silu"}
+
+
 def _gemma(keys: Keys, config: Config, period: int) -> Config:
     layers, heads = config["num_hidden_layers"], config["num_attention_heads"]
     largest = layers == LARGEST_GEMMA[keys.architecture]
@@ -106,6 +141,9 @@ FAMILIES = {
     "llama": Architecture("llama", "LlamaForCausalLM", LAYER, rotated_pairs=True, more=_llama),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", LAYER, biases=("attn_q", "attn_k", "attn_v"), more=_qwen2),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", LAYER | HEAD_NORMS, more=_qwen3),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", LAYER, rotated_pairs=True, more=_smollm3),
+    "granite": Architecture("granite", "GraniteForCausalLM", LAYER, rotated_pairs=True, more=_granite),
+    "olmo2": Architecture("olmo2", "Olmo2ForCausalLM", OLMO2, more=_olmo2),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", LAYER | GEMMA_NORMS, norm_offset=1.0, more=_gemma2),
     "gemma3": Architecture(
         "gemma3_text", "Gemma3ForCausalLM", LAYER | HEAD_NORMS | GEMMA_NORMS, norm_offset=1.0, more=_gemma3

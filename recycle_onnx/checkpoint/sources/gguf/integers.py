@@ -57,6 +57,7 @@ def _q6_scales(blocks: Bytes) -> Floats:
 
 
 K_UNIT = {0: ONE, 2: NOTHING, 4: ONES_AND_ZEROS}
+"""Q4_K and Q5_K have scales and minima twice: of the whole block, and of its eight parts relative to those."""
 LAYOUTS = {
     "Q4_0": Layout(16, 8, {0: ONE}, _half(0)),
     "Q5_0": Layout(32, 16, {0: ONE}, _half(0)),

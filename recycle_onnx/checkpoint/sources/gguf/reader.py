@@ -27,7 +27,9 @@ from recycle_onnx.untrusted import check_regular
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """GGUF's value types that are numbers, as `struct` calls them."""
 STRING, ARRAY = 8, 9
+"""The two value types that have a length."""
 VERSIONS = (2, 3)
+"""Version 1 had counts of 32 bits, and no file of it is left; in big-endian files the number is turned around."""
 AFTER_MAGIC = 4
 """Bytes: the version follows the four letters GGUF."""
 MOST_DIMENSIONS = 4
@@ -158,6 +160,7 @@ def _check_apart(tensors: Iterable[TensorInfo]) -> None:
 
 
 PLAIN: dict[str, type[np.generic]] = {"F32": np.float32, "F16": np.float16}
+"""Types that numpy reads as they are; all others go through `gguf`'s own decoders."""
 
 
 def decode(rows: NDArray[np.uint8], kind: str) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from recycle_onnx.checkpoint.sources.gguf.keys import Keys
 from recycle_onnx.checkpoint.sources.gguf.reader import GgufFile, decode
 
 FREQUENCIES = "rope_freqs.weight"
+"""A tensor of factors by which Llama 3's scaling divides each frequency; the file's keys say nothing of it."""
 LOW, HIGH = 1.0, 4.0
 """Llama 3's factors: of its first context, wavelengths above 1/LOW are stretched, those below 1/HIGH left alone."""
 

@@ -19,6 +19,7 @@ UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 SPACE = "▁"
 """How SentencePiece writes a space."""
 MODELS = ("gpt2", "llama")
+"""Byte-level BPE, and SentencePiece's BPE; what else llama.cpp knows belongs to other kinds of models."""
 ENDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
 """Keys of tokens that end a text for llama.cpp."""
 

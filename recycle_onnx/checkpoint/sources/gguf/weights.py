@@ -14,6 +14,7 @@ from recycle_onnx.checkpoint.sources.gguf.integers import LAYOUTS, read_integers
 from recycle_onnx.checkpoint.sources.gguf.tensors import Renamed, digest_of_copy, raw_rows, read_rows, write_safetensors
 from recycle_onnx.checkpoint.weights import ALL, Weights, joint_digest
 from recycle_onnx.errors import InputError
+from recycle_onnx.provenance import record_copy
 
 
 class GgufWeights(Weights):
@@ -64,8 +65,10 @@ class GgufWeights(Weights):
         return read
 
     def copy_to(self, folder: Path) -> None:
-        """Write `model.safetensors` into `folder`, dequantized a few rows at a time."""
-        write_safetensors(folder / "model.safetensors", self._file, self._listed())
+        """Write `model.safetensors` into `folder`, dequantized a few rows at a time, and record it in `source.json`."""
+        copy = folder / "model.safetensors"
+        write_safetensors(copy, self._file, self._listed())
+        record_copy(folder, copy)
 
     def has_digest(self, digest: str) -> bool:
         """Tell whether the digest is that of the file, or of its copy as safetensors, which has the same values."""
