@@ -81,17 +81,21 @@ def test_the_largest_bodies_keep_nobody_waiting(name: str, server: Running) -> N
 
 
 def test_a_body_in_chunks_of_a_byte_keeps_nobody_waiting(server: Running) -> None:
-    """They take a hundred times as long as in one piece; read at once, as asyncio would, nobody is answered."""
+    """They take a hundred times as long as in one piece; read at once, as asyncio would, nobody is answered.
+
+    The longest wait is compared with what the whole body takes, so that no speed of the machine matters: a tenth of
+    it here, and half of it where a read takes asyncio's 256 KiB.
+    """
 
     def post() -> None:
         connection = connected(server)
         connection.putrequest("POST", TEXT)
         connection.putheader("Content-Type", "application/json")
         connection.putheader("Transfer-Encoding", "chunked")
-        connection.endheaders(b"1\r\na\r\n" * 20_000 + b"0\r\n\r\n")
+        connection.endheaders(b"1\r\na\r\n" * 150_000 + b"0\r\n\r\n")
         assert b'"code":"invalid_json"' in connection.getresponse().read()
         connection.close()
 
+    started = time.process_time()
     seconds = ask_meanwhile(server, post)
-    assert len(seconds) > 2
-    assert max(seconds) < 1.0
+    assert max(seconds) < 0.3 * (time.process_time() - started)
