@@ -16,14 +16,18 @@ from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS
 from recycle_onnx.errors import InputError, RecycleError
+from recycle_onnx.evaluation.scoring import score
 from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
-from recycle_onnx.export.calibrated import texts
+from recycle_onnx.export.calibrated import own_text, texts
 from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
 from recycle_onnx.export.calibrated.gptq import quantize_by_moments
 from recycle_onnx.export.calibrated.segments import cut
 from recycle_onnx.export.fidelity import Fidelity, check_quality, warning
 from recycle_onnx.export.lazy import load_lazily
+from recycle_onnx.runtime.model import Model
+from recycle_onnx.runtime.ort.sessions import open_session
+from recycle_onnx.script import Opening, Script
 from tests.helpers.command import assert_refused, names, run
 
 CALIBRATED = Quantization(method="calibrated")
@@ -182,6 +186,26 @@ def test_by_default_it_reads_several_kinds_of_text_and_what_it_writes_itself(tin
     assert ids.shape[1] == bundle.manifest.context_length
     assert ids.max() < bundle.manifest.graphs["full"].vocab_size
     np.testing.assert_array_equal(ids, again)
+
+
+def test_a_copy_in_int8_writes_for_a_heavy_model(
+    sample_bundle: Path, sample_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, opened = Bundle.open(sample_bundle), []
+    openings = [Opening(tuple(sample_model.encode(text)), 0) for text in ("Once upon a time", "The cat", "One day")]
+    turns = Script.of(bundle.folder, 1.0).turns
+
+    def nats() -> float:
+        ids = own_text.write(bundle, openings, turns, 64, 1, lambda *_: None)
+        return float(np.mean([score(sample_model, list(map(int, row))).nats.mean() for row in ids]))
+
+    float32 = nats()
+    monkeypatch.setattr(own_text, "HEAVY", 0)
+    monkeypatch.setattr(own_text, "open_session", lambda path, *rest: opened.append(path) or open_session(path, *rest))
+    assert abs(nats() - float32) < 0.3
+    (copy,) = opened
+    assert copy != bundle.graph("full")
+    assert not copy.parent.exists()
 
 
 def test_prompts_are_answered_by_the_model_to_calibrate_with(tiny_bundle: Path, tmp_path: Path) -> None:

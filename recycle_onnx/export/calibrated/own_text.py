@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP
+from recycle_onnx.bundle import Bundle, graph_file
+from recycle_onnx.cache import cache_folder
+from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
+from recycle_onnx.export.block_quantizer import Quantization
+from recycle_onnx.export.flavours import flavour_named
+from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.ort.native import run
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
+from recycle_onnx.temporary import temporary_folder
 
 Ids = NDArray[np.int64]
 STAGE = "letting the model write text to calibrate with"
+HEAVY = 1_000_000_000
+"""Bytes of float32 weights above which a copy in int8 writes, in a quarter of the memory.
+
+A model of 1.1 B parameters would take 5.9 GB, more than all that follows. Its text is drawn at random from the model's
+distribution, which int8 hardly changes; what the model reads there is measured in float32 all the same.
+"""
 
 
 def write(
@@ -29,8 +42,28 @@ def write(
     report: Progress,
 ) -> Ids:
     """Write windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
+    with _graph_that_writes(bundle, report) as graph:
+        model = _Model(graph, bundle.manifest.graphs["full"], len(openings), length, threads)
+        return _written(model, openings, turns, length, report)
+
+
+@contextmanager
+def _graph_that_writes(bundle: Bundle, report: Progress) -> Iterator[Path]:
+    """Give the bundle's full model, or for as long as it writes a copy of it in int8."""
+    own = bundle.graph("full")
+    if own.with_name(f"{own.name}.data").stat().st_size <= HEAVY:
+        yield own
+        return
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    with temporary_folder(folder / "int8") as work:
+        copy = work / graph_file("full")
+        flavour_named(bundle.manifest.flavour).rewriter(Quantization(bits=8), report).save(load_lazily(own, {}), copy)
+        yield copy
+
+
+def _written(model: _Model, openings: Sequence[Opening], turns: Sequence[Turn], length: int, report: Progress) -> Ids:
     random = np.random.default_rng(0)
-    model = _Model(bundle, len(openings), length, threads)
     texts = [Writing(turns, n, deque(opening.ids), opening.turn) for n, opening in enumerate(openings)]
     windows = np.zeros((len(texts), length), np.int64)
     logits = None
@@ -57,10 +90,8 @@ def _sample(logits: NDArray[np.float32], temperature: float, random: np.random.G
 class _Model:
     """A full model over static caches of `length` rows; all texts are as long as each other."""
 
-    def __init__(self, bundle: Bundle, texts: int, length: int, threads: int | None) -> None:
-        spec = bundle.manifest.graphs["full"]
-        options = session_options(threads)
-        self._session = open_session(bundle.graph("full"), spec, "cpu", threads, options)
+    def __init__(self, graph: Path, spec: GraphSpec, texts: int, length: int, threads: int | None) -> None:
+        self._session = open_session(graph, spec, "cpu", threads, session_options(threads))
         self._binding = self._session.io_binding()
         shape = (texts, spec.num_kv_heads, length, spec.head_dim)
         self._cache = [ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for _ in spec.past_names()]
