@@ -1,4 +1,6 @@
-"""Worker (see worker.py): decodes with llama.cpp. `llama.py MODEL.gguf THREADS`.
+"""Worker (see worker.py): decodes with llama.cpp. `llama.py MODEL.gguf THREADS [CONTEXT] [f16|q8_0]`.
+
+With a type of cache named, flash attention is on; left out it is llama.cpp's own choice.
 
 llama.cpp's C functions through llama-cpp-python, greedy by numpy, as the other workers do. Requests may ask for
 speculation, checked in one batch of the last token and the proposals:
@@ -17,14 +19,19 @@ import numpy as np
 from llama_cpp.llama_speculative import LlamaPromptLookupDecoding
 from worker import nats_of, serve
 
-CONTEXT, BATCH = 2048, 512
+BATCH = 512
+CACHE_TYPES = {"f16": llama_cpp.GGML_TYPE_F16, "q8_0": llama_cpp.GGML_TYPE_Q8_0}
 path, threads = sys.argv[1], int(sys.argv[2])
+context = int(sys.argv[3]) if len(sys.argv) > 3 else 2048
 silence = llama_cpp.llama_log_callback(lambda *_: None)  # kept: C code calls it later
 llama_cpp.llama_log_set(silence, ctypes.c_void_p(0))
 llama_cpp.llama_backend_init()
 model = llama_cpp.llama_model_load_from_file(path.encode(), llama_cpp.llama_model_default_params())
 settings = llama_cpp.llama_context_default_params()
-settings.n_ctx, settings.n_batch = CONTEXT, BATCH
+settings.n_ctx, settings.n_batch = context, BATCH
+if len(sys.argv) > 4:
+    settings.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+    settings.type_k = settings.type_v = CACHE_TYPES[sys.argv[4]]
 settings.n_threads = settings.n_threads_batch = threads
 state = llama_cpp.llama_init_from_model(model, settings)
 memory = llama_cpp.llama_get_memory(state)
@@ -87,4 +94,16 @@ def score(ids):
     return nats_of(logits(ids, 0, len(ids))[:-1], ids)
 
 
-serve(generate, score)
+def step(behind, step):
+    if llama_cpp.llama_memory_seq_pos_max(memory, 0) + 1 != behind:
+        llama_cpp.llama_memory_clear(memory, True)
+        for start in range(0, behind, BATCH):
+            read([1 + token % 1000 for token in range(start, min(behind, start + BATCH))], start, 1)
+    started = time.perf_counter()
+    read([1] * step, behind, step)
+    seconds = time.perf_counter() - started
+    llama_cpp.llama_memory_seq_rm(memory, 0, behind, -1)
+    return {"ms": 1e3 * seconds}
+
+
+serve(generate, score, step)

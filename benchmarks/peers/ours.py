@@ -5,6 +5,7 @@ module's real cost. A request to score is answered for `alternate` too (`alterna
 """
 
 import sys
+import time
 
 from worker import serve
 
@@ -14,6 +15,7 @@ from recycle_onnx.evaluation.alternating import verdict
 from recycle_onnx.evaluation.scoring import score as both_halves
 
 model = recycle_onnx.load(sys.argv[1], threads=int(sys.argv[2]))
+decoder = model.decoder("full")
 
 
 def generate(prompt, new_tokens, strategy, stop=(), chain=0, rate=0.0, seed=0):
@@ -34,4 +36,15 @@ def score(ids):
     return answer
 
 
-serve(generate, score)
+def step(behind, step):
+    if decoder.full.length != behind:
+        decoder.keep(0)
+        decoder.prefill([1 + token % 1000 for token in range(behind)])
+    started = time.perf_counter()
+    decoder.full_step([1] * step, keep=step)
+    seconds = time.perf_counter() - started
+    decoder.keep(behind)
+    return {"ms": 1e3 * seconds}
+
+
+serve(generate, score, step)

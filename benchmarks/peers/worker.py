@@ -1,7 +1,9 @@
 """An engine in a process of its own: a request is a line of JSON on its input, an answer one on its output.
 
 `{"prompt": ids, "new_tokens": n, "stop": ids, …}` is answered with `{"tokens": ids, "tokens_per_second": s}`, where the
-speed is that of the tokens after the first; `{"score": ids}` with `{"nats": sum, "tokens": n}` over all but the first.
+speed is that of the tokens after the first; `{"score": ids}` with `{"nats": sum, "tokens": n}` over all but the first;
+`{"behind": length, "step": n}`, where the engine takes that, with `{"ms": m}` for one run on n tokens behind a text of
+that length, which is read first where another one was.
 """
 
 from __future__ import annotations
@@ -50,12 +52,20 @@ class Worker:
         self.process.communicate()
 
 
-def serve(generate: Callable[..., dict[str, Any]], score: Callable[[list[int]], dict[str, Any]]) -> None:
+def serve(
+    generate: Callable[..., dict[str, Any]],
+    score: Callable[[list[int]], dict[str, Any]],
+    step: Callable[..., dict[str, Any]] | None = None,
+) -> None:
     """Answer requests until the input ends: the engine's side."""
     print("ready", flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        print(json.dumps(score(request["score"]) if "score" in request else generate(**request)), flush=True)
+        if "score" in request:
+            answer = score(request["score"])
+        else:
+            answer = step(**request) if step and "step" in request else generate(**request)
+        print(json.dumps(answer), flush=True)
 
 
 def nats_of(logits: Any, ids: Sequence[int]) -> dict[str, Any]:

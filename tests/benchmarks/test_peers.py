@@ -47,6 +47,19 @@ def test_a_worker_generates_scores_and_stops(ours: Any, sample_model: Model) -> 
     assert found["alternate_nats"] == pytest.approx(half, abs=1e-2)
 
 
+def test_steps_behind_a_text_of_each_length_take_turns(sample_bundle: Path) -> None:
+    """Two engines that differ in nothing: a table with the second one's time as a part of the first's."""
+    long_texts = importlib.import_module("long_texts")
+    workers = long_texts.started({"a": str(sample_bundle), "b": str(sample_bundle)}, (), "", 40, 1)
+    samples = [long_texts.timed(workers, length, 3) for length in (40, 8)]
+    for worker in workers.values():
+        worker.close()
+    assert all(len(times) == 3 and min(times) > 0 for sample in samples for times in sample.values())
+    assert long_texts.table(samples[0], ["a", "b"]).count("\n| ") == 2
+    even = {(name, count): [3.0 * count * (1 + (name == "b"))] * 3 for name in "ab" for count in (1, 2)}
+    assert "| b | 6.00 ms | 12.00 ms | 2.00 | 2.00 |" in long_texts.table(even, ["a", "b"])
+
+
 def test_rounds_go_on_where_they_broke_off(ours: Any, real: Any, tmp_path: Path, sample_model: Model) -> None:
     engines = {name: real.Engine("ours", (), (), {"strategy": name}) for name in ("full", "lookup")}
     prompts, kept = [sample_model.encode(LONG_STORY)[:20]] * 3, tmp_path / "rounds.jsonl"
