@@ -6,10 +6,13 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest
@@ -28,6 +31,7 @@ from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.sessions import open_session
 from recycle_onnx.script import Opening, Script
+from recycle_onnx.tokenizer import load_tokenizer
 from tests.helpers.command import assert_refused, names, run
 
 CALIBRATED = Quantization(method="calibrated")
@@ -179,33 +183,77 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
     assert not kept[0].exists()
 
 
-def test_by_default_it_reads_several_kinds_of_text_and_what_it_writes_itself(tiny_bundle: Path) -> None:
+def test_by_default_it_reads_several_kinds_of_text_and_what_it_writes_itself(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bundle = Bundle.open(tiny_bundle)
-    ids, again = (texts.windows(bundle, None, 48, 12, 1, lambda *_: None) for _ in range(2))
+    ids = texts.windows(bundle, None, 48, 12, 1, lambda *_: None)
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))  # one that keeps no text yet
+    again = texts.windows(bundle, None, 48, 12, 1, lambda *_: None)
     assert ids.shape[0] >= 12
     assert ids.shape[1] == bundle.manifest.context_length
     assert ids.max() < bundle.manifest.graphs["full"].vocab_size
     np.testing.assert_array_equal(ids, again)
 
 
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The graphs that were opened to write text with."""
+    paths: list[Path] = []
+
+    def opening(path: Path, *rest: Any) -> ort.InferenceSession:
+        paths.append(path)
+        return open_session(path, *rest)
+
+    monkeypatch.setattr(own_text, "open_session", opening)
+    return paths
+
+
+def written(bundle: Bundle, *texts: str) -> NDArray[np.int64]:
+    tokenizer, turns = load_tokenizer(bundle.folder), Script.of(bundle.folder, 1.0).turns
+    openings = [Opening(tuple(tokenizer.encode(text, add_special_tokens=False).ids), 0) for text in texts]
+    return own_text.write(bundle, openings, turns, 64, 1, lambda *_: None)
+
+
 def test_a_copy_in_int8_writes_for_a_heavy_model(
-    sample_bundle: Path, sample_model: Model, monkeypatch: pytest.MonkeyPatch
+    sample_bundle: Path, sample_model: Model, opened: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bundle, opened = Bundle.open(sample_bundle), []
-    openings = [Opening(tuple(sample_model.encode(text)), 0) for text in ("Once upon a time", "The cat", "One day")]
-    turns = Script.of(bundle.folder, 1.0).turns
+    bundle = Bundle.open(sample_bundle)
 
     def nats() -> float:
-        ids = own_text.write(bundle, openings, turns, 64, 1, lambda *_: None)
+        ids = written(bundle, "Once upon a time", "The cat", "One day")
         return float(np.mean([score(sample_model, list(map(int, row))).nats.mean() for row in ids]))
 
     float32 = nats()
     monkeypatch.setattr(own_text, "HEAVY", 0)
-    monkeypatch.setattr(own_text, "open_session", lambda path, *rest: opened.append(path) or open_session(path, *rest))
     assert abs(nats() - float32) < 0.3
-    (copy,) = opened
-    assert copy != bundle.graph("full")
+    own, copy = opened
+    assert own == bundle.graph("full")
+    assert copy != own
     assert not copy.parent.exists()
+
+
+def test_written_text_is_kept_until_another_is(sample_bundle: Path, opened: list[Path]) -> None:
+    bundle = Bundle.open(sample_bundle)
+    first = written(bundle, "The dog")
+    assert np.array_equal(written(bundle, "The dog"), first)
+    assert len(opened) == 1
+    (kept,) = (cache_folder() / "quantization").glob("text-*.npy")
+    kept.write_bytes(kept.read_bytes()[:40])
+    assert np.array_equal(written(bundle, "The dog"), first)
+    assert not np.array_equal(written(bundle, "The cow"), first)
+    assert len(opened) == 3
+    assert len([*kept.parent.glob("text-*.npy")]) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_no_error(
+    sample_bundle: Path, opened: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.setattr(own_text, "HEAVY", 0)
+    assert written(Bundle.open(sample_bundle), "The dog").shape == (1, 64)
+    assert opened == [sample_bundle / "model.onnx"]
 
 
 def test_prompts_are_answered_by_the_model_to_calibrate_with(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
 from recycle_onnx.export.calibrated import sweep
 from recycle_onnx.export.calibrated.choice import bits_of, check_budget, choose
-from recycle_onnx.export.calibrated.own_text import Ids
+from recycle_onnx.export.calibrated.kept_text import Ids
 from recycle_onnx.export.calibrated.scales import tune
 from recycle_onnx.export.calibrated.segments import Segment, cut
 from recycle_onnx.export.calibrated.sweep import Sweep

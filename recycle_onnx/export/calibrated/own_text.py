@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from recycle_onnx.bundle import Bundle, graph_file
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
 from recycle_onnx.export.block_quantizer import Quantization
+from recycle_onnx.export.calibrated.kept_text import Ids, kept_text
 from recycle_onnx.export.flavours import flavour_named
 from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.progress import Progress
@@ -23,7 +24,6 @@ from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
 from recycle_onnx.temporary import temporary_folder
 
-Ids = NDArray[np.int64]
 STAGE = "letting the model write text to calibrate with"
 HEAVY = 1_000_000_000
 """Bytes of float32 weights above which a copy in int8 writes, in a quarter of the memory.
@@ -42,20 +42,25 @@ def write(
     report: Progress,
 ) -> Ids:
     """Write windows of token ids [len(openings), length], each text begun by its opening; the same each time."""
-    with _graph_that_writes(bundle, report) as graph:
-        model = _Model(graph, bundle.manifest.graphs["full"], len(openings), length, threads)
-        return _written(model, openings, turns, length, report)
+
+    def write_now() -> Ids:
+        with _graph_that_writes(bundle, report) as graph:
+            model = _Model(graph, bundle.manifest.graphs["full"], len(openings), length, threads)
+            return _written(model, openings, turns, length, report)
+
+    depends_on = f"{bundle.digest} {openings} {[(sorted(t.ends), t.then, t.temperatures) for t in turns]} {HEAVY}"
+    return kept_text(depends_on, (len(openings), length), write_now)
 
 
 @contextmanager
 def _graph_that_writes(bundle: Bundle, report: Progress) -> Iterator[Path]:
-    """Give the bundle's full model, or for as long as it writes a copy of it in int8."""
-    own = bundle.graph("full")
-    if own.with_name(f"{own.name}.data").stat().st_size <= HEAVY:
+    """Give the bundle's full model, or of a heavy one a copy in int8 for as long as it writes."""
+    own, folder = bundle.graph("full"), cache_folder()
+    with suppress(OSError):  # a user without a home has no such folder, and needs more memory
+        folder.mkdir(parents=True, exist_ok=True)
+    if own.with_name(f"{own.name}.data").stat().st_size <= HEAVY or not folder.is_dir():
         yield own
         return
-    folder = cache_folder()
-    folder.mkdir(parents=True, exist_ok=True)
     with temporary_folder(folder / "int8") as work:
         copy = work / graph_file("full")
         flavour_named(bundle.manifest.flavour).rewriter(Quantization(bits=8), report).save(load_lazily(own, {}), copy)

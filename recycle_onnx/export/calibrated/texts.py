@@ -10,7 +10,8 @@ import numpy as np
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.documents import read_documents
 from recycle_onnx.errors import InputError
-from recycle_onnx.export.calibrated.own_text import Ids, write
+from recycle_onnx.export.calibrated.kept_text import Ids
+from recycle_onnx.export.calibrated.own_text import write
 from recycle_onnx.files import read_text
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.text import encode
