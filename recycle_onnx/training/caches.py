@@ -131,6 +131,12 @@ class Unrolled:
 Cache = Sequence[Past]
 
 
+def cache_bytes(config: BaseConfig, batch: int, length: int, dtype: torch.dtype) -> int:
+    """Count the bytes that a base's cache takes of `batch` texts with `length` tokens."""
+    rows = -(-length // LayerCache.BLOCK) * LayerCache.BLOCK
+    return 2 * config.num_layers * batch * config.num_kv_heads * rows * config.head_dim * dtype.itemsize
+
+
 def new_cache(
     config: BaseConfig,
     num_layers: int,

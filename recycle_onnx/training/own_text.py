@@ -15,6 +15,7 @@ from recycle_onnx.cache import cache_folder
 from recycle_onnx.files import temporary_sibling
 from recycle_onnx.progress import Progress
 from recycle_onnx.script import LIKELIEST, Opening, Script
+from recycle_onnx.training.caches import cache_bytes
 from recycle_onnx.training.data import Windows
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.side_by_side import side_by_side
@@ -48,6 +49,8 @@ class OwnText:
     seed: int
     targets: TargetFiles | None = None
     at_once: int = AT_ONCE
+    most_bytes: int | None = None
+    """Of the caches of files that are written side by side; a single file may take more."""
 
     def windows(self, progress: Progress) -> Windows:
         """Return all windows; those written before are taken from the cache.
@@ -57,7 +60,7 @@ class OwnText:
         """
         progress(0, self.rows * self.length, "tokens")
         parts: list[Windows] = []
-        for part in side_by_side(self.part, range(0, self.rows, self.at_once), writers(self.model)):
+        for part in side_by_side(self.part, range(0, self.rows, self.at_once), self._writers()):
             parts.append(part)
             progress(sum(part.size for part in parts), self.rows * self.length, "tokens")
         return np.concatenate(parts)
@@ -77,6 +80,15 @@ class OwnText:
                 self.targets.keep(windows, written.targets)
             _keep(path, windows)
         return np.fromfile(path, np.uint32).reshape(-1, self.length)
+
+    def _writers(self) -> int:
+        """Return how many files are written side by side, as their caches have room."""
+        count = writers(self.model)
+        if self.most_bytes is None:
+            return count
+        weights = next(self.model.parameters())
+        one = cache_bytes(self.model.config, self.at_once, self.length, weights.dtype)
+        return max(1, min(count, self.most_bytes // one))
 
     def _opening(self, number: int) -> Opening:
         """Return the opening of window `number`."""

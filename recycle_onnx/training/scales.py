@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress
+from recycle_onnx.runtime.ort.allocator import give_back
 from recycle_onnx.script import Script
 from recycle_onnx.training.block_linear import BlockLinear
 from recycle_onnx.training.budget import learning_rate
@@ -37,6 +38,9 @@ OWN_WINDOWS = 256
 """Windows of own text beside those of calibration: with 256 tokens each, 65 536 tokens."""
 WRITTEN_AT_ONCE = SHARD
 """Of them, as many as share a file of targets. (A training writes 128, which hold more memory than the steps here.)"""
+CACHE_BYTES = 800_000_000
+"""Of all that write side by side. A model of 135 M parameters has 377 MB of them in bfloat16, so two write, and hold
+1.9 GB with all else; in float32 two held 3.3 GB, so one writes."""
 STEPS, BATCH = 96, 4
 """Steps, and windows of a step."""
 AT_ONCE = 1
@@ -81,8 +85,10 @@ def tune(
         return None
     base = load_base(model.base, model.weights, TYPES[precision])
     texts = _texts(model, base, windows.astype(np.uint32), report, write=write)
+    give_back()  # what writing has freed, the steps would hold too
     targets = CachedTargets(base, model.digest, texts, _cache_bytes())
     targets.fill(_reporting("the model reads text to tune scales with", report))
+    give_back()
     tuning = _Tuning(base, matrices, np.concatenate(texts), targets, precision)
     tuned = tuning.run(report)
     if tuned.after < tuned.before:
@@ -219,7 +225,8 @@ def _texts(model: FloatModel, base: FullModel, windows: Windows, report: Progres
     except InputError:  # no jinja2, or a template that refuses: the calibration's text remains
         return [windows]
     files = TargetFiles(base, model.digest, _cache_bytes())
-    own = OwnText(base, model.digest, script, [], OWN_WINDOWS, windows.shape[1], 0, files, WRITTEN_AT_ONCE)
+    length = windows.shape[1]
+    own = OwnText(base, model.digest, script, [], OWN_WINDOWS, length, 0, files, WRITTEN_AT_ONCE, CACHE_BYTES)
     return [windows, own.windows(_reporting("the model writes text to tune scales with", report))]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from recycle_onnx.files import read_json, write_json
 from recycle_onnx.progress import silent
 from recycle_onnx.script import OPENING, Opening, Script, Turn
 from recycle_onnx.training import own_text, writer
+from recycle_onnx.training.caches import cache_bytes, new_cache
 from recycle_onnx.training.model import FullModel
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.own_text import OwnText
@@ -25,6 +28,7 @@ from recycle_onnx.training.trainer import train
 from recycle_onnx.training.writer import write_windows
 from tests.helpers import tiny
 from tests.helpers.command import run
+from tests.helpers.patience import PATIENCE
 from tests.reference import plain
 
 TEMPLATE = (
@@ -158,6 +162,46 @@ def test_what_the_base_writes_it_need_not_read(checkpoint: Path) -> None:
     for name, tensor in read.tensors().items():
         torch.testing.assert_close(kept.tensors()[name], tensor, atol=2e-3, rtol=2e-3, msg=name)
     assert CachedTargets(model, "base", [windows[1:]], limit).missing == 127
+
+
+@pytest.mark.parametrize("length", [3, 256, 257])
+def test_the_bytes_of_a_cache_are_those_that_its_tensors_take(length: int) -> None:
+    config = tiny.tiny_config()
+    caches = new_cache(config, config.num_layers, 5, torch.bfloat16)
+    rows = torch.zeros(5, config.num_kv_heads, length, config.head_dim, dtype=torch.bfloat16)
+    for cache in caches:
+        cache.extend(rows, rows)
+    held = sum(part.nbytes for cache in caches for part in (cache.keys, cache.values))
+    assert cache_bytes(config, 5, length, torch.bfloat16) == held
+
+
+@pytest.mark.parametrize(("room", "expected"), [(None, 3), (3.0, 3), (2.9, 2), (0.5, 1)])
+def test_no_more_files_are_written_side_by_side_than_there_is_room_for(
+    room: float | None, expected: int, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = full_model(checkpoint)
+    lock, at_work, most = threading.Lock(), 0, 0
+    meet = threading.Barrier(expected)
+
+    def counted(*given: Any) -> Any:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        meet.wait(PATIENCE)  # as many as may write at once do: fewer would never meet
+        written = write_windows(*given)
+        meet.wait(PATIENCE)
+        with lock:
+            at_work -= 1
+        return written
+
+    monkeypatch.setattr(own_text, "write_windows", counted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    one = cache_bytes(model.config, 4, 16, torch.float32)
+    bound = None if room is None else int(room * one)
+    text = OwnText(model, "base", Script.of(checkpoint, 0.8), [], 24, 16, 0, at_once=4, most_bytes=bound)
+    assert text.windows(silent).shape == (24, 16)
+    assert most == expected
 
 
 def test_targets_that_have_no_room_are_not_kept(checkpoint: Path) -> None:

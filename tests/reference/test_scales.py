@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from recycle_onnx.cli import quantization
 from recycle_onnx.cli.quantization import QuantizationChoices
 from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
-from recycle_onnx.export.calibrated import texts
+from recycle_onnx.export.calibrated import calibrate, texts
 from recycle_onnx.export.calibrated.scales import _cut, _grid, _joined
 from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.extras import is_installed
+from recycle_onnx.runtime.ort.allocator import give_back
 from recycle_onnx.training import likeliest_loss, scales
 from recycle_onnx.training.block_linear import BlockLinear
 from recycle_onnx.training.likeliest_loss import divergence
@@ -160,6 +162,20 @@ def test_the_command_line_tunes_where_torch_is_installed_and_rounding_is_calibra
     assert tuner(None, "mse") is None
     monkeypatch.setattr(quantization, "is_installed", lambda _extra: False)
     assert tuner(None, "calibrated") is None
+
+
+def test_what_a_stage_has_freed_is_given_back_before_the_next_one(
+    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    for module in (calibrate, scales):
+        monkeypatch.setattr(module, "give_back", lambda: (seen.append("given back"), give_back()))
+    made(tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda completed, total, stage: seen.append(stage))
+    stages = [stage for stage, _ in itertools.groupby(seen)]
+    judged = next(place for place, stage in enumerate(stages) if stage.endswith("judging"))
+    assert stages[judged + 1] == "given back"
+    assert stages[stages.index(scales.STAGE) - 1] == "given back"
+    assert stages[stages.index(scales.STAGE) + 1] == "given back"
 
 
 def test_windows_held_at_once_change_what_is_learnt_by_rounding_alone(
