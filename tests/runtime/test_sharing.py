@@ -322,7 +322,7 @@ def test_a_task_that_is_cancelled_twice_still_waits_for_its_step(model: Model) -
 
 
 def test_a_timeout_ends_a_generation(model: Model) -> None:
-    async def main() -> int:
+    async def main() -> tuple[int, str]:
         generation = model.stream(PROMPT, processors=[unhurried])
 
         async def consume() -> None:
@@ -333,9 +333,9 @@ def test_a_timeout_ends_a_generation(model: Model) -> None:
             await asyncio.wait_for(consume(), 0.05)
         runs = generation.decoder.full.runs
         await asyncio.sleep(0.05)
-        return generation.decoder.full.runs - runs
+        return generation.decoder.full.runs - runs, generation.result.finish_reason
 
-    assert asyncio.run(main()) == 0
+    assert asyncio.run(main()) == (0, "cancelled")
 
 
 def test_a_closed_model_says_so_and_has_freed_its_sessions(bundle: Path) -> None:
