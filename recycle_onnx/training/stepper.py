@@ -39,6 +39,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(self._processes.share(windows, self._options.gradient_accumulation))
         total = self._objective.total(losses)
+        # Before the weights change: a step with such a gradient would spoil what was learnt.
         if not torch.isfinite(total):
             raise RecycleError(
                 f"the loss became {total.item()} in step {number}; what was saved before is kept: "
@@ -53,6 +54,7 @@ class Stepper:
         rows = []
         for index, numbers in enumerate(parts, start=1):
             part = self._train.batch(numbers, self._processes.device)
+            # Gradients are exchanged once a step, with the last part; before that each process adds up its own.
             with nullcontext() if index == len(parts) else self._processes.apart(self._parallel):
                 losses = self._parallel(part)
                 (self._objective.total(losses) / len(parts)).backward()  # type: ignore[no-untyped-call]
