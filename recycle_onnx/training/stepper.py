@@ -102,6 +102,7 @@ def _optimizer(trained: list[nn.Parameter], options: TrainingOptions) -> torch.o
     others = [parameter for parameter in trained if parameter.dim() == 1]
     if options.chosen_optimizer == "muon":
         return Together(
+            # Matched to AdamW, so that one learning rate means the same for both.
             torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
         )
