@@ -29,7 +29,7 @@ Generated from the docstrings by `docs/make_reference.py`. How these are used:
 """
 CHAPTERS = {
     "Load and generate": (
-        "runtime.model.load", "runtime.model.Model", "runtime.config.GenerationConfig",
+        "runtime.loading.load", "runtime.model.Model", "runtime.config.GenerationConfig",
         "runtime.generation.Generation", "runtime.generation.Token", "runtime.generation.Result",
         "runtime.generation.Stats", "runtime.conversation.Conversation", "runtime.structured.JsonSchema",
         "runtime.structured.Regex", "runtime.structured.Grammar", "runtime.decoding.processors.StatefulProcessor",

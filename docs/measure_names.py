@@ -36,7 +36,7 @@ NO_VERBS = frozenset((
 
 MOST_LINES, MOST_PARAMETERS = 50, 8
 """Of a function, from its `def` to its end. `self` and `cls` do not count; `*args` and `**kwargs` are one each."""
-MANY_PARAMETERS = {"recycle_onnx/runtime/model.py": "load"}
+MANY_PARAMETERS = {"recycle_onnx/runtime/loading.py": "load"}
 """The one exception: applications call it first, and their editors show them each keyword with its default."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from recycle_onnx.runtime.generation import Result as Result
     from recycle_onnx.runtime.generation import Stats as Stats
     from recycle_onnx.runtime.generation import Token as Token
+    from recycle_onnx.runtime.loading import load as load
     from recycle_onnx.runtime.model import Model as Model
     from recycle_onnx.runtime.model import RecycleModel as RecycleModel
-    from recycle_onnx.runtime.model import load as load
     from recycle_onnx.runtime.structured import Grammar as Grammar
     from recycle_onnx.runtime.structured import JsonSchema as JsonSchema
     from recycle_onnx.runtime.structured import Regex as Regex
@@ -31,7 +31,8 @@ HOMES = {
     "config": ("GenerationConfig",),
     "conversation": ("Conversation",),
     "generation": ("Generation", "Result", "Stats", "Token"),
-    "model": ("Model", "RecycleModel", "load"),
+    "loading": ("load",),
+    "model": ("Model", "RecycleModel"),
     "structured": ("Grammar", "JsonSchema", "Regex"),
 }
 """The names that need onnxruntime, by their module in `runtime`: only those who run a model import it."""

@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,21 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # Shells start background jobs so, and children inherit it: tests of Ctrl-C would wait without end.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    _make_examples_the_same_everywhere()
     gc.disable()  # importing leaves little to collect, and a million objects to look through each time
     if config.getoption("--cpu-time") is not None:
         config.pluginmanager.register(CpuTime(config.getoption("--cpu-time")))
+
+
+def _make_examples_the_same_everywhere() -> None:
+    """Have hypothesis draw the same examples in every run, and never refuse one because a machine is slow or busy."""
+    if find_spec("hypothesis") is None:  # suites in environments of their own need it in no test
+        return
+    from hypothesis import HealthCheck, settings
+
+    ours = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("recycle-onnx", derandomize=True, deadline=None, suppress_health_check=ours)
+    settings.load_profile("recycle-onnx")
 
 
 def pytest_collection_finish() -> None:

@@ -17,7 +17,7 @@ from recycle_onnx.untrusted import copy_tree, printable
 from tests.helpers import tiny
 from tests.helpers.command import assert_refused, names, run
 
-pytestmark = [pytest.mark.skipif(os.name == "nt", reason="Windows has no such files"), pytest.mark.timeout(120)]
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.prompts import Prompt
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Lossless, Result
-from recycle_onnx.runtime.model import Model, load
+from recycle_onnx.runtime.loading import load
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.placing import Placing
 
 SHORTEST = 8

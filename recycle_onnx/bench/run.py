@@ -22,7 +22,8 @@ from recycle_onnx.machine.memory import peak_rss_bytes
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.generation import Result
-from recycle_onnx.runtime.model import Model, load
+from recycle_onnx.runtime.loading import load
+from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.placing import Placing
 
 RESAMPLES = 2000

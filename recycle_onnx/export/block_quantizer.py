@@ -113,6 +113,7 @@ class Quantization:
         if (kept and self.bits == 8) or any(part in name for part in FLOAT):
             return None
         block_size = self.block_size
+        # A row need not be a multiple of the block: smaller blocks divide it, as long as kernels take them.
         while width % block_size:
             block_size //= 2
         if block_size < SMALLEST_BLOCK:
@@ -189,12 +190,14 @@ def _rounded(blocks: NDArray[np.float32], how: Quantization, part: float) -> tup
     Return squared error, values, scales and zero points.
     """
     top, middle = np.float32(2**how.bits - 1), np.float32(2 ** (how.bits - 1))
+    # Zero lies in every range, so that it stays exactly zero.
     low, high = np.minimum(blocks.min(-1, keepdims=True), 0), np.maximum(blocks.max(-1, keepdims=True), 0)
     scale = np.where(high > -low, high, low) * (-part / middle) if how.symmetric else (high - low) * (part / top)
     scale = np.where(scale == 0, np.float32(1), scale).astype(np.float32)
     zero = np.full_like(scale, middle) if how.symmetric else np.clip(np.round(-part * low / scale), 0, top)
     values = np.clip(np.round(blocks / scale + zero), 0, top)
     centred = values - zero
+    # The codes are chosen; the scale that suits them best is a least-squares fit through zero.
     power = np.square(centred).sum(-1, keepdims=True)
     fitted = (blocks * centred).sum(-1, keepdims=True) / np.maximum(power, 1)
     scale = np.where(power > 0, fitted, scale)

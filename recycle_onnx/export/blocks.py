@@ -70,6 +70,7 @@ def attention(
     query: Projected = (graph.linear(x, weights, *names, store_as=f"{prefix}qkv_proj.weight", bias=config.qkv_bias),)
     if config.qk_norm:
         query = graph.split(*query)
+        # These norms come after the rotation, which so cannot be left to the attention.
         if config.qk_norm == "rotated_head" and layer.rope:
             query, layer = graph.rotated(query, layer.rope), replace(layer, rope=None)
         query = _normalised(graph, query, weights, prefix)
@@ -191,6 +192,7 @@ def _behind(graph: DecoderGraph, delta: ir.Value, weights: Tensors, name: str) -
 
 def logits(graph: DecoderGraph, hidden: ir.Value, head: LazyWeight) -> ir.Value:
     """Build logits of the last `logits_to_keep` rows (0: of all); the head [V, H] is stored as the embedding is."""
+    # Minus 0 is 0, where a slice begins that keeps all rows.
     start = graph.op.Reshape(graph.op.Neg(graph.keep), graph.ints(1))
     kept = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
     kept = graph.scaled(kept, graph.config.logit_scale)

@@ -289,6 +289,7 @@ def _write_text_files(checkpoint: Checkpoint, folder: Path) -> list[dict[str, An
         write_source(folder, came_from)  # beside a module that refers to its base, or with the base
     generation = _generation_config(origin, checkpoint.base)
     named = stop_ids(origin, tokenizer)
+    # A tokenizer may know more tokens than the model has rows for; those never come.
     ids = [token for token in named if token < checkpoint.base.vocab_size]
     if ids:
         generation["eos_token_id"] = ids[0] if len(ids) == 1 else ids

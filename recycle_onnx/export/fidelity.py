@@ -183,5 +183,6 @@ def _two_against_one(model: Model, ids: list[int]) -> float:
     for size in (1, 2):
         decoder: Decoder = model.decoder("full")
         pieces = [ids[start : start + size] for start in range(0, len(ids) - len(ids) % 2, size)]
+        # Copied: the next run overwrites the logits.
         rows.append([row for piece in pieces for row in decoder.full_step(piece, keep=size).copy()])
     return max((float(np.abs(a - b).max()) for a, b in zip(*rows, strict=True)), default=0.0)

@@ -95,6 +95,7 @@ class DecoderGraph(ABC):
         """Return cosines and sines [context, rotated / 2] of a rotary embedding, one pair for layers that share it."""
         if rope not in self._tables:
             name = f"rope.{len(self._tables)}" if self._tables else "rope"
+            # In float64, rounded once at the end: late positions have large angles, of which float32 keeps few digits.
             angles = np.outer(np.arange(self.config.context_length), rope.frequencies)
             cos, sin = (rope.factor * function(angles) for function in (np.cos, np.sin))
             self._tables[rope] = (

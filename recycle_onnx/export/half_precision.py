@@ -98,6 +98,7 @@ def _cast_to_float32(graph: ir.Graph, logits: ir.Value) -> None:
     assert node is not None
     half = ir.Value(name=f"{LOGITS}.float16", shape=logits.shape, type=ir.TensorType(ir.DataType.FLOAT16))
     cast = ir.node("Cast", [half], {"to": ir.DataType.FLOAT}, name="node_logits_float32")
+    # The old value becomes the inner one: its producer keeps it, and the new one takes over the output's name.
     position = list(graph.outputs).index(logits)
     logits.name = half.name
     logits.dtype = ir.DataType.FLOAT16

@@ -75,6 +75,7 @@ def of_products(name: str, weights: Tensors, names: Sequence[str], scale: float)
             yield piece if scale == 1 else piece * np.float32(scale)
 
     shape = (shapes[0][1], sum(part[0] for part in shapes))
+    # Scaled, they are no longer the file's integers.
     source = _source(weights, names) if scale == 1 else None
     return LazyWeight(name, shape, read, transposed=True, source=source)
 
@@ -121,6 +122,7 @@ def load_lazily(path: Path, known: Known) -> ir.Model:
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
             place = (str(value.const_value.path), value.const_value.offset)
+            # One object for both graphs, so that a rewriter stores it once.
             value.const_value = known.setdefault(place, _of_file(value.const_value))
     return model
 

@@ -110,6 +110,7 @@ class GraphQuantizer(Rewriter):
                 stored = self._quantize(table, writer, transposed=False, table=True)
                 if ids is not None and stored:
                     _replace(graph, node, self.gather(ids, stored[0], graph))
+        # What was quantized is read by nobody any more; left in, its float32 values would be stored beside the blocks.
         for value in list(graph.initializers.values()):
             if not (value.uses() or value.is_graph_input()):
                 del graph.initializers[str(value.name)]

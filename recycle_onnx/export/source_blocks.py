@@ -236,6 +236,7 @@ def _with_sums(piece: Integers, how: Quantization) -> QuantizedRows:
     scales, minima, codes = _without_flat(piece)
     zeros = np.clip(np.rint(-minima / scales), 0, 15)
     left = (minima + zeros * scales).astype(np.float32)
+    # A row has one sum a block of x, so their number is seldom a whole number of blocks: zeros fill the last one.
     padded = np.pad(left, [(0, 0), (0, -left.shape[1] % how.block_size)])
     sums = quantize(padded, Quantization(4, how.block_size, method="mse", keep=()))
     assert sums.zero_points is not None
@@ -258,6 +259,7 @@ def _finer(piece: Integers) -> Blocks:
     scales, minima, codes = _without_flat(piece)
     offset, top = minima / scales, piece.levels - 1
     best = np.full(scales.shape, np.inf, np.float32)
+    # Where no whole k fits: the largest fraction by which codes stay within 8 bits on either side.
     factor = 255 / np.maximum(np.abs(offset), np.abs(offset + top))
     for k in range(1, 255 // top + 1):
         whole = np.rint(offset * k)

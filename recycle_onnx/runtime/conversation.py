@@ -97,11 +97,13 @@ class Conversation:
         Raises:
             InputError: no such template, jinja2 is missing, or a message without role or content.
         """
+        # Checked here: a saved conversation from a stranger comes this way too.
         if overflow not in OVERFLOWS:
             raise InputError(f"overflow {overflow!r} is not known; expected one of: {', '.join(OVERFLOWS)}")
         self.model, self.overflow = model, overflow
         self.template_variables = _plain_values("template_variables", template_variables or {})
         self.template = ChatTemplate.find(model.bundle.folder, template, self.template_variables)
+        # With the module's caches, since any later turn may have a strategy that needs them.
         self.decoder = model.decoder("auto")
         self._generation: Generation | None = None
         before = [] if system is None else [{"role": "system", "content": system}]
@@ -271,6 +273,7 @@ class Conversation:
         return answer
 
     def _replace(self, messages: list[Message], answer: Generation | None) -> None:
+        # It works in the caches that the next turn takes over.
         if self._generation is not None:
             self._generation.cancel()
         self._messages, self._generation = messages, answer

@@ -103,6 +103,7 @@ class Embedder:
             RecycleError: the model was closed.
         """
         chunk, spec = self.model.prefill_chunk, self._half.spec
+        # float64: a mean is a sum over thousands of tokens, in which float32 would lose digits.
         total = np.zeros(spec.hidden_size, np.float64)
         with self._decoder.exclusive.use():
             self._half.crop(0)

@@ -184,6 +184,7 @@ class Generation:
     async def __anext__(self) -> Token:
         step = asyncio.get_running_loop().run_in_executor(None, next, self, None)
         try:
+            # Shielded: a thread cannot be cancelled, and until its step ends it is at work in the caches.
             token = await asyncio.shield(step)
         except asyncio.CancelledError:
             self.cancel()
@@ -222,6 +223,7 @@ class Generation:
         self._over = at_stop_id or self._stops.reached
         if self._over or last:
             self.finish_reason = "stop" if self._over else "length"
+        # Nothing comes any more that could complete a character or a stop string: what was held back is text.
         if at_stop_id or (last and not self._stops.reached):
             text += self._stops.push(self._text.flush())
             text += self._stops.flush()

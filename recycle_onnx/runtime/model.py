@@ -1,10 +1,9 @@
-"""The Python face: load a bundle, generate or stream text."""
+"""The Python face of a loaded bundle: generate or stream text, converse, embed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -27,10 +26,8 @@ from recycle_onnx.runtime.decoding.strategies import NEEDING_MODULE, Plan
 from recycle_onnx.runtime.embedding import Texts, embed
 from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.ort.loaded import LoadedHalves
-from recycle_onnx.runtime.ort.native import at_work
-from recycle_onnx.runtime.ort.prepacked import open_prepacked
 from recycle_onnx.runtime.ort.provider_table import CPU
-from recycle_onnx.runtime.ort.providers import Place, Placement, options_of_module, place, register_library
+from recycle_onnx.runtime.ort.providers import Place, Placement
 from recycle_onnx.runtime.ort.sessions import open_original
 from recycle_onnx.runtime.raw_text import RawTextNotice
 from recycle_onnx.runtime.settings import STRATEGIES, TO_THE_END
@@ -398,47 +395,3 @@ class Model:
 
 RecycleModel = Model
 """The name that the class had before."""
-
-
-def load(
-    path: str | PathLike[str],
-    *,
-    provider: str = "cpu",
-    recycler_provider: str | None = None,
-    provider_options: Mapping[str, str] | None = None,
-    recycler_provider_options: Mapping[str, str] | None = None,
-    provider_libraries: Mapping[str, str | PathLike[str]] | None = None,
-    threads: int | None = None,
-    verify: bool = False,
-    prepacked: bool = False,
-    progress: Progress = silent,
-) -> Model:
-    """Load a bundle.
-
-    Args:
-        path: the folder that `recycle-onnx export` wrote.
-        provider: where to run: `cpu`, another one of `docs/providers.md`, or `auto` for the best that is here.
-        recycler_provider: where the module runs, if not there too.
-        provider_options: what the provider takes, by ONNX Runtime's names (`{"device_id": "1"}`).
-        recycler_provider_options: the same for the module's provider, if it has one of its own.
-        provider_libraries: files of plug-in providers, by the name to call each.
-        threads: threads of each session, None for one a physical core.
-        verify: hash the weights again, even if this very file was checked before.
-        prepacked: keep weights in the user's cache, laid out for this processor (twice the bundle's size), and map
-            them: the memory they take can be shared and taken back. Without it every model has a private copy.
-        progress: called with what is done, of how much, and what comes now: bytes of files checked, then graphs loaded.
-
-    Raises:
-        InputError: not a bundle, an altered file, a future format, a provider that is unknown or not here, cannot run
-            the bundle or does not know an option.
-        RecycleError: ONNX Runtime cannot load a graph, or there is too little memory.
-    """
-    for name, file in (provider_libraries or {}).items():
-        register_library(name, file)
-    opener = open_prepacked if prepacked else open_original
-    bundle = Bundle.open(Path(path), verify=verify, progress=progress)
-    full = place(provider, provider_options or {}, bundle.manifest)
-    own = options_of_module(recycler_provider, recycler_provider_options)
-    other = None if recycler_provider is None else place(recycler_provider, own, bundle.manifest)
-    with at_work():
-        return Model(bundle, full, threads, opener, progress, other)

@@ -77,6 +77,7 @@ def guarded(app: ASGIApp, token: str | None, local_names_only: bool, origins: fr
     """Put everything that keeps others out in front of the application; pages of `origins` may use it as their own."""
     inner: ASGIApp = TokenCheck(app, token) if token else app
     if origins:
+        # Around the check of the token: a browser asks whether it may, without the token, before it sends it.
         inner = CORSMiddleware(
             inner, origins, ("GET", "POST"), ("*",), allow_private_network=True, expose_headers=("Retry-After",)
         )
@@ -100,6 +101,7 @@ class Guard:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
+                    # What an answer says for itself stays.
                     headers.setdefault(name, value)
             await send(message)
 
@@ -151,4 +153,5 @@ class TokenCheck:
         """Tell whether the token is where OpenAI's clients send it, or where Anthropic's do."""
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
         sent = bearer if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        # In a time that does not tell how much of a guess was right.
         return hmac.compare_digest(sent.strip().encode(), self.token.encode())

@@ -70,6 +70,7 @@ def make_app(
     handlers = {HTTPException: _on_http_error, ClientDisconnect: _on_gone}
     ours = dict.fromkeys((ApiError, RecycleError, Exception), _on_error)
     app = Starlette(routes=routes, exception_handlers={**ours, **handlers})
+    # The counter is outermost, so that what the guard refuses is counted too.
     behind = guarded(app, token, local_names_only, origins)
     return RequestCounter(behind, service.metrics, routes)
 

@@ -46,12 +46,14 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         super().data_received(data)
         if self.cycle is None or self.cycle.response_complete:
             self._expect_request()
+        # The headers are here: from now on `Limits.read_body` watches the clock.
         elif self._late:
             self._late.cancel()
             self._late = None
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        # `abort`, for `close` would wait until the client has taken all that is written.
         self._stalled = self._stalled or self.loop.call_later(self.limits.body_seconds, self.transport.abort)
 
     def resume_writing(self) -> None:
@@ -67,6 +69,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         super().connection_lost(exc)
 
     def _expect_request(self) -> None:
+        # The first timer stays: a client that sends a byte now and then gains no time by it.
         self._late = self._late or self.loop.call_later(self.limits.body_seconds, self.transport.close)
 
 

@@ -60,6 +60,7 @@ class Engine:
         self._check_strategy(settings.get("strategy"))
         stop = settings.get("stop", ())
         stops = self.template.stops if isinstance(prompt, Turns) else ()
+        # A seed of our own where none is asked for: the answer tells it, and whoever sends it back gets the same text.
         whole: Overrides = {"seed": secrets.randbits(31), **settings}
         whole["stop"] = [*stops, *((stop,) if isinstance(stop, str) else stop)]
         self._check_plan(whole)

@@ -54,6 +54,7 @@ class ApiError(Exception):
         """Return the HTTP response that reports the error to who asked for `path`."""
         headers = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
         if self.status == 401:
+            # HTTP wants it beside a 401.
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(self.body(path), self.status, headers)
 

@@ -134,6 +134,7 @@ class LinesForm:
                 "done": True,
                 "done_reason": outcome.reason,
                 "total_duration": _nanoseconds(time.perf_counter() - self.started),
+                # The model was loaded before the first request came.
                 "load_duration": 0,
                 "prompt_eval_count": stats.prompt_tokens,
                 "prompt_eval_duration": _nanoseconds(stats.prefill_s),

@@ -49,6 +49,7 @@ class PrefixCaches:
         if self.saver is not None:
             self.saver.offer(decoder)  # before anybody can take it again
         with self._lock:
+            # The one that was used longest ago goes; where `most` is 0, this one.
             self._idle = [*self._idle, decoder][max(0, len(self._idle) + 1 - self.most) :]
 
     def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:

@@ -132,6 +132,7 @@ class PromptFiles:
 
     def _blocks(self, tokens: Tokens) -> Iterator[PromptBlock]:
         """Yield the whole blocks of a text, by the tokens that each half reads of it, whether or not they are saved."""
+        # Little-endian on every machine: names of files are hashes of these bytes.
         read = {name: np.array(ids, "<i8") for name, ids in tokens.items()}
         key = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode())
         for start in range(0, min(map(len, read.values())) - self._size + 1, self._size):
@@ -206,6 +207,7 @@ def _make_private(folder: Path) -> None:
 def _part(snapshot: Arrays, start: int, end: int) -> Arrays:
     """Copy rows of a snapshot, as a snapshot of their own; hidden states that wait for the module are none of them."""
     whole = {**snapshot, STATES: snapshot[STATES][:0]}
+    # Copied: while they are written to disk, the decoder may read another text.
     return {name: _rows(name, array, start, end).copy() for name, array in whole.items()}
 
 

@@ -37,6 +37,7 @@ class PromptSaver:
                 return
             self._waiting = [*self._waiting, decoder][-self._most :]
             if self._thread is None:
+                # A daemon, so that a program that never closes its server can end all the same.
                 self._thread = threading.Thread(target=self._run, name="recycle-onnx-prompts", daemon=True)
                 self._thread.start()
             self._changed.notify_all()

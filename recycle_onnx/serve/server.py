@@ -120,6 +120,7 @@ class Server:
         app = make_app(service, token, self.address.is_local, self.address.origins)
         config = uvicorn.Config(
             app, http=limited(self.limits), log_level="warning", access_log=False, lifespan="off", server_header=False,
+            # Left to itself, uvicorn would load a package for websockets where there is one.
             ws="none",
             timeout_graceful_shutdown=5,
         )  # fmt: skip

@@ -117,6 +117,7 @@ class Task:
         raise NotImplementedError
 
     def _emit(self, event: Event) -> None:
+        # asyncio's queue is not for threads: the loop puts the event in itself.
         self._loop.call_soon_threadsafe(self._events.put_nowait, event)
 
     async def _next(self) -> Event:
@@ -135,6 +136,7 @@ class Call(Task):
 
     def cancel(self) -> None:
         super().cancel()
+        # A call has no tokens between which it could end by itself.
         self._interrupt.set()
 
     def _run(self) -> None:
@@ -177,6 +179,7 @@ class Job(Task):
                 return
             with self._generate(order) as generation:
                 self._generation = generation
+                # Cancelled a moment ago, when `cancel` could not see this generation yet.
                 if self._cancelled:
                     return
                 try:

@@ -21,6 +21,7 @@ class Best:
     @classmethod
     def of(cls, trained: dict[str, nn.Parameter], result: TrainingResult) -> Best:
         """Copy what is trained."""
+        # Cloned: the optimiser goes on changing the parameters in place.
         return cls({name: parameter.detach().clone() for name, parameter in trained.items()}, result)
 
     @classmethod

@@ -54,6 +54,7 @@ class Budget:
 
 def learning_rate(peak: float, progress: float, step: int) -> float:
     """Compute a learning rate: a linear warm-up over the first part, then a cosine down to a tenth."""
+    # Never 0: a step with no learning rate would be lost.
     warm = min(1.0, max(progress, 1e-3) / WARM_UP) if step else 1e-3 / WARM_UP
     after = min(1.0, max(0.0, (progress - WARM_UP) / (1 - WARM_UP)))
     return peak * warm * (LOWEST + (1 - LOWEST) * 0.5 * (1 + math.cos(math.pi * after)))

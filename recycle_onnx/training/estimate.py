@@ -194,6 +194,7 @@ def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
     for number, windows in enumerate(islice(numbers, TIMED_STEPS), start=1):
         part = setup.processes.share(windows, 1)[0]
         reading, _ = timed(partial(setup.train.batch, part, setup.processes.device))
+        # With a learning rate of 0, so that an estimate changes no weights.
         step, _ = timed(partial(stepper.step, number, windows, 0.0))
     if options.joint:
         reading = 0.0
@@ -202,6 +203,7 @@ def _times(setup: Setup, stepper: Stepper, options: TrainingOptions) -> _Times:
     unread = max(0, cached - setup.own_tokens)  # what the base writes it has read
     fill = reading / (len(part) * options.sequence_length) * unread
     writing = setup.own_tokens / writing_speed(setup) if setup.own_tokens else 0.0
+    # Never 0, whatever the noise of two measurements: a budget in minutes is divided by it.
     return _Times(*(setup.processes.agree(seconds) for seconds in (max(step - spared, 1e-6), writing, fill)))
 
 

@@ -49,6 +49,7 @@ def mean_by_rows(ctx: Any, states: Tensor, head: Tensor, cap: float | None, rows
             logits = cap * torch.tanh(logits / cap)
         nats, gradient = loss(logits, part)
         total += nats
+        # Held-out text is measured without a gradient.
         if ctx.needs_input_grad[0]:
             if cap is not None:
                 gradient *= 1 - (logits / cap) ** 2
@@ -65,6 +66,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, states: Tensor, head: Tensor, ids: Tensor, probabilities: Tensor, overlap: float, cap: float | None
     ) -> tuple[Tensor, Tensor]:
+        # Under autocast the products choose their type themselves.
         if not torch.is_autocast_enabled(states.device.type):
             head = head.to(states.dtype)
         bests: list[Tensor] = []

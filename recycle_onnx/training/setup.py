@@ -105,11 +105,13 @@ def set_up(
     options.check()
     processes = Processes()
     processes.check_batch(options.batch_size, options.gradient_accumulation)
+    # What `accelerate launch --cpu` leaves in the environment of the single process that it starts.
     if processes.count == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         notice(ALONE)
     with Checkpoint.open(folder) as checkpoint:
         _check(checkpoint, data, options)
         options = _decided(options, data, processes, notice)
+        # A base that learns is held in float32: of small steps bfloat16 would keep nothing.
         held = torch.bfloat16 if options.precision == "bf16" and not options.joint else torch.float32
         model = storage.load_model(checkpoint, held).to(processes.device)
         with processes.one_a_machine_first():
@@ -160,6 +162,7 @@ def _decided(
     """Fill in the options that depend on the device and on the text; all processes take the main one's."""
     own = options.own_tokens or (0 if data else OWN_TOKENS)
     precision = options.precision or ("fp32" if options.joint else best_precision(processes.device, notice))
+    # Their devices may differ; weights that are to stay equal are computed in the same numbers.
     precision = "bf16" if processes.agree(float(precision == "bf16")) else "fp32"
     return replace(options, precision=precision, own_tokens=own)
 

@@ -39,6 +39,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(self._processes.share(windows, self._options.gradient_accumulation))
         total = self._objective.total(losses)
+        # Before the weights change: a step with such a gradient would spoil what was learnt.
         if not torch.isfinite(total):
             raise RecycleError(
                 f"the loss became {total.item()} in step {number}; what was saved before is kept: "
@@ -53,6 +54,7 @@ class Stepper:
         rows = []
         for index, numbers in enumerate(parts, start=1):
             part = self._train.batch(numbers, self._processes.device)
+            # Gradients are exchanged once a step, with the last part; before that each process adds up its own.
             with nullcontext() if index == len(parts) else self._processes.apart(self._parallel):
                 losses = self._parallel(part)
                 (self._objective.total(losses) / len(parts)).backward()  # type: ignore[no-untyped-call]
@@ -100,6 +102,7 @@ def _optimizer(trained: list[nn.Parameter], options: TrainingOptions) -> torch.o
     others = [parameter for parameter in trained if parameter.dim() == 1]
     if options.chosen_optimizer == "muon":
         return Together(
+            # Matched to AdamW, so that one learning rate means the same for both.
             torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
         )

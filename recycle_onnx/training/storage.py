@@ -138,6 +138,7 @@ def _rounded(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, Tensor]:
             tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
             if not torch.isfinite(tensors[name]).all():
                 raise InputError(f"{name} is not finite as {dtype}; train with a lower --lr")
+            # What is compared with the graphs is computed with the numbers that are stored.
             parameter.copy_(tensors[name])
     return tensors
 
@@ -168,6 +169,7 @@ def _base_as_stored(checkpoint: Checkpoint, model: RecycleGPT) -> Iterator[None]
         with widened(model.full):
             yield
     else:
+        # Held in another type than it is stored in: read again, since what was rounded away does not come back.
         own, model.full = model.full, load_model(checkpoint).full.to(next(model.parameters()).device)
         yield
         model.full = own

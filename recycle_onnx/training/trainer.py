@@ -105,12 +105,14 @@ class _Run:
         return result
 
     def _batches(self) -> Iterator[list[int]]:
+        # A resumed training draws the batches of its past too, and leaves them out: its order is that of a whole one.
         endless = batches(self.windows, self.options.batch_size, self.options.seed)
         return islice(endless, self.first - 1, None)
 
     def _step(self, step: int, batch: list[int]) -> Progress:
         rate = learning_rate(self.stepper.peak, self.spent, step - 1)
         losses = self.stepper.step(step, batch, rate)
+        # The main process's clock for all: they must come to the same end in the same step.
         self.seconds = self.processes.agree(self._clock())
         self.spent = self._spent(step)
         speed = self._tokens(step - self.first + 1) / (self.seconds - self.before)

@@ -157,7 +157,6 @@ SPECIAL = {"a pipe": os.mkfifo, "a device": lambda path: Path(path).symlink_to("
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such files")
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["recycle.json", "generation_config.json", "tokenizer.json", "model.onnx"])
 @pytest.mark.parametrize("kind", SPECIAL)
 def test_what_is_no_regular_file_is_neither_waited_for_nor_read_for_ever(kind: str, name: str, bundle: Path) -> None:
@@ -234,7 +233,6 @@ WRONG_MANIFESTS: dict[str, Callable[[dict[str, Any]], None]] = {
 }
 
 
-@pytest.mark.timeout(20)
 @pytest.mark.parametrize("name", WRONG_MANIFESTS)
 def test_a_manifest_of_wrong_kinds_or_sizes_is_refused(name: str, bundle: Path) -> None:
     manifest = read_json(bundle / "recycle.json")

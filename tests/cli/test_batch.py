@@ -7,7 +7,6 @@ import math
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,13 @@ from recycle_onnx.runtime.settings import SETTINGS
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, run
 from tests.helpers.patience import PATIENCE
-from tests.helpers.processes import start
+from tests.helpers.processes import start_signalled
 
 TOKENS = 6
-LINES = 120
-"""Of a run that is killed: more than it can answer while this process waits for its turn."""
+LINES, LENGTH = 24, 40
+"""Of a run that is killed, and the tokens of each answer."""
+KILLED_AT = 8 * LENGTH
+"""Runs of the graphs: some eight lines are answered, of which at most four wait to be written."""
 PROMPTS: list[dict[str, Any]] = [
     {"prompt": "the cat"},
     {"prompt": "the dog sat on", "id": "dog", "max_new_tokens": 9},
@@ -110,12 +111,8 @@ def test_a_file_that_was_cut_anywhere_is_completed(
 def test_a_run_that_was_killed_is_completed(kill: signal.Signals, bundle: Path, tmp_path: Path) -> None:
     prompts = write(tmp_path / "prompts.jsonl", [{"prompt": f"the cat {n}"} for n in range(LINES)])
     output, undisturbed = tmp_path / "out.jsonl", tmp_path / "undisturbed.jsonl"
-    options = ("-n", 40, "--threads", 1, "--stop-ids", 299)
-    process = start("batch", bundle, prompts, "-o", output, *options)
-    while not (output.exists() and output.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None
-        time.sleep(0.005)
-    process.send_signal(kill)
+    options = ("-n", LENGTH, "--threads", 1, "--stop-ids", 299)
+    process = start_signalled(kill, KILLED_AT, "batch", bundle, prompts, "-o", output, *options)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     done = output.read_bytes().count(b"\n")
     assert 3 <= done < LINES
@@ -301,7 +298,6 @@ def test_a_file_without_prompts_is_refused(content: bytes | None, words: str, tm
     assert_refused(refused, 2, "prompts.jsonl", words)
 
 
-@pytest.mark.timeout(60)
 def test_an_output_that_is_no_file_is_not_waited_for(bundle: Path, prompts: Path, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     outcome = run("batch", bundle, prompts, "-o", tmp_path / "pipe", "--force")

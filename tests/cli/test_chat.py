@@ -16,6 +16,7 @@ from recycle_onnx.runtime.config import GREEDY
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.untrusted import printable
 from tests.helpers.command import assert_refused, run
+from tests.helpers.patience import PATIENCE
 from tests.helpers.terminal import terminal
 
 TOKENS = 8
@@ -201,7 +202,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(endless_bundle: Path) -> No
         screen.type("/rest\n")
         screen.wait_for("no command /rest[^>]*> $")  # a Ctrl-D before the prompt is there may be lost
         screen.type("\x04")
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no pseudo-terminals of this kind")
@@ -215,4 +216,4 @@ def test_recycled_tokens_are_tinted_on_request(endless_bundle: Path) -> None:
         screen.type("the cat\n")
         assert GREEN in screen.wait_for("cut off")
         screen.type("/quit\n")
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0

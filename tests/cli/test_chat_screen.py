@@ -10,6 +10,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.runtime.model import Model
+from tests.helpers.patience import PATIENCE
 from tests.helpers.terminal import Terminal, terminal
 
 pyte = pytest.importorskip("pyte", reason="pyte is not installed: pip install 'recycle-onnx[test]'")
@@ -47,7 +48,7 @@ def story(sample_model: Model) -> str:
 
 @pytest.fixture
 def telling(sample_bundle: Path) -> Iterator[Terminal]:
-    with terminal("chat", sample_bundle, *OPTIONS, "--tint") as screen:
+    with terminal("chat", sample_bundle, *OPTIONS, "--tint", every_frame=True) as screen:
         screen.wait_for("> $")
         screen.type(f"{QUESTION}\n")
         yield screen
@@ -80,7 +81,7 @@ def test_a_window_that_changes_its_size_shows_no_line_twice(telling: Terminal, s
 def test_the_terminal_is_as_before_when_the_chat_has_ended(sample_bundle: Path) -> None:
     import termios
 
-    with terminal("chat", sample_bundle, *OPTIONS) as screen:
+    with terminal("chat", sample_bundle, *OPTIONS, every_frame=True) as screen:
         screen.wait_for("> $")
         before = termios.tcgetattr(screen.handle)
         screen.type(f"{QUESTION}\n")
@@ -90,7 +91,7 @@ def test_the_terminal_is_as_before_when_the_chat_has_ended(sample_bundle: Path) 
         screen.wait_for("stopped[^>]*> $")
         assert termios.tcgetattr(screen.handle) == before
         screen.type("/quit\n")
-        assert screen.process.wait(60) == 0
+        assert screen.process.wait(PATIENCE) == 0
     assert screen.output.count(b"\x1b[?25l") == screen.output.count(b"\x1b[?25h")  # the cursor is there again
 
 

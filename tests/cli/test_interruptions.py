@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
-import psutil
 import pytest
 
 from recycle_onnx.export import export
@@ -17,7 +15,7 @@ from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, names
 from tests.helpers.endless import write_endless_bundle
 from tests.helpers.patience import PATIENCE
-from tests.helpers.processes import start
+from tests.helpers.processes import start, start_signalled
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "stories"
 
@@ -37,14 +35,13 @@ def test_ctrl_c_during_an_export_leaves_nothing_behind(
     if replaces:
         export(tiny.write_checkpoint(tmp_path / "tiny", tiny.tiny_config()), target)
     before = {path: sha256(path) for path in tmp_path.rglob("*") if path.is_file()}
-    process = start("export", SAMPLE, target, "--force")
-    while process.stderr.readline().decode().strip() != stage:
-        assert process.poll() is None
-    process.send_signal(number)
+    process = start_signalled(number, stage, "export", SAMPLE, target, "--force")
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert stdout == b""
-    assert_one_error(stderr.decode(), "interrupted")
+    told, _, error = stderr.decode().partition(f"{stage}\n")
+    assert "Error" not in told
+    assert_one_error(error, "interrupted")
     assert {path: sha256(path) for path in tmp_path.rglob("*") if path.is_file()} == before
     assert names(tmp_path) == (["bundle", "tiny"] if replaces else [])
 
@@ -67,11 +64,7 @@ def test_ctrl_c_during_a_generation_keeps_the_text_so_far(endless_bundle: Path) 
 
 
 def test_ctrl_c_prints_no_half_json(endless_bundle: Path) -> None:
-    process = start("generate", endless_bundle, "the cat", "-n", 99_000, "--json")
-    while sum(psutil.Process(process.pid).cpu_times()[:2]) < 2.0:  # more than it takes to begin
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process = start_signalled(signal.SIGINT, 50, "generate", endless_bundle, "the cat", "-n", 99_000, "--json")
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert stdout == b""

@@ -14,7 +14,7 @@ import recycle_onnx
 from recycle_onnx.runtime.ort.providers import why_too_old
 from tests.helpers.command import assert_one_error, assert_refused, names, run
 from tests.helpers.patience import PATIENCE
-from tests.helpers.processes import start
+from tests.helpers.processes import start, start_signalled
 
 
 def test_quantize_says_what_it_costs(tiny_bundle: Path, tmp_path: Path) -> None:
@@ -113,11 +113,10 @@ def test_trouble_leaves_nothing_behind(
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
     source = sample_bundle if arguments[0] == "quantize" else SAMPLE
     command = (arguments[0], source, tmp_path / "small", *arguments[1:])
-    process = start(*command, limit=limit if trouble == "disk full" else None)
     if trouble == "interrupted":
-        while process.stderr.readline().decode().strip() != "quantizing model.onnx":
-            assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process = start_signalled(signal.SIGINT, "quantizing model.onnx", *command)
+    else:
+        process = start(*command, limit=limit)
     stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == (130 if trouble == "interrupted" else 1)
     assert stdout == b""

@@ -9,7 +9,8 @@ import pytest
 
 from recycle_onnx.evaluation import openings
 from recycle_onnx.evaluation.openings import TEXTS, openings_of, questions
-from recycle_onnx.runtime.model import Model, load
+from recycle_onnx.runtime.loading import load
+from recycle_onnx.runtime.model import Model
 
 LENGTH = 60
 

@@ -137,19 +137,21 @@ def campaign(
     seed: int = 0,
     *,
     seconds: float = float("inf"),
+    evenly: bool = False,
     without: Sequence[str] = (),
     known: dict[str, Tally] | None = None,
     progress: Callable[[dict[str, Tally]], None] = lambda _: None,
 ) -> dict[str, Tally]:
     """Try `count` mutants, those of `known` among them, or as many as the time allows.
 
-    Each kind has as much processor time as the others; so there are more mutants of what is quickly refused.
+    Each kind has as much processor time as the others; so there are more mutants of what is quickly refused. `evenly`
+    it has as many mutants instead: which are tried then depends on no clock.
     """
     tallies = {kind: (known or {}).get(kind, Tally()) for kind in kinds}
     worker, end = Worker(without), time.monotonic() + seconds
     try:
         while time.monotonic() < end and sum(tally.tried for tally in tallies.values()) < count:
-            kind = min(tallies, key=lambda name: tallies[name].seconds)
+            kind = min(tallies, key=lambda name: tallies[name].tried if evenly else tallies[name].seconds)
             number = tallies[kind].tried
             tallies[kind].count(number, worker.try_one(kind, seed, number))
             progress(tallies)

@@ -18,6 +18,7 @@ from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address, Server, Uvicorn
 from tests.fuzz.mutations import mutated, mutated_bytes
 from tests.helpers import tiny
+from tests.helpers.patience import PATIENCE
 
 SHARED: dict[str, Any] = {
     "model": "tiny", "max_tokens": 2, "temperature": 0.5, "top_p": 0.9, "seed": 1, "stop": ["a", "b"], "stream": False,
@@ -60,7 +61,6 @@ BODIES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("/detokenize", {"tokens": [1, 2, 3]}),
     ("/apply-template", {"messages": TURNS}),
 )  # fmt: skip
-PATIENCE = 30.0
 
 
 class Requests:

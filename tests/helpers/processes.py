@@ -29,6 +29,7 @@ PRELOADED = (
     "recycle_onnx.cli.export", "recycle_onnx.cli.generate", "recycle_onnx.serve.server",
 )  # fmt: skip
 COMMAND = ("-m", "recycle_onnx")
+SIGNALLED = Path(__file__).with_name("programs") / "signalled.py"
 
 
 @cache
@@ -103,6 +104,11 @@ def start(*command: object, limit: Callable[[], object] | None = None, **setting
     made.stdin.close()
     made.stdin = None
     return made
+
+
+def start_signalled(number: signal.Signals, point: str | int, *command: object) -> Program:
+    """Start `recycle-onnx` with these arguments; it is sent a signal as it tells a line, or after so many runs."""
+    return start(SIGNALLED, int(number), point, *command)
 
 
 def run(*command: object, **settings: Any) -> subprocess.CompletedProcess[str]:

@@ -13,6 +13,12 @@ from contextlib import contextmanager
 
 from tests.helpers.patience import PATIENCE
 
+EVERY_FRAME = """
+from recycle_onnx.cli import chat_view, main
+chat_view.SECONDS_BETWEEN_FRAMES = 0.0
+main()
+"""
+
 
 class Terminal:
     """The other end of a terminal that a program runs in."""
@@ -48,14 +54,19 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: object, rows: int = 24, columns: int = 80) -> Iterator[Terminal]:
-    """Run a command in a terminal of this size, and kill it at the end if it still runs."""
+def terminal(*arguments: object, rows: int = 24, columns: int = 80, every_frame: bool = False) -> Iterator[Terminal]:
+    """Run a command in a terminal of this size, and kill it at the end if it still runs.
+
+    With `every_frame` an answer is drawn anew for each of its tokens. Of so much the terminal holds some frames, and
+    then the program waits until they are read: an answer does not end while nobody looks.
+    """
     import fcntl
     import pty
     import termios
 
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "recycle_onnx", *map(str, arguments)]
+    program = ["-c", EVERY_FRAME] if every_frame else ["-m", "recycle_onnx"]
+    command = [sys.executable, *program, *map(str, arguments)]
     screen = Terminal(ours, None)  # type: ignore[arg-type] # which has its size before the program begins
     screen.resize(rows, columns)
     screen.process = subprocess.Popen(

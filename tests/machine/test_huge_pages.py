@@ -15,6 +15,7 @@ import pytest
 
 from recycle_onnx.machine import huge_pages
 from recycle_onnx.machine.huge_pages import HUGE, in_huge_pages, state
+from tests.helpers.patience import PATIENCE
 
 SIZE = 16 * HUGE
 COLLAPSES = (6, 1)
@@ -106,7 +107,9 @@ with in_huge_pages():
     memory = mmap.mmap(-1, {SIZE}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 print("went on")
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
     assert ended.stdout == "went on\n"
     unlimited = program.replace("2 << 30", "-1")
     assert subprocess.check_output([sys.executable, "-c", unlimited], text=True).startswith("a thread")
@@ -139,5 +142,7 @@ with in_huge_pages():
     memory = mmap.mmap(-1, 512 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     memory[:: 4096] = bytes(len(memory) // 4096)
 """
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -12,6 +12,7 @@ import pytest
 from recycle_onnx.files import sha256
 from tests.helpers import tiny
 from tests.helpers.command import assert_one_error, assert_refused, names, run
+from tests.helpers.patience import PATIENCE
 from tests.helpers.processes import start
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
@@ -101,7 +102,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(
     limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (1024 * kilobytes,) * 2)
     arguments = [*SMALL, "--save-minutes", save_minutes, *["--joint"] * joint]
     process = start("train", checkpoint, "-d", path, *arguments, limit=limit)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1, stderr
     assert stdout == b""
     assert_one_error(stderr.decode(), "cannot write")

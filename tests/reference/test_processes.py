@@ -18,6 +18,7 @@ from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.resume import STATE
 from recycle_onnx.training.trainer import train
 from tests.helpers import tiny
+from tests.helpers.patience import PATIENCE
 from tests.reference.launched import launch, own_processes
 
 TEXT = "The cat sat on the mat and the dog sat on the log. A hen ran to the pen, and the fox ran home. "
@@ -45,7 +46,7 @@ def curve(folder: Path) -> np.ndarray:
 
 def finish(*arguments: object) -> str:
     process = launch(*arguments)
-    out, errors = process.communicate(timeout=120)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, errors
     return out
 
@@ -95,7 +96,7 @@ def test_ctrl_c_ends_both_processes_and_resuming_gives_the_same_losses(tmp_path:
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert own_processes(parted) == []
     assert 3 <= len(read_log(parted)) < 80
@@ -109,7 +110,7 @@ def test_an_error_ends_both_processes_and_is_said_once(tmp_path: Path, text: Pat
     before = (folder / "recycler" / "model.safetensors").read_bytes()
     arguments = ("-d", text, *ARGUMENTS, "--joint", "--recycle-weight", "inf", "--steps", 20)
     process = launch("train", folder, *arguments)
-    out, errors = process.communicate(timeout=60)
+    out, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode != 0
     assert out == ""
     assert errors.count("the loss became inf in step 1;") == 1

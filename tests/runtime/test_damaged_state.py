@@ -184,7 +184,6 @@ def test_a_file_that_is_no_conversation_is_refused(name: str, model: Model, tmp_
         model.load_conversation(tmp_path / "saved")
 
 
-@pytest.mark.timeout(20)
 def test_what_is_no_file_is_no_conversation(model: Model, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")

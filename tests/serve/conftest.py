@@ -32,6 +32,8 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:"
 )
 NAME = "tiny"
+ENDLESS = 30_000
+"""Tokens, within the context of `endless_model`: 13 s of work where this was written, with nothing else to do."""
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

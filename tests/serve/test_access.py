@@ -16,7 +16,7 @@ from recycle_onnx.serve.access import host_name, is_loopback
 from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.server import Address
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import NAME, Running, serving, wait_until
+from tests.serve.conftest import ENDLESS, NAME, Running, serving, wait_until
 
 TOKEN = "open sesame"
 APP = "https://app.example"
@@ -182,7 +182,7 @@ def test_metrics_count_what_was_made(endless_model: Model) -> None:
         with pytest.raises(openai.BadRequestError):
             running.client().completions.create(model=NAME, prompt="")
         stream = running.client().completions.create(
-            model=NAME, prompt="a dog", max_tokens=8000, stream=True, extra_body={"strategy": "full"}
+            model=NAME, prompt="a dog", max_tokens=ENDLESS, stream=True, extra_body={"strategy": "full"}
         )
         begun = [next(stream) for _ in range(5)]
         stream.close()

@@ -18,7 +18,7 @@ from recycle_onnx.runtime.model import Model
 from tests.helpers import processes
 from tests.helpers.command import assert_one_error, assert_refused, run
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import wait_until
+from tests.serve.conftest import ENDLESS, wait_until
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def test_ctrl_c_ends_it_in_the_middle_of_an_answer(endless_model: Model) -> None
         with urlopen(f"{url}/v1/models") as response:
             assert json.load(response)["data"][0]["id"] == "mine"
         host, port = url.removeprefix("http://").split(":")
-        body = b'{"prompt": "the cat", "max_tokens": 8000, "stream": true}'
+        body = json.dumps({"prompt": "the cat", "max_tokens": ENDLESS, "stream": True}).encode()
         with socket.create_connection((host, int(port))) as connection:
             head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
             connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)

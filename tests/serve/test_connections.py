@@ -7,7 +7,6 @@ import json
 import socket
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 from openai import OpenAI
@@ -15,7 +14,7 @@ from openai import OpenAI
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import SPARE_CONNECTIONS, Limits
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import NAME, Running, serving, wait_until
+from tests.serve.conftest import ENDLESS, NAME, Running, serving, wait_until
 
 HALF = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -59,12 +58,12 @@ def test_nor_the_second_one_of_a_connection(endless_model: Model) -> None:
 
 
 def test_a_long_answer_is_no_late_request(endless_model: Model) -> None:
-    with serving(endless_model, Limits(body_seconds=1)) as running:
-        asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000, "stream": True}
-        received = 0
-        for chunk in running.client().completions.create(**asked):
-            received += len(chunk.choices)
-        assert received > 8000
+    """It comes for longer than a request, or a client's reading, may take."""
+    with serving(endless_model, Limits(body_seconds=1)) as running, ExitStack() as stack:
+        connection = ask_for_a_stream(running, stack)
+        end = time.monotonic() + 2
+        while time.monotonic() < end:
+            assert connection.recv(100_000)
 
 
 def test_more_connections_than_are_served_are_closed(endless_model: Model) -> None:
@@ -84,13 +83,14 @@ def test_more_connections_than_are_served_are_closed(endless_model: Model) -> No
             read_answer(another)
 
 
-def ask_and_read_nothing(running: Running, stack: ExitStack) -> socket.socket:
-    """A stream into a window so small that the server soon has to wait."""
+def ask_for_a_stream(running: Running, stack: ExitStack) -> socket.socket:
+    """A stream into a window so small that the server soon has to wait for who does not read."""
     connection = stack.enter_context(socket.socket())
+    connection.settimeout(PATIENCE)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
     host, _, port = running.url.removeprefix("http://").partition(":")
     connection.connect((host, int(port)))
-    body = json.dumps({"prompt": "the cat", "max_tokens": 8000, "stream": True, "logprobs": 5}).encode()
+    body = json.dumps({"prompt": "the cat", "max_tokens": ENDLESS, "stream": True, "logprobs": 5}).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
     connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return connection
@@ -98,14 +98,14 @@ def ask_and_read_nothing(running: Running, stack: ExitStack) -> socket.socket:
 
 def test_a_client_that_does_not_read_is_let_go(endless_model: Model) -> None:
     with serving(endless_model, Limits(body_seconds=1)) as running, ExitStack() as stack:
-        ask_and_read_nothing(running, stack)
+        ask_for_a_stream(running, stack)
         wait_until(lambda: running.busy == 1)
         wait_until(lambda: not running.uvicorn.server_state.connections and running.busy == 0)
 
 
 def test_its_answer_takes_no_longer_than_others(endless_model: Model) -> None:
     with serving(endless_model, Limits(generation_seconds=1)) as running, ExitStack() as stack:
-        ask_and_read_nothing(running, stack)
+        ask_for_a_stream(running, stack)
         wait_until(lambda: running.busy == 1)
         wait_until(lambda: running.busy == 0)
         assert running.uvicorn.server_state.connections  # it is still there
@@ -121,15 +121,10 @@ def test_others_are_served_meanwhile(server: Running, client: OpenAI) -> None:
 def test_answers_are_sent_at_once(server: Running) -> None:
     """Without TCP_NODELAY the second part of an answer waits for the client to acknowledge the first, 40 ms later."""
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=PATIENCE)
-    seconds = []
-    for _ in range(20):
-        started = time.perf_counter()
-        connection.request("GET", "/health")
-        connection.getresponse().read()
-        seconds.append(time.perf_counter() - started)
+    connection.request("GET", "/health")
+    assert connection.getresponse().read()
     transports = [one.transport for one in server.uvicorn.server_state.connections]  # type: ignore[union-attr]
     sockets = [transport.get_extra_info("socket") for transport in transports]
     assert sockets
     assert all(one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for one in sockets)
     connection.close()
-    assert min(seconds) < 0.03  # on a busy machine too, one of them is not held up by others

@@ -19,10 +19,10 @@ from openai import OpenAI
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import Limits
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import NAME, Running, serving, wait_until
+from tests.serve.conftest import ENDLESS, NAME, Running, serving, wait_until
 
 TEXT = "/v1/completions"
-ENDLESS: dict[str, Any] = {"prompt": "the cat", "max_tokens": 8000}
+LONG: dict[str, Any] = {"prompt": "the cat", "max_tokens": ENDLESS}
 
 
 @contextmanager
@@ -54,20 +54,20 @@ def test_twenty_clients_at_once_get_their_own_texts(server: Running, endless_mod
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_client_that_goes_away_frees_its_slot(stream: bool, server: Running) -> None:
     before = server.new_tokens
-    with sent(server, {**ENDLESS, "stream": stream}) as connection:
+    with sent(server, {**LONG, "stream": stream}) as connection:
         wait_until(lambda: server.busy == 1)
         if stream:
             connection.recv(1)
     wait_until(lambda: server.busy == 0)
     assert server.client().models.list().data  # so that the event loop has counted what was made
-    assert server.new_tokens - before < ENDLESS["max_tokens"]
+    assert server.new_tokens - before < ENDLESS
 
 
 def test_a_client_that_goes_away_leaves_the_queue(endless_model: Model) -> None:
     with serving(endless_model, Limits(slots=1)) as running:
-        with sent(running, ENDLESS):
+        with sent(running, LONG):
             wait_until(lambda: running.busy == 1)
-            with sent(running, ENDLESS):
+            with sent(running, LONG):
                 wait_until(lambda: running.waiting == 1)
             wait_until(lambda: running.waiting == 0)
             assert running.busy == 1
@@ -81,7 +81,7 @@ def test_two_hundred_disconnects_leave_all_slots_free(endless_model: Model) -> N
 
         def vanish(number: int) -> None:
             moment = random.Random(number)
-            with sent(running, {**ENDLESS, "stream": number % 3 > 0}) as connection:
+            with sent(running, {**LONG, "stream": number % 3 > 0}) as connection:
                 connection.settimeout(moment.choice([0.001, 0.01, 0.1]))
                 try:
                     for _ in range(moment.randrange(4)):
@@ -98,9 +98,9 @@ def test_two_hundred_disconnects_leave_all_slots_free(endless_model: Model) -> N
 
 
 def test_a_full_queue_is_told(endless_model: Model) -> None:
-    with serving(endless_model, Limits(slots=1, queue=1)) as running, sent(running, ENDLESS):
+    with serving(endless_model, Limits(slots=1, queue=1)) as running, sent(running, LONG):
         wait_until(lambda: running.busy == 1)
-        with sent(running, ENDLESS):
+        with sent(running, LONG):
             wait_until(lambda: running.waiting == 1)
             with pytest.raises(openai.RateLimitError, match="waiting") as found:
                 running.client().completions.create(model=NAME, prompt="a")
@@ -110,7 +110,7 @@ def test_a_full_queue_is_told(endless_model: Model) -> None:
 
 def test_a_wait_that_is_too_long_is_told(endless_model: Model) -> None:
     limits = Limits(slots=1, queue_seconds=1)
-    with serving(endless_model, limits) as running, sent(running, ENDLESS):
+    with serving(endless_model, limits) as running, sent(running, LONG):
         wait_until(lambda: running.busy == 1)
         with pytest.raises(openai.InternalServerError, match="no slot became free") as found:
             running.client().completions.create(model=NAME, prompt="a")
@@ -120,7 +120,7 @@ def test_a_wait_that_is_too_long_is_told(endless_model: Model) -> None:
 
 def test_an_answer_that_takes_too_long_is_ended(endless_model: Model) -> None:
     with serving(endless_model, Limits(generation_seconds=1)) as running:
-        asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000}
+        asked: Any = {"model": NAME, **LONG}
         with pytest.raises(openai.InternalServerError, match="more than 1 s") as found:
             running.client().completions.create(**asked)
         assert (found.value.status_code, found.value.code) == (504, "generation_timeout")
@@ -146,7 +146,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(endless_model: Model) -> No
 
 
 def test_the_event_loop_is_free_while_models_work(server: Running, client: OpenAI) -> None:
-    with sent(server, ENDLESS), sent(server, ENDLESS):
+    with sent(server, LONG), sent(server, LONG):
         wait_until(lambda: server.busy == 2)
         assert client.models.list().data
         assert server.busy == 2  # it did not wait for them
@@ -155,7 +155,7 @@ def test_the_event_loop_is_free_while_models_work(server: Running, client: OpenA
 
 def test_an_ending_server_ends_its_answers_and_its_queue(endless_model: Model) -> None:
     with serving(endless_model, Limits(slots=1)) as running, ThreadPoolExecutor(1) as pool:
-        asked: Any = {"model": NAME, "prompt": "the cat", "max_tokens": 8000}
+        asked: Any = {"model": NAME, **LONG}
         stream = running.client().completions.create(**asked, stream=True)
         assert next(stream).choices
         waiting = pool.submit(lambda: running.client().completions.create(**asked))

@@ -37,6 +37,7 @@ class OrtGraph(DecoderGraph):
         """Compute lengths from the mask's values, never from shapes, so that a mask may be wider than the text."""
         op, mask = self.op, self.inputs[ATTENTION_MASK]
         length = op.ReduceSum(mask, self.ints(1), keepdims=0)
+        # What GroupQueryAttention calls `seqlens_k` is no length, but the place of a text's last token.
         self.last_index = op.Cast(op.Sub(length, self.ints(1)), to=ir.DataType.INT32)
         self.total = op.Cast(op.ReduceMax(length, keepdims=0), to=ir.DataType.INT32)
         self._length = length
@@ -56,6 +57,7 @@ class OrtGraph(DecoderGraph):
         config, microsoft = self.config.norm, self.microsoft
         rms, layer = microsoft.SkipSimplifiedLayerNormalization, microsoft.SkipLayerNormalization
         operator = rms if config.kind == "rms" else layer
+        # The two outputs between, mean and deviation, are for training.
         normalised, _, _, total = operator(x, delta, *parameters, epsilon=config.eps, _outputs=4)
         return normalised, total
 

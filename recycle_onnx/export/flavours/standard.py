@@ -37,6 +37,7 @@ class StandardGraph(DecoderGraph):
         """Compute lengths from the mask's values: `start` … `end` - 1 are the columns of this call's tokens."""
         op, ids, mask = self.op, self.inputs[INPUT_IDS], self.inputs[ATTENTION_MASK]
         width = op.Squeeze(op.Shape(mask, start=1, end=2))
+        # Counted from 1: times the mask, the largest is then the column behind its last one.
         columns = op.Range(self.scalar(1), op.Add(width, self.scalar(1)), self.scalar(1))
         self._end = op.Reshape(op.ReduceMax(op.Mul(mask, columns), keepdims=0), self.ints(1))
         self._start = op.Sub(self._end, op.Shape(ids, start=1, end=2))
@@ -47,6 +48,7 @@ class StandardGraph(DecoderGraph):
     @cached_property
     def positions(self) -> ir.Value:
         """Positions [B, S] of the tokens of this call: how many tokens of their row come before."""
+        # Padding before a text would sit at -1, for which the rotary tables have no row.
         positions: ir.Value = self.op.Max(self._query_positions, self.scalar(0))
         return positions
 

@@ -46,6 +46,7 @@ class Costs:
     def __init__(self, calibration: MachineCalibration | None = None) -> None:
         """Start from a calibration, if there is one: it counts as one step of each kind."""
         known = _seconds(calibration.step_ms) if calibration else {}
+        # A median of nine: no single slow step decides, and five new ones are enough to change it.
         self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
         self._medians = dict(known)
         self._seen: set[str] = set()  # kinds whose first step is past
@@ -212,6 +213,7 @@ class AutoProposer:
         return proposals
 
     def _ask_module(self, module: ModuleProposer, kept: list[int], position: int, chain: int) -> list[int]:
+        # What waits since a pause is read in the same run, which then takes longer than the chain alone.
         caught_up = not self.decoder.waiting
         started = time.perf_counter()
         module.chain = chain
@@ -226,6 +228,7 @@ class AutoProposer:
             return
         proposer, proposed = self._last
         self.costs.add(f"full_{1 + proposed}" + "_module" * (proposer == "module"), self.decoder.full.seconds)
+        # Lookups are judged by `_watch_lookup`, those that nobody proposed too.
         if proposer in ("module", "constraint") and proposed:
             self.rates[proposer].learn(proposed, accepted)
 

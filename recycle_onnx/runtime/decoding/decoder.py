@@ -200,6 +200,7 @@ class Decoder:
 
     def restore(self, snapshot: dict[str, NDArray[Any]], start: int = 0) -> None:
         """Take over what a decoder of the same model had read, behind the first `start` rows of both halves."""
+        # Another text from now on: a run that still holds the old object may not go on (`OvertakenError`).
         self.work = Work()
         for kind, half in (("full", self.full), ("recycler", self.recycler)):
             if half is not None:
@@ -227,6 +228,7 @@ class Decoder:
         tokens = self.tokens
         same = min(common_prefix(tokens.full, prompt), len(prompt) - 1)
         if self.recycler is not None:
+            # Row p of the module has read token p + 1: its tokens are the prompt's from the second one on.
             rows = min(tokens.true_rows, common_prefix(tokens.module, prompt[1:]), same)
             if rows < tokens.true_rows or same - rows > len(self.states):
                 same = rows
@@ -250,6 +252,7 @@ class Decoder:
         """Let the module read all that the full model has read, and the `last` token, which it has not."""
         assert self.recycler is not None
         self._put_aside()
+        # A state is read with the token after it, so the tokens begin one later than the states, and end with `last`.
         tokens, hidden = [*self.tokens.full[self.tokens.true_rows + 1 :], last], self.states.rows()
         states = np.empty((min(self.chunk, len(tokens)), hidden.shape[1]), hidden.dtype)
         for start in range(0, len(tokens), self.chunk):

@@ -89,6 +89,7 @@ class Run:
         except _Cancelled:
             raise StopIteration from None
         self.work = self.decoder.work
+        # Cancelled during the step, by another thread: nobody wants its token any more.
         if self.cancelled:
             raise StopIteration
         self.last = time.perf_counter()

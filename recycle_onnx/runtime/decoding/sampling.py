@@ -145,6 +145,7 @@ class Sampling:
     def noise(self, position: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return standard Gumbel noise for token `ids` at `position`."""
         key = _mix_int(_mix_int(self.seed & MASK) + position * GOLDEN)
+        # 53 bits, as many as float64 holds exactly; and half a step more, for 0 has no logarithm.
         bits = _mix(ids.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(key)) >> np.uint64(11)
         uniform = (bits.astype(np.float64) + 0.5) * 2.0**-53
         return -np.log(-np.log(uniform))

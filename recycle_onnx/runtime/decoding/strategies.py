@@ -108,6 +108,7 @@ def alternate(
         yield ChosenToken(token, False, logits[-1])
         if position + 1 == end:
             return
+        # The module reads what followed each token of the last full step; the first time, the whole prompt.
         draft = decoder.recycle_step([*pending[1:], token]) if pending else decoder.start_recycling(token)
         pending, position = [token], position + 1
         recycled = choose_if_allowed(sampling, draft[-1], position, decoder.draft_ids)
@@ -118,6 +119,7 @@ def alternate(
             pending, position = [token, recycled], position + 1
         if position == end:
             return
+        # One row of logits: nobody asks what the full model would have said in place of the recycled token.
         logits = decoder.full_step(pending, keep=1)
 
 

@@ -27,6 +27,7 @@ class LoadedHalves:
         """Take over the sessions; `draft_ids` are the token ids of the module's own vocabulary, if it has one."""
         self.specs, self._draft_ids = specs, draft_ids
         self._sessions: Sessions | None = sessions
+        # Weak: caches are freed with the generation that used them, while the model stays.
         self._decoders: WeakSet[Decoder] = WeakSet()
         self._lock = threading.Lock()
         self._process = os.getpid()

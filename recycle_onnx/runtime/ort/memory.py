@@ -122,6 +122,7 @@ def _memory(values: list[Any], infos: list[Any]) -> dict[str, Memory]:
 
 
 def _of(info: Any) -> Memory:
+    # What a provider pins for the host counts as the host's own: numpy reads and writes it.
     if info.name == "Cpu" or info.device_mem_type == ort.OrtDeviceMemoryType.HOST_ACCESSIBLE:
         return HOST
     return DeviceMemory(info.name, info.device_vendor_id, info.device_id)

@@ -52,6 +52,7 @@ def open_prepacked(bundle: Bundle, kind: Kind, provider: Place, threads: int | N
         return open_session(folder / GRAPH, spec, place, threads, session_options(threads, "serial"))
     except (RecycleError, OSError) as error:
         logger.warning("%s: no prepacked weights (%s); loading %s itself", folder, error, path)
+        # So that the next load makes it anew, and does not stumble over it again.
         shutil.rmtree(folder, ignore_errors=True)
         return open_original(bundle, kind, place, threads)
 
@@ -100,5 +101,6 @@ def _make(path: Path, folder: Path) -> None:
             ("save_external_prepacked_constant_initializers", "1"),
         ):
             options.add_session_config_entry(f"session.{name}", value)
+        # Opening a session is what writes the files: ONNX Runtime saves what it has prepared on the way.
         open_session(path, None, CPU, None, options)
         write_json(work / MADE, {**_made_for(), "sha256": {name: sha256(work / name) for name in (GRAPH, WEIGHTS)}})

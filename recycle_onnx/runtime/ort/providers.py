@@ -236,7 +236,9 @@ Place = Placement | str
 """A placement, or the name of a provider that needs no options."""
 
 _registered: dict[str, Provider] = {}
+"""Providers whose plug-in library an application has registered, under names that our table does not have."""
 _plugin_failures: dict[str, str] = {}
+"""Why the library of an installed plug-in did not load, by provider: told to whoever asks for that provider."""
 
 
 @cache

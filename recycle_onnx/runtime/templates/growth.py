@@ -87,6 +87,7 @@ def formatted_size(budget: RenderBudget, layout: str, values: Any) -> int:
     widths = 0
     for conversion in CONVERSION.finditer(layout):
         widths += sum(_width(width) for width in conversion.groups() if width)
+    # Python stores a text in up to 4 bytes a character, as many as its widest one takes.
     return 4 * (len(layout) + widths) + layout.count("%") * budget.weight(values)
 
 

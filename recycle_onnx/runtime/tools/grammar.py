@@ -88,6 +88,7 @@ class GrammarWriter:
                 f"answer: TEXT\nTEXT: {ANY if tools.callable else without}",
                 f"begun[lazy]: BEFORE {trigger}\nBEFORE: {before}",
             ]
+        # Lazy: words end at the first trigger, so whatever follows it has to be a call.
         return [f"answer: TEXT\nTEXT: {ANY if tools.callable else without}", f"begun[lazy]: {begun}"]
 
     def _thought(self, thought: Thought) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
@@ -51,9 +51,7 @@ def dice(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @given(prompt=PROMPTS, controls=settings(VOCABULARY), plan=st.sampled_from(PLANS))
-@hypothesis_settings(
-    max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=examples(150))
 def test_every_strategy_gives_the_text_of_full_under_every_control(
     dice: Model, prompt: list[int], controls: dict[str, Any], plan: dict[str, Any]
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import recycle_onnx
@@ -41,7 +41,7 @@ def dice(tmp_path_factory: pytest.TempPathFactory) -> Model:
     temperature=st.sampled_from([0.0, 0.8, 1.2]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=examples(150), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(150))
 def test_every_proposer_and_chain_gives_the_text_of_full(
     dice: Model,
     prompt: list[int],

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
@@ -54,7 +54,7 @@ def test_verify_gives_the_tokens_of_full_on_prompts_of_the_sample(sample_model: 
     top_p=st.sampled_from([1.0, 0.8]),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=examples(100), deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(100))
 def test_verify_equals_full_for_any_prompt_and_sampling(
     dice: Model, prompt: list[int], count: int, temperature: float, top_p: float, seed: int
 ) -> None:

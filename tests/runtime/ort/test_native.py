@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.runtime.model import Model
+from recycle_onnx.runtime.ort import native
 from recycle_onnx.runtime.ort.native import Interrupt, Interrupted
 from tests.helpers import hostile_graphs
 from tests.helpers.patience import PATIENCE
@@ -58,14 +60,22 @@ def endless_loop_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFact
 
 
 def test_a_run_without_an_end_is_interrupted(endless_loop_bundle: Path) -> None:
-    interrupt = Interrupt()
-    with recycle_onnx.load(endless_loop_bundle, threads=1) as model:
+    interrupt, was_set_before = Interrupt(), list[bool]()
+
+    def interrupt_the_run() -> None:
+        while interrupt not in list(native._process.working.values()):
+            time.sleep(0.001)
+        time.sleep(0.05)  # the thread is in the run by now
+        was_set_before.append(interrupt.is_set)
+        interrupt.set()
+
+    with recycle_onnx.load(endless_loop_bundle, threads=1) as model, ThreadPoolExecutor(1) as pool:
         generation = model.stream("the cat")
-        threading.Timer(0.2, interrupt.set).start()
-        started = time.monotonic()
+        interrupting = pool.submit(interrupt_the_run)
         with interrupt.of_this_thread(), pytest.raises(Interrupted):
             next(generation)
-        assert 0.1 < time.monotonic() - started < PATIENCE
+        interrupting.result(PATIENCE)
+    assert was_set_before == [False]
 
 
 def test_a_graph_that_fails_is_told_in_one_line(tiny_bundle: Path, tmp_path: Path) -> None:
