@@ -36,6 +36,18 @@ ENDLESS = 30_000
 """Tokens, within the context of `endless_model`: 13 s of work where this was written, with nothing else to do."""
 
 
+SHORT = 0.2
+"""Seconds that a test waits for, where nothing has to come to an end before them."""
+
+
+def limits_of(**values: float) -> Limits:
+    """Limits with times shorter than any that a user may set: a test waits for them to pass."""
+    limits = Limits()
+    for name, value in values.items():
+        object.__setattr__(limits, name, value)
+    return limits
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
     while not condition():

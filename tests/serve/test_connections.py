@@ -14,7 +14,7 @@ from openai import OpenAI
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import SPARE_CONNECTIONS, Limits
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import ENDLESS, NAME, Running, serving, wait_until
+from tests.serve.conftest import ENDLESS, NAME, SHORT, Running, limits_of, serving, wait_until
 
 HALF = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -43,7 +43,7 @@ def read_answer(connection: socket.socket) -> None:
 
 @pytest.mark.parametrize("begins", [b"", HALF])
 def test_a_request_that_does_not_come_is_not_waited_for(begins: bytes, endless_model: Model) -> None:
-    with serving(endless_model, Limits(body_seconds=1)) as running, connected(running) as connection:
+    with serving(endless_model, limits_of(body_seconds=SHORT)) as running, connected(running) as connection:
         connection.sendall(begins)
         assert is_closed(connection)
 
@@ -97,7 +97,7 @@ def ask_for_a_stream(running: Running, stack: ExitStack) -> socket.socket:
 
 
 def test_a_client_that_does_not_read_is_let_go(endless_model: Model) -> None:
-    with serving(endless_model, Limits(body_seconds=1)) as running, ExitStack() as stack:
+    with serving(endless_model, limits_of(body_seconds=SHORT)) as running, ExitStack() as stack:
         ask_for_a_stream(running, stack)
         wait_until(lambda: running.busy == 1)
         wait_until(lambda: not running.uvicorn.server_state.connections and running.busy == 0)

@@ -19,7 +19,7 @@ from openai import OpenAI
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.limits import Limits
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import ENDLESS, NAME, Running, serving, wait_until
+from tests.serve.conftest import ENDLESS, NAME, SHORT, Running, limits_of, serving, wait_until
 
 TEXT = "/v1/completions"
 LONG: dict[str, Any] = {"prompt": "the cat", "max_tokens": ENDLESS}
@@ -109,7 +109,7 @@ def test_a_full_queue_is_told(endless_model: Model) -> None:
 
 
 def test_a_wait_that_is_too_long_is_told(endless_model: Model) -> None:
-    limits = Limits(slots=1, queue_seconds=1)
+    limits = limits_of(slots=1, queue_seconds=SHORT)
     with serving(endless_model, limits) as running, sent(running, LONG):
         wait_until(lambda: running.busy == 1)
         with pytest.raises(openai.InternalServerError, match="no slot became free") as found:
@@ -133,7 +133,7 @@ def test_an_answer_that_takes_too_long_is_ended(endless_model: Model) -> None:
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(endless_model: Model) -> None:
-    with serving(endless_model, Limits(body_seconds=1)) as running:
+    with serving(endless_model, limits_of(body_seconds=SHORT)) as running:
         connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=PATIENCE)
         connection.putrequest("POST", TEXT)
         connection.putheader("Content-Type", "application/json")

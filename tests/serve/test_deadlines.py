@@ -24,7 +24,7 @@ from recycle_onnx.serve.limits import Limits
 from recycle_onnx.serve.trial import Trials, is_small_and_plain
 from tests.helpers import hostile_graphs
 from tests.helpers.patience import PATIENCE
-from tests.serve.conftest import NAME, Running, serving, wait_until
+from tests.serve.conftest import NAME, SHORT, Running, limits_of, serving, wait_until
 from tests.serve.test_crowds import sent
 from tests.serve.test_refusals import CHAT, post
 
@@ -54,9 +54,9 @@ def hung_model(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_a_run_that_does_not_end_is_ended(stream: bool, hung_model: Model) -> None:
-    with serving(hung_model, Limits(slots=1, generation_seconds=1)) as running:
+    with serving(hung_model, limits_of(slots=1, generation_seconds=SHORT)) as running:
         for _ in range(2):
-            with pytest.raises(openai.InternalServerError, match="more than 1 s"):
+            with pytest.raises(openai.InternalServerError, match=r"more than 0\.2 s"):
                 running.client().completions.create(model=NAME, prompt="the cat", stream=stream)
             wait_until(lambda: running.busy == 0)
             check_health(running)
@@ -70,10 +70,10 @@ def test_a_server_ends_in_the_middle_of_a_run_that_does_not(hung_model: Model) -
 
 
 def test_a_schema_that_does_not_compile_in_time_is_refused(ending_model: Model) -> None:
-    with serving(ending_model, Limits(slots=1, schema_seconds=1)) as running:
+    with serving(ending_model, limits_of(slots=1, schema_seconds=SHORT)) as running:
         status, answer = post(running, CHAT, ask_for(ENDLESS_SCHEMA))
         assert status == 400
-        assert "more than 1 s to compile" in answer["error"]["message"]
+        assert "more than 0.2 s to compile" in answer["error"]["message"]
         wait_until(lambda: running.busy == 0)
 
 
@@ -104,7 +104,7 @@ def test_only_the_processor_time_of_compiling_counts(ending_model: Model, monkey
 
 
 def test_its_request_takes_no_longer_than_others(ending_model: Model) -> None:
-    with serving(ending_model, Limits(slots=1, generation_seconds=1)) as running:
+    with serving(ending_model, limits_of(slots=1, generation_seconds=SHORT)) as running:
         status, answer = post(running, CHAT, ask_for(ENDLESS_SCHEMA))
         assert (status, answer["error"]["code"]) == (504, "generation_timeout")
         wait_until(lambda: running.busy == 0)

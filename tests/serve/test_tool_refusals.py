@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from recycle_onnx.runtime.model import Model
-from recycle_onnx.serve.limits import Limits
-from tests.serve.conftest import Running, serving
+from tests.serve.conftest import SHORT, Running, limits_of, serving
 from tests.serve.test_refusals import CHAT, USER, assert_typed, post
 
 pytest.importorskip("llguidance")
@@ -201,11 +200,11 @@ def test_a_tool_that_cannot_be_followed_is_named(server: Running) -> None:
 
 def test_schemas_that_take_too_long_are_refused(endless_model: Model) -> None:
     hard = {"allOf": [{"properties": {"a": {"type": "string", "pattern": f"(a|b)*{n}.{{20}}c"}}} for n in range(30)]}
-    with serving(endless_model, Limits(schema_seconds=1)) as running:
+    with serving(endless_model, limits_of(schema_seconds=SHORT)) as running:
         status, answer = post(running, CHAT, json.dumps(offering(described(parameters=hard))).encode())
     assert status == 400, answer
     assert answer["error"]["param"] == "tools"
-    assert "takes more than 1 s to compile" in answer["error"]["message"]
+    assert "takes more than 0.2 s to compile" in answer["error"]["message"]
 
 
 def test_without_llguidance_one_line_says_what_to_install(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
