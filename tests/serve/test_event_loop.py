@@ -11,6 +11,7 @@ import pytest
 
 from recycle_onnx.serve.limits import MOST_GROUPS, Limits
 from tests.helpers.patience import PATIENCE
+from tests.helpers.speed import million_turns
 from tests.serve.conftest import Running
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -77,7 +78,7 @@ def test_the_largest_bodies_keep_nobody_waiting(name: str, server: Running) -> N
             assert (response.status, f'"code":"{code}"' in answer) == (status, True), answer
         connection.close()
 
-    assert max(ask_meanwhile(server, post)) < 1.0
+    assert max(ask_meanwhile(server, post)) < 40 * million_turns()  # a second where this was written, 14 were seen
 
 
 def test_a_body_in_chunks_of_a_byte_keeps_nobody_waiting(server: Running) -> None:
