@@ -13,9 +13,19 @@ from contextlib import contextmanager
 
 from tests.helpers.patience import PATIENCE
 
-EVERY_FRAME = """
+HELD = """
+import os, sys
 from recycle_onnx.cli import chat_view, main
-chat_view.SECONDS_BETWEEN_FRAMES = 0.0
+
+gate = int(sys.argv.pop(1))
+draw = chat_view.LiveAnswer._frame
+
+def held(view, generation):
+    draw(view, generation)
+    if not os.read(gate, 1):
+        chat_view.LiveAnswer._frame = draw
+
+chat_view.LiveAnswer._frame = held
 main()
 """
 
@@ -27,9 +37,19 @@ class Terminal:
         self.handle, self.process, self.seen = handle, process, ""
         self.output = b""
         """All that was ever written to it."""
+        self.gate, self.waits_at = -1, -1
+        """The ends of the pipe that lets the next frame of an answer pass, where they are `held`."""
 
     def type(self, text: str) -> None:
         os.write(self.handle, text.encode())
+
+    def let_pass(self, frames: int) -> None:
+        """Have the program go on to draw so many frames of its answer, and hold again."""
+        os.write(self.gate, b"." * frames)
+
+    def release(self) -> None:
+        """Have the program go on to the end."""
+        os.close(self.gate)
 
     def resize(self, rows: int, columns: int) -> None:
         import fcntl
@@ -54,20 +74,21 @@ class Terminal:
 
 
 @contextmanager
-def terminal(*arguments: object, rows: int = 24, columns: int = 80, every_frame: bool = False) -> Iterator[Terminal]:
+def terminal(*arguments: object, rows: int = 24, columns: int = 80, held: bool = False) -> Iterator[Terminal]:
     """Run a command in a terminal of this size, and kill it at the end if it still runs.
 
-    With `every_frame` an answer is drawn anew for each of its tokens. Of so much the terminal holds some frames, and
-    then the program waits until they are read: an answer does not end while nobody looks.
+    With `held` an answer stands still after each frame until it is let pass, however fast the machine is.
     """
     import fcntl
     import pty
     import termios
 
     ours, theirs = pty.openpty()
-    program = ["-c", EVERY_FRAME] if every_frame else ["-m", "recycle_onnx"]
-    command = [sys.executable, *program, *map(str, arguments)]
     screen = Terminal(ours, None)  # type: ignore[arg-type] # which has its size before the program begins
+    if held:
+        screen.waits_at, screen.gate = os.pipe()
+    program = ["-c", HELD, str(screen.waits_at)] if held else ["-m", "recycle_onnx"]
+    command = [sys.executable, *program, *map(str, arguments)]
     screen.resize(rows, columns)
     screen.process = subprocess.Popen(
         command,
@@ -76,9 +97,12 @@ def terminal(*arguments: object, rows: int = 24, columns: int = 80, every_frame:
         stderr=theirs,
         env={**os.environ, "TERM": "xterm-256color"},
         start_new_session=True,
+        pass_fds=(screen.waits_at,) if held else (),
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
     )
     os.close(theirs)
+    if held:
+        os.close(screen.waits_at)
     try:
         yield screen
     finally:
