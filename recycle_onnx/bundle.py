@@ -86,8 +86,9 @@ class Manifest:
         """Write the manifest in one step."""
         content = asdict(self)
         for spec in content["graphs"].values():
-            if spec["cache_type"] is None:  # the usual one is not named
-                del spec["cache_type"]
+            for name, usual in (("cache_type", None), ("places", 1)):  # which are not named
+                if spec[name] == usual:
+                    del spec[name]
         write_json(path, {"format": self.format, **content})
 
     @property

@@ -55,11 +55,13 @@ def tap_output(tap: str) -> str:
 class GraphSpec:
     """The numbers that decide a graph's interface.
 
-    `vocab_size` is the number of logits, which are float32 always.
+    `vocab_size` is the number of logits of a token, which are float32 always.
 
     `float_type` is that of hidden states, and of key-value buffers where there is no `cache_type`. With `int8` keys are
     uint8 around 128 and values int8, in steps that the graph knows; past and present are then buffers of one size, and
-    a run has one text. `taps` are the hidden states of the full model that the module reads, side by side.
+    a run has one text. `taps` are the hidden states of the full model that the module reads, side by side. `places` are
+    the tokens that a run of the module proposes: the logits of all of them lie side by side. A module without layers
+    has such places only; with layers, a chain goes on by a run for each token.
     """
 
     kind: Kind
@@ -71,6 +73,12 @@ class GraphSpec:
     float_type: FloatType = "float32"
     taps: tuple[str, ...] = (FINAL_POST,)
     cache_type: Literal["int8"] | None = None
+    places: int = 1
+
+    @property
+    def longest_chain(self) -> int | None:
+        """Most tokens that the module can propose; None for as many as are asked for."""
+        return None if self.num_layers else self.places
 
     @property
     def state_size(self) -> int:
@@ -123,7 +131,7 @@ class GraphSpec:
         states = {HIDDEN_STATES: self._states(self.hidden_size)} if self.kind == "full" else {}
         width = self.hidden_size if self.kind == "full" else self.state_size
         return {
-            LOGITS: Tensor("float32", (BATCH, SEQUENCE, self.vocab_size)),
+            LOGITS: Tensor("float32", (BATCH, SEQUENCE, self.places * self.vocab_size)),
             **states,
             **dict.fromkeys(self.state_outputs(), self._states(width)),
             **self._caches(self.present_names(), TOTAL if self.cache_type is None else PAST),

@@ -14,8 +14,13 @@ MOST = {
     "head_dim": 1 << 13,
     "vocab_size": 1 << 23,
     "context_length": 1 << 25,
+    "places": 16,
+    "blocks": 8,
 }
-"""By the names of `BaseConfig`. A context of 2^25 tokens is three times the longest; its mask takes 256 MB."""
+"""By the names of `BaseConfig`, and of a module's places.
+
+A context of 2^25 tokens is three times the longest; its mask takes 256 MB.
+A chain has 15 places at most; modules that were published have five, of one block or two."""
 LEAST = {"context_length": 8}
 """The least, where one is not enough: a check of two graphs reads a text at once, and by steps behind a beginning."""
 MOST_OF_ANYTHING = (1 << 31) - 1

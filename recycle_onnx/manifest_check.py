@@ -71,15 +71,18 @@ def _check_graphs(graphs: dict[str, Any]) -> None:
         raise ValueError(f"graphs has {', '.join(graphs) or 'nothing'}; expected full, or full and recycler")
     for kind, spec in graphs.items():
         spec = _object(f"graphs.{kind}", spec)
-        for name in GRAPH_SIZES:
+        for name in (*GRAPH_SIZES, "places"):
+            least = 0 if name == "num_layers" and kind == "recycler" else 1
             try:
-                within(name, spec[name])
+                within(name, spec.get(name, 1) if name == "places" else spec[name], least)
             except ValueError as error:
                 raise ValueError(f"graphs.{kind}.{error}") from error
         if spec["kind"] != kind:
             raise ValueError(f"graphs.{kind}.kind is {spec['kind']!r:.100}")
         if spec.get("float_type", FLOAT_TYPES[0]) not in FLOAT_TYPES:
             raise ValueError(f"graphs.{kind}.float_type is {spec['float_type']!r:.100}; expected float32 or float16")
+        if spec.get("places", 1) > 1 and spec["num_layers"]:
+            raise ValueError(f"graphs.{kind}.places is {spec['places']} with layers; expected 1")
         if spec.get("cache_type") not in (None, "int8"):
             raise ValueError(f"graphs.{kind}.cache_type is {spec['cache_type']!r:.100}; expected int8, or none")
         taps = spec.get("taps", ["final_post"])

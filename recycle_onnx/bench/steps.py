@@ -16,6 +16,9 @@ MOST_TOKENS = 5
 class StepTimer:
     """A timer of the kinds of steps after a prompt: `full_1` … `full_5`, with a module `recycle_1`, `recycle_2`.
 
+    `chain` is what a further place of a chain costs, where that is no `recycle_1`: nothing, where one run proposes for
+    all places.
+
     They take turns, as full and recycle steps do in decoding; the first round, which allocates, is left out.
     """
 
@@ -49,7 +52,9 @@ class StepTimer:
 
     def medians(self) -> dict[str, float]:
         """Return median milliseconds by kind."""
-        return {kind: statistics.median(values) for kind, values in self.samples.items()}
+        module = self._decoder.recycler
+        further = {"chain": 0.0} if module is not None and module.spec.longest_chain is not None else {}
+        return {kind: statistics.median(values) for kind, values in self.samples.items()} | further
 
 
 def predicted_speedup(
@@ -63,5 +68,6 @@ def predicted_speedup(
     if strategy != "verify" or chain + 1 > MOST_TOKENS:
         return None
     rate = acceptance or 0.0
-    recycling = rate * step["recycle_2"] + (1 - rate) * step["recycle_1"] + (chain - 1) * step["recycle_1"]
+    further = (chain - 1) * step.get("chain", step["recycle_1"])
+    recycling = rate * step["recycle_2"] + (1 - rate) * step["recycle_1"] + further
     return tokens_per_full_run * step["full_1"] / (step[f"full_{chain + 1}"] + recycling)

@@ -13,10 +13,13 @@ from recycle_onnx.checkpoint.recycler import RecyclerConfig
 
 COLUMNS = 100
 """Lines of the card are filled to this width, as the project's documents are."""
-ABOUT = (
+LAYERS = (
     "{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and {predict} token p+2 "
-    "(RecycleGPT, arXiv 2308.03421). {tables}. {made}; `config.json` states every convention, and the base it belongs "
-    "to."
+    "(RecycleGPT, arXiv 2308.03421)"
+)
+PLACES = (
+    "{count} that read the base's hidden state ({tap}) at p, and predict the tokens from p+2 on, one each "
+    "(Medusa, arXiv 2401.10774)"
 )
 USE = """\
 ## Use
@@ -94,13 +97,8 @@ def _copy(source: dict[str, Any]) -> str | None:
 
 def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
     """Write Markdown from what `recycler/config.json` says; with a `card`, that of a published module for the hub."""
-    one = config.num_layers == 1
-    layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
-    predict = "predicts" if one else "predict"
-    tables, made = _tables(config), _made(config)
-    about = _paragraph(
-        ABOUT.format(layers=layers, tap=", ".join(config.tap), predict=predict, tables=tables, made=made)
-    )
+    stated = "`config.json` states every convention, and the base it belongs to"
+    about = _paragraph(f"{_reads(config)}. {_tables(config)}. {_made(config)}; {stated}.")
     if card is None:
         terms = f"{TERMS}; `recycle-onnx publish --licence` names it.\n"
         return "\n".join(["# A recyclable module\n", about, _training(config), terms])
@@ -108,8 +106,20 @@ def model_card(config: RecyclerConfig, card: Card | None = None) -> str:
     return "\n".join([_front_matter(card), title, about, _facts(config, card), USE, _measured(config), _licence(card)])
 
 
+def _reads(config: RecyclerConfig) -> str:
+    """Say what it is made of, what it reads and what it predicts."""
+    tap = ", ".join(config.tap)
+    if config.join is None:
+        return PLACES.format(count=config.size.capitalize(), tap=tap)
+    one = config.num_layers == 1
+    layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
+    return LAYERS.format(layers=layers, tap=tap, predict="predicts" if one else "predict")
+
+
 def _tables(config: RecyclerConfig) -> str:
     """Say whose embedding and LM head they are."""
+    if config.join is None:
+        return "Each has an LM head of its own" if config.lm_head == "own" else "The LM head is the base's"
     own = [name for name, whose in (("embedding", config.embedding), ("LM head", config.lm_head)) if whose == "own"]
     if not own:
         return "Embedding and LM head are the base's"
@@ -143,7 +153,7 @@ def _facts(config: RecyclerConfig, card: Card) -> str:
         ("base", card.base_model or card.base_name or "not named by its files"),
         ("its shape", f"{base.model_type}, {base.num_layers} layers of {base.hidden_size}, {base.num_heads} heads "
          f"({base.num_kv_heads} KV) of {base.head_dim}, vocabulary {base.vocab_size:,}"),
-        ("module", f"{config.num_layers} layer{'s' * (config.num_layers > 1)}, {card.parameters:,} parameters "
+        ("module", f"{config.size}, {card.parameters:,} parameters "
          f"({card.share:.1%} of the base's)"),
         ("proposes", draft),
         ("stored as", card.dtype),

@@ -25,7 +25,7 @@ FORMAT, FORMAT_OF_HEADS = "1.1", "1.2"
 EMBEDDING_FIRST = ("embedding", "hidden_state")
 """The order of RecycleGPT's paper; checkpoints of other trainings concatenate the other way round."""
 PROJECTION, ATTENTION = "projection", "attention"
-"""What may read the embedding and the hidden state side by side."""
+"""What may read the embedding and the hidden state side by side; or nothing does, and the embedding is not read."""
 CHOICES: dict[str, tuple[Any, ...]] = {
     "concat": (EMBEDDING_FIRST, EMBEDDING_FIRST[::-1]),
     "norms_before_projection": (EMBEDDING_FIRST, ("embedding",), ("hidden_state",), ()),
@@ -34,13 +34,15 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "embedding": ("shared", "own"),
     "lm_head": ("shared", "own"),
     "fusion": (None, "linear", "norm, linear", "norms, linear"),
-    "join": (PROJECTION, ATTENTION),
+    "join": (PROJECTION, ATTENTION, None),
     "residual": ("hidden_state", "normed_hidden_state"),
     "first_norm": (True, False),
     "projection_bias": (False, True),
 }
 """What each convention may be; layer and taps depend on the base."""
-OF_HEADS = ("fusion", "join", "residual", "first_norm", "projection_bias", "layer_config", "read_from")
+OF_HEADS = (
+    "fusion", "join", "residual", "first_norm", "projection_bias", "places", "blocks", "layer_config", "read_from",
+)  # fmt: skip
 """Fields that `config.json` has only where they say something: modules of our own never need them."""
 SINCE_HEADS = ("norms_before_projection", "final_norm", "embedding", "lm_head")
 """Fields that had one value only before other people's heads were read."""
@@ -50,6 +52,11 @@ FUSION = "fusion_projection.weight"
 OWN_EMBEDDING, OWN_HEAD = "embed_tokens.weight", "lm_head.weight"
 FIRST_NORM = "layers.0.input_layernorm."
 FIRST_MATRICES = tuple(f"layers.0.self_attn.{part}_proj.weight" for part in "qkv")
+WITHOUT_LAYERS: dict[str, Any] = {
+    "num_layers": 0, "norms_before_projection": (), "final_norm": False, "recycle": "pre_norm", "embedding": "shared",
+    "window": None, "qk_norm": False, "fusion": None, "layer_config": None,
+}  # fmt: skip
+"""What is true of a module that reads the hidden state alone: it has no layers, and a chain nothing to go on from."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,9 @@ class RecyclerConfig:
     is one norm over all taps side by side, or a norm for each tap. A chain goes on behind it. `join`: whether a
     projection reads embedding and hidden state, or the first layer's attention itself, whose matrices are then twice as
     wide (EAGLE-3, arXiv 2503.01840); that layer adds to the `residual`, the hidden state before or after its norm.
+    `places`: how many tokens one run proposes, where nothing joins embedding and hidden state (Medusa, arXiv
+    2401.10774). There are no layers then: each place has `blocks` of its own, x + SiLU(projection(x)), which begin with
+    the hidden state, and perhaps an LM head of its own. The n-th place is the n-th of a chain.
     `first_norm`: whether the first layer normalises what a projection gives it. `layer_config`: the `config.json` of
     the layers where they are not of the base's kind. `read_from`: whose format the module was read from, and what was
     measured of its conventions.
@@ -87,10 +97,12 @@ class RecyclerConfig:
     window: int | None = None
     qk_norm: bool = False
     fusion: str | None = None
-    join: str = PROJECTION
+    join: str | None = PROJECTION
     residual: str = "hidden_state"
     first_norm: bool = True
     projection_bias: bool = False
+    places: int = 1
+    blocks: int = 0
     layer_config: dict[str, Any] | None = None
     read_from: dict[str, Any] | None = None
     draft_vocabulary: DraftFile | None = None
@@ -149,6 +161,18 @@ class RecyclerConfig:
             raise InputError(f"{where}: fusion {self.fusion!r} of one tap; expected two taps or more")
         if self.join == ATTENTION and not self.fusion and len(self.tap) > 1:
             raise InputError(f"{where}: join {ATTENTION!r} of {len(self.tap)} taps without fusion; expected a fusion")
+        self._check_places(where)
+
+    def _check_places(self, where: str) -> None:
+        """Refuse layers of a module that reads the hidden state alone, and places of any other."""
+        expected = WITHOUT_LAYERS if self.join is None else {"places": 1, "blocks": 0}
+        for name, value in expected.items():
+            if (own := getattr(self, name)) != value:
+                raise InputError(f"{where}: {name} {own!r:.80} with join {self.join!r}; expected {value!r}")
+        if self.join is not None and self.num_layers < 1:
+            raise InputError(f"{where}: num_layers {self.num_layers} with join {self.join!r}; expected at least 1")
+        if self.join is None and len(self.tap) > 1:
+            raise InputError(f"{where}: {len(self.tap)} taps that nothing joins; expected one")
 
     def check_base(self, base: BaseConfig, where: str) -> None:
         """Refuse layers of another kind than the base's, and taps that it has not.
@@ -198,6 +222,12 @@ class RecyclerConfig:
         )
 
     @property
+    def size(self) -> str:
+        """What it is made of, in words."""
+        count, part = (self.num_layers, "layer") if self.join is not None else (self.places, "place")
+        return f"{count} {part}{'' if count == 1 else 's'}"
+
+    @property
     def trained(self) -> bool:
         """Whether anything was learnt."""
         return self.trained_depth != 0
@@ -228,6 +258,8 @@ class RecyclerConfig:
 
     def tensor_shapes(self, base: BaseConfig) -> Shapes:
         """Return names and shapes of the module's own tensors; what it shares is the base's."""
+        if self.join is None:
+            return self._place_shapes(base)
         hidden, taps, layers = base.hidden_size, len(self.tap), self.layers_of(base)
         width = (1 + len(self.states)) * hidden
         shapes: Shapes = {}
@@ -251,16 +283,43 @@ class RecyclerConfig:
         if self.embedding == "own":
             shapes[OWN_EMBEDDING] = (base.vocab_size, hidden)
         if self.lm_head == "own":
-            rows = base.vocab_size if self.draft_vocabulary is None else self.draft_vocabulary.size
-            shapes[OWN_HEAD] = (rows, hidden)
+            shapes[OWN_HEAD] = (self.proposes(base), hidden)
         return shapes
+
+    def proposes(self, base: BaseConfig) -> int:
+        """Count the tokens that the module has logits for."""
+        return base.vocab_size if self.draft_vocabulary is None else self.draft_vocabulary.size
+
+    def _place_shapes(self, base: BaseConfig) -> Shapes:
+        """Return names and shapes of the tensors of a module that has places for layers."""
+        hidden, shapes = base.hidden_size, Shapes()
+        for place in range(self.places):
+            for block in range(self.blocks):
+                name = block_name(place, block)
+                shapes[f"{name}.weight"] = (hidden, hidden)
+                shapes |= {f"{name}.bias": (hidden,)} if self.projection_bias else {}
+            if self.lm_head == "own":
+                shapes[place_head(place)] = (self.proposes(base), hidden)
+        return shapes
+
+
+def block_name(place: int, block: int) -> str:
+    """Return the beginning of a block's names, by its place in a chain and its number there."""
+    return f"places.{place}.projection.{block}"
+
+
+def place_head(place: int) -> str:
+    """Return the name of a place's own LM head."""
+    return f"places.{place}.{OWN_HEAD}"
 
 
 def _check_kinds(values: dict[str, Any], path: Path) -> None:
     """Check sizes, and the texts and objects that `check` does not compare with its choices."""
     try:
-        within("num_layers", values.get("num_layers"))
+        within("num_layers", values.get("num_layers"), 0)
         within("trained_depth", values.get("trained_depth", 0), 0)
+        within("places", values.get("places", 1))
+        within("blocks", values.get("blocks", 0), 0)
         for name, kind, expected in (("layer", str, "a text"), ("training", dict, "an object")):
             if not isinstance(values.get(name, kind()), kind):
                 raise ValueError(f"{name} is {values[name]!r:.100}; expected {expected}")

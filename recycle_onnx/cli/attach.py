@@ -221,8 +221,7 @@ def _measured(out: Path) -> dict[str, Any] | None:
 
 def _say(named: str, joined: Joined, out: Path, measured: dict[str, Any] | None) -> None:
     config = joined.config
-    size = f"{config.num_layers} layer{'s' * (config.num_layers > 1)}"
-    echo(f"{out}: a base and the module of {named}, {size}")
+    echo(f"{out}: a base and the module of {named}, {config.size}")
     if measured:
         echo(compared(measured, config))
     next_step("export", out, "BUNDLE")

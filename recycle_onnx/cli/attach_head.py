@@ -56,8 +56,7 @@ def attach_and_say(folder: Path, named: str, place: Place, choices: HeadChoices)
         described = {"checkpoint": str(place.out), "head": named, "format": head.format.name}
         click.echo(as_json({**described, "conventions": measured, "recycler": config.to_json()}))
         return
-    size = f"{config.num_layers} layer{'s' * (config.num_layers > 1)}"
-    echo(f"{place.out}: a base and the head of {named} (format {head.format.name}), {size}")
+    echo(f"{place.out}: a base and the head of {named} (format {head.format.name}), {config.size}")
     for line in _said(config, verdict):
         echo(line)
     next_step("export", place.out, "BUNDLE")

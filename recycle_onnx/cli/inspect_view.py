@@ -14,7 +14,7 @@ CONVENTIONS = (
     "lm_head", "draft_vocabulary",
 )  # fmt: skip
 """Rows on the module, in this order; what its config has besides is in `--json`."""
-OF_HEADS = ("fusion", "join", "residual", "first_norm", "projection_bias")
+OF_HEADS = ("fusion", "join", "residual", "first_norm", "projection_bias", "blocks")
 """Conventions that only modules read from somebody's head have."""
 QUANTIZATION = ("bits", "block_size", "symmetric", "method", "keep", "activations")
 """Choices of a quantization, in one row; what was measured of it has a line of its own."""
@@ -97,10 +97,11 @@ def _module(description: dict[str, Any]) -> Iterator[Row]:
     if not recycler:
         yield "module", "none"
         return
-    count = recycler.get("num_layers")
+    layers, places = recycler.get("num_layers"), recycler.get("places", 1)
+    count, part = (layers, "layer") if layers else (places, "place")
     ratio = f" ({description['parameter_ratio']:.1%} of the base)" if description["parameter_ratio"] else ""
     parameters = f"{recycler.get('parameters', 0):,} parameters{ratio}"
-    yield "module", f"{count} layer{'' if count == 1 else 's'}, {parameters}, {_trained(description)}"
+    yield "module", f"{count} {part}{'' if count == 1 else 's'}, {parameters}, {_trained(description)}"
     if description["module_trained"]:
         yield "acceptance", _acceptance(recycler)
     known = {name: recycler.get(name) for name in CONVENTIONS}

@@ -70,7 +70,7 @@ def publish(
             "acceptance": config.acceptance, "recycler": config.to_json(),
         }))  # fmt: skip
     else:
-        echo(f"{out}: a module of {config.num_layers} layer{'s' * (config.num_layers > 1)}, {size / 1e6:.1f} MB")
+        echo(f"{out}: a module of {config.size}, {size / 1e6:.1f} MB")
         echo(f"join it with its base: recycle-onnx attach BASE CHECKPOINT --module {shlex.quote(str(out))}")
     if known is None:
         note("the base's licence is not known; the card says so: name it with --licence")

@@ -160,9 +160,16 @@ def _chains(module: Half, text: WrittenText, states: Floats, tokens: NDArray[np.
 
     (One step: most heads are trained for few, and what comes after those says little about how they were trained.)
     """
+    module.crop(0)
+    if module.spec.places > 1:
+        rows = np.ascontiguousarray(states[: len(text.ids) - 3])
+        module.read(text.ids[1 : 1 + len(rows)], rows, np.empty_like(rows), keep=len(rows))
+        second: Flags = tokens[module.by_place[:, 1].argmax(-1)] == text.best[2 : 2 + len(rows)]
+        return list(map(bool, second))
+    if module.spec.longest_chain is not None:
+        return []
     right: list[bool] = []
     made = np.empty((1, module.spec.state_size), np.float32)
-    module.crop(0)
     for row in range(len(text.ids) - 3):
         own = np.empty_like(made)
         module.read([text.ids[row + 1]], np.ascontiguousarray(states[row : row + 1]), own)

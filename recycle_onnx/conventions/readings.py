@@ -54,9 +54,13 @@ class Reading:
 def readings(config: RecyclerConfig, weights: BaseWeights) -> Iterator[Reading]:
     """Yield the other readings of a module on the base with these `weights`."""
     base = weights.base
-    yield Reading("concat", " + ".join(config.concat[::-1]), replace(config, concat=config.concat[::-1]))
     for taps in _other_taps(config.tap, base):
         yield Reading("tap", " + ".join(taps), replace(config, tap=taps))
+    if config.join is None:
+        for shift in (-1, 1):
+            yield Reading("position", f"the first place's token is p+{2 + shift}", config, shift=shift)
+        return
+    yield Reading("concat", " + ".join(config.concat[::-1]), replace(config, concat=config.concat[::-1]))
     if config.join == ATTENTION:
         residual = "hidden_state" if config.residual != "hidden_state" else "normed_hidden_state"
         yield Reading("residual", residual, replace(config, residual=residual))

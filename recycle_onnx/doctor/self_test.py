@@ -108,7 +108,7 @@ def _step_ms(model: Model, ids: list[int]) -> dict[str, float]:
     steps: dict[str, Callable[[], object]] = {"full": partial(decoder.full_step, ids[-1:], 1)}
     if decoder.recycler is not None:
         decoder.start_recycling(ids[-1])
-        steps["recycle"] = partial(decoder.chain_step, ids[-1])
+        steps["recycle"] = partial(decoder.recycler.step, ids[-1:], 1)
     return {name: _median_ms(step) for name, step in steps.items()}
 
 

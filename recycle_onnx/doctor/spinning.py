@@ -91,15 +91,16 @@ def _entry(options: ort.SessionOptions, key: str) -> str:
 
 
 def _steps(decoder: Decoder, token: int) -> tuple[Callable[[], object], Callable[[], object]]:
-    """Make a full step and one of the module, as in a chain, that leave the text as long as it was."""
-    length = decoder.full.length
+    """Make a full step and one of the module that leave the text as long as it was."""
+    assert decoder.recycler is not None
+    length, recycler = decoder.full.length, decoder.recycler
 
     def full() -> None:
         decoder.full_step([token], 1)
         decoder.keep(length)
 
     def module() -> None:
-        decoder.chain_step(token)
+        recycler.step([token], keep=1)
         decoder.forget_guesses()
 
     return full, module

@@ -190,10 +190,15 @@ def _behind(graph: DecoderGraph, delta: ir.Value, weights: Tensors, name: str) -
     return layer_norm(graph, delta, weights, name) if graph.config.placement in ("post", "both") else delta
 
 
-def logits(graph: DecoderGraph, hidden: ir.Value, head: LazyWeight) -> ir.Value:
-    """Build logits of the last `logits_to_keep` rows (0: of all); the head [V, H] is stored as the embedding is."""
+def kept_rows(graph: DecoderGraph, hidden: ir.Value) -> ir.Value:
+    """Build the last `logits_to_keep` rows of hidden states [B, S, H] (0: all)."""
     # Minus 0 is 0, where a slice begins that keeps all rows.
     start = graph.op.Reshape(graph.op.Neg(graph.keep), graph.ints(1))
-    kept = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
+    kept: ir.Value = graph.op.Slice(hidden, start, graph.ints(INT64_MAX), graph.ints(1))
+    return kept
+
+
+def logits(graph: DecoderGraph, kept: ir.Value, head: LazyWeight) -> ir.Value:
+    """Build logits of rows that are `kept`; the head [V, H] is stored as the embedding is."""
     kept = graph.scaled(kept, graph.config.logit_scale)
     return graph.capped(graph.rows_product(kept, graph.weight(head)), graph.config.logit_softcap)

@@ -52,7 +52,7 @@ def build_full_model(
     positions = None if config.position_offset is None else of_table(POSITIONS, weights)
     x = blocks.embed(graph, embedding, positions)
     stack = blocks.layers(graph, x, weights, "model.layers.", "model.norm")
-    logits = blocks.logits(graph, stack.hidden, head)
+    logits = blocks.logits(graph, blocks.kept_rows(graph, stack.hidden), head)
     tapped = [_tapped(stack, tap) for tap in taps if fuse or tap != FINAL_POST]
     states = [fuse(graph, tapped)] if fuse else tapped
     return graph.finish([logits, stack.hidden, *states, *stack.present])

@@ -23,8 +23,8 @@ def check_mtp(manifest: Manifest) -> None:
     """Refuse a module that MtpGenerator cannot feed.
 
     Raises:
-        InputError: no module, keys and values in int8, a module with a draft vocabulary, or one that reads other states
-            than the final norm's.
+        InputError: no module, keys and values in int8, a module with a draft vocabulary, one without layers, or one
+            that reads other states than the final norm's.
     """
     wanted = "onnxruntime-genai's MtpGenerator"
     if "recycler" not in manifest.graphs:
@@ -36,6 +36,8 @@ def check_mtp(manifest: Manifest) -> None:
     if manifest.draft_vocabulary is not None:
         tokens = len(manifest.draft_vocabulary)
         raise InputError(f"{wanted} needs a module that knows all tokens; this one has a draft vocabulary of {tokens}")
+    if (places := manifest.graphs["recycler"].longest_chain) is not None:
+        raise InputError(f"{wanted} needs a module with layers, which reads tokens; this one has {places} places")
     if (taps := manifest.graphs["recycler"].taps) != (FINAL_POST,):
         raise InputError(f"{wanted} hands the module {FINAL_POST} only; this one reads {', '.join(taps)}")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from recycle_onnx.checkpoint import BaseConfig, RecyclerConfig
-from recycle_onnx.checkpoint.recycler import ATTENTION, FUSION, OWN_EMBEDDING, OWN_HEAD
+from recycle_onnx.checkpoint.recycler import ATTENTION, FUSION, OWN_EMBEDDING, OWN_HEAD, block_name, place_head
 from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
@@ -28,7 +28,7 @@ def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | N
     layers = config.layers_of(base)
     return GraphSpec(
         "recycler", config.num_layers, layers.num_kv_heads, layers.head_dim, base.hidden_size, vocab_size,
-        taps=config.states,
+        taps=config.states, places=config.places,
     )  # fmt: skip
 
 
@@ -48,6 +48,8 @@ def build_recycler(
     is a copy of its rows.
     """
     graph = flavour.graph(recycler_spec(config, base, draft), config.layers_of(base))
+    if config.join is None:
+        return _places(graph, config, weights, shared, draft)
     own_table = config.embedding == "own"
     table = of_table(OWN_EMBEDDING, weights, f"{OWN}{OWN_EMBEDDING}") if own_table else shared[EMBEDDING]
     embedding = blocks.embed(graph, table, shared.get(POSITIONS))
@@ -67,7 +69,30 @@ def build_recycler(
     stack = blocks.layers(graph, x, weights, "layers.", "norm" if config.final_norm else None, first)
     own = stack.hidden if config.recycle == "post_norm" else stack.streams[-1]
     head = _head(config, weights, shared, draft)
-    return graph.finish([blocks.logits(graph, stack.hidden, head), _repeat(graph, own), *stack.present])
+    logits = blocks.logits(graph, blocks.kept_rows(graph, stack.hidden), head)
+    return graph.finish([logits, _repeat(graph, own), *stack.present])
+
+
+def _places(
+    graph: DecoderGraph,
+    config: RecyclerConfig,
+    weights: Tensors,
+    shared: Mapping[str, LazyWeight],
+    draft: list[int] | None,
+) -> ir.Model:
+    """Build logits for every place of a chain from one hidden state, which is left as it is."""
+    hidden = graph.inputs[graph.spec.state_input]
+    kept, logits = blocks.kept_rows(graph, hidden), []
+    for place in range(config.places):
+        x = kept
+        for block in range(config.blocks):
+            name = f"{block_name(place, block)}.weight"
+            projected = graph.linear(x, weights, name, bias=config.projection_bias)
+            x = graph.op.Add(x, graph.op.Mul(projected, graph.op.Sigmoid(projected)))
+        head = _head(config, weights, shared, draft, place_head(place))
+        logits.append(blocks.logits(graph, x, head))
+    side_by_side = logits[0] if len(logits) == 1 else graph.op.Concat(*logits, axis=-1)
+    return graph.finish([side_by_side, graph.op.Identity(hidden)])
 
 
 def fusion_of(config: RecyclerConfig, base: BaseConfig, weights: Tensors) -> Fuse | None:
@@ -91,11 +116,16 @@ def fusion_of(config: RecyclerConfig, base: BaseConfig, weights: Tensors) -> Fus
 
 
 def _head(
-    config: RecyclerConfig, weights: Tensors, shared: Mapping[str, LazyWeight], draft: list[int] | None
+    config: RecyclerConfig,
+    weights: Tensors,
+    shared: Mapping[str, LazyWeight],
+    draft: list[int] | None,
+    own: str = OWN_HEAD,
 ) -> LazyWeight:
-    """Return the LM head's rows: the module's own, or the full model's, of a draft vocabulary or all."""
+    """Return the LM head's rows: the module's `own`, or the full model's, of a draft vocabulary or all."""
     if config.lm_head == "own":
-        return of_table(OWN_HEAD, weights, f"{OWN}{OWN_HEAD}" if draft is None else DRAFT_HEAD)
+        alone = own == OWN_HEAD and draft is not None
+        return of_table(own, weights, DRAFT_HEAD if alone else f"{OWN}{own}")
     head = shared.get(LM_HEAD, shared[EMBEDDING])
     return head if draft is None else of_some_rows(DRAFT_HEAD, head, draft)
 

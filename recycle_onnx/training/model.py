@@ -95,6 +95,24 @@ class FullModel(nn.Module):
                 nn.init.normal_(parameter, 0.0, deviation, generator=generator)
 
 
+class PlaceHead(nn.Module):
+    """What proposes one token of a chain from the hidden state alone: residual blocks, and perhaps an LM head."""
+
+    def __init__(self, config: RecyclerConfig, base: BaseConfig) -> None:
+        super().__init__()
+        size = base.hidden_size
+        blocks = (nn.Linear(size, size, bias=config.projection_bias) for _ in range(config.blocks))
+        self.projection = nn.ModuleList(blocks)
+        if config.lm_head == "own":
+            self.lm_head = _own_head(config, base)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return what the LM head reads [B, S, H]."""
+        for projection in self.projection:
+            hidden = hidden + functional.silu(projection(hidden))
+        return hidden
+
+
 class Recycler(nn.Module):
     """The recyclable module: the hidden state at p and the token at p+1 in, the token at p+2 out."""
 
@@ -103,6 +121,11 @@ class Recycler(nn.Module):
         size = base.hidden_size
         own = config.layers_of(base)
         self.config, self.base_taps = config, len(config.tap) * size
+        self.rotary = None if config.layer_config is None else Rotary(own)
+        if config.join is None:
+            self.layers = nn.ModuleList()
+            self.places = nn.ModuleList(PlaceHead(config, base) for _ in range(config.places))
+            return
         width = (1 + len(config.states)) * size
         self.embedding_norm = _norms(["embedding"] if "embedding" in config.norms_before_projection else [], size, own)
         self.hidden_norm = _norms(config.hidden_norms(), size, own)
@@ -121,19 +144,25 @@ class Recycler(nn.Module):
         if config.embedding == "own":
             self.embed_tokens = nn.Embedding(base.vocab_size, size).requires_grad_(False)
         if config.lm_head == "own":
-            rows = config.draft_vocabulary.size if config.draft_vocabulary else base.vocab_size
-            self.lm_head = nn.Linear(size, rows, bias=False).requires_grad_(False)
-        self.rotary = None if config.layer_config is None else Rotary(own)
+            self.lm_head = _own_head(config, base)
+
+    def head(self, place: int = 0) -> nn.Linear:
+        """Return the LM head of the module's own, of a place in a chain where each has one."""
+        owner: nn.Module = self if self.config.join is not None else self.places[place]
+        return owner.get_submodule("lm_head")  # type: ignore[return-value]
 
     def forward(
-        self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None
+        self, embedding: Tensor, hidden: Tensor, rotary: Rotary, cache: Cache | None = None, place: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Compute two states from embeddings at p+1 [B, S, H] and hidden states at p [B, S, n·H].
 
         The one after the final norm [B, S, H] is for the LM head, the other is in the form of `hidden`, for a chain.
-        (Of a module that fuses taps it is [B, S, H]: what has that width is not fused again.)
+        (Of a module that fuses taps it is [B, S, H]: what has that width is not fused again.) Where each `place` of a
+        chain has its own blocks, these read the same hidden states again, whatever the embeddings.
         """
         config = self.config
+        if config.join is None:
+            return self.places[place](hidden), hidden
         if config.fusion and hidden.shape[-1] == self.base_taps:
             hidden = self.fuse(hidden)
         normed = _normalised(self.hidden_norm, hidden)
@@ -155,6 +184,10 @@ class Recycler(nn.Module):
         """Make one hidden state [B, S, H] of the base's taps [B, S, n·H]."""
         fused: Tensor = self.fusion_projection(_normalised(self.fusion_norm, taps))
         return fused
+
+
+def _own_head(config: RecyclerConfig, base: BaseConfig) -> nn.Linear:
+    return nn.Linear(base.hidden_size, config.proposes(base), bias=False).requires_grad_(False)
 
 
 def _norms(names: Sequence[str], size: int, layers: BaseConfig) -> nn.Module:
@@ -186,39 +219,44 @@ class RecycleGPT(nn.Module):
         self.recycler = Recycler(recycler, base)
         self.register_buffer("draft_ids", None if draft_ids is None else torch.tensor(draft_ids), persistent=False)
 
-    def recycle(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None, *, every_token: bool = False) -> Output:
+    def recycle(
+        self, ids: Tensor, hidden: Tensor, cache: Cache | None = None, *, every_token: bool = False, place: int = 0
+    ) -> Output:
         """Predict the token after each of `ids` [B, S] (at p+1) from `hidden` [B, S, n·H] (at p).
 
-        The logits are [B, S, draft vocabulary], of the whole vocabulary with `every_token`.
+        The logits are [B, S, draft vocabulary], of the whole vocabulary with `every_token`. `place` is that of the
+        predicted tokens in a chain.
         """
-        states, own = self.recycled_states(ids, hidden, cache)
-        return Output(self.module_logits(states, every_token=every_token), own)
+        states, own = self.recycled_states(ids, hidden, cache, place)
+        return Output(self.module_logits(states, every_token=every_token, place=place), own)
 
-    def module_logits(self, states: Tensor, *, every_token: bool = False) -> Tensor:
+    def module_logits(self, states: Tensor, *, every_token: bool = False, place: int = 0) -> Tensor:
         """Compute the module's logits of states [B, S, H]; with `every_token` of the whole vocabulary.
 
         (A head of its own gives tokens that it has no row for minus infinity.)
         """
         if self.recycler.config.lm_head == "shared":
             return self.full.logits(states, None if every_token else self.draft_ids)
-        logits: Tensor = self.recycler.lm_head(states)
+        logits: Tensor = self.recycler.head(place)(states)
         if self.draft_ids is None or not every_token:
             return logits
         whole = logits.new_full((*logits.shape[:-1], self.full.config.vocab_size), float("-inf"))
         return whole.index_copy(-1, self.draft_ids, logits)
 
-    def module_head(self) -> tuple[Tensor, float, float | None]:
+    def module_head(self, place: int = 0) -> tuple[Tensor, float, float | None]:
         """Return the rows that give the module's logits [V, H], what states are multiplied by, and the logits' cap."""
         if self.recycler.config.lm_head == "own":
-            return self.recycler.lm_head.weight, 1.0, None
+            return self.recycler.head(place).weight, 1.0, None
         head, config = self.full.lm_head.weight, self.full.config
         return head if self.draft_ids is None else head[self.draft_ids], config.logit_scale, config.logit_softcap
 
-    def recycled_states(self, ids: Tensor, hidden: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
+    def recycled_states(
+        self, ids: Tensor, hidden: Tensor, cache: Cache | None = None, place: int = 0
+    ) -> tuple[Tensor, Tensor]:
         """Return the module's states for the LM head [B, S, H], and those that a chain goes on from [B, S, n·H]."""
         own_table = self.recycler.config.embedding == "own"
         embedding = self.recycler.embed_tokens(ids) if own_table else self.full.embed(ids, cache)
-        own: tuple[Tensor, Tensor] = self.recycler(embedding, hidden, self.full.rotary, cache)
+        own: tuple[Tensor, Tensor] = self.recycler(embedding, hidden, self.full.rotary, cache, place)
         return own
 
     def chosen(self, output: Output) -> Tensor:

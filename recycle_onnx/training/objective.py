@@ -85,7 +85,7 @@ def joint(model: RecycleGPT, ids: Tensor, depth: int = 1) -> Losses:
     targets = ids if places is None else places[ids]
     losses, rates = [], []
     for place, states in enumerate(_chain(model, ids[:, :-1], full.hidden_states, depth), start=1):
-        logits = model.module_logits(states)
+        logits = model.module_logits(states, place=place - 1)
         losses.append(_lean_cross_entropy(logits, targets[:, 1 + place :]))
         rates.append(_agreement(model, logits.argmax(-1), best[:, place:]))
     return Losses(_lean_cross_entropy(full.logits, ids[:, 1:]), _weighted(losses), torch.stack(rates))
@@ -96,10 +96,10 @@ def frozen_base(model: RecycleGPT, ids: Tensor, targets: Targets, depth: int = 1
 
     With a draft vocabulary that is the base's distribution over its tokens alone.
     """
-    head, scale, cap = model.module_head()
     target_ids, probabilities = targets.of_draft(_draft_places(model))
     losses, rates = [], []
     for place, states in enumerate(_chain(model, ids, targets.states, depth), start=1):
+        head, scale, cap = model.module_head(place - 1)
         loss = head_loss(
             (states * scale).flatten(0, 1),
             head,
@@ -122,7 +122,7 @@ def _chain(model: RecycleGPT, ids: Tensor, states: Tensor, depth: int) -> list[T
     cache = [Unrolled() for _ in model.recycler.layers]
     steps, states = [], states[:, :-1]
     for place in range(depth):
-        step, own = model.recycled_states(ids[:, 1 + place :], states, cache)
+        step, own = model.recycled_states(ids[:, 1 + place :], states, cache, place)
         steps.append(step)
         states = own[:, :-1]
     return steps

@@ -129,14 +129,17 @@ def set_up(
 
 
 def _check(checkpoint: Checkpoint, data: list[Path], options: TrainingOptions) -> None:
+    module = checkpoint.recycler
     if options.joint and checkpoint.base_folder != checkpoint.folder:
         raise InputError(
             f"{checkpoint.folder}: its base lies elsewhere and stays untouched; use --freeze-base, or attach a copy"
         )
     if options.joint and not data:
         raise InputError("--joint needs text to learn from: name it with --data")
-    if options.draft_vocab and checkpoint.recycler is not None and checkpoint.recycler.lm_head == "own":
+    if options.draft_vocab and module is not None and module.lm_head == "own":
         raise InputError(f"{checkpoint.folder}: its module has an LM head of its own; leave --draft-vocab out")
+    if module is not None and module.join is None and options.depth > module.places:
+        raise InputError(f"{checkpoint.folder}: --depth {options.depth} of a module that has {module.size}")
     if options.regenerate and not data:
         raise InputError("--regenerate needs --data, whose beginnings the base goes on from; or leave it out")
     length = options.sequence_length

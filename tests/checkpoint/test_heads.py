@@ -227,7 +227,17 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
             **heads.LAYERS, "sliding_window": None, "layer_types": ["sliding_attention"]}),
         ("layer_types", "sliding_window None"),
     ),
-    "Medusa": (renamed(a="0.0.linear.weight"), ("Medusa", "cannot be expressed")),
+    "Medusa for another base": (
+        renamed(a="0.0.linear.weight", b="0.1.weight"), ("0.0.linear.weight", "[2, 2]", "[32, 32]"),
+    ),
+    "Medusa without an LM head": (
+        lambda head: (heads.write_medusa(head / "x"), rewritten(lambda tensors: (
+            tensors.clear(), tensors.update(load_file(head / "x" / "model.safetensors")), tensors.pop("1.7.weight"),
+        ))(head)), ("places.1.lm_head.weight", "missing", "[300, 32]"),
+    ),
+    "Medusa with a token map": (
+        renamed(a="blocks.0.layers.0.weight", b="token_map"), ("'token_map'", "not known", "medusa, vLLM"),
+    ),
     "of Qwen3-Next": (renamed(a="mtp.fc.weight"), ("Qwen3-Next", "output gate")),
     "an assistant of Gemma 4": (renamed(a="pre_projection.weight"), ("Gemma 4", "keys and values")),
     "another kind of speculators": (

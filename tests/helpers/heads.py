@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from recycle_onnx.checkpoint import RecyclerConfig
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile
-from recycle_onnx.checkpoint.heads import eagle3, mtp
+from recycle_onnx.checkpoint.heads import eagle3, medusa, mtp
 from recycle_onnx.checkpoint.heads.head_format import HeadFormat
-from recycle_onnx.checkpoint.recycler import ATTENTION
+from recycle_onnx.checkpoint.recycler import ATTENTION, WITHOUT_LAYERS
 from recycle_onnx.files import write_json
 from tests.helpers import tiny
 
@@ -26,6 +26,11 @@ LAYERS: dict[str, Any] = {
 """Not of the base's kind, which has two heads of 16."""
 EAGLE3 = {"speculators_model_type": "eagle3", "transformer_layer_config": LAYERS, "draft_vocab_size": DRAFT,
           "eagle_aux_hidden_state_layer_ids": [1, 3, 5]}  # fmt: skip
+
+
+MEDUSA = RecyclerConfig(
+    layer="llama", join=None, places=3, blocks=2, projection_bias=True, lm_head="own", **WITHOUT_LAYERS
+)  # fmt: skip
 
 
 def write_base(folder: Path) -> Path:
@@ -66,9 +71,18 @@ def write_eagle3(folder: Path, tensors: Tensors | None = None, **config: Any) ->
     return folder
 
 
+def write_medusa(folder: Path) -> Path:
+    """Medusa heads for `write_base`'s base."""
+    folder.mkdir()
+    save_file(tensors_of(MEDUSA, medusa.FORMAT), folder / "model.safetensors")
+    write_json(folder / "config.json", {"medusa_num_heads": 2, "medusa_num_layers": 2})
+    return folder
+
+
 def add_mtp_layer(base: Path, form: HeadFormat = mtp.DEEPSEEK) -> Path:
-    """A layer that predicts the token after next, in the base's own file."""
-    path = base / "model.safetensors"
-    config = form.conventions(None, tiny.tiny_config(num_layers=DEPTH))  # type: ignore[arg-type] -- reads no files
+    """A layer that predicts the token after next, or Medusa heads, in the base's own file."""
+    path, config = base / "model.safetensors", MEDUSA
+    if form is not medusa.INSIDE:
+        config = form.conventions(None, tiny.tiny_config(num_layers=DEPTH))  # type: ignore[arg-type] -- reads no files
     save_file(load_file(path) | tensors_of(config, form), path, metadata={"format": "pt"})
     return base

@@ -31,13 +31,26 @@ class BaseAndHead:
         """Logits [1, S, Vd] and states of the next step, for tokens at p+1 and hidden states at p."""
         table = getattr(self.head, "embed_tokens", self.base.get_input_embeddings())
         read, own = self.head.step(table(torch.tensor([ids])), hidden)
+        if not self.head.recurrent and self.head.own_head:
+            return self.head.heads[0](read), own
         if hasattr(self.head, "lm_head"):
             return self.head.lm_head(read), own
         logits = self.base.lm_head(read)
         return (logits if self.draft is None else logits[..., self.draft]), own
 
+    @torch.no_grad()
+    def places(self, tokens: list[int], count: int) -> tuple[list[int], list[Tensor]]:
+        """The same of a head that reads the hidden state alone: a row for each place that it has."""
+        hidden, rows = self.states(tokens[:-1])[:, -1], []
+        for place in range(min(count, self.head.count)):
+            lm_head = self.head.heads[place] if self.head.own_head else self.base.lm_head
+            rows.append(lm_head(self.head.place(place, hidden))[0])
+        return [int(row.argmax()) for row in rows], rows
+
     def chain(self, tokens: list[int], count: int) -> tuple[list[int], list[Tensor]]:
         """Greedy tokens after `tokens`, and the logits that they were chosen from."""
+        if not self.head.recurrent:
+            return self.places(tokens, count)
         hidden, known, rows = self.states(tokens[:-1]), list(tokens), []
         for _ in range(count):
             logits, own = self.step(known[1:], hidden)

@@ -314,6 +314,44 @@ class Mtp(Reference):
         return {"speculators_model_type": "mtp", "transformer_layer_config": super().config()}
 
 
+class Medusa(Reference):
+    """Medusa. Source: FasterDecoding/Medusa, medusa/model/medusa_model.py; vLLM, model_executor/models/medusa.py, whose
+    blocks have no bias by default."""
+
+    recurrent = False
+
+    def __init__(
+        self, names: str = "", count: int = 3, blocks: int = 1, *, bias: bool = True, own_head: bool = True
+    ) -> None:
+        nn.Module.__init__(self)
+        self.names, self.count, self.blocks, self.own_head = names, count, blocks, own_head
+        self.linear = nn.ModuleList(nn.Linear(HIDDEN, HIDDEN, bias=bias) for _ in range(count * blocks))
+        if own_head:
+            self.heads = nn.ModuleList(nn.Linear(HIDDEN, VOCABULARY, bias=False) for _ in range(count))
+
+    def step(self, embedding: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.place(0, hidden), hidden
+
+    def place(self, place: int, hidden: Tensor) -> Tensor:
+        """What the LM head of one place reads."""
+        for linear in self.linear[place * self.blocks : (place + 1) * self.blocks]:
+            hidden = hidden + nn.functional.silu(linear(hidden))
+        return hidden
+
+    def named(self) -> dict[str, Tensor]:
+        block, head = ("blocks.{}.layers.{}.", "lm_heads.{}.") if self.names == "vllm" else ("{}.{}.linear.", "{}.{}.")
+        prefix, tensors = {"inside": "medusa_head."}.get(self.names, ""), {}
+        for name, tensor in self.state_dict().items():
+            part, number, rest = name.split(".")
+            index = (int(number) // self.blocks, int(number) % self.blocks)
+            stored = block.format(*index) if part == "linear" else head.format(int(number), self.blocks)
+            tensors[f"{prefix}{stored}{rest}"] = tensor
+        return tensors
+
+    def config(self) -> dict[str, Any]:
+        return {"medusa_num_heads": 2, "medusa_num_layers": self.blocks, "base_model_name_or_path": "base"}
+
+
 _QWEN = {
     "embedding_norm": "token_layernorm.", "hidden_norm": "hidden_layernorm.", "project": "input_proj.",
     "norm": "final_layernorm.",
@@ -363,6 +401,11 @@ CASES = {
     "mtp, ERNIE": Case(lambda: Mtp("ernie", "ernie4_5", use_bias=True, **INSIDE), "ernie4_5", inside=True),
     "mtp, DeepSeek": Case(lambda: Mtp("deepseek", "llama", rope_theta=10000.0, **INSIDE), inside=True),
     "mtp, speculators": Case(lambda: Mtp("speculators", "qwen3")),
+    "medusa": Case(Medusa),
+    "medusa, two blocks, inside": Case(lambda: Medusa("inside", 4, 2), inside=True),
+    "medusa, the base's LM head": Case(lambda: Medusa(own_head=False)),
+    "medusa, vLLM": Case(lambda: Medusa("vllm", 5, bias=False)),
+    "medusa, one head": Case(lambda: Medusa(count=1)),
 }  # fmt: skip
 
 

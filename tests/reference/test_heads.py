@@ -54,11 +54,13 @@ def chain(model: RecycleGPT, tokens: list[int], count: int) -> tuple[list[int], 
     cache = new_cache(model.recycler.config.layers_of(model.full.config), len(model.recycler.layers), 1)
     output = model.recycle(torch.tensor([tokens[1:]]), model.full(torch.tensor([tokens[:-1]])).hidden_states, cache)
     known, rows = list(tokens), []
+    count = min(count, model.recycler.config.places) if model.recycler.config.join is None else count
     for place in range(count):
         rows.append(output.logits[0, -1])
         known.append(int(model.chosen(output)[0, -1]))
         if place + 1 < count:
-            output = model.recycle(torch.tensor([[known[-1]]]), output.hidden_states[:, -1:], cache)
+            ids, states = torch.tensor([[known[-1]]]), output.hidden_states[:, -1:]
+            output = model.recycle(ids, states, cache, place=place + 1)
     return known[len(tokens) :], rows
 
 
@@ -117,7 +119,10 @@ FLIPS = {
     "bias": lambda config: replace(config, projection_bias=False),
     "final norm": lambda config: replace(config, final_norm=False),
     "window": lambda config: replace(config, window=None if config.window else 5),
+    "blocks": lambda config: replace(config, blocks=max(0, config.blocks - 1)),
 }
+OF_LAYERS = ("concat", "recycle", "window")
+"""Conventions that say nothing of a head without layers."""
 
 
 def test_each_convention_flipped_fails(attached: Attached) -> None:
@@ -129,6 +134,7 @@ def test_each_convention_flipped_fails(attached: Attached) -> None:
             changed = flip(config)
             # what has no part in this head, or makes no difference to it
             idle = (name == "residual" and config.join != "attention") or (name == "recycle" and not config.final_norm)
+            idle = idle or (name in OF_LAYERS and config.join is None)
             if changed == config or idle:
                 continue
             twin = RecycleGPT(opened.base, changed, opened.draft_ids).eval()

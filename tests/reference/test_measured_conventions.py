@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from recycle_onnx.checkpoint import BaseConfig, Checkpoint, RecyclerConfig
-from recycle_onnx.checkpoint.heads import eagle, eagle3, mtp
+from recycle_onnx.checkpoint.heads import eagle, eagle3, medusa, mtp
 from recycle_onnx.checkpoint.heads.head_format import HeadFormat
-from recycle_onnx.checkpoint.recycler import ATTENTION, EMBEDDING_FIRST
+from recycle_onnx.checkpoint.recycler import ATTENTION, EMBEDDING_FIRST, WITHOUT_LAYERS
 from recycle_onnx.files import read_json
 from recycle_onnx.training.model import RecycleGPT
 from tests.helpers.command import assert_refused, names, run
@@ -37,6 +37,7 @@ class Case:
 EAGLE = RecyclerConfig(
     1, "llama", norms_before_projection=(), final_norm=False, recycle="pre_norm", first_norm=False
 )  # fmt: skip
+MEDUSA = RecyclerConfig(join=None, places=2, blocks=2, projection_bias=True, **WITHOUT_LAYERS)
 MTP = {"speculators_model_type": "mtp"}
 CASES = {
     "eagle3, declared right": Case(EAGLE3, eagle3.FORMAT, SPECULATORS, None),
@@ -56,6 +57,8 @@ CASES = {
     "mtp, a layer earlier": Case(
         RecyclerConfig(1, tap=("layer.4",)), mtp.SPECULATORS, MTP, "tap"
     ),
+    "medusa, declared right": Case(MEDUSA, medusa.FORMAT, {}, None),
+    "medusa, a layer earlier": Case(replace(MEDUSA, tap=("layer.4",)), medusa.FORMAT, {}, "tap"),
 }  # fmt: skip
 
 

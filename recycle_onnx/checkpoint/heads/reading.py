@@ -14,20 +14,21 @@ from numpy.typing import NDArray
 from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.base_weights import HEAD, TABLE, BaseWeights
 from recycle_onnx.checkpoint.draft_vocabulary import DraftFile
-from recycle_onnx.checkpoint.heads import eagle, eagle3, mtp
+from recycle_onnx.checkpoint.heads import eagle, eagle3, medusa, mtp
 from recycle_onnx.checkpoint.heads.files import HeadFiles
 from recycle_onnx.checkpoint.heads.head_format import HeadFormat
 from recycle_onnx.checkpoint.heads.held import HeldTensors
 from recycle_onnx.checkpoint.heads.refused import refuse_others
-from recycle_onnx.checkpoint.recycler import OWN_EMBEDDING, OWN_HEAD, RecyclerConfig
+from recycle_onnx.checkpoint.recycler import OWN_EMBEDDING, OWN_HEAD, RecyclerConfig, place_head
 from recycle_onnx.checkpoint.weights import FLOAT_TYPES
 from recycle_onnx.errors import InputError
 
 FORMATS: tuple[HeadFormat, ...] = (
     mtp.MIMO, mtp.ERNIE, mtp.SPECULATORS, mtp.DEEPSEEK, eagle3.FORMAT, eagle.OF_SPECULATORS, eagle.FORMAT,
+    medusa.INSIDE, medusa.FORMAT, medusa.OF_VLLM,
 )  # fmt: skip
 """In the order in which they are looked for."""
-PREFIXES = ("model.", "draft_model.")
+PREFIXES = ("model.", "draft_model.", "medusa_heads.")
 """What files may put before all names of a head."""
 FIRST_LAYER = ("midlayer.", "layers.0.")
 """SafeAILab's name of the only layer, and everybody else's."""
@@ -74,7 +75,7 @@ def read_head(folder: Path, weights: BaseWeights) -> Head:
         config = replace(config, draft_vocabulary=DraftFile(len(ids)))
         tensors, ids = _ascending(tensors, ids)
     config, tensors = _settle_tables(config, tensors, weights)
-    config = replace(config, trained_depth=1, read_from={"format": form.name, "reference": form.source})
+    config = replace(config, trained_depth=config.places, read_from={"format": form.name, "reference": form.source})
     _check(files, config, base, tensors)
     return Head(form, config, HeldTensors(tensors), ids)
 
@@ -191,12 +192,14 @@ def _settle_tables(
     """Decide by presence, shape and values which tables are the head's own: most files hold copies of the base's."""
     own = dict(tensors)
     base_head = TABLE if weights.base.tied_embeddings else HEAD
-    for name, of_the_base, convention in ((OWN_EMBEDDING, TABLE, "embedding"), (OWN_HEAD, base_head, "lm_head")):
-        if name not in own:
+    heads = [OWN_HEAD] if config.join is not None else [place_head(place) for place in range(config.places)]
+    for names, of_the_base, convention in (([OWN_EMBEDDING], TABLE, "embedding"), (heads, base_head, "lm_head")):
+        tables = {name: own[name] for name in names if name in own}
+        if not tables:
             continue
-        whole = name == OWN_EMBEDDING or config.draft_vocabulary is None
-        if whole and _is_copy(own[name], weights, of_the_base):
-            del own[name]
+        whole = names == [OWN_EMBEDDING] or config.draft_vocabulary is None
+        if whole and all(_is_copy(table, weights, of_the_base) for table in tables.values()):
+            own = {name: tensor for name, tensor in own.items() if name not in tables}
         else:
             changed: dict[str, Any] = {convention: "own"}
             config = replace(config, **changed)

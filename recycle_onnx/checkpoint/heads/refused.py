@@ -8,7 +8,6 @@ from recycle_onnx.checkpoint.heads.files import HeadFiles
 from recycle_onnx.errors import InputError
 
 TENSORS = {
-    r"^(medusa_head\.)?\d+\.\d+\.linear\.": "Medusa heads, which read the hidden state alone and have no chain",
     r"^mtp\.fc\.": "a head of Qwen3-Next or 3.5, whose attention has an output gate",
     r"^pre_projection\.": "an assistant of Gemma 4, which reads the base's own keys and values",
     r"\.(qweight|weight_packed|weight_scale|weight_scale_inv|absmax)$": "quantized; expected its weights in floats",

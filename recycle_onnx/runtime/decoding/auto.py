@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -43,8 +44,12 @@ smaller promise may be no more than their noise."""
 class Costs:
     """Median seconds of the latest steps of each kind; a kind's first step also allocates, and is left out."""
 
-    def __init__(self, calibration: MachineCalibration | None = None) -> None:
-        """Start from a calibration, if there is one: it counts as one step of each kind."""
+    def __init__(self, calibration: MachineCalibration | None = None, *, one_run: bool = False) -> None:
+        """Start from a calibration, if there is one: it counts as one step of each kind.
+
+        `one_run`: a chain of the module takes one run, however long it is.
+        """
+        self._one_run = one_run
         known = _seconds(calibration.step_ms) if calibration else {}
         # A median of nine: no single slow step decides, and five new ones are enough to change it.
         self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
@@ -78,11 +83,11 @@ class Costs:
         return two if tokens <= 2 else two + (tokens - 2) * max(two - one, 0.25 * one)
 
     def module(self, chain: int) -> float:
-        """Estimate the seconds of the module's chain of so many tokens; where none was measured, as many single steps.
+        """Estimate the seconds of the module's chain of so many tokens; where none was measured, of its single steps.
 
         Before the module's first step the answer is 0: it looks free, so it is tried, and then measured.
         """
-        return self.get(f"module_{chain}") or chain * (self.get("module_1") or 0.0)
+        return self.get(f"module_{chain}") or (1 if self._one_run else chain) * (self.get("module_1") or 0.0)
 
     def to_json(self) -> dict[str, float]:
         """Return milliseconds by kind of step."""
@@ -93,8 +98,9 @@ def _seconds(step_ms: dict[str, float]) -> dict[str, float]:
     """Convert a calibration's milliseconds to seconds, and name the module's chains as `Costs` does."""
     known = {kind: 1e-3 * ms for kind, ms in step_ms.items() if kind.startswith("full")}
     if "recycle_1" in step_ms and "recycle_2" in step_ms:
+        further = step_ms.get("chain", step_ms["recycle_1"])
         for chain in range(1, LONGEST + 1):
-            known[f"module_{chain}"] = 1e-3 * (step_ms["recycle_2"] + (chain - 1) * step_ms["recycle_1"])
+            known[f"module_{chain}"] = 1e-3 * (step_ms["recycle_2"] + (chain - 1) * further)
     return known
 
 
@@ -182,7 +188,7 @@ class AutoProposer:
         self.sampling = sampling
         self.lookup = LookupProposer(prompt, sampling, self.longest)
         self.module = module
-        self.costs = Costs(calibration)
+        self.costs = Costs(calibration, one_run=decoder.longest_chain < sys.maxsize)
         self.rates = {proposer: Rates.prior(proposer, calibration) for proposer in PRIOR}
         self.chosen: Counter[str] = Counter()
         self._trials = [] if calibration else [chain for chain in TRIALS if self.module or chain == 0]
@@ -247,7 +253,7 @@ class AutoProposer:
         if self._trials:
             chain = self._trials.pop(0)
             return ("module", chain) if chain else ("nothing", 0)
-        module = self.longest if self.module else 0
+        module = min(self.longest, self.decoder.longest_chain) if self.module else 0
         longest: dict[ProposerName, int] = {"constraint": forced, "lookup": looked_up, "module": module}
         choice = fastest(self.costs, self.rates, longest)
         if choice[0] == "module":

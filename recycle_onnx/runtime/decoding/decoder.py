@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,11 +95,19 @@ class Decoder:
         self.exclusive = Exclusive()
         self.states = WaitingStates(specs[0].state_size, specs[0].float_type)
         self.recall: Recall = nothing
+        self._place = 0  # of a chain, which the module has got to
         self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
         self._watch: Watch = nobody  # of the text that is being read
 
     def __repr__(self) -> str:
         return f"<Decoder: {len(self.tokens.full)} tokens read>"
+
+    @property
+    def longest_chain(self) -> int:
+        """Most tokens that the module can propose at a time; 0 without one."""
+        if self.recycler is None:
+            return 0
+        return self.recycler.spec.longest_chain or sys.maxsize
 
     @property
     def waiting(self) -> int:
@@ -164,9 +173,13 @@ class Decoder:
     def chain_step(self, token: int) -> Floats:
         """Let the module read a token of its own with the state it had before; give logits [1, V] for the next.
 
-        The row it writes stands on a guess: `forget_guesses` before the next `recycle_step`.
+        The row it writes stands on a guess: `forget_guesses` before the next `recycle_step`. A module without layers
+        reads nothing: its latest run has proposed for all places, of which there are `longest_chain`.
         """
         assert self.recycler is not None
+        if self.recycler.spec.longest_chain is not None:
+            self._place += 1
+            return self.recycler.by_place[-1:, self._place]
         self._own_state[0] = self.recycler.states.last()
         self.work.recycle_runs += 1
         return self.recycler.step([token], keep=1, hidden_in=self._own_state)
@@ -265,6 +278,7 @@ class Decoder:
         return logits
 
     def _module_has_read(self) -> None:
+        self._place = 0
         self.states.clear()
         self.tokens.module_is_true()
         self.work.recycle_runs += 1

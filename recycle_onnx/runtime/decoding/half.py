@@ -37,7 +37,8 @@ class _Call:
     def __init__(self, half: Half, hidden_in: Buffer | None, hidden_out: Buffer, rows: int, keep: int) -> None:
         self.ids = np.zeros((1, rows), np.int64)
         self._keep = np.array(keep, np.int64)
-        logits = np.zeros((1, rows if half.always_all else keep, half.spec.vocab_size), np.float32)
+        width = half.spec.places * half.spec.vocab_size
+        logits = np.zeros((1, rows if half.always_all else keep, width), np.float32)
         self.logits: Floats = logits[0, -keep:]
         self._cache, self._hidden_in, self._hidden_out = half.cache, hidden_in, hidden_out  # kept alive
         self.binding = half.session.io_binding()
@@ -98,7 +99,8 @@ class Half:
 
         A module's input is by default the latest of `upstream`. `tokens` are those that were read, a cache row each:
         whoever passes the list shortens it to make this half forget rows. `states` and `seconds` are the latest
-        `step`'s; `runs` and `rows_read` count all runs and the tokens they read. `reads` and `writes` say where the
+        `step`'s; `runs` and `rows_read` count all runs and the tokens they read. `by_place` [keep, places, V] are the
+        latest run's logits, of which a run returns the first place's. `reads` and `writes` say where the
         session has its inputs and outputs. With `always_all` the session gives logits for every row.
         """
         self.session, self.spec = session, spec
@@ -107,6 +109,7 @@ class Half:
         self.cache = KVCache(spec, limit, self.reads)
         self.tokens: list[int] = [] if tokens is None else tokens
         self.runs = self.rows_read = 0
+        self.by_place: Floats = np.zeros((0, spec.places, spec.vocab_size), np.float32)
         self.seconds = 0.0
         self._upstream = upstream
         self._calls: dict[tuple[int, int, int], _Call] = {}  # bindings that are made once a shape, and used again
@@ -226,7 +229,8 @@ class Half:
         self.tokens += ids
         self.runs += 1
         self.rows_read += len(ids)
-        return logits
+        self.by_place = logits.reshape(len(logits), self.spec.places, self.spec.vocab_size)
+        return self.by_place[:, 0]
 
     def _check_finite(self, logits: Floats, length: int) -> None:
         """Refuse logits [keep, V], the last ones of a text of `length` tokens, that nothing can be chosen from.
