@@ -55,7 +55,10 @@ def base_of(checkpoint: Path) -> Path:
 
 @pytest.mark.parametrize(
     "options",
-    [(), ("--precision", "int8"), ("--precision", "int4"), ("--flavour", "standard"), ("--precision", "int8", "--kv", "int8")],
+    [
+        (), ("--precision", "int8"), ("--precision", "int4"), ("--flavour", "standard"),
+        ("--precision", "int8", "--kv", "int8"),
+    ],
     ids=lambda options: " ".join(options) or "float32",
 )  # fmt: skip
 def test_every_bundle_says_what_its_full_model_says(options: tuple[str, ...], checkpoint: Path, tmp_path: Path) -> None:
