@@ -1,12 +1,14 @@
-"""Zero-shot tasks on several bundles and in transformers, row by row: accuracies, and paired differences.
+"""Zero-shot tasks on several bundles, in llama.cpp and in transformers, row by row: accuracies, paired differences.
 
     python benchmarks/tasks_table.py WORK --bundle float32=BUNDLE --bundle int8=BUNDLE --bundle int4=BUNDLE
-        --data-folder DATA [--limit 500] [--jobs 2] [--checkpoint FOLDER] [--reference-limit 50]
+        --data-folder DATA [--limit 500] [--jobs 2] [--gguf Q4_K_M=FILE.gguf --llama PYTHON]
+        [--checkpoint FOLDER] [--reference-limit 50]
 
-DATA holds the tasks' files as for `recycle-onnx eval --tasks`. The first bundle is what the others are compared with;
-`alternate` of each is compared with its own full model, and transformers (on the CHECKPOINT that the bundles were
-exported from, and its first rows alone: torch is slow on processors) with the first bundle. Each result is a JSON file
-in WORK, and is not measured again: after a break, run the same command. The tables go to WORK/tasks.md.
+DATA holds the tasks' files as for `recycle-onnx eval --tasks`. The first bundle is what the others are compared with,
+GGUF files in llama.cpp too (PYTHON is an interpreter with llama-cpp-python). `alternate` of each is compared with its
+own full model, and transformers (on the CHECKPOINT that the bundles were exported from, and its first rows alone: torch
+is slow on processors) with the first bundle. Each result is a JSON file in WORK, and is not measured again: after a
+break, run the same command. The tables go to WORK/tasks.md.
 Needs the extra `eval`, and for --checkpoint torch and transformers.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -32,6 +35,9 @@ from recycle_onnx.evaluation.task_rows import TASKS, read_task, task_names
 from recycle_onnx.evaluation.tasks import METRICS, accuracy
 from recycle_onnx.files import write_json
 
+PEERS = Path(__file__).parent / "peers"
+sys.path.insert(0, str(PEERS))
+
 REFERENCE = "transformers"
 SLOWEST_FIRST = ("hellaswag", "boolq", "piqa", "lambada", "arc_easy", "openbookqa")
 FIELDS = ("doc_id", "target", "arguments", *METRICS)
@@ -40,7 +46,10 @@ Samples = dict[str, list[dict[str, Any]]]
 
 @dataclass(frozen=True)
 class Job:
-    """A task on a bundle, or on a checkpoint in transformers."""
+    """A task on a bundle, on a checkpoint in transformers, or on a GGUF file in an interpreter with `llama`.cpp.
+
+    Such a file has the tokenizer of the bundle `tokenizer`.
+    """
 
     name: str
     folder: Path
@@ -48,6 +57,8 @@ class Job:
     limit: int
     data: Path
     threads: int
+    llama: str = ""
+    tokenizer: Path = Path()
 
     def file(self, work: Path) -> Path:
         return work / f"{self.name}-{self.task}-{self.limit}.json"
@@ -69,7 +80,13 @@ def _ours(job: Job, task: Any) -> Samples:
     import recycle_onnx
     from recycle_onnx.evaluation.harness import RecycleLM, evaluate
 
-    model = recycle_onnx.load(job.folder, threads=job.threads)
+    model = recycle_onnx.load(job.tokenizer if job.llama else job.folder, threads=job.threads)
+    if job.llama:
+        from peer_tasks import PeerLM
+        from worker import Worker
+
+        worker = Worker(job.llama, PEERS / "llama.py", job.folder, job.threads)
+        return {"full": evaluate(PeerLM(model, worker), task, job.limit)}
     lm, samples = RecycleLM(model), {}
     for decoding in DECODINGS if "alternate" in model.strategies else DECODINGS[:1]:
         lm.decoding = decoding
@@ -179,6 +196,8 @@ class Asked:
     """The options of the command line, by their names."""
 
     bundles: tuple[str, ...]
+    ggufs: tuple[str, ...]
+    llama: str
     data: Path
     names: str
     limit: int
@@ -191,6 +210,8 @@ class Asked:
 @click.command()
 @click.argument("work", type=Path)
 @click.option("--bundle", "bundles", multiple=True, required=True, metavar="NAME=BUNDLE", help="May be repeated.")
+@click.option("--gguf", "ggufs", multiple=True, metavar="NAME=FILE.gguf", help="In llama.cpp; may be repeated.")
+@click.option("--llama", default=sys.executable, help="Interpreter with llama-cpp-python.")
 @click.option("--data-folder", "data", type=Path, required=True, help="Where the tasks' files are.")
 @click.option("--tasks", "names", default=",".join(TASKS), show_default=True)
 @click.option("--limit", default=500, show_default=True, help="Most rows of a task.")
@@ -216,6 +237,13 @@ def main(work: Path, **options: Any) -> None:
         todo += [
             Job(REFERENCE, asked.checkpoint, task, asked.reference_limit, asked.data, asked.threads) for task in order
         ]
+    files = {f"llama.cpp {name}": Path(file) for name, file in pairs("gguf", asked.ggufs, "Q4_K_M=model.gguf").items()}
+    first = next(iter(folders.values()))
+    todo += [
+        Job(name, file, task, asked.limit, asked.data, asked.threads, asked.llama, first)
+        for name, file in files.items()
+        for task in order
+    ]
     missing = [job for job in todo if not job.file(work).exists()]
     with ProcessPoolExecutor(asked.jobs, get_context("spawn")) as pool:
         running = {pool.submit(run, job): job for job in missing}
@@ -226,7 +254,7 @@ def main(work: Path, **options: Any) -> None:
             click.echo(f"{job.name}, {job.task}: {job.limit} rows in {seconds:.0f} s", err=True)
     samples_of = {(job.name, job.task): json.loads(job.file(work).read_text())["samples"] for job in todo}
     parts = ["Accuracy in %, with 95 % intervals; differences are paired, row by row.\n"]
-    parts.append(bundles_table(samples_of, list(folders), tasks))
+    parts.append(bundles_table(samples_of, [*folders, *files], tasks))
     with_module = [name for name in folders if "full_first" in samples_of[name, tasks[0]]]
     if with_module:
         parts.append(alternate_table(samples_of, with_module, tasks))

@@ -89,9 +89,11 @@ def generate(prompt, new_tokens, stop=(), lookup=0, chain=0, rate=0.0, seed=0):
     return {"tokens": tokens, "tokens_per_second": (len(tokens) - 1) / (time.perf_counter() - started)}
 
 
-def score(ids):
+def score(ids, first=1):
     llama_cpp.llama_memory_clear(memory, True)
-    return nats_of(logits(ids, 0, len(ids))[:-1], ids)
+    rows = logits(ids[:-1], 0, len(ids) - first)
+    greedy = all(int(row.argmax()) == token for row, token in zip(rows, ids[first:], strict=True))
+    return {**nats_of(rows, ids[first - 1 :]), "greedy": greedy}
 
 
 def step(behind, step):

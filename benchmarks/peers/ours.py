@@ -27,11 +27,12 @@ def generate(prompt, new_tokens, strategy, stop=(), chain=0, rate=0.0, seed=0):
     return {"tokens": result.tokens, "tokens_per_second": result.stats.tokens_per_second}
 
 
-def score(ids):
-    scores = both_halves(model, ids)
-    answer = {"nats": float(scores.nats.sum()), "tokens": len(scores.nats)}
+def score(ids, first=1):
+    scores = both_halves(model, ids, first)
+    greedy = scores.best.tolist() == ids[first:]
+    answer = {"nats": float(scores.nats.sum()), "tokens": len(scores.nats), "greedy": greedy}
     if scores.module is not None:
-        orders = [verdict(scores, ids[1:], order).log_probability for order in ("full_first", "module_first")]
+        orders = [verdict(scores, ids[first:], order).log_probability for order in ("full_first", "module_first")]
         answer["alternate_nats"] = -sum(orders) / 2
     return answer
 

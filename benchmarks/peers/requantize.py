@@ -6,7 +6,7 @@ from pathlib import Path
 
 import llama_cpp
 
-TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q4_k_s": 14, "q4_k_m": 15}
+TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "q5_0": 8, "q4_k_s": 14, "q4_k_m": 15, "q6_k": 18}
 """llama.cpp's `llama_ftype`."""
 
 

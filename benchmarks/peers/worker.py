@@ -3,7 +3,8 @@
 `{"prompt": ids, "new_tokens": n, "stop": ids, …}` is answered with `{"tokens": ids, "tokens_per_second": s}`, where the
 speed is that of the tokens after the first; `{"score": ids}` with `{"nats": sum, "tokens": n}` over all but the first;
 `{"behind": length, "step": n}`, where the engine takes that, with `{"ms": m}` for one run on n tokens behind a text of
-that length, which is read first where another one was.
+that length, which is read first where another one was. ours.py and llama.py also score the tokens from `"first": n` on,
+and add whether they are what `greedy` decoding says.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Worker:
         """Over all windows, each read by itself: `nats`, and what else the engine's scores are made of."""
         answers = [self.ask(score=window) for window in windows]
         tokens = sum(answer.pop("tokens") for answer in answers)
-        return {key: math.exp(sum(answer[key] for answer in answers) / tokens) for key in answers[0]}
+        sums = [name for name in answers[0] if name.endswith("nats")]
+        return {name: math.exp(sum(answer[name] for answer in answers) / tokens) for name in sums}
 
     def _expect(self, beginning: str) -> str:
         assert self.process.stdout is not None
@@ -54,7 +56,7 @@ class Worker:
 
 def serve(
     generate: Callable[..., dict[str, Any]],
-    score: Callable[[list[int]], dict[str, Any]],
+    score: Callable[..., dict[str, Any]],
     step: Callable[..., dict[str, Any]] | None = None,
 ) -> None:
     """Answer requests until the input ends: the engine's side."""
@@ -62,7 +64,7 @@ def serve(
     for line in sys.stdin:
         request = json.loads(line)
         if "score" in request:
-            answer = score(request["score"])
+            answer = score(request.pop("score"), **request)
         else:
             answer = step(**request) if step and "step" in request else generate(**request)
         print(json.dumps(answer), flush=True)
