@@ -60,6 +60,26 @@ def test_values_are_scales_times_integers_to_the_bit(way: Way, base: Path, tmp_p
         assert weights.integer_type("model.embed_tokens.weight") is None
 
 
+@pytest.mark.parametrize(
+    ("way", "size"),
+    [(Way("gptq", group=64), 32), (Way("awq", group=64), 32), (Way(CT, bits=8, group=128), 64)],
+    ids=str,
+)
+def test_large_groups_become_blocks_in_which_all_runs_round_alike(way: Way, size: int, tmp_path: Path) -> None:
+    config = tiny.tiny_config(hidden_size=128, intermediate_size=256, num_heads=4, num_kv_heads=2, head_dim=32)
+    folder, made = write_quantized(tmp_path / "quantized", tiny.write_base(tmp_path / "base", config), way)
+    with Checkpoint.open(folder) as checkpoint:
+        read = checkpoint.base_weights.integers(f"{DOWN}.weight")
+        assert read.block_size == size
+        np.testing.assert_array_equal(read.values(), made[f"{DOWN}.weight"].values())
+    bundle = exported(folder, tmp_path / "bundle", "--precision", f"int{way.bits}", "--no-compare")
+    full = recycle_onnx.load(bundle, threads=1).decoder("full")
+    whole = full.full_step(list(range(20, 36)), keep=16).copy()
+    full.keep(0)
+    steps = [full.full_step([token], keep=1).copy() for token in range(20, 36)]
+    np.testing.assert_array_equal(whole, np.concatenate(steps))
+
+
 @pytest.mark.parametrize("flavour", ["ort", "standard"])
 @pytest.mark.parametrize("way", WAYS, ids=str)
 def test_the_bundle_has_the_codes_scales_and_zero_points_bit_by_bit(

@@ -27,10 +27,14 @@ FORMATS: dict[str, Callable[[Mapping[str, Any], Path], Packing]] = {
     "compressed-tensors": Compressed.read,
 }
 """By the `quant_method` of a config."""
-BLOCK_SIZES = (256, 128, 64, 32, 16)
-"""Of the kernels; a group is one of them, or several with the same scale."""
-WHOLE_ROWS = {4: 32, 8: 64}
-"""The blocks in which a whole row's scale is repeated, by bits: the largest that round one row as they do several."""
+BLOCK_SIZES = (64, 32, 16)
+"""Of the kernels, the largest first; a group is one of them, or several with the same scale."""
+LARGEST = {4: 32, 8: 64}
+"""Blocks by bits: the largest in which runs on one token round as longer ones do.
+
+Activations are rounded block by block too, so that smaller blocks lose less. Groups of 64 in 4 bits, written as blocks
+of 32: +0.24 % of perplexity, not +0.52 %, for 8 % more bytes and 11 % more time of a token (SmolLM2-135M-Instruct).
+"""
 
 
 def opened(folder: Path, raw: Mapping[str, Any], tensors: Safetensors) -> Weights:
@@ -162,7 +166,6 @@ class QuantizedWeights(Weights):
         """Return for each block of a row of `width` values the group that it lies in."""
         packing = self._packing
         whole = gcd(width, width if packing.group == -1 else packing.group)
-        largest = WHOLE_ROWS[packing.bits] if packing.group == -1 else BLOCK_SIZES[0]
-        size = next(size for size in BLOCK_SIZES if size <= largest and whole % size == 0)
+        size = next(size for size in BLOCK_SIZES if size <= LARGEST[packing.bits] and whole % size == 0)
         starts = np.arange(0, width, size)
         return starts // (width if packing.group == -1 else packing.group)
