@@ -107,6 +107,11 @@ class Manifest:
         return "recycler" in self.graphs and (self.recycler or {}).get("trained_depth") != 0
 
     @property
+    def longest_chain(self) -> int | None:
+        """Most tokens that the module proposes at a time, in one run; None where it goes on by a run for each token."""
+        return self.graphs["recycler"].longest_chain if "recycler" in self.graphs else None
+
+    @property
     def halves(self) -> str:
         """Precision and module in words, such as `int8, trained module`."""
         if "recycler" not in self.graphs:

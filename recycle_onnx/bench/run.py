@@ -169,7 +169,9 @@ def _summary(
         acceptance_rate=rate,
         tokens_per_full_run=tokens_per_run,
         step_ms=step,
-        predicted_speedup=steps.predicted_speedup(name, step, options.chain, rate, tokens_per_run),
+        predicted_speedup=steps.predicted_speedup(
+            name, step, options.chain, rate, tokens_per_run, one_run=manifest.longest_chain is not None
+        ),
         measured_speedup=statistics.median(ratios),
         speedup_interval=median_interval(ratios),
         weights_gb_per_s=full_step_bytes(manifest) / (1e-3 * step["full_1"]) / 1e9,

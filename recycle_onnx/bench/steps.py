@@ -16,9 +16,6 @@ MOST_TOKENS = 5
 class StepTimer:
     """A timer of the kinds of steps after a prompt: `full_1` … `full_5`, with a module `recycle_1`, `recycle_2`.
 
-    `chain` is what a further place of a chain costs, where that is no `recycle_1`: nothing, where one run proposes for
-    all places.
-
     They take turns, as full and recycle steps do in decoding; the first round, which allocates, is left out.
     """
 
@@ -52,15 +49,22 @@ class StepTimer:
 
     def medians(self) -> dict[str, float]:
         """Return median milliseconds by kind."""
-        module = self._decoder.recycler
-        further = {"chain": 0.0} if module is not None and module.spec.longest_chain is not None else {}
-        return {kind: statistics.median(values) for kind, values in self.samples.items()} | further
+        return {kind: statistics.median(values) for kind, values in self.samples.items()}
 
 
 def predicted_speedup(
-    strategy: str, step: dict[str, float], chain: int, acceptance: float | None, tokens_per_full_run: float
+    strategy: str,
+    step: dict[str, float],
+    chain: int,
+    acceptance: float | None,
+    tokens_per_full_run: float,
+    *,
+    one_run: bool = False,
 ) -> float | None:
-    """Predict the speed-up against `full` from step costs and acceptance; None where a step is not known."""
+    """Predict the speed-up against `full` from step costs and acceptance; None where a step is not known.
+
+    `one_run`: a chain of the module takes one run, however long it is.
+    """
     if strategy == "full":
         return 1.0
     if strategy == "alternate":
@@ -68,6 +72,6 @@ def predicted_speedup(
     if strategy != "verify" or chain + 1 > MOST_TOKENS:
         return None
     rate = acceptance or 0.0
-    further = (chain - 1) * step.get("chain", step["recycle_1"])
+    further = 0.0 if one_run else (chain - 1) * step["recycle_1"]
     recycling = rate * step["recycle_2"] + (1 - rate) * step["recycle_1"] + further
     return tokens_per_full_run * step["full_1"] / (step[f"full_{chain + 1}"] + recycling)

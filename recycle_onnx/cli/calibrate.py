@@ -51,7 +51,7 @@ def calibrate(
     with progress("calibrating") as update:
         calibration = run(model, texts, context=context, new_tokens=new_tokens, report=update)
     path = calibration.save(model.bundle, model.providers, threads)
-    proposer, chain, speedup = first_choice(calibration)
+    proposer, chain, speedup = first_choice(calibration, model.bundle.manifest.longest_chain)
     if json_:
         start = {"source": proposer, "chain": chain, "expected_speedup": speedup}
         click.echo(as_json({"file": str(path), **asdict(calibration), "auto_starts_with": start}))

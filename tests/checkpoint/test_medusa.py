@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 import recycle_onnx
-from recycle_onnx.bench.steps import StepTimer
+from recycle_onnx.bench.steps import predicted_speedup
 from recycle_onnx.checkpoint import Checkpoint
 from recycle_onnx.checkpoint.heads import read_head
 from recycle_onnx.conventions import measuring
 from recycle_onnx.files import read_json, write_json
+from recycle_onnx.runtime.decoding.auto import first_choice
+from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from tests.helpers import heads
 from tests.helpers.command import assert_refused, run
 
@@ -78,10 +80,20 @@ def test_one_run_proposes_for_all_places_and_no_more(checkpoint: Path, tmp_path:
         assert decoder.longest_chain == 3
         assert stats.proposed <= min(chain, 3) * stats.recycle_runs
         assert stats.proposed > (min(chain, 3) - 1) * stats.recycle_runs
-    timer = StepTimer(model, PROMPT)
-    timer.round()
-    timed = timer.medians()
-    assert timed["chain"] == 0 < timed["recycle_1"]
+
+
+def test_a_chain_costs_one_run(checkpoint: Path, tmp_path: Path) -> None:
+    exported(checkpoint, tmp_path / "bundle")
+    bench = run("bench", tmp_path / "bundle", "--context", 16, "--new-tokens", 8, "--chain", 3, "--threads", 1)
+    assert bench.exit_code == 0, bench.output
+    measured = run("calibrate", tmp_path / "bundle", "--context", 16, "--new-tokens", 8, "--json")
+    assert measured.exit_code == 0, measured.output
+    steps = {"full_1": 8.0, "full_2": 8.0, "full_3": 8.0, "full_4": 8.0, "recycle_1": 7.0, "recycle_2": 7.0}
+    calibration = MachineCalibration.of_this_machine(steps, {"module": [0.9, 0.9, 0.9]})
+    assert first_choice(calibration, 3) == ("module", 3, pytest.approx(3.439 * 8 / 15))
+    assert first_choice(calibration) == ("nothing", 0, 1.0)  # 1.9 tokens in 15 ms are no gain worth having
+    assert predicted_speedup("verify", steps, 3, 0.9, 3.439, one_run=True) == pytest.approx(3.439 * 8 / 15)
+    assert predicted_speedup("verify", steps, 3, 0.9, 3.439) == pytest.approx(3.439 * 8 / 29)
 
 
 def test_its_conventions_are_taps_and_the_token_of_the_first_place(

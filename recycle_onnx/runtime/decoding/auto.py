@@ -50,7 +50,7 @@ class Costs:
         `one_run`: a chain of the module takes one run, however long it is.
         """
         self._one_run = one_run
-        known = _seconds(calibration.step_ms) if calibration else {}
+        known = _seconds(calibration.step_ms, one_run=one_run) if calibration else {}
         # A median of nine: no single slow step decides, and five new ones are enough to change it.
         self._samples = {kind: deque([seconds], maxlen=9) for kind, seconds in known.items()}
         self._medians = dict(known)
@@ -94,11 +94,11 @@ class Costs:
         return {kind: 1e3 * seconds for kind, seconds in sorted(self._medians.items())}
 
 
-def _seconds(step_ms: dict[str, float]) -> dict[str, float]:
+def _seconds(step_ms: dict[str, float], *, one_run: bool) -> dict[str, float]:
     """Convert a calibration's milliseconds to seconds, and name the module's chains as `Costs` does."""
     known = {kind: 1e-3 * ms for kind, ms in step_ms.items() if kind.startswith("full")}
     if "recycle_1" in step_ms and "recycle_2" in step_ms:
-        further = step_ms.get("chain", step_ms["recycle_1"])
+        further = 0.0 if one_run else step_ms["recycle_1"]
         for chain in range(1, LONGEST + 1):
             known[f"module_{chain}"] = 1e-3 * (step_ms["recycle_2"] + (chain - 1) * further)
     return known
@@ -156,11 +156,15 @@ def fastest(costs: Costs, rates: dict[str, Rates], longest: dict[ProposerName, i
     return choice
 
 
-def first_choice(calibration: MachineCalibration) -> tuple[ProposerName, int, float]:
-    """Return what a calibration makes `auto` start with: proposer, tokens it proposes, and the expected speed-up."""
-    costs = Costs(calibration)
+def first_choice(calibration: MachineCalibration, longest_chain: int | None = None) -> tuple[ProposerName, int, float]:
+    """Return what a calibration makes `auto` start with: proposer, tokens it proposes, and the expected speed-up.
+
+    `longest_chain` is the bundle's.
+    """
+    costs = Costs(calibration, one_run=longest_chain is not None)
     rates = {proposer: Rates.prior(proposer, calibration) for proposer in calibration.acceptance}
-    longest: dict[ProposerName, int] = {"module": LONGEST} if "module" in rates else {}
+    most = LONGEST if longest_chain is None else min(LONGEST, longest_chain)
+    longest: dict[ProposerName, int] = {"module": most} if "module" in rates else {}
     proposer, chain = fastest(costs, rates, longest)
     if chain == 0:
         return proposer, 0, 1.0
