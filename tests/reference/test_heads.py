@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 import recycle_onnx
 from recycle_onnx.checkpoint import Checkpoint
@@ -17,6 +18,8 @@ from recycle_onnx.runtime.decoding.proposals import ModuleProposer
 from recycle_onnx.runtime.decoding.sampling import Sampling
 from recycle_onnx.training.caches import new_cache
 from recycle_onnx.training.model import RecycleGPT
+from tests.helpers.command import assert_refused, run
+from tests.helpers.heads import write_base, write_medusa
 from tests.reference import heads
 from tests.reference.base_and_head import BaseAndHead
 from tests.reference.models import torch_model
@@ -149,3 +152,20 @@ def retapped(model: RecycleGPT, taps: tuple[str, ...]) -> torch.nn.Module:
     full = type(model.full)(model.full.config, taps).eval()
     full.load_state_dict(model.full.state_dict())
     return full
+
+
+def test_medusas_blocks_are_trained_as_far_as_there_are_places(tmp_path: Path) -> None:
+    base, folder = write_base(tmp_path / "base"), write_medusa(tmp_path / "head")
+    (tmp_path / "a.txt").write_text("The cat sat on the mat and the dog sat on the log. A hen ran to the pen. " * 40)
+    assert run("attach", base, tmp_path / "checkpoint", "--head", folder, "--no-check").exit_code == 0
+    weights, small = tmp_path / "checkpoint" / "recycler" / "model.safetensors", ("--sequence-length", 32, "--steps", 3)
+    before = load_file(weights)
+    options = ("train", tmp_path / "checkpoint", "-d", tmp_path / "a.txt", "--batch-size", 4, *small)
+    assert_refused(run(*options, "--depth", 4), 2, "--depth 4", "3 places")
+    result = run(*options, "--depth", 2)
+    assert result.exit_code == 0, result.output
+    after = load_file(weights)
+    changed = {name.rpartition(".projection")[0] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"places.0", "places.1"}
+    bundle = tmp_path / "bundle"
+    assert run("export", tmp_path / "checkpoint", bundle).exit_code == 0  # compares with torch's reference
