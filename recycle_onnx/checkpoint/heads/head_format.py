@@ -1,7 +1,7 @@
 """What a format of heads states: how its files are recognised, what they call the tensors, and its conventions.
 
-A head is what others publish to guess several tokens ahead: an EAGLE head, or a layer inside a checkpoint that predicts
-the token after next. `reading.py` makes a recyclable module of it.
+A head is what others publish to guess several tokens ahead: an EAGLE head, a layer inside a checkpoint that predicts
+the token after next, or Medusa's. `reading.py` makes a recyclable module of it.
 """
 
 from __future__ import annotations
