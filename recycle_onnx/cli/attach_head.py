@@ -57,6 +57,8 @@ def attach_and_say(folder: Path, named: str, place: Place, choices: HeadChoices)
         click.echo(as_json({**described, "conventions": measured, "recycler": config.to_json()}))
         return
     echo(f"{place.out}: a base and the head of {named} (format {head.format.name}), {config.size}")
+    if layers := (config.read_from or {}).get("layers"):
+        echo(f"its files have {layers} such layers; the first one guesses for every place of a chain")
     for line in _said(config, verdict):
         echo(line)
     next_step("export", place.out, "BUNDLE")

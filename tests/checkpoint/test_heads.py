@@ -124,6 +124,21 @@ def test_a_layer_inside_a_checkpoint_is_attached_in_place(form: Any, base: Path,
         assert opened.recycler.read_from == {"format": form.name, "reference": form.source}
 
 
+@pytest.mark.parametrize("form", [mtp.MIMO, mtp.ERNIE, mtp.DEEPSEEK], ids=lambda form: form.name)
+def test_layers_that_are_left_out_are_told_of(form: Any, base: Path, tmp_path: Path) -> None:
+    heads.add_mtp_layer(base, form)
+    number = heads.DEPTH if form is mtp.DEEPSEEK else 0
+    tensors = load_file(base / "model.safetensors")
+    first = {pattern.format(layers=heads.DEPTH) for pattern in form.tensors}
+    own = {name: tensor for name, tensor in tensors.items() if any(name.startswith(each) for each in first)}
+    second = {name.replace(f".{number}.", f".{number + 1}.", 1): tensor for name, tensor in own.items()}
+    save_file(tensors | second, base / "model.safetensors", metadata={"format": "pt"})
+    result = run("attach", base, tmp_path / "out", "--head", base, "--no-check")
+    assert result.exit_code == 0, result.output
+    assert "2 such layers; the first one" in result.output
+    assert read_json(tmp_path / "out" / "recycler" / "config.json")["read_from"]["layers"] == 2
+
+
 def test_what_was_measured_is_recorded_and_repeated(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

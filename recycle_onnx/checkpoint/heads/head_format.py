@@ -21,7 +21,8 @@ class HeadFormat:
     `signs` are beginnings of names, of which any file in this format has each. `tensors` maps beginnings of names in
     the files to those of the module's tensors, the first that fits first; `{layers}` stands for the number of the
     base's layers. `inside`: the head lies in a whole checkpoint, whose other tensors are not its business. `unused` are
-    beginnings of names that say nothing more. `conventions` makes the module's config, but for its base.
+    beginnings of names that say nothing more. `layer` is a pattern for a name that each layer of the head has, where a
+    checkpoint may have several, of which the first is read. `conventions` makes the module's config, but for its base.
     """
 
     name: str
@@ -30,4 +31,5 @@ class HeadFormat:
     conventions: Callable[[HeadFiles, BaseConfig], RecyclerConfig]
     inside: bool = False
     unused: tuple[str, ...] = ()
+    layer: str = ""
     source: str = ""

@@ -2,7 +2,7 @@
 
 All of them normalise embedding and hidden state, project both to the hidden size and run a layer of the base's kind.
 They differ in names, in the order of the two, and in what stands behind the layer. A checkpoint may have several, the
-k-th for the token k further on; one is used here, again and again.
+k-th for the token k further on; the first is used here, again and again.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ MIMO = HeadFormat(
     },
     conventions=of_the_base(EMBEDDING_FIRST[::-1], "post_norm"),
     inside=True,
+    layer=r"model\.mtp_layers\.\d+\.input_proj\.weight",
     source="XiaomiMiMo/MiMo-7B, modeling_mimo.py; vLLM, mimo_mtp.py",
 )
 ERNIE = HeadFormat(
@@ -58,6 +59,7 @@ ERNIE = HeadFormat(
     },
     conventions=of_the_base(EMBEDDING_FIRST, "pre_norm", final_norm=False),
     inside=True,
+    layer=r"model\.mtp_linear_proj\.\d+\.weight",
     source="vLLM, ernie_mtp.py",
 )
 DEEPSEEK = HeadFormat(
@@ -74,6 +76,7 @@ DEEPSEEK = HeadFormat(
     },
     conventions=of_the_base(EMBEDDING_FIRST, "pre_norm"),
     inside=True,
+    layer=r"model\.layers\.\d+\.eh_proj\.weight",
     source="vLLM, deepseek_mtp.py and glm4_moe_mtp.py",
 )
 SPECULATORS = HeadFormat(

@@ -75,9 +75,15 @@ def read_head(folder: Path, weights: BaseWeights) -> Head:
         config = replace(config, draft_vocabulary=DraftFile(len(ids)))
         tensors, ids = _ascending(tensors, ids)
     config, tensors = _settle_tables(config, tensors, weights)
-    config = replace(config, trained_depth=config.places, read_from={"format": form.name, "reference": form.source})
+    config = replace(config, trained_depth=config.places, read_from=_origin(form, files))
     _check(files, config, base, tensors)
     return Head(form, config, HeldTensors(tensors), ids)
+
+
+def _origin(form: HeadFormat, files: HeadFiles) -> dict[str, Any]:
+    """Return what is recorded of where a module comes from: the number of layers too, where others were not read."""
+    layers = sum(re.fullmatch(form.layer, name) is not None for name in files.weights.names()) if form.layer else 1
+    return {"format": form.name, "reference": form.source} | ({"layers": layers} if layers > 1 else {})
 
 
 def _recognised(files: HeadFiles, base: BaseConfig) -> tuple[HeadFormat, dict[str, str]]:
