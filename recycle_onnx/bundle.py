@@ -86,8 +86,9 @@ class Manifest:
         """Write the manifest in one step."""
         content = asdict(self)
         for spec in content["graphs"].values():
-            if spec["cache_type"] is None:  # the usual one is not named
-                del spec["cache_type"]
+            for name in ("cache_type", "reach"):
+                if spec[name] is None:  # the usual one is not named
+                    del spec[name]
         write_json(path, {"format": self.format, **content})
 
     @property

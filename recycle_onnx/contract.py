@@ -59,7 +59,8 @@ class GraphSpec:
 
     `float_type` is that of hidden states, and of key-value buffers where there is no `cache_type`. With `int8` keys are
     uint8 around 128 and values int8, in steps that the graph knows; past and present are then buffers of one size, and
-    a run has one text. `taps` are the hidden states of the full model that the module reads, side by side.
+    a run has one text. `taps` are the hidden states of the full model that the module reads, side by side. `reach` is
+    how many rows decide what comes out for the last of them, itself included; None where all before it do.
     """
 
     kind: Kind
@@ -71,6 +72,7 @@ class GraphSpec:
     float_type: FloatType = "float32"
     taps: tuple[str, ...] = (FINAL_POST,)
     cache_type: Literal["int8"] | None = None
+    reach: int | None = None
 
     @property
     def state_size(self) -> int:

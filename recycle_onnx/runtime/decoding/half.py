@@ -146,6 +146,11 @@ class Half:
         """Give keys and values [K, n, D] of the tokens read, in the contract's order; on the host, aliases."""
         return self.cache.rows(self.length)
 
+    def skip(self, ids: list[int]) -> None:
+        """Give tokens their rows without reading them: what the rows hold is unspecified, and no later row sees it."""
+        self._make_room(len(ids))
+        self.tokens += ids
+
     def step(self, ids: list[int], keep: int, hidden_in: States | None = None) -> Floats:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
 
