@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from recycle_onnx.export.int8_cache.products import KEY_ZERO, QUERY_MOST, Operands, attended
-from recycle_onnx.export.int8_cache.run import Form, Run
+from recycle_onnx.export.int8_cache.run_nodes import QueryForm, RunNodes
 from recycle_onnx.export.int8_cache.tape import GraphTape
 
 OPSET = 24
@@ -70,7 +70,7 @@ def with_int8_cache(model: ir.Model, scales: Sequence[CacheScales]) -> None:
         return
     past = attentions[0].inputs[PAST_KEYS]
     assert past is not None
-    shape, run = past.shape, Run(graph, past, map(_form, attentions))
+    shape, run = past.shape, RunNodes(graph, past, map(_form, attentions))
     graph.insert_before(attentions[0], run.nodes)
     for node, own in zip(attentions, scales, strict=True):
         layer = _Layer(run, node, own)
@@ -112,16 +112,16 @@ def _before_second_row(x: ir.Value) -> ir.Value:
     return before
 
 
-def _form(node: ir.Node) -> Form:
+def _form(node: ir.Node) -> QueryForm:
     attributes = node.attributes
     heads, kv_heads = (attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
-    return Form(heads // kv_heads, _attribute(node, "local_window_size", -1))
+    return QueryForm(heads // kv_heads, _attribute(node, "local_window_size", -1))
 
 
 class _Layer(GraphTape):
     """The nodes that take the place of one GroupQueryAttention."""
 
-    def __init__(self, run: Run, node: ir.Node, scales: CacheScales) -> None:
+    def __init__(self, run: RunNodes, node: ir.Node, scales: CacheScales) -> None:
         self.layer = str(node.inputs[PAST_KEYS].name).removeprefix(PAST_PREFIX).removesuffix("key")  # type: ignore[union-attr]
         super().__init__(run.graph, f"int8_cache.{self.layer}")
         self.run, self.node, self.scales = run, node, scales

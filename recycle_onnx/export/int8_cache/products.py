@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from recycle_onnx.export.int8_cache.run import Run, Seen
+from recycle_onnx.export.int8_cache.run_nodes import RunNodes, Seen
 from recycle_onnx.export.int8_cache.tape import GraphTape
 
 KEY_ZERO = 128
@@ -36,7 +36,7 @@ class Operands:
     softcap: float = 0.0
 
 
-def attended(tape: GraphTape, run: Run, seen: Seen, of: Operands) -> ir.Value:
+def attended(tape: GraphTape, run: RunNodes, seen: Seen, of: Operands) -> ir.Value:
     """Build probabilities times values, [1, K, S·G, D] of all heads at once, and in a long run [K, 1, S·G, D].
 
     Scores of a long run, written out, are megabytes, and several operators pass over them. There heads

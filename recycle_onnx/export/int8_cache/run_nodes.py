@@ -18,7 +18,7 @@ SUMMED = 64
 """Columns that ONNX Runtime sums up at once: to leave out so many that no query sees changes no bit."""
 
 
-class Form(NamedTuple):
+class QueryForm(NamedTuple):
     """What decides which keys a query sees: query heads of a KV head, and rows that they look back, -1 for all."""
 
     group: int
@@ -41,10 +41,10 @@ class Seen:
     hidden: ir.Value
 
 
-class Run(GraphTape):
+class RunNodes(GraphTape):
     """The nodes that are made once, before the first layer."""
 
-    def __init__(self, graph: ir.Graph, past: ir.Value, forms: Iterable[Form]) -> None:
+    def __init__(self, graph: ir.Graph, past: ir.Value, forms: Iterable[QueryForm]) -> None:
         """Read a run's size from its tokens, and the text's length from the mask; `past` is any layer's cache."""
         super().__init__(graph, "int8_cache.run.")
         inputs = {str(value.name): value for value in graph.inputs}
@@ -58,7 +58,7 @@ class Run(GraphTape):
         self._end = self.op("Min", [self._whole(self.op("Add", [length, self.ints(SUMMED - 1)])), self._rows])
         self.seen = {form: self._seen(form) for form in sorted(set(forms))}
 
-    def _seen(self, form: Form) -> Seen:
+    def _seen(self, form: QueryForm) -> Seen:
         first, tail, end = self.ints(0), self.start, self._rows
         if form.window > 0:
             oldest = self.op("Add", [self.start, self.ints(1 - form.window)])
