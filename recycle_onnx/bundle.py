@@ -86,7 +86,7 @@ class Manifest:
         """Write the manifest in one step."""
         content = asdict(self)
         for spec in content["graphs"].values():
-            for name, usual in (("cache_type", None), ("places", 1)):  # which are not named
+            for name, usual in (("cache_type", None), ("places", 1), ("reach", None)):  # which are not named
                 if spec[name] == usual:
                     del spec[name]
         write_json(path, {"format": self.format, **content})

@@ -61,7 +61,8 @@ class GraphSpec:
     uint8 around 128 and values int8, in steps that the graph knows; past and present are then buffers of one size, and
     a run has one text. `taps` are the hidden states of the full model that the module reads, side by side. `places` are
     the tokens that a run of the module proposes: the logits of all of them lie side by side. A module without layers
-    has such places only; with layers, a chain goes on by a run for each token.
+    has such places only; with layers, a chain goes on by a run for each token. `reach` is how many rows decide what
+    comes out for the last of them, itself included; None where all before it do.
     """
 
     kind: Kind
@@ -74,6 +75,7 @@ class GraphSpec:
     taps: tuple[str, ...] = (FINAL_POST,)
     cache_type: Literal["int8"] | None = None
     places: int = 1
+    reach: int | None = None
 
     @property
     def longest_chain(self) -> int | None:

@@ -85,6 +85,9 @@ def _check_graphs(graphs: dict[str, Any]) -> None:
             raise ValueError(f"graphs.{kind}.places is {spec['places']} with layers; expected 1")
         if spec.get("cache_type") not in (None, "int8"):
             raise ValueError(f"graphs.{kind}.cache_type is {spec['cache_type']!r:.100}; expected int8, or none")
+        reach = spec.get("reach")
+        if reach is not None and (type(reach) is not int or reach < 1):
+            raise ValueError(f"graphs.{kind}.reach is {reach!r:.100}; expected at least 1 row, or none")
         taps = spec.get("taps", ["final_post"])
         if not isinstance(taps, list) or not 0 < len(taps) <= MOST_TAPS or not all(isinstance(t, str) for t in taps):
             raise ValueError(f"graphs.{kind}.taps is {taps!r:.100}; expected names of hidden states")

@@ -27,11 +27,12 @@ READ = (".json", ".jinja", ".safetensors")
 """Endings of the files that an export reads; cards, logs and other formats of weights change nothing."""
 
 
-def cached_place(named: NamedBase, precision: str) -> Path:
+def cached_place(named: NamedBase, precision: str, kv: str | None = None) -> Path:
     """Return where the bundle of a GGUF file, a Hugging Face folder, a checkpoint or a model on the hub is kept.
 
-    The place depends on the source's content, that of its adapter, the precision and the version of this package. Its
-    last part is the source's name, as the server calls a model by its folder.
+    The place depends on the source's content, that of its adapter, the precision, the type of keys and values where
+    they are no floats, and the version of this package. Its last part is the source's name, as the server calls a model
+    by its folder.
 
     Raises:
         InputError: no such file, model or adapter, or a module without its base.
@@ -44,7 +45,7 @@ def cached_place(named: NamedBase, precision: str) -> Path:
     if isinstance(source, Path) and Module.is_one(source):
         join = f"recycle-onnx attach BASE CHECKPOINT --module {source}"
         raise InputError(f"{source}: a module without its base; join them: {join}")
-    made_of = [__version__, FORMAT, precision, *_content(source, named.adapter)]
+    made_of = [__version__, FORMAT, precision, *([] if kv is None else [kv]), *_content(source, named.adapter)]
     key = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
     name = source.resolve().name if isinstance(source, Path) else source.name
     return cache_folder() / FOLDER / key / (name or "model")

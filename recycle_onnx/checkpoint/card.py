@@ -158,6 +158,8 @@ def _facts(config: RecyclerConfig, card: Card) -> str:
         ("proposes", draft),
         ("stored as", card.dtype),
     ]  # fmt: skip
+    if config.window:
+        rows.insert(3, ("looks back", f"{config.window:,} tokens, itself included"))
     if card.trained_on:
         rows.insert(2, ("trained on", card.trained_on))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""])

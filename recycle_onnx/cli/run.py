@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -13,6 +13,7 @@ from recycle_onnx.cli import options
 from recycle_onnx.cli.chat import ChatChoices, talk
 from recycle_onnx.cli.generate import read_prompt, show
 from recycle_onnx.cli.paths import SOURCE
+from recycle_onnx.cli.quantization import KV
 from recycle_onnx.cli.report import as_json, stages
 from recycle_onnx.cli.sources import adapting, note
 from recycle_onnx.errors import InputError
@@ -23,6 +24,7 @@ class CacheChoices:
     """The options of an export into the user's cache, by their names."""
 
     precision: str | None
+    kv: Literal["int8"] | None
     revision: str | None
     adapter: Path | None
     force: bool
@@ -35,10 +37,10 @@ class CacheChoices:
             RecycleError: the export failed.
         """
         if (Path(source) / MANIFEST).exists():
-            if self != CacheChoices(None, None, None, False):
+            if self != CacheChoices(None, None, None, None, False):
                 raise InputError(
                     f"{source} is a bundle; "
-                    "--precision, --revision, --adapter and --force are for what is exported first"
+                    "--precision, --kv, --revision, --adapter and --force are for what is exported first"
                 )
             return Path(source), False
         from recycle_onnx.checkpoint.cached import cached_place, is_whole
@@ -46,13 +48,13 @@ class CacheChoices:
 
         precision = self.precision or "int8"
         named = NamedBase(source, self.revision, self.adapter)
-        place = cached_place(named, precision)
+        place = cached_place(named, precision, self.kv)
         if not self.force and is_whole(place, note):
             return place, False
         from recycle_onnx.export import export_to_cache
 
         with stages() as report:
-            export_to_cache(named, place, precision, threads=threads, note=note, report=report)
+            export_to_cache(named, place, precision, kv=self.kv, threads=threads, note=note, report=report)
         note(f"exported to {place}, from where the next run starts at once")
         return place, True
 
@@ -63,6 +65,7 @@ class CacheChoices:
 @click.option(
     "--precision", type=click.Choice(["int8", "int4", "fp16", "fp32"]), help="Of the weights.  [default: int8]"
 )
+@KV
 @click.option("--revision", help="Branch, tag or commit of a model on the Hugging Face hub.")
 @adapting
 @click.option("--force", is_flag=True, help="Export again, even if that was done before.")

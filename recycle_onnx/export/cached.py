@@ -13,6 +13,7 @@ from recycle_onnx.export.block_quantizer import CALIBRATED, Quantization
 from recycle_onnx.export.exporter import ExportOptions, export
 from recycle_onnx.export.flavours import Precision
 from recycle_onnx.export.half_precision import HalfPrecision
+from recycle_onnx.export.int8_cache.convert import CacheBits
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.temporary import SUFFIX, sweep
 
@@ -24,14 +25,15 @@ def export_to_cache(
     place: Path,
     precision: str,
     *,
+    kv: CacheBits | None = None,
     threads: int | None = None,
     note: Callable[[str], None] = lambda _: None,
     report: Progress = silent,
 ) -> None:
     """Export a GGUF file, a Hugging Face folder, a checkpoint or a model on the hub to its `place` in the cache.
 
-    The place is that of `checkpoint.cached.cached_place`. What is there already is replaced. What killed exports have
-    left in the cache is removed.
+    The place is that of `checkpoint.cached.cached_place`; `kv` is the type of keys and values, None for floats. What is
+    there already is replaced. What killed exports have left in the cache is removed.
 
     Raises:
         InputError: no such source, or one that cannot be exported, or not in this precision.
@@ -40,7 +42,12 @@ def export_to_cache(
     # int8 costs next to nothing, and to measure that takes longer than the export
     compare = None if precision == "int4" else False
     options = ExportOptions(
-        quantization=_quantization(precision), prefer_source=True, compare=compare, epsilon=False, threads=threads
+        quantization=_quantization(precision),
+        prefer_source=True,
+        compare=compare,
+        epsilon=False,
+        threads=threads,
+        kv=kv,
     )
     replaces = place.exists()
     _sweep(place.parents[1])

@@ -28,8 +28,14 @@ def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | N
     layers = config.layers_of(base)
     return GraphSpec(
         "recycler", config.num_layers, layers.num_kv_heads, layers.head_dim, base.hidden_size, vocab_size,
-        taps=config.states, places=config.places,
+        taps=config.states, places=config.places, reach=_reach(layers),
     )  # fmt: skip
+
+
+def _reach(layers: BaseConfig) -> int | None:
+    """Return how many rows a row depends on where all layers have a window: each looks back from what the next sees."""
+    windows = [layer.window for layer in layers.layers]
+    return None if None in windows else 1 + sum(window - 1 for window in windows if window)
 
 
 def build_recycler(

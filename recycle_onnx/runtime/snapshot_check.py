@@ -26,6 +26,8 @@ def check_snapshot(arrays: Arrays, full: Half, recycler: Half | None) -> None:
         return
     read = _check_half(arrays, "recycler", recycler, vocab_size)
     before = tokens[1 : 1 + len(read)]  # the last token that the module read may be one that the full model has not
+    if "recycler.unread" in arrays and _array(arrays, "recycler.unread", "int64", (1,))[0] < 0:
+        raise ValueError("recycler.unread is less than 0")
     if not np.array_equal(read[: len(before)], before):
         raise ValueError("recycler.tokens are not those of the full model")
     if len(read) + len(waiting) > len(tokens):

@@ -23,7 +23,7 @@ from recycle_onnx.cache import cache_folder, make_room
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.machine import processor
 from recycle_onnx.runtime import tensor_file
-from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.decoder import UNREAD, Decoder
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.snapshot_check import check_snapshot
 from recycle_onnx.temporary import sweep_folder
@@ -212,6 +212,8 @@ def _part(snapshot: Arrays, start: int, end: int) -> Arrays:
 
 
 def _rows(name: str, array: NDArray[Any], start: int, end: int) -> NDArray[Any]:
+    if name == UNREAD:
+        return array
     return array[:, start:end] if _axis(name) else array[start:end]
 
 

@@ -16,6 +16,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError
+from recycle_onnx.runtime.ort.providers import why_too_old
 from tests.helpers import kills, tiny
 from tests.helpers.command import assert_refused, names, run
 
@@ -108,6 +109,14 @@ def test_another_content_or_precision_is_another_bundle(base: Path, cache: Path)
     assert recycle_onnx.load(places[2], threads=1).bundle.manifest.precision == "fp32"
 
 
+@pytest.mark.skipif(bool(why_too_old("ort", "int8")), reason="ONNX Runtime is too old")
+def test_keys_and_values_in_int8_are_another_bundle(base: Path, cache: Path) -> None:
+    plain, small = answer(base), answer(base, "--kv", "int8")
+    assert (small["exported"], answer(base, "--kv", "int8")["exported"]) == (True, False)
+    kinds = [Bundle.open(Path(each["bundle"])).manifest.graphs["full"].cache_type for each in (plain, small)]
+    assert kinds == [None, "int8"]
+
+
 def test_a_module_beside_a_base_elsewhere_follows_that_base(base: Path, cache: Path, tmp_path: Path) -> None:
     assert run("attach", base, tmp_path / "model", "--reference").exit_code == 0
     first = answer(tmp_path / "model")
@@ -167,6 +176,8 @@ BAD: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "an empty prompt": (("run", "BASE", "--prompt", ""), ("the prompt is empty",)),
     "JSON of a chat": (("run", "BASE", "--json"), ("--json", "--prompt")),
     "a precision of a bundle": (("run", "BUNDLE", "--precision", "int4"), ("is a bundle", "--precision")),
+    "keys and values of a bundle": (("run", "BUNDLE", "--kv", "int8"), ("is a bundle", "--kv")),
+    "integers beside float16": (("run", "BASE", "--kv", "int8", "--precision", "fp16"), ("--kv int8", "float16")),
     "a revision of a folder": (("run", "BASE", "--revision", "main"), ("--revision goes with a hub id",)),
     "a setting out of range": (("run", "BASE", "--prompt", "hi", "--temperature", -1), ("temperature is -1",)),
 }

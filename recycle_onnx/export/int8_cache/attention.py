@@ -27,22 +27,13 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
-from onnx_ir.tape import Tape
 
-from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS
+from recycle_onnx.export.int8_cache.products import KEY_ZERO, QUERY_MOST, Operands, attended
+from recycle_onnx.export.int8_cache.run_nodes import QueryForm, RunNodes
+from recycle_onnx.export.int8_cache.tape import GraphTape
 
 OPSET = 24
 """The first with TensorScatter, which writes rows into a buffer in place."""
-KEY_ZERO = 128
-"""What stands for 0 among keys."""
-QUERY_MOST = 64
-"""Largest rounded query: two products with keys of up to 255 are less than 2^15, where x86 without VNNI saturates."""
-HIGH, LOW_MOST = 255, 126
-"""Steps of a probability of 1, and of one such step; two products of the latter with values of 127 are below 2^15."""
-LOW_ZERO = LOW_MOST // 2
-"""What stands for 0 where a probability was rounded up."""
-MICROSOFT = "com.microsoft"
-
 PAST_PREFIX, PRESENT_PREFIX = "past_key_values.", "present."
 
 PAST_KEYS, PAST_VALUES, COSINES, SINES = 3, 4, 7, 8
@@ -79,10 +70,10 @@ def with_int8_cache(model: ir.Model, scales: Sequence[CacheScales]) -> None:
         return
     past = attentions[0].inputs[PAST_KEYS]
     assert past is not None
-    shape, shared = past.shape, _SharedNodes(graph, attentions)
-    graph.insert_before(attentions[0], shared.nodes)
+    shape, run = past.shape, RunNodes(graph, past, map(_form, attentions))
+    graph.insert_before(attentions[0], run.nodes)
     for node, own in zip(attentions, scales, strict=True):
-        layer = _Layer(shared, node, own)
+        layer = _Layer(run, node, own)
         y, *present = layer.build()
         graph.insert_before(node, layer.nodes)
         for old, new in zip(_behind_second_row(node), (y, *present), strict=True):
@@ -121,84 +112,23 @@ def _before_second_row(x: ir.Value) -> ir.Value:
     return before
 
 
-class _Tape(Tape):
-    """Nodes in the making, and constants of the graph that they are for."""
-
-    def __init__(self, graph: ir.Graph) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def microsoft(self, name: str, inputs: Sequence[ir.Value | None], **attributes: int | float) -> ir.Value:
-        """Add one of ONNX Runtime's own operators."""
-        return self.op(name, inputs, attributes, domain=MICROSOFT)
-
-    def constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        """Return an initializer, made where there is none of that name."""
-        name = f"int8_cache.{name}"
-        if name not in self.graph.initializers:
-            tensor = ir.tensor(array, name=name)
-            kind = ir.TensorType(tensor.dtype)
-            value = ir.Value(name=name, shape=ir.Shape(array.shape), type=kind, const_value=tensor)
-            self.graph.register_initializer(value)
-        return self.graph.initializers[name]
-
-    def ints(self, *values: int) -> ir.Value:
-        """Return a constant i64 vector."""
-        return self.constant("ints." + "_".join(map(str, values)), np.array(values, np.int64))
-
-    def scalar(self, value: float, dtype: type[np.generic] = np.float32) -> ir.Value:
-        """Return a constant scalar."""
-        return self.constant(f"{np.dtype(dtype).name}.{value!r}", np.array(value, dtype))
-
-
-class _SharedNodes(_Tape):
-    """What all layers of a graph read of a run: where its rows go, their positions, and which keys they see."""
-
-    def __init__(self, graph: ir.Graph, attentions: Sequence[ir.Node]) -> None:
-        super().__init__(graph)
-        inputs = {str(value.name): value for value in graph.inputs}
-        length = self.op("ReduceSum", [inputs[ATTENTION_MASK], self.ints(1)], {"keepdims": 0})
-        count = self.op("Shape", [inputs[INPUT_IDS]], {"start": 1, "end": 2})
-        self.start = self.op("Sub", [length, count])  # [1]
-        ends = [self.op("Squeeze", [value]) for value in (self.start, length)]
-        queries = self.op("Range", [*ends, self.scalar(1, np.int64)])
-        self.positions = self.op("Unsqueeze", [queries, self.ints(0)])  # [1, S]
-        self._queries = self.op("Unsqueeze", [queries, self.ints(1)])  # [S, 1]
-        past = attentions[0].inputs[PAST_KEYS]
-        self._rows = self.op("Shape", [past], {"start": 2, "end": 3})  # [1]
-        numbers = [self.scalar(0, np.int64), self.op("Squeeze", [self._rows]), self.scalar(1, np.int64)]
-        self._keys = self.op("Range", numbers)  # [R]
-        self.hidden = {shape: self._hide(*shape) for shape in map(_group_and_window, attentions)}
-
-    def _hide(self, group: int, window: int) -> ir.Value:
-        """Build what is added to scores [1, 1, S·G, R]: 0 where a query sees a key, minus infinity elsewhere."""
-        seen = self.op("LessOrEqual", [self._keys, self._queries])
-        if window > 0:
-            first = self.op("Sub", [self._queries, self.scalar(window, np.int64)])
-            seen = self.op("And", [seen, self.op("Greater", [self._keys, first])])
-        added = self.op("Where", [seen, self.scalar(0.0), self.scalar(-np.inf)])
-        by_head = self.op("Expand", [self.op("Unsqueeze", [added, self.ints(1)]), self.ints(1, group, 1)])
-        shape = self.op("Concat", [self.ints(1, 1, -1), self._rows], {"axis": 0})
-        return self.op("Reshape", [by_head, shape])
-
-
-def _group_and_window(node: ir.Node) -> tuple[int, int]:
+def _form(node: ir.Node) -> QueryForm:
     attributes = node.attributes
     heads, kv_heads = (attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
-    return heads // kv_heads, _attribute(node, "local_window_size", -1)
+    return QueryForm(heads // kv_heads, _attribute(node, "local_window_size", -1))
 
 
-class _Layer(_Tape):
+class _Layer(GraphTape):
     """The nodes that take the place of one GroupQueryAttention."""
 
-    def __init__(self, run: _SharedNodes, node: ir.Node, scales: CacheScales) -> None:
-        super().__init__(run.graph)
+    def __init__(self, run: RunNodes, node: ir.Node, scales: CacheScales) -> None:
+        self.layer = str(node.inputs[PAST_KEYS].name).removeprefix(PAST_PREFIX).removesuffix("key")  # type: ignore[union-attr]
+        super().__init__(run.graph, f"int8_cache.{self.layer}")
         self.run, self.node, self.scales = run, node, scales
-        self.name = str(node.inputs[PAST_KEYS].name).removeprefix(PAST_PREFIX).removesuffix("key")  # type: ignore[union-attr]
         self.heads, self.kv_heads = (node.attributes[name].as_int() for name in ("num_heads", "kv_num_heads"))
         self.size = scales.keys.shape[1]
-        shape = _group_and_window(node)
-        self.group, self.hidden = shape[0], run.hidden[shape]
+        form = _form(node)
+        self.group, self.seen = form.group, run.seen[form]
 
     def build(self) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Build output [1, S, heads·D], and present keys and values [1, K, R, D]."""
@@ -206,8 +136,8 @@ class _Layer(_Tape):
         query, key = self._turned(*self._rotated(query, key))
         keys = self._appended(PAST_KEYS, key, "keys", self.scales.keys, KEY_ZERO)
         values = self._appended(PAST_VALUES, value, "values", self.scales.values, 0)
-        weights = self.op("Softmax", [self._scores(query, keys)], {"axis": -1})
-        y = self._weighted(weights, values)  # [1, K, S·G, D]
+        columns = self.constant(f"{self.layer}values.columns", self.scales.values[None, :, None])
+        y = attended(self, self.run, self.seen, Operands(*self._rounded(query), keys, values, columns, self._softcap))
         by_group = self.op("Reshape", [y, self.ints(self.kv_heads, -1, self.group * self.size)])
         by_row = self.op("Transpose", [by_group], {"perm": [1, 0, 2]})
         return self.op("Reshape", [by_row, self.ints(1, -1, self.heads * self.size)]), keys, values
@@ -248,38 +178,32 @@ class _Layer(_Tape):
         return query, key
 
     def _appended(self, place: int, x: ir.Value, name: str, scales: NDArray[np.float32], zero: int) -> ir.Value:
-        """Round keys or values [1, S, K·D], and write them behind the past ones."""
+        """Round keys or values [1, S, K·D], and write them behind the past ones.
+
+        Divided into steps first: ONNX Runtime rounds with a scale for each channel one value at a time.
+        """
+        in_steps = self.op("Mul", [x, self.constant(f"{self.layer}{name}", 1 / scales.reshape(-1))])
         dtype = np.uint8 if zero else np.int8
-        steps = self.constant(f"{self.name}{name}", scales.reshape(-1))
-        zeros = self.constant(f"zeros.{np.dtype(dtype).name}.{scales.size}", np.full(scales.size, zero, dtype))
-        rounded = self.op("QuantizeLinear", [x, steps, zeros], {"axis": 2})
+        rounded = self.op("QuantizeLinear", [in_steps, self.scalar(1.0), self.scalar(zero, dtype)])
         by_head = self.op("Reshape", [rounded, self.ints(1, -1, self.kv_heads, self.size)])
         heads_first = self.op("Transpose", [by_head], {"perm": [0, 2, 1, 3]})
         return self.op("TensorScatter", [self.node.inputs[place], heads_first, self.run.start], {"axis": 2})
 
-    def _scores(self, query: ir.Value, keys: ir.Value) -> ir.Value:
-        """Build scores [1, K, S·G, R], those of keys that are not to be seen minus infinity."""
+    def _rounded(self, query: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Round queries row by row: give them [1, K, S·G, D], and the steps of rows [1, K, 1, S·G]."""
         rows = self._grouped(query)
         largest = self.op("ReduceMax", [self.op("Abs", [rows]), self.ints(1)], {"keepdims": 0})
         steps = self.op("Mul", [largest, self.scalar(1 / QUERY_MOST)])  # [K·S·G]
         rounded = self.op("QuantizeLinear", [rows, steps], {"axis": 0, "output_dtype": int(ir.DataType.INT8)})
         by_head = self.op("Reshape", [rounded, self.ints(1, self.kv_heads, -1, self.size)])
-        columns = self.op("Transpose", [by_head], {"perm": [0, 1, 3, 2]})
-        scale = self.op("Reshape", [steps, self.ints(1, self.kv_heads, 1, -1)])
-        zeros = self.scalar(KEY_ZERO, np.uint8), self.scalar(0, np.int8)
-        product = self.microsoft("MatMulIntegerToFloat", [keys, columns, self.scalar(1.0), scale, *zeros])
-        scores = self.op("Transpose", [product], {"perm": [0, 1, 3, 2]})
-        if self._softcap:
-            bounded = self.op("Tanh", [self.op("Mul", [scores, self.scalar(1 / self._softcap)])])
-            scores = self.op("Mul", [bounded, self.scalar(self._softcap)])
-        return self.op("Add", [scores, self.hidden])
+        return by_head, self.op("Reshape", [steps, self.ints(1, self.kv_heads, 1, -1)])
 
     def _grouped(self, query: ir.Value) -> ir.Value:
         """Return queries in steps of the keys as rows [K·S·G, D], those of a KV head behind each other."""
         attribute = self.node.attributes.get("scale")
         scale = attribute.as_float() if attribute else self.size**-0.5
         factors = np.repeat(self.scales.keys * np.float32(scale), self.group, axis=0).reshape(-1)
-        scaled = self.op("Mul", [query, self.constant(f"{self.name}queries", factors)])
+        scaled = self.op("Mul", [query, self.constant(f"{self.layer}queries", factors)])
         by_head = self.op("Reshape", [scaled, self.ints(-1, self.kv_heads, self.group * self.size)])
         heads_first = self.op("Transpose", [by_head], {"perm": [1, 0, 2]})
         return self.op("Reshape", [heads_first, self.ints(-1, self.size)])
@@ -289,21 +213,6 @@ class _Layer(_Tape):
         """Scores s are bounded to cap · tanh(s / cap); 0 where they are not."""
         attribute = self.node.attributes.get("softcap")
         return attribute.as_float() if attribute else 0.0
-
-    def _weighted(self, weights: ir.Value, values: ir.Value) -> ir.Value:
-        """Build probabilities [1, K, S·G, R] times values, as two products: in steps, and what those leave."""
-        step, small = self.scalar(1 / HIGH), self.scalar(1 / (HIGH * LOW_MOST))
-        none, low_zero = self.scalar(0, np.uint8), self.scalar(LOW_ZERO, np.uint8)
-        high = self.op("QuantizeLinear", [weights, step, none])
-        left = self.op("Sub", [weights, self.op("DequantizeLinear", [high, step, none])])
-        low = self.op("QuantizeLinear", [left, small, low_zero])
-        scale = self.constant(f"{self.name}values.columns", self.scales.values[None, :, None])
-        zero = self.scalar(0, np.int8)
-        products = (
-            self.microsoft("MatMulIntegerToFloat", [x, values, steps, scale, zeros, zero])
-            for x, steps, zeros in ((high, step, none), (low, small, low_zero))
-        )
-        return self.op("Add", [*products])
 
 
 def _columns(table: ir.Value | None) -> int:

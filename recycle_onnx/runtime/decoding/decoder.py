@@ -26,6 +26,11 @@ AHEAD = 1024
 WINDOW = 64
 """Most tokens that the module may fall behind while a strategy uses it: it catches up in one run, which would grow
 without a bound."""
+SPARE_ROWS = 256
+"""Rows that a module with a window reads of a prompt beyond those that the next one sees: a text can go back so far,
+as a chat does whose template ends an answer in other tokens, and nothing has to be read again."""
+UNREAD = "recycler.unread"
+"""The name in a snapshot of how many rows the module has left out."""
 
 Watch = Callable[[int, int], None]
 """Told after each chunk of a prompt how many tokens are read, and of how many; what it raises ends the reading."""
@@ -134,6 +139,7 @@ class Decoder:
         for start in range(work.reused, len(prompt), self.chunk):
             piece = prompt[start : start + self.chunk]
             logits = self._read(piece)
+            self._leave_out(prompt)
             watch(start + len(piece), len(prompt))
         self.work.prefill_seconds += time.perf_counter() - started
         return logits
@@ -201,7 +207,8 @@ class Decoder:
         """Return all that was read, as named arrays that alias the caches; `restore` takes it.
 
         `{half}.tokens` i64 [n] and `{half}.past_key_values.{i}.key` and `.value` [K, n, D] of each half, and `states`
-        [m, state_size], those that the module has not read.
+        [m, state_size], those that the module has not read. `recycler.unread` i64 [1] is there where the module has
+        left out so many rows, the first ones.
         """
         self._put_aside()
         arrays = _read_by("full", self.full)
@@ -209,12 +216,16 @@ class Decoder:
             self.tokens.forget_guesses()
             self.states.cut(self.full.length - self.tokens.true_rows)
             arrays |= _read_by("recycler", self.recycler)
+            if self.tokens.unread:
+                arrays[UNREAD] = np.array([self.tokens.unread])
         return {**arrays, "states": self.states.rows()}
 
     def restore(self, snapshot: dict[str, NDArray[Any]], start: int = 0) -> None:
         """Take over what a decoder of the same model had read, behind the first `start` rows of both halves."""
         # Another text from now on: a run that still holds the old object may not go on (`OvertakenError`).
         self.work = Work()
+        left_out = int(snapshot[UNREAD][0]) if UNREAD in snapshot else 0
+        self.tokens.unread = left_out if left_out > start else min(self.tokens.unread, start)
         for kind, half in (("full", self.full), ("recycler", self.recycler)):
             if half is not None:
                 past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]
@@ -245,6 +256,8 @@ class Decoder:
             rows = min(tokens.true_rows, common_prefix(tokens.module, prompt[1:]), same)
             if rows < tokens.true_rows or same - rows > len(self.states):
                 same = rows
+            if tokens.unread and rows < tokens.unread + self._reach:  # what comes would look back at rows left out
+                same = max(0, rows - self._reach)
         self.keep(same)
         self.tokens.forget_guesses()
         return same
@@ -254,6 +267,23 @@ class Decoder:
             spec = self.full.spec
             return self.full.read(piece, None, np.empty((len(piece), spec.state_size), spec.float_type))
         return self.full.read(piece, None, self.states.room(len(piece)))
+
+    @property
+    def _reach(self) -> int:
+        """Rows that decide what the module says of the last one; as many as a text can have where it has no window."""
+        reach = None if self.recycler is None else self.recycler.spec.reach
+        return self.full.cache.limit if reach is None else reach
+
+    def _leave_out(self, prompt: list[int]) -> None:
+        """Let the module pass over rows that are read, and that what follows the prompt does not look back at."""
+        first = self.tokens.true_rows
+        end = min(len(prompt) - self._reach - SPARE_ROWS, self.full.length)
+        if self.recycler is None or end <= first:
+            return
+        self.recycler.skip(prompt[first + 1 : end + 1])
+        self.states.drop(end - first)
+        self.tokens.module_is_true()
+        self.tokens.unread = end
 
     def _put_aside(self) -> None:
         """Keep the last full step's hidden states that the module has not read: the next step overwrites them."""

@@ -17,9 +17,10 @@ FIRST_CAPACITY = 256
 work."""
 SPARE = 1
 """A row behind the text: there a graph may put one that makes a run on one token round as longer ones do."""
-INT8_STEP = 256
-"""Rows that buffers of integers grow by at least, and a quarter of what they have: attention over integers computes
-with all rows of a buffer. A multiple of the 64 that ONNX Runtime sums up at once, so that sums do not depend on it."""
+INT8_STEP = 128
+"""Rows that buffers of integers grow by at least, and a sixteenth of what they have: a step of attention over integers
+computes with all rows of a buffer, and to copy 4096 rows of 30 layers takes the time of one step. A multiple of the 64
+that ONNX Runtime sums up at once, so that sums do not depend on it."""
 
 
 class KVCache:
@@ -103,7 +104,7 @@ class KVCache:
     def _next_capacity(self) -> int:
         if self._spec.cache_type is None:
             return 2 * self.capacity
-        return self.capacity + max(INT8_STEP, self.capacity // 4 // INT8_STEP * INT8_STEP)
+        return self.capacity + max(INT8_STEP, self.capacity // 16 // INT8_STEP * INT8_STEP)
 
     def _rows(self) -> int:
         """Return the rows of a buffer: the last token that a context has room for is never read."""

@@ -17,11 +17,13 @@ class ReadTokens:
     module: list[int] = field(default_factory=list)
     true_rows: int = 0
     """The module's rows from here on stand on its own guesses, or come from a reading that was broken off."""
+    unread: int = 0
+    """The module's rows before this one were left out: nothing that is read behind them looks back so far."""
 
     def keep(self, count: int) -> None:
         """Forget all but the first `count` rows of each half."""
         del self.full[count:], self.module[count:]
-        self.true_rows = min(self.true_rows, count)
+        self.true_rows, self.unread = min(self.true_rows, count), min(self.unread, count)
 
     def keep_scored(self, count: int) -> None:
         """Forget all but the first `count` tokens of a text that is only read.

@@ -41,6 +41,12 @@ class WaitingStates:
         """Forget all but the first `count` rows."""
         self._count = min(self._count, max(0, count))
 
+    def drop(self, count: int) -> None:
+        """Forget the first `count` rows."""
+        left = self._count - count
+        self._buffer[:left] = self._buffer[count : self._count].copy()
+        self._count = left
+
     def clear(self) -> None:
         """Forget everything, the memory too where there was much."""
         self._count = 0
