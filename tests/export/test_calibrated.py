@@ -24,7 +24,7 @@ from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quan
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.export.calibrated import own_text, texts
 from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
-from recycle_onnx.export.calibrated.gptq import quantize_by_moments
+from recycle_onnx.export.calibrated.gptq import inverse_factor, quantize_by_moments
 from recycle_onnx.export.calibrated.segments import cut
 from recycle_onnx.export.fidelity import Fidelity, check_quality, warning
 from recycle_onnx.export.lazy import load_lazily
@@ -72,6 +72,15 @@ def test_products_err_less_than_those_of_rounded_matrices(size: int, symmetric: 
 
     moments = inputs.T @ inputs / len(inputs)
     assert error(quantize_by_moments(matrix, moments, how)) < 0.35 * error(quantize(matrix, how))
+
+
+@pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 300])
+def test_the_factor_of_inverse_moments_is_numpys(size: int) -> None:
+    inputs = np.random.default_rng(0).standard_normal((2 * size + 2, size))
+    moments = inputs.T @ inputs / size
+    factor, inverse = inverse_factor(moments.copy()).astype(np.float64), np.linalg.inv(moments)
+    assert np.array_equal(factor, np.triu(factor))
+    np.testing.assert_allclose(factor.T @ factor, inverse, atol=1e-6 * np.abs(inverse).max())
 
 
 def test_inputs_that_are_always_zero_do_no_harm() -> None:

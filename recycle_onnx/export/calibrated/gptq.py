@@ -18,6 +18,8 @@ Floats = NDArray[np.float32]
 
 DAMPING = 0.002
 """Of the mean second moment, added to each. On 135 M parameters .002 is better than .01, and no Cholesky failed."""
+SMALLEST_HALF = 128
+"""Columns below which a triangular matrix is not inverted by halves: calls would take longer than the work."""
 REFINEMENTS = 2
 """How often a block's scale is fitted to its codes, and the codes to the scale."""
 
@@ -52,7 +54,7 @@ def quantize_by_moments(matrix: Floats, moments: Floats, how: Quantization) -> B
 
 def _gptq(weights: Floats, moments: NDArray[np.float64], how: Quantization) -> _Rounded:
     size, (width, rows) = how.block_size, weights.shape
-    left, upper = weights.copy(), _inverse_factor(moments)
+    left, upper = weights.copy(), inverse_factor(moments)
     importance = np.diagonal(moments).astype(np.float32)
     codes = np.empty_like(weights)
     scales, zeros = (np.empty((width // size, rows), np.float32) for _ in range(2))
@@ -70,13 +72,31 @@ def _gptq(weights: Floats, moments: NDArray[np.float64], how: Quantization) -> _
     return _Rounded(codes, scales, zeros)
 
 
-def _inverse_factor(moments: NDArray[np.float64]) -> Floats:
+def inverse_factor(moments: NDArray[np.float64]) -> Floats:
     """Return the upper triangular U with UᵀU = moments⁻¹.
 
     It is the inverse of R where RRᵀ = moments, R upper triangular.
     """
-    reverse = np.linalg.cholesky(moments[::-1, ::-1])[::-1, ::-1]
-    return np.linalg.inv(reverse).astype(np.float32)
+    reverse = np.linalg.cholesky(moments[::-1, ::-1])
+    _invert_lower(reverse)
+    return np.ascontiguousarray(reverse[::-1, ::-1], np.float32)
+
+
+def _invert_lower(matrix: NDArray[np.float64]) -> None:
+    """Invert a lower triangular matrix in place, by halves.
+
+    `np.linalg.inv` knows nothing of the zeros: with 5632 columns the factor takes 13.5 seconds and 1.0 GB by it, and
+    5.1 seconds and 0.5 GB so.
+    """
+    size = len(matrix)
+    if size <= SMALLEST_HALF:
+        matrix[:] = np.linalg.inv(matrix)
+        return
+    half = size // 2
+    first, last, below = matrix[:half, :half], matrix[half:, half:], matrix[half:, :half]
+    _invert_lower(first)
+    _invert_lower(last)
+    below[:] = -(last @ below @ first)
 
 
 def _fit(block: Floats, importance: Floats, how: Quantization) -> _Grid:
