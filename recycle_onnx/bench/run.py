@@ -170,7 +170,12 @@ def _summary(
         tokens_per_full_run=tokens_per_run,
         step_ms=step,
         predicted_speedup=steps.predicted_speedup(
-            name, step, options.chain, rate, tokens_per_run, one_run=manifest.longest_chain is not None
+            name,
+            step,
+            min(options.chain, manifest.longest_chain or options.chain),
+            rate,
+            tokens_per_run,
+            one_run=manifest.longest_chain is not None,
         ),
         measured_speedup=statistics.median(ratios),
         speedup_interval=median_interval(ratios),

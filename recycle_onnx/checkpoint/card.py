@@ -17,10 +17,7 @@ LAYERS = (
     "{layers} the base's hidden state ({tap}) at p and the embedding of token p+1, and {predict} token p+2 "
     "(RecycleGPT, arXiv 2308.03421)"
 )
-PLACES = (
-    "{count} that read the base's hidden state ({tap}) at p, and predict the tokens from p+2 on, one each "
-    "(Medusa, arXiv 2401.10774)"
-)
+PLACES = "{count} that {read} the base's hidden state ({tap}) at p, and {predict} (Medusa, arXiv 2401.10774)"
 USE = """\
 ## Use
 
@@ -110,7 +107,9 @@ def _reads(config: RecyclerConfig) -> str:
     """Say what it is made of, what it reads and what it predicts."""
     tap = ", ".join(config.tap)
     if config.join is None:
-        return PLACES.format(count=config.size.capitalize(), tap=tap)
+        one = config.places == 1
+        predict = "predicts the token p+2" if one else "predict the tokens from p+2 on, one each"
+        return PLACES.format(count=config.size, tap=tap, read="reads" if one else "read", predict=predict)
     one = config.num_layers == 1
     layers = "One decoder layer that reads" if one else f"{config.num_layers} decoder layers that read"
     return LAYERS.format(layers=layers, tap=tap, predict="predicts" if one else "predict")
@@ -119,7 +118,8 @@ def _reads(config: RecyclerConfig) -> str:
 def _tables(config: RecyclerConfig) -> str:
     """Say whose embedding and LM head they are."""
     if config.join is None:
-        return "Each has an LM head of its own" if config.lm_head == "own" else "The LM head is the base's"
+        each = "It" if config.places == 1 else "Each"
+        return f"{each} has an LM head of its own" if config.lm_head == "own" else "The LM head is the base's"
     own = [name for name, whose in (("embedding", config.embedding), ("LM head", config.lm_head)) if whose == "own"]
     if not own:
         return "Embedding and LM head are the base's"
@@ -159,7 +159,7 @@ def _facts(config: RecyclerConfig, card: Card) -> str:
         ("stored as", card.dtype),
     ]  # fmt: skip
     if config.window:
-        rows.insert(3, ("looks back", f"{config.window:,} tokens, itself included"))
+        rows.insert(3, ("looks back", f"the latest {config.window:,} tokens"))
     if card.trained_on:
         rows.insert(2, ("trained on", card.trained_on))
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""])

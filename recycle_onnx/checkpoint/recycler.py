@@ -168,9 +168,9 @@ class RecyclerConfig:
         expected = WITHOUT_LAYERS if self.join is None else {"places": 1, "blocks": 0}
         for name, value in expected.items():
             if (own := getattr(self, name)) != value:
-                raise InputError(f"{where}: {name} {own!r:.80} with join {self.join!r}; expected {value!r}")
+                raise InputError(f"{where}: {name} is {own!r:.80} with join {self.join!r}; expected {value!r}")
         if self.join is not None and self.num_layers < 1:
-            raise InputError(f"{where}: num_layers {self.num_layers} with join {self.join!r}; expected at least 1")
+            raise InputError(f"{where}: num_layers is {self.num_layers} with join {self.join!r}; expected at least 1")
         if self.join is None and len(self.tap) > 1:
             raise InputError(f"{where}: {len(self.tap)} taps that nothing joins; expected one")
 

@@ -16,6 +16,8 @@ CONVENTIONS = (
 """Rows on the module, in this order; what its config has besides is in `--json`."""
 OF_HEADS = ("fusion", "join", "residual", "first_norm", "projection_bias", "blocks")
 """Conventions that only modules read from somebody's head have."""
+WITHOUT_LAYERS = ("layer", "tap", "lm_head", "draft_vocabulary", "blocks", "projection_bias")
+"""All that a module without layers has of them."""
 QUANTIZATION = ("bits", "block_size", "symmetric", "method", "keep", "activations")
 """Choices of a quantization, in one row; what was measured of it has a line of its own."""
 Row = tuple[str, str]
@@ -105,7 +107,8 @@ def _module(description: dict[str, Any]) -> Iterator[Row]:
     if description["module_trained"]:
         yield "acceptance", _acceptance(recycler)
     known = {name: recycler.get(name) for name in CONVENTIONS}
-    yield "conventions", _text({**known, **{name: recycler[name] for name in OF_HEADS if name in recycler}})
+    known |= {name: recycler[name] for name in OF_HEADS if name in recycler}
+    yield "conventions", _text(known if layers else {name: known.get(name) for name in WITHOUT_LAYERS})
     if about := recycler.get("read_from"):
         yield "read from", _read_from(about)
     if size := description.get("draft_vocabulary"):

@@ -20,7 +20,7 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.training import storage
 from recycle_onnx.training.data import Examples, Windows
 from recycle_onnx.training.model import RecycleGPT
-from recycle_onnx.training.options import OWN_TOKENS, Precision, TrainingOptions
+from recycle_onnx.training.options import OWN_TOKENS, USUAL_DEPTH, Precision, TrainingOptions
 from recycle_onnx.training.precision import best_precision
 from recycle_onnx.training.processes import Processes
 from recycle_onnx.training.reader import Reader
@@ -109,6 +109,7 @@ def set_up(
     if processes.count == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         notice(ALONE)
     with Checkpoint.open(folder) as checkpoint:
+        options = _with_depth(options, checkpoint)
         _check(checkpoint, data, options)
         options = _decided(options, data, processes, notice)
         # A base that learns is held in float32: of small steps bfloat16 would keep nothing.
@@ -128,6 +129,23 @@ def set_up(
         yield Setup(checkpoint, model, train, measured, options, processes)
 
 
+def _with_depth(options: TrainingOptions, checkpoint: Checkpoint) -> TrainingOptions:
+    """Shorten the usual depth to the places of a module without layers, whose chains are no longer.
+
+    Raises:
+        InputError: another depth was asked for, and it is longer.
+    """
+    module = checkpoint.recycler
+    if module is None or module.join is not None or options.depth <= module.places:
+        return options
+    if options.depth == USUAL_DEPTH:
+        return replace(options, depth=module.places)
+    raise InputError(
+        f"{checkpoint.folder}: --depth {options.depth} of a module that has {module.size}; "
+        f"expected at most {module.places}"
+    )
+
+
 def _check(checkpoint: Checkpoint, data: list[Path], options: TrainingOptions) -> None:
     module = checkpoint.recycler
     if options.joint and checkpoint.base_folder != checkpoint.folder:
@@ -138,8 +156,6 @@ def _check(checkpoint: Checkpoint, data: list[Path], options: TrainingOptions) -
         raise InputError("--joint needs text to learn from: name it with --data")
     if options.draft_vocab and module is not None and module.lm_head == "own":
         raise InputError(f"{checkpoint.folder}: its module has an LM head of its own; leave --draft-vocab out")
-    if module is not None and module.join is None and options.depth > module.places:
-        raise InputError(f"{checkpoint.folder}: --depth {options.depth} of a module that has {module.size}")
     if options.regenerate and not data:
         raise InputError("--regenerate needs --data, whose beginnings the base goes on from; or leave it out")
     length = options.sequence_length

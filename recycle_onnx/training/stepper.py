@@ -101,11 +101,10 @@ def _optimizer(trained: list[nn.Parameter], options: TrainingOptions) -> torch.o
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
     others = [parameter for parameter in trained if parameter.dim() == 1]
     if options.chosen_optimizer == "muon":
-        return Together(
-            # Matched to AdamW, so that one learning rate means the same for both.
-            torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
-        )
+        # Matched to AdamW, so that one learning rate means the same for both.
+        muon = torch.optim.Muon(matrices, weight_decay=options.weight_decay, adjust_lr_fn="match_rms_adamw")
+        # A module may have no vectors: Medusa's blocks need no bias.
+        return Together(muon, *([torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)] if others else []))
     groups = [
         {"params": matrices, "weight_decay": options.weight_decay},
         {"params": others, "weight_decay": 0.0},

@@ -117,7 +117,7 @@ def test_what_does_not_go_with_it_is_refused(base: Path, checkpoint: Path, tmp_p
     write_json(path, {**config, "tap": ["layer.1", "layer.2"]})
     assert_refused(run("inspect", checkpoint), 2, "2 taps", "expected one")
     write_json(path, {**config, "join": "projection"})
-    assert_refused(run("inspect", checkpoint), 2, "places 3", "expected 1")
+    assert_refused(run("inspect", checkpoint), 2, "places is 3", "expected 1")
 
 
 def test_a_bundle_with_places_is_none_for_genai(checkpoint: Path, tmp_path: Path) -> None:
@@ -145,3 +145,32 @@ def test_copies_of_the_bases_head_are_shared(base: Path, tmp_path: Path) -> None
         copies.popitem()
         save_file(tensors | copies, head / "model.safetensors")
         assert read_head(head, opened.base_weights).config.lm_head == "own"
+
+
+def test_an_lm_head_stands_behind_the_last_block_once(base: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    head = heads.write_medusa(tmp_path / "head")
+    tensors = load_file(head / "model.safetensors")
+    assert {"0.0.linear.weight", "0.1.linear.weight", "0.2.weight"} <= tensors.keys()
+    save_file({**tensors, "0.7.weight": tensors["0.2.weight"]}, head / "model.safetensors")
+    twice = run("attach", base, tmp_path / "twice", "--head", head, "--no-check")
+    assert_refused(twice, 2, "'0.2.weight' and '0.7.weight'", "expected one of them")
+    blocks = {
+        f"{place}.{number}.linear.weight": tensors[f"{place}.0.linear.weight"]
+        for place in (0, 1, 2)
+        for number in range(8)
+    }
+    save_file(
+        {**blocks, **{f"{place}.8.weight": tensors[f"{place}.2.weight"] for place in (0, 1, 2)}},
+        head / "model.safetensors",
+    )
+    assert run("attach", base, tmp_path / "eight", "--head", head, "--no-check").exit_code == 0
+    assert read_json(tmp_path / "eight" / "recycler" / "config.json")["blocks"] == 8
+
+
+def test_inspect_shows_what_a_module_without_layers_has(checkpoint: Path) -> None:
+    shown = run("inspect", checkpoint).output
+    assert "blocks 2" in shown
+    assert "concat" not in shown
+    assert "recycle p" not in shown

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx
@@ -255,12 +256,18 @@ def test_written_text_is_kept_until_another_is(sample_bundle: Path, opened: list
     assert len([*kept.parent.glob("text-*.npy")]) == 1
 
 
+@pytest.mark.parametrize("full_disk", [False, True])
 def test_a_cache_that_cannot_be_written_is_no_error(
-    sample_bundle: Path, opened: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    full_disk: bool, sample_bundle: Path, opened: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def full(_: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
     (tmp_path / "file").touch()
-    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path / "file" / "below"))
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path if full_disk else tmp_path / "file" / "below"))
     monkeypatch.setattr(own_text, "HEAVY", 0)
+    if full_disk:
+        monkeypatch.setattr(own_text, "temporary_folder", full)
     assert written(Bundle.open(sample_bundle), "The dog").shape == (1, 64)
     assert opened == [sample_bundle / "model.onnx"]
 

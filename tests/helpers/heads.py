@@ -41,7 +41,11 @@ def write_base(folder: Path) -> Path:
 def tensors_of(config: RecyclerConfig, form: HeadFormat) -> Tensors:
     """Random tensors of a head by the names of `form`."""
     generator = np.random.default_rng(6)
-    stored = {name: pattern.format(layers=DEPTH) for pattern, name in form.tensors.items()}
+    patterns: dict[str, list[str]] = {}
+    for pattern, name in form.tensors.items():
+        patterns.setdefault(name, []).append(pattern.format(layers=DEPTH))
+    # An LM head's number among Medusa's patterns is that of the blocks before it.
+    stored = {name: own[config.blocks - 1 if len(own) > 1 else 0] for name, own in patterns.items()}
     tensors = {}
     for name, shape in config.tensor_shapes(tiny.tiny_config(num_layers=DEPTH)).items():
         prefix = max((each for each in stored if name.startswith(each)), key=len)

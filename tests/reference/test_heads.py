@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import recycle_onnx
 from recycle_onnx.checkpoint import Checkpoint
@@ -169,3 +169,21 @@ def test_medusas_blocks_are_trained_as_far_as_there_are_places(tmp_path: Path) -
     assert changed == {"places.0", "places.1"}
     bundle = tmp_path / "bundle"
     assert run("export", tmp_path / "checkpoint", bundle).exit_code == 0  # compares with torch's reference
+
+
+@pytest.mark.parametrize("places", [1, 2])
+def test_medusa_without_biases_is_trained_with_no_option_but_the_text(places: int, tmp_path: Path) -> None:
+    """No vectors are left for AdamW, and the usual depth is longer than there are places."""
+    base, folder = write_base(tmp_path / "base"), write_medusa(tmp_path / "head")
+    tensors = load_file(folder / "model.safetensors")
+    kept = {name: value for name, value in tensors.items() if int(name.split(".")[0]) < places and "bias" not in name}
+    save_file(kept, folder / "model.safetensors")
+    (tmp_path / "a.txt").write_text("The cat sat on the mat and the dog sat on the log. A hen ran to the pen. " * 40)
+    assert run("attach", base, tmp_path / "checkpoint", "--head", folder, "--no-check").exit_code == 0
+    weights = tmp_path / "checkpoint" / "recycler" / "model.safetensors"
+    before = load_file(weights)
+    small = ("--batch-size", 4, "--sequence-length", 32, "--steps", 2)
+    result = run("train", tmp_path / "checkpoint", "-d", tmp_path / "a.txt", *small)
+    assert result.exit_code == 0, result.output
+    after = load_file(weights)
+    assert all(np.array_equal(before[name], after[name]) == ("lm_head" in name) for name in before)

@@ -59,9 +59,9 @@ def test_nor_the_second_one_of_a_connection(endless_model: Model) -> None:
 
 def test_a_long_answer_is_no_late_request(endless_model: Model) -> None:
     """It comes for longer than a request, or a client's reading, may take."""
-    with serving(endless_model, Limits(body_seconds=1)) as running, ExitStack() as stack:
+    with serving(endless_model, limits_of(body_seconds=0.5)) as running, ExitStack() as stack:
         connection = ask_for_a_stream(running, stack)
-        end = time.monotonic() + 2
+        end = time.monotonic() + 1.2
         while time.monotonic() < end:
             assert connection.recv(100_000)
 

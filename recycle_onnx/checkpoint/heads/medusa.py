@@ -41,7 +41,7 @@ def _names(block: str, head: str) -> Mapping[str, str]:
     """Return beginnings of names for every place and block that there may be, by patterns."""
     numbers = list(product(range(MOST["places"]), range(MOST["blocks"])))
     of_blocks = {block.format(place=p, block=b): f"{block_name(p, b)}." for p, b in numbers}
-    return of_blocks | {head.format(place=p, last=last): place_head(p) for p, last in numbers}
+    return of_blocks | {head.format(place=p, last=b + 1): place_head(p) for p, b in numbers}  # behind the last block
 
 
 FORMAT = HeadFormat(

@@ -119,7 +119,13 @@ def _mapped(form: HeadFormat, stored_names: Mapping[str, str], files: HeadFiles,
         if ALWAYS_UNUSED.search(name):
             continue
         if pattern is not None:
-            names[patterns[pattern] + name.removeprefix(pattern)] = stored
+            own = patterns[pattern] + name.removeprefix(pattern)
+            if own in names:
+                where = files.weights.where
+                raise InputError(
+                    f"{where}: tensors {names[own]!r} and {stored!r} are the same one; expected one of them"
+                )
+            names[own] = stored
         elif not form.inside and not name.startswith(form.unused):
             refuse_others(files, {stored})
             raise InputError(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from recycle_onnx import __version__
 from recycle_onnx.bundle import Bundle, graph_file
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
@@ -18,7 +19,7 @@ from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.calibrated.kept_text import Ids, kept_text
 from recycle_onnx.export.flavours import flavour_named
 from recycle_onnx.export.lazy import load_lazily
-from recycle_onnx.progress import Progress
+from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.ort.native import run
 from recycle_onnx.runtime.ort.sessions import open_session, session_options
 from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
@@ -48,23 +49,36 @@ def write(
             model = _Model(graph, bundle.manifest.graphs["full"], len(openings), length, threads)
             return _written(model, openings, turns, length, report)
 
-    depends_on = f"{bundle.digest} {openings} {[(sorted(t.ends), t.then, t.temperatures) for t in turns]} {HEAVY}"
+    versions, said = (__version__, ort.__version__, HEAVY), [(sorted(t.ends), t.then, t.temperatures) for t in turns]
+    depends_on = f"{bundle.digest} {versions} {openings} {said}"
     return kept_text(depends_on, (len(openings), length), write_now)
 
 
 @contextmanager
 def _graph_that_writes(bundle: Bundle, report: Progress) -> Iterator[Path]:
     """Give the bundle's full model, or of a heavy one a copy in int8 for as long as it writes."""
-    own, folder = bundle.graph("full"), cache_folder()
-    with suppress(OSError):  # a user without a home has no such folder, and needs more memory
-        folder.mkdir(parents=True, exist_ok=True)
-    if own.with_name(f"{own.name}.data").stat().st_size <= HEAVY or not folder.is_dir():
+    own = bundle.graph("full")
+    if own.with_name(f"{own.name}.data").stat().st_size <= HEAVY:
         yield own
         return
-    with temporary_folder(folder / "int8") as work:
-        copy = work / graph_file("full")
-        flavour_named(bundle.manifest.flavour).rewriter(Quantization(bits=8), report).save(load_lazily(own, {}), copy)
-        yield copy
+    with ExitStack() as stack:
+        try:
+            graph = _in_int8(bundle, stack, report)
+        except OSError:  # no home, or a full disk: the model itself writes, and takes more memory
+            stack.close()
+            graph = own
+        yield graph
+
+
+def _in_int8(bundle: Bundle, stack: ExitStack, report: Progress) -> Path:
+    """Write a copy of the full model into the user's cache, where it stays as long as the stack is open."""
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = stack.enter_context(temporary_folder(folder / "int8")) / graph_file("full")
+    report(0, 0, "making a copy in int8, which writes text to calibrate with")
+    rewriter = flavour_named(bundle.manifest.flavour).rewriter(Quantization(bits=8), silent)
+    rewriter.save(load_lazily(bundle.graph("full"), {}), copy)
+    return copy
 
 
 def _written(model: _Model, openings: Sequence[Opening], turns: Sequence[Turn], length: int, report: Progress) -> Ids:

@@ -225,7 +225,8 @@ class Decoder:
         # Another text from now on: a run that still holds the old object may not go on (`OvertakenError`).
         self.work = Work()
         left_out = int(snapshot[UNREAD][0]) if UNREAD in snapshot else 0
-        self.tokens.unread = left_out if left_out > start else min(self.tokens.unread, start)
+        # Rows behind `start` may have looked at what their own text left out before it.
+        self.tokens.unread = max(min(self.tokens.unread, start), left_out)
         for kind, half in (("full", self.full), ("recycler", self.recycler)):
             if half is not None:
                 past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]

@@ -25,7 +25,7 @@ class ModuleProposer:
 
     def __init__(self, decoder: Decoder, sampling: Chooser, chain: int, min_confidence: float) -> None:
         self.decoder, self.sampling = decoder, sampling
-        self.chain, self.min_confidence = chain, min_confidence
+        self.chain, self.min_confidence = min(chain, decoder.longest_chain), min_confidence
         self.cycles = 0
 
     def postpone(self, kept: list[int]) -> None:

@@ -121,6 +121,23 @@ def test_copies_know_what_was_left_out(model: Model, ids: list[int], monkeypatch
     assert close(model, proposals(copy, other), whole(model, other, monkeypatch))
 
 
+@pytest.mark.parametrize(("left_out", "start", "unread"), [(0, 64, 0), (60, 64, 60), (80, 64, 80), (40, 64, 40)])
+def test_rows_of_two_texts_know_what_either_left_out(
+    left_out: int, start: int, unread: int, model: Model, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows behind `start` may look back at what their own text left out before it."""
+    decoder, other = model.decoder("verify"), model.decoder("verify")
+    for each in (decoder, other):
+        with monkeypatch.context() as patch:
+            patch.setattr(decoding, "SPARE_ROWS", FAR)
+            proposals(each, ids)
+    snapshot = other.snapshot()
+    if left_out:
+        snapshot[decoding.UNREAD] = np.array([left_out])
+    decoder.restore(snapshot, start)
+    assert decoder.tokens.unread == unread
+
+
 @pytest.mark.parametrize("kept", [LENGTH, 140])
 def test_prompt_files_know_it_too(
     kept: int, model: Model, ids: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
