@@ -16,8 +16,6 @@ Optimizer = Literal["adamw", "muon"]
 Precision = Literal["fp32", "bf16"]
 LONGEST_CHAIN = 8
 """A chain's step is right only where all before it were: few texts reach the eighth."""
-USUAL_DEPTH = 3
-"""Of a module without layers as many as it has places, where those are fewer."""
 PEAKS: dict[Optimizer, float] = {"adamw": 1e-3, "muon": 3e-2}
 """Peak learning rates for a hidden size of 256; they fall with the root of the size, as the weights themselves do.
 
@@ -55,7 +53,7 @@ class TrainingOptions:
         unset="the module alone", option="--joint/--freeze-base",
     )  # fmt: skip
     depth: int = setting(
-        USUAL_DEPTH, Number(least=1, most=LONGEST_CHAIN, whole=True), "Longest chain of recycled tokens to train."
+        3, Number(least=1, most=LONGEST_CHAIN, whole=True), "Longest chain of recycled tokens to train."
     )
     steps: int | None = setting(None, BUDGET, "Budget: optimiser steps.")
     tokens: int | None = setting(None, BUDGET, "Budget: tokens of text.")

@@ -20,7 +20,7 @@ from recycle_onnx.progress import Progress, silent
 from recycle_onnx.training import storage
 from recycle_onnx.training.data import Examples, Windows
 from recycle_onnx.training.model import RecycleGPT
-from recycle_onnx.training.options import OWN_TOKENS, USUAL_DEPTH, Precision, TrainingOptions
+from recycle_onnx.training.options import OWN_TOKENS, Precision, TrainingOptions
 from recycle_onnx.training.precision import best_precision
 from recycle_onnx.training.processes import Processes
 from recycle_onnx.training.reader import Reader
@@ -138,7 +138,7 @@ def _with_depth(options: TrainingOptions, checkpoint: Checkpoint) -> TrainingOpt
     module = checkpoint.recycler
     if module is None or module.join is not None or options.depth <= module.places:
         return options
-    if options.depth == USUAL_DEPTH:
+    if options.depth == TrainingOptions.depth:
         return replace(options, depth=module.places)
     raise InputError(
         f"{checkpoint.folder}: --depth {options.depth} of a module that has {module.size}; "
