@@ -41,7 +41,7 @@ class ModuleProposer:
         draft = self.decoder.recycle_step(kept) if self.cycles else self.decoder.start_recycling(kept[-1])
         self.cycles += 1
         proposals: list[int] = []
-        for index in range(min(self.chain, room, self.decoder.longest_chain)):
+        for index in range(min(self.chain, room)):
             if index:
                 draft = self.decoder.chain_step(proposals[-1])
             token = self._choose(draft[-1], position + index)
