@@ -22,6 +22,8 @@ from recycle_onnx.untrusted import check_inside
 FORMAT = "1.0"
 """The manifest's major and minor version: another major one is refused, new minor ones add fields that old readers
 ignore."""
+UNNAMED = {"cache_type": None, "places": 1, "reach": None, "windows": ()}
+"""Fields of a graph that are not written where they have these values."""
 MANIFEST = "recycle.json"
 """Written last: a folder without it is no bundle."""
 ADVISORY = (
@@ -86,7 +88,7 @@ class Manifest:
         """Write the manifest in one step."""
         content = asdict(self)
         for spec in content["graphs"].values():
-            for name, usual in (("cache_type", None), ("places", 1), ("reach", None)):  # which are not named
+            for name, usual in UNNAMED.items():
                 if spec[name] == usual:
                     del spec[name]
         write_json(path, {"format": self.format, **content})
@@ -127,7 +129,7 @@ class Manifest:
 
 def _graph(values: dict[str, Any]) -> GraphSpec:
     spec: GraphSpec = _known(GraphSpec, values)
-    return replace(spec, taps=tuple(spec.taps))
+    return replace(spec, taps=tuple(spec.taps), windows=tuple(spec.windows))
 
 
 def _known(cls: Any, values: dict[str, Any]) -> Any:

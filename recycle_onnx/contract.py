@@ -18,6 +18,7 @@ HIDDEN_STATES_OUT = "hidden_states_out"
 RECYCLE_STATES = "recycle_states"
 LOGITS = "logits"
 LOGITS_TO_KEEP = "logits_to_keep"
+DROPPED_ROWS = "dropped_rows"
 
 BATCH = "batch_size"
 """Names of free dimensions; `TOTAL` is an expression, which ONNX Runtime compares as a text."""
@@ -62,7 +63,8 @@ class GraphSpec:
     a run has one text. `taps` are the hidden states of the full model that the module reads, side by side. `places` are
     the tokens that a run of the module proposes: the logits of all of them lie side by side. A module without layers
     has such places only; with layers, a chain goes on by a run for each token. `reach` is how many rows decide what
-    comes out for the last of them, itself included; None where all before it do.
+    comes out for the last of them, itself included; None where all before it do. `windows` are the rows that each layer
+    sees, the last one included, None for all; empty where the graph needs all rows of every layer nonetheless.
     """
 
     kind: Kind
@@ -76,6 +78,7 @@ class GraphSpec:
     cache_type: Literal["int8"] | None = None
     places: int = 1
     reach: int | None = None
+    windows: tuple[int | None, ...] = ()
 
     @property
     def longest_chain(self) -> int | None:
@@ -109,6 +112,16 @@ class GraphSpec:
         pair: list[CacheType] = ["uint8", "int8"] if self.cache_type == "int8" else [self.float_type, self.float_type]
         return pair * self.num_layers
 
+    def has_window(self) -> list[bool]:
+        """Tell of each key-value buffer, in the order of `past_names`, whether it can do without its oldest rows."""
+        by_layer = [window is not None for window in self.windows] or [False] * self.num_layers
+        return [has_window for has_window in by_layer for _ in ("key", "value")]
+
+    @property
+    def widest_window(self) -> int | None:
+        """Rows that layers with a window see at most; None where there are none."""
+        return max((window for window in self.windows if window is not None), default=None)
+
     @property
     def row_bytes(self) -> int:
         """Bytes that the keys and values of a token take."""
@@ -125,8 +138,13 @@ class GraphSpec:
         }
 
     def optional_inputs(self) -> dict[str, Tensor]:
-        """Return the inputs with a default: the number of last rows that get logits, 0 for all."""
-        return {LOGITS_TO_KEEP: Tensor("int64", ())}
+        """Return the inputs with a default of 0.
+
+        `logits_to_keep` is the number of last rows that get logits, 0 for all. `dropped_rows` is how many rows of the
+        text the buffers of layers with a window no longer have: their first one is that of the next token.
+        """
+        names = (LOGITS_TO_KEEP,) if self.widest_window is None else (LOGITS_TO_KEEP, DROPPED_ROWS)
+        return {name: Tensor("int64", ()) for name in names}
 
     def outputs(self) -> dict[str, Tensor]:
         """Return all outputs, in the graph's order."""

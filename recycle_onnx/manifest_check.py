@@ -88,9 +88,17 @@ def _check_graphs(graphs: dict[str, Any]) -> None:
         reach = spec.get("reach")
         if reach is not None and (type(reach) is not int or reach < 1):
             raise ValueError(f"graphs.{kind}.reach is {reach!r:.100}; expected at least 1 row, or none")
+        _check_windows(kind, spec)
         taps = spec.get("taps", ["final_post"])
         if not isinstance(taps, list) or not 0 < len(taps) <= MOST_TAPS or not all(isinstance(t, str) for t in taps):
             raise ValueError(f"graphs.{kind}.taps is {taps!r:.100}; expected names of hidden states")
+
+
+def _check_windows(kind: str, spec: dict[str, Any]) -> None:
+    windows, layers = spec.get("windows", []), spec["num_layers"]
+    right = isinstance(windows, list) and all(row is None or (type(row) is int and row > 0) for row in windows)
+    if not right or len(windows) not in (0, layers):
+        raise ValueError(f"graphs.{kind}.windows is {windows!r:.100}; expected rows for each of {layers} layers")
 
 
 def _check_file(name: str, file: dict[str, Any]) -> None:

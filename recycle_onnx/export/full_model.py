@@ -12,7 +12,7 @@ from recycle_onnx.checkpoint.weights import Tensors
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.flavours import ORT, Flavour
-from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.graph import DecoderGraph, windows_of
 from recycle_onnx.export.lazy import of_table
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -28,7 +28,7 @@ def full_spec(config: BaseConfig, taps: tuple[str, ...] = (FINAL_POST,)) -> Grap
     """Return the full model's interface, with the hidden states that its module reads."""
     return GraphSpec(
         "full", config.num_layers, config.num_kv_heads, config.head_dim, config.hidden_size, config.vocab_size,
-        taps=taps,
+        taps=taps, windows=windows_of(config),
     )  # fmt: skip
 
 

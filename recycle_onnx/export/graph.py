@@ -14,7 +14,7 @@ from recycle_onnx import __version__
 from recycle_onnx.checkpoint import BaseConfig
 from recycle_onnx.checkpoint.base import Layer, Rope
 from recycle_onnx.checkpoint.weights import Tensors
-from recycle_onnx.contract import LOGITS_TO_KEEP, GraphSpec, Tensor
+from recycle_onnx.contract import DROPPED_ROWS, LOGITS_TO_KEEP, GraphSpec, Tensor
 from recycle_onnx.export.lazy import LazyWeight, of_array, of_products
 
 OnnxModel = ir.Model
@@ -43,7 +43,8 @@ class DecoderGraph(ABC):
         self._constants: dict[str, ir.Value] = {}
         self._tables: dict[Rope, tuple[ir.Value, ir.Value]] = {}
         self.inputs = {name: self._input(name, tensor) for name, tensor in spec.inputs().items()}
-        self.keep = self._optional_input(LOGITS_TO_KEEP, spec.optional_inputs()[LOGITS_TO_KEEP])
+        optional = {name: self._optional_input(name, tensor) for name, tensor in spec.optional_inputs().items()}
+        self.keep, self.dropped = optional[LOGITS_TO_KEEP], optional.get(DROPPED_ROWS)
 
     def _input(self, name: str, tensor: Tensor) -> ir.Value:
         value: ir.Value = self.builder.input(name, TYPES[tensor.dtype], list(tensor.shape))
@@ -83,6 +84,10 @@ class DecoderGraph(ABC):
         operator = self.op.RMSNormalization if config.kind == "rms" else self.op.LayerNormalization
         normalised: ir.Value = operator(x, *parameters, axis=-1, epsilon=config.eps)
         return normalised
+
+    def window(self, layer: Layer) -> int | None:
+        """Return how many rows a layer sees, None for all: its buffers may have dropped those before."""
+        return _window(layer, self.config)
 
     def split(self, packed: ir.Value) -> Projected:
         """Split into queries, keys and values, each by itself."""
@@ -166,6 +171,16 @@ class DecoderGraph(ABC):
         return ir.Model(
             self.graph, ir_version=self.ir_version, producer_name="recycle-onnx", producer_version=__version__
         )
+
+
+def windows_of(config: BaseConfig) -> tuple[int | None, ...]:
+    """Return the rows that each layer sees, None for all; nothing where all layers see all."""
+    windows = tuple(_window(layer, config) for layer in config.layers)
+    return windows if any(windows) else ()
+
+
+def _window(layer: Layer, config: BaseConfig) -> int | None:
+    return None if layer.window is None or layer.window >= config.context_length else layer.window
 
 
 def _bias(weight: str) -> str:

@@ -13,7 +13,7 @@ from recycle_onnx.contract import GraphSpec
 from recycle_onnx.export import blocks
 from recycle_onnx.export.flavours import ORT, Flavour
 from recycle_onnx.export.full_model import EMBEDDING, LM_HEAD, POSITIONS, Fuse
-from recycle_onnx.export.graph import DecoderGraph
+from recycle_onnx.export.graph import DecoderGraph, windows_of
 from recycle_onnx.export.lazy import LazyWeight, of_some_rows, of_table
 
 DRAFT_HEAD = "draft_head.weight"
@@ -28,7 +28,7 @@ def recycler_spec(config: RecyclerConfig, base: BaseConfig, draft: list[int] | N
     layers = config.layers_of(base)
     return GraphSpec(
         "recycler", config.num_layers, layers.num_kv_heads, layers.head_dim, base.hidden_size, vocab_size,
-        taps=config.states, places=config.places, reach=_reach(layers),
+        taps=config.states, places=config.places, reach=_reach(layers), windows=windows_of(layers),
     )  # fmt: skip
 
 

@@ -43,6 +43,12 @@ class OrtGraph(DecoderGraph):
         self._length = length
 
     @cached_property
+    def _shorter(self) -> tuple[ir.Value, ir.Value]:
+        """The same two for buffers that have dropped their first rows."""
+        dropped = self.op.Cast(self.dropped, to=ir.DataType.INT32)
+        return self.op.Sub(self.last_index, dropped), self.op.Sub(self.total, dropped)
+
+    @cached_property
     def positions(self) -> ir.Value:
         """Positions [B, S] of the tokens of this call: length - S … length - 1."""
         op, length = self.op, self._length
@@ -62,15 +68,19 @@ class OrtGraph(DecoderGraph):
         return normalised, total
 
     def attend(self, query: Projected, layer: Layer, past: Cache) -> tuple[ir.Value, ir.Value, ir.Value]:
-        """Build GroupQueryAttention, which rotates too where its CPU kernel can."""
-        rope = layer.rope
-        fused = rope is not None and len(rope.frequencies) % 8 == 0  # else the kernel refuses
+        """Build GroupQueryAttention, which rotates too where its CPU kernel can.
+
+        It takes a row of a buffer for a position, so where rows are dropped others rotate.
+        """
+        rope, drops_rows = layer.rope, self.window(layer) is not None
+        fused = rope is not None and not drops_rows and len(rope.frequencies) % 8 == 0  # else the kernel refuses
         if rope and not fused:
             query = self.rotated(query, rope)
         separate = query if len(query) == 3 else (*query, None, None)
         tables = self.rotary_tables(rope) if rope and fused else ()
+        lengths = self._shorter if drops_rows else (self.last_index, self.total)
         y, key, value = self.microsoft.GroupQueryAttention(
-            *separate, *past, self.last_index, self.total, *tables, **self._attributes(layer, fused), _outputs=3
+            *separate, *past, *lengths, *tables, **self._attributes(layer, fused), _outputs=3
         )
         return y, key, value
 
@@ -90,8 +100,8 @@ class OrtGraph(DecoderGraph):
             attributes["rotary_interleaved"] = 1
         if layer.scale != config.head_dim**-0.5:
             attributes["scale"] = layer.scale
-        if layer.window is not None:
-            attributes["local_window_size"] = layer.window
+        if (window := self.window(layer)) is not None:
+            attributes["local_window_size"] = window
         if config.attention_softcap is not None:
             attributes["softcap"] = config.attention_softcap
         return attributes

@@ -58,9 +58,16 @@ def add_to_group_query_attention(graph: ir.Graph) -> None:
     The row's key and value take the cache row behind the text. Nothing is added where the buffers or the rotary tables
     have no such row, nor to a batch: the operator takes several rows a text only where there is one text.
     """
-    attentions = [node for node in graph if node.op_type == "GroupQueryAttention"]
-    if not attentions:
-        return
+    by_length: dict[ir.Value | None, list[ir.Node]] = {}
+    for node in graph:
+        if node.op_type == "GroupQueryAttention":
+            by_length.setdefault(node.inputs[TOTAL], []).append(node)
+    for attentions in by_length.values():
+        _add_where_there_is_room(graph, attentions)
+
+
+def _add_where_there_is_room(graph: ir.Graph, attentions: Sequence[ir.Node]) -> None:
+    """Give a second row to those whose buffers have the same rows."""
     nodes, ids = Tape(), _input_ids(graph)
     past, last_index, total = (attentions[0].inputs[at] for at in (PAST_KEYS, LAST_INDEX, TOTAL))
     rows = nodes.op("Shape", [past], {"start": 2, "end": 3})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -22,6 +22,17 @@ HEADS_FIRST = [0, 2, 1, 3]
 """The permutation from [B, S, heads, D] to [B, heads, S, D], and back."""
 
 
+class _Buffers(NamedTuple):
+    """Where a call's tokens go in key-value buffers: the first one to row `write_at` [B], the last before `end` [1].
+
+    `has_room` [1] tells whether there are so many rows.
+    """
+
+    write_at: ir.Value
+    end: ir.Value
+    has_room: ir.Value
+
+
 class StandardGraph(DecoderGraph):
     """A graph with Attention over the first T rows of a buffer that TensorScatter writes into, or that grows."""
 
@@ -31,6 +42,7 @@ class StandardGraph(DecoderGraph):
     def __init__(self, spec: GraphSpec, config: BaseConfig) -> None:
         super().__init__(spec, config)
         self._masks: dict[int | None, ir.Value] = {}
+        self._buffers: dict[bool, _Buffers] = {}
         self._lengths()
 
     def _lengths(self) -> None:
@@ -63,12 +75,14 @@ class StandardGraph(DecoderGraph):
         q, k, v = self._by_head(query)
         if layer.rope:
             q, k = (self._turned(x, layer.rope) for x in (q, k))
-        present = self._appended(past, (k, v))
-        valid = (op.Slice(x, self.ints(0), self._end, self.ints(2)) for x in present)
+        window = self.window(layer)
+        buffers = self._buffers_of(past, drops_rows=window is not None)
+        present = self._appended(past, (k, v), buffers)
+        valid = (op.Slice(x, self.ints(0), buffers.end, self.ints(2)) for x in present)
         attributes: dict[str, Any] = {"scale": layer.scale}
         if config.attention_softcap is not None:
             attributes["softcap"] = config.attention_softcap
-        y = op.Transpose(op.Attention(q, *valid, self._allowed(layer.window), **attributes), perm=HEADS_FIRST)
+        y = op.Transpose(op.Attention(q, *valid, self._allowed(window), **attributes), perm=HEADS_FIRST)
         return op.Reshape(y, self.ints(0, 0, -1)), *present
 
     def rows_product(self, x: ir.Value, table: ir.Value) -> ir.Value:
@@ -106,21 +120,20 @@ class StandardGraph(DecoderGraph):
         rotated: ir.Value = self.op.RotaryEmbedding(x, *self.rotary_tables(rope), self.positions, **attributes)
         return rotated
 
-    @cached_property
-    def _has_room(self) -> ir.Value:
-        rows = self.op.Shape(self.inputs[self.spec.past_names()[0]], start=2, end=3)
-        room: ir.Value = self.op.GreaterOrEqual(rows, self._end)
-        return room
+    def _buffers_of(self, past: Cache, drops_rows: bool) -> _Buffers:
+        """Compute where this call's tokens go in buffers with all rows, or in those that drop their first ones."""
+        if drops_rows not in self._buffers:
+            op, start, end = self.op, self._start, self._end
+            if drops_rows:
+                start, end = (op.Sub(index, op.Reshape(self.dropped, self.ints(1))) for index in (start, end))
+            at = op.Expand(start, op.Shape(self.inputs[INPUT_IDS], start=0, end=1))
+            has_room = op.GreaterOrEqual(op.Shape(past[0], start=2, end=3), end)
+            self._buffers[drops_rows] = _Buffers(at, end, has_room)
+        return self._buffers[drops_rows]
 
-    @cached_property
-    def _write_at(self) -> ir.Value:
-        """The row [B] of the buffers that this call's first token goes to."""
-        at: ir.Value = self.op.Expand(self._start, self.op.Shape(self.inputs[INPUT_IDS], start=0, end=1))
-        return at
-
-    def _appended(self, past: Cache, new: Cache) -> Cache:
+    def _appended(self, past: Cache, new: Cache, buffers: _Buffers) -> Cache:
         """Write into buffers that have room, in place where past and present are the same memory; else make longer."""
-        at, pairs = self._write_at, list(zip(past, new, strict=True))
+        at, pairs = buffers.write_at, list(zip(past, new, strict=True))
 
         def branch(kind: str, appended: Callable[[OpBuilder, ir.Value, ir.Value], ir.Value]) -> ir.Graph:
             names = [f"{kind}.{old.name}" for old in past]
@@ -132,11 +145,13 @@ class StandardGraph(DecoderGraph):
 
         static = branch("static", lambda op, old, x: op.TensorScatter(old, x, at, axis=2))
         growing = branch("growing", lambda op, old, x: op.Concat(old, x, axis=2))
-        key, value = self.op.If(self._has_room, then_branch=static, else_branch=growing, _outputs=2)
+        key, value = self.op.If(buffers.has_room, then_branch=static, else_branch=growing, _outputs=2)
         return key, value
 
     def _allowed(self, window: int | None) -> ir.Value:
         """Compute which keys a token sees [B, 1, S, T]: itself, and what the mask has of those before, in its window.
+
+        With a window they are those that its layers' buffers still have.
 
         (Padding sees itself: were there nothing to see, some kernels would give NaN, and its values would be NaN too.)
         """
@@ -148,7 +163,10 @@ class StandardGraph(DecoderGraph):
             seen = op.And(op.Less(keys, queries), op.Unsqueeze(op.Cast(self._mask, to=ir.DataType.BOOL), self.ints(1)))
             if window is not None:
                 seen = op.And(seen, op.Less(self._distances(), self.scalar(window)))
-            self._masks[window] = op.Unsqueeze(op.Or(seen, op.Equal(keys, queries)), self.ints(1))
+            seen = op.Or(seen, op.Equal(keys, queries))
+            if window is not None:
+                seen = op.Slice(seen, op.Reshape(self.dropped, self.ints(1)), self._end, self.ints(2))
+            self._masks[window] = op.Unsqueeze(seen, self.ints(1))
         return self._masks[window]
 
     def _distances(self) -> ir.Value:

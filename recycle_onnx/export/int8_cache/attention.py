@@ -28,6 +28,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+from recycle_onnx.contract import DROPPED_ROWS
 from recycle_onnx.export.int8_cache.products import KEY_ZERO, QUERY_MOST, Operands, attended
 from recycle_onnx.export.int8_cache.run_nodes import QueryForm, RunNodes
 from recycle_onnx.export.int8_cache.tape import GraphTape
@@ -70,10 +71,9 @@ def with_int8_cache(model: ir.Model, scales: Sequence[CacheScales]) -> None:
         return
     past = attentions[0].inputs[PAST_KEYS]
     assert past is not None
-    shape, run = past.shape, RunNodes(graph, past, map(_form, attentions))
-    graph.insert_before(attentions[0], run.nodes)
+    shape, runs = past.shape, _runs(graph, attentions)
     for node, own in zip(attentions, scales, strict=True):
-        layer = _Layer(run, node, own)
+        layer = _Layer(runs[_has_window(node)], node, own)
         y, *present = layer.build()
         graph.insert_before(node, layer.nodes)
         for old, new in zip(_behind_second_row(node), (y, *present), strict=True):
@@ -84,6 +84,23 @@ def with_int8_cache(model: ir.Model, scales: Sequence[CacheScales]) -> None:
         value.shape = shape
     graph.opset_imports[""] = OPSET
     RemoveUnusedNodesPass()(model)
+
+
+def _runs(graph: ir.Graph, attentions: Sequence[ir.Node]) -> dict[bool, RunNodes]:
+    """Make what layers without a window read of a run, and what those with one do, whose buffers drop rows."""
+    dropped = next((value for value in graph.inputs if value.name == DROPPED_ROWS), None)
+    runs = {}
+    for windows in {_has_window(node): None for node in attentions}:
+        nodes = [node for node in attentions if _has_window(node) == windows]
+        past = nodes[0].inputs[PAST_KEYS]
+        assert past is not None
+        runs[windows] = RunNodes(graph, past, map(_form, nodes), dropped if windows else None)
+        graph.insert_before(attentions[0], runs[windows].nodes)
+    return runs
+
+
+def _has_window(node: ir.Node) -> bool:
+    return _form(node).window > 0
 
 
 def _attribute(node: ir.Node, name: str, default: int = 0) -> int:

@@ -1,4 +1,4 @@
-"""What all layers of a graph read of a run: where its rows go, their positions, and which keys they see."""
+"""What layers of a graph read of a run: where its rows go, their positions, and which keys they see."""
 
 from __future__ import annotations
 
@@ -44,16 +44,23 @@ class Seen:
 class RunNodes(GraphTape):
     """The nodes that are made once, before the first layer."""
 
-    def __init__(self, graph: ir.Graph, past: ir.Value, forms: Iterable[QueryForm]) -> None:
-        """Read a run's size from its tokens, and the text's length from the mask; `past` is any layer's cache."""
-        super().__init__(graph, "int8_cache.run.")
+    def __init__(
+        self, graph: ir.Graph, past: ir.Value, forms: Iterable[QueryForm], dropped: ir.Value | None = None
+    ) -> None:
+        """Read a run's size from its tokens, and the text's length from the mask; `past` is any of the layers' caches.
+
+        Those have `dropped` so many of their first rows, none where nothing is given.
+        """
+        super().__init__(graph, "int8_cache.run." if dropped is None else "int8_cache.run.windows.")
         inputs = {str(value.name): value for value in graph.inputs}
         length = self.op("ReduceSum", [inputs[ATTENTION_MASK], self.ints(1)], {"keepdims": 0})
         count = self.op("Shape", [inputs[INPUT_IDS]], {"start": 1, "end": 2})
+        self.positions = self.op("Unsqueeze", [_range(self, self.op("Sub", [length, count]), length), self.ints(0)])
+        if dropped is not None:
+            length = self.op("Sub", [length, dropped])
         self.start = self.op("Sub", [length, count])  # [1]
         self.is_long = self.op("Squeeze", [self.op("Greater", [count, self.ints(LONG)])])
         self._queries = _range(self, self.start, length)
-        self.positions = self.op("Unsqueeze", [self._queries, self.ints(0)])  # [1, S]
         self._rows = self.op("Shape", [past], {"start": 2, "end": 3})
         self._end = self.op("Min", [self._whole(self.op("Add", [length, self.ints(SUMMED - 1)])), self._rows])
         self.seen = {form: self._seen(form) for form in sorted(set(forms))}
