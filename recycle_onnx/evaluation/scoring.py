@@ -70,6 +70,7 @@ class Scorer:
 
     def __init__(self, model: Model) -> None:
         self._decoder = model.decoder("auto")
+        self._decoder.keep_all_rows()  # texts have long beginnings in common, and fork wherever they like
         full = self._decoder.full
         self._hidden = np.empty((full.cache.limit, full.spec.state_size), full.spec.float_type)
         self._read: list[int] = []

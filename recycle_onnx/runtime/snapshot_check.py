@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from recycle_onnx.runtime.decoding.decoder import DROPPED
 from recycle_onnx.runtime.decoding.half import Half
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -40,8 +41,14 @@ def _check_half(arrays: Arrays, kind: str, half: Half, vocab_size: int) -> NDArr
     tokens = _array(arrays, f"{kind}.tokens", "int64", (None,))
     if len(tokens) > half.cache.limit or ((tokens < 0) | (tokens >= vocab_size)).any():
         raise ValueError(f"{kind}.tokens are not up to {half.cache.limit} tokens below {vocab_size}")
-    for name, dtype in zip(spec.past_names(), spec.cache_types(), strict=True):
-        _array(arrays, f"{kind}.{name}", dtype, (spec.num_kv_heads, len(tokens), spec.head_dim))
+    dropped = 0
+    if (name := f"{kind}.{DROPPED}") in arrays:
+        dropped = int(_array(arrays, name, "int64", (1,))[0])
+        if not 0 <= dropped <= len(tokens):
+            raise ValueError(f"{name} is {dropped}; expected 0 to {len(tokens)}")
+    for name, dtype, has_window in zip(spec.past_names(), spec.cache_types(), spec.has_window(), strict=True):
+        rows = len(tokens) - dropped if has_window else len(tokens)
+        _array(arrays, f"{kind}.{name}", dtype, (spec.num_kv_heads, rows, spec.head_dim))
     return tokens
 
 

@@ -65,6 +65,7 @@ class PrefixCaches:
     def _make(self, with_module: bool) -> Decoder:
         decoder = self.model.decoder("auto" if with_module else "full")
         if self.saver is not None:
+            decoder.keep_all_rows()  # a file has those of every layer, for texts that go on from there
             decoder.recall = self._restore
         return decoder
 

@@ -87,6 +87,8 @@ class PromptFiles:
             How many tokens it took over. The prompt's last one is never among them: it is read for its logits.
         """
         known = min(map(len, _tokens_of(decoder).values())) // self._size
+        if decoder.has_dropped_rows:
+            known = 0
         blocks = self._blocks(_tokens_for(decoder, prompt[:-1], prompt[1:]))
         restored = []
         for block in takewhile(lambda block: block.path.exists(), islice(blocks, known, None)):
@@ -101,9 +103,12 @@ class PromptFiles:
     def unsaved(self, decoder: Decoder) -> Unsaved | None:
         """Return the first block that an idle decoder has read and that is in no file.
 
-        Where there is none, the files of its text count as used now. Only rows that both halves have read are saved.
+        Where there is none, the files of its text count as used now. Only rows that both halves have read are saved,
+        and none of a decoder that has dropped some.
         """
         chain = []
+        if decoder.has_dropped_rows:
+            return None
         for block in self._blocks(_tokens_of(decoder)):
             chain.append(block)
             if not block.path.exists():

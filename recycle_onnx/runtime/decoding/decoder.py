@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -31,6 +31,8 @@ SPARE_ROWS = 256
 as a chat does whose template ends an answer in other tokens, and nothing has to be read again."""
 UNREAD = "recycler.unread"
 """The name in a snapshot of how many rows the module has left out."""
+DROPPED = "dropped"
+"""The name in a snapshot, behind that of a half, of how many rows its layers with a window have dropped."""
 
 Watch = Callable[[int, int], None]
 """Told after each chunk of a prompt how many tokens are read, and of how many; what it raises ends the reading."""
@@ -104,6 +106,16 @@ class Decoder:
         self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
         self._watch: Watch = nobody  # of the text that is being read
 
+    @property
+    def has_dropped_rows(self) -> bool:
+        """Whether layers with a window lack rows of tokens that were read."""
+        return any(half.cache.dropped and half.tokens for half in self._halves)
+
+    def keep_all_rows(self) -> None:
+        """Let layers with a window drop no rows: for a fresh decoder that will go back in its text, often and far."""
+        for half in self._halves:
+            half.cache.keep_all_rows()
+
     def __repr__(self) -> str:
         return f"<Decoder: {len(self.tokens.full)} tokens read>"
 
@@ -130,9 +142,8 @@ class Decoder:
         started = time.perf_counter()
         self._watch = watch
         reused = self._go_back(prompt)
-        for half in (self.full, self.recycler):
-            if half is not None:
-                half.reserve(len(prompt) + min(limit, AHEAD))
+        for half in self._halves:
+            half.reserve(len(prompt) + min(limit, AHEAD))
         if self.recall(self, prompt):
             reused = self._go_back(prompt)
         work = self.work = Work(reused, full_runs=1)
@@ -208,14 +219,17 @@ class Decoder:
 
         `{half}.tokens` i64 [n] and `{half}.past_key_values.{i}.key` and `.value` [K, n, D] of each half, and `states`
         [m, state_size], those that the module has not read. `recycler.unread` i64 [1] is there where the module has
-        left out so many rows, the first ones.
+        left out so many rows, the first ones. So is `{half}.dropped` where layers with a window have dropped rows: keys
+        and values of theirs are [K, n - dropped, D].
         """
         self._put_aside()
-        arrays = _read_by("full", self.full)
+        self.tokens.forget_guesses()
+        if not all(half.can_go_on(half.length) for half in self._halves):
+            self.keep(0)
+        arrays = _read_by(self.full)
         if self.recycler is not None:
-            self.tokens.forget_guesses()
             self.states.cut(self.full.length - self.tokens.true_rows)
-            arrays |= _read_by("recycler", self.recycler)
+            arrays |= _read_by(self.recycler)
             if self.tokens.unread:
                 arrays[UNREAD] = np.array([self.tokens.unread])
         return {**arrays, "states": self.states.rows()}
@@ -224,13 +238,16 @@ class Decoder:
         """Take over what a decoder of the same model had read, behind the first `start` rows of both halves."""
         # Another text from now on: a run that still holds the old object may not go on (`OvertakenError`).
         self.work = Work()
+        if any(dropped_rows(snapshot, half) and not half.cache.drops_rows for half in self._halves):
+            self.keep(0)  # here the graphs need all rows, of which a provider that can do without has dropped some
+            return
         left_out = int(snapshot[UNREAD][0]) if UNREAD in snapshot else 0
         # Rows behind `start` may have looked at what their own text left out before it.
         self.tokens.unread = max(min(self.tokens.unread, start), left_out)
-        for kind, half in (("full", self.full), ("recycler", self.recycler)):
-            if half is not None:
-                past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]
-                half.restore(snapshot[f"{kind}.tokens"].tolist(), past, start)
+        for half in self._halves:
+            kind = half.spec.kind
+            past = [snapshot[f"{kind}.{name}"] for name in half.spec.past_names()]
+            half.restore(snapshot[f"{kind}.tokens"].tolist(), past, start, dropped_rows(snapshot, half))
         self.states.clear()
         if self.recycler is not None:
             self.tokens.module_is_true()
@@ -239,9 +256,8 @@ class Decoder:
 
     def close(self) -> None:
         """Let go of sessions and caches; only the counts are left."""
-        for half in (self.full, self.recycler):
-            if half is not None:
-                half.close()
+        for half in self._halves:
+            half.close()
         self.states.clear()
 
     def _go_back(self, prompt: list[int]) -> int:
@@ -257,10 +273,18 @@ class Decoder:
             rows = min(tokens.true_rows, common_prefix(tokens.module, prompt[1:]), same)
             if rows < tokens.true_rows or same - rows > len(self.states):
                 same = rows
-            if tokens.unread and rows < tokens.unread + self._reach:  # what comes would look back at rows left out
+            is_left_out = tokens.unread and rows < tokens.unread + self._reach
+            if is_left_out or not self.recycler.can_go_on(
+                rows
+            ):  # what comes would look back at rows left out, or dropped
                 same = max(0, rows - self._reach)
+        if not self.full.can_go_on(same):
+            same = 0
         self.keep(same)
         self.tokens.forget_guesses()
+        if self.recycler is not None and not self.recycler.can_go_on(self.recycler.length):
+            self.recycler.leave_out()
+            tokens.unread = self.recycler.length
         return same
 
     def _read(self, piece: list[int]) -> Floats:
@@ -268,6 +292,10 @@ class Decoder:
             spec = self.full.spec
             return self.full.read(piece, None, np.empty((len(piece), spec.state_size), spec.float_type))
         return self.full.read(piece, None, self.states.room(len(piece)))
+
+    @property
+    def _halves(self) -> list[Half]:
+        return [self.full] if self.recycler is None else [self.full, self.recycler]
 
     @property
     def _reach(self) -> int:
@@ -315,6 +343,15 @@ class Decoder:
         self.work.recycle_runs += 1
 
 
-def _read_by(kind: str, half: Half) -> dict[str, NDArray[Any]]:
-    past = zip(half.spec.past_names(), half.rows(), strict=True)
-    return {f"{kind}.tokens": np.array(half.tokens, np.int64), **{f"{kind}.{name}": rows for name, rows in past}}
+def dropped_rows(snapshot: Mapping[str, NDArray[Any]], half: Half) -> int:
+    """Return how many rows layers with a window lack in a snapshot of a half like this one."""
+    name = f"{half.spec.kind}.{DROPPED}"
+    return int(snapshot[name][0]) if name in snapshot else 0
+
+
+def _read_by(half: Half) -> dict[str, NDArray[Any]]:
+    kind, past = half.spec.kind, zip(half.spec.past_names(), half.rows(), strict=True)
+    arrays = {f"{kind}.tokens": np.array(half.tokens, np.int64), **{f"{kind}.{name}": rows for name, rows in past}}
+    if half.cache.dropped:
+        arrays[f"{kind}.{DROPPED}"] = np.array([half.cache.dropped])
+    return arrays

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -101,12 +102,13 @@ class Half:
         whoever passes the list shortens it to make this half forget rows. `states` and `seconds` are the latest
         `step`'s; `runs` and `rows_read` count all runs and the tokens they read. `by_place` [keep, places, V] are the
         latest run's logits, of which a run returns the first place's. `reads` and `writes` say where the
-        session has its inputs and outputs. With `always_all` the session gives logits for every row.
+        session has its inputs and outputs. With `always_all` the session gives logits for every row, and takes other
+        defaults of optional inputs for constants too.
         """
         self.session, self.spec = session, spec
         self.reads, self.writes = input_memory(session), output_memory(session)
         self.always_all = folds_defaults(session)
-        self.cache = KVCache(spec, limit, self.reads)
+        self.cache = KVCache(spec, limit, self.reads, drops_rows=not self.always_all)
         self.tokens: list[int] = [] if tokens is None else tokens
         self.runs = self.rows_read = 0
         self.by_place: Floats = np.zeros((0, spec.places, spec.vocab_size), np.float32)
@@ -135,24 +137,34 @@ class Half:
         Buffers of integers grow with the text instead: attention over integers computes with all of their rows.
         """
         if self.spec.cache_type is None:
-            self._grow(rows)
-
-    def _grow(self, rows: int) -> None:
-        if self.cache.reserve(min(rows, self.cache.limit), self.length):
-            self._calls.clear()
+            self._begin_anew()
+            self._rebind(self.cache.reserve, min(rows, self.cache.limit), self.length)
 
     def crop(self, length: int) -> None:
-        """Forget everything after the first `length` tokens, without copying."""
+        """Forget everything after the first `length` tokens, without copying; see `can_go_on`."""
         del self.tokens[length:]
 
+    def can_go_on(self, length: int) -> bool:
+        """Tell whether, behind the first `length` tokens, there are all rows that the next one sees."""
+        return length == 0 or self.cache.has_enough(length)
+
     def rows(self) -> list[NDArray[Any]]:
-        """Give keys and values [K, n, D] of the tokens read, in the contract's order; on the host, aliases."""
+        """Give keys and values [K, n, D] of the tokens read, in the contract's order; on the host, aliases.
+
+        Layers with a window may have `cache.dropped` rows, those of the first tokens.
+        """
+        self._begin_anew()
         return self.cache.rows(self.length)
 
     def skip(self, ids: list[int]) -> None:
         """Give tokens their rows without reading them: what the rows hold is unspecified, and no later row sees it."""
-        self._make_room(len(ids))
+        self._check_fits(len(ids))
+        self._rebind(self.cache.pass_over, self.length + len(ids))
         self.tokens += ids
+
+    def leave_out(self) -> None:
+        """Take all tokens read for read, whatever became of their rows: no later row may see them."""
+        self._rebind(self.cache.pass_over, self.length)
 
     def step(self, ids: list[int], keep: int, hidden_in: States | None = None) -> Floats:
         """Read a few tokens; give the logits [keep, V] of the last `keep` of them.
@@ -202,11 +214,13 @@ class Half:
         hidden, made = _prefix(hidden_in, len(ids)), HostBuffer(hidden_out[None])
         return self._run(_Call(self, hidden, made, len(ids), keep), ids)
 
-    def restore(self, tokens: list[int], past: list[NDArray[Any]], start: int = 0) -> None:
-        """Take over what another one had read behind `start` rows: its tokens [n], and keys and values [K, n, D]."""
+    def restore(self, tokens: list[int], past: list[NDArray[Any]], start: int = 0, dropped: int = 0) -> None:
+        """Take over what another one had read behind `start` rows: its tokens [n], and keys and values [K, n, D].
+
+        Where `start` is 0, those of layers with a window may be [K, n - dropped, D].
+        """
         self.crop(start)
-        self._grow(start + len(tokens))
-        self.cache.restore(past, start)
+        self._rebind(self.cache.restore, past, start + len(tokens), start, dropped)
         self.tokens += tokens
 
     def close(self) -> None:
@@ -220,10 +234,28 @@ class Half:
         return None if self._upstream is None else self._upstream.on_device(rows) or self._upstream.on_host()
 
     def _make_room(self, rows: int) -> None:
+        self._check_fits(rows)
+        self._begin_anew()
+        self._rebind(self.cache.make_room, self.length + rows, self.length)
+
+    def _begin_anew(self) -> None:
+        """Let a text that begins have rows from its first token on."""
+        if not self.tokens:
+            self._rebind(self.cache.forget)
+
+    def _rebind(self, change: Callable[..., bool], *arguments: Any) -> None:
+        """Change the cache, and forget all bindings where what is bound has changed, or an error leaves that open."""
+        changed = True
+        try:
+            changed = change(*arguments)
+        finally:
+            if changed:
+                self._calls.clear()
+
+    def _check_fits(self, rows: int) -> None:
         length = self.length + rows
         if length > self.cache.limit:
             raise InputError(f"the text has {length} tokens; the model's context ends at {self.cache.limit}")
-        self._grow(length)
 
     def _run(self, call: _Call, ids: list[int]) -> Floats:
         """Read `ids`; whatever interrupts the run, `tokens` are those whose rows are there, and are sound."""

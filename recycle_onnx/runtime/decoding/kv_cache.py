@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from recycle_onnx.contract import ATTENTION_MASK, CacheType, GraphSpec
+from recycle_onnx.contract import ATTENTION_MASK, BYTES, DROPPED_ROWS, GraphSpec
+from recycle_onnx.runtime.decoding.window_rows import WindowRows
 from recycle_onnx.runtime.ort.memory import HOST, Array, Buffer, Memory
 
 FIRST_CAPACITY = 256
@@ -26,27 +28,50 @@ that ONNX Runtime sums up at once, so that sums do not depend on it."""
 class KVCache:
     """Key-value buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how many rows are valid.
 
-    They hold floats or integers, as the graph says.
+    They hold floats or integers, as the graph says. Those of layers with a window grow to what the window needs, and
+    drop their oldest rows then: the first row that they have is that of token `dropped`.
 
     How many rows are valid is its owner's business: to roll back is to say a smaller number, and what lies beyond is
     overwritten by the next run. The mask is on the host always; the buffers are where the session wants them, and are
     copied only to grow, to be saved and to be restored.
     """
 
-    def __init__(self, spec: GraphSpec, limit: int, places: Mapping[str, Memory] | None = None) -> None:
+    def __init__(
+        self, spec: GraphSpec, limit: int, places: Mapping[str, Memory] | None = None, *, drops_rows: bool = True
+    ) -> None:
         """Allocate the first buffers.
 
-        `limit` is the most rows; `places` say where each past input is to lie, on the host where they do not.
+        `limit` is the most tokens; `places` say where each past input is to lie, on the host where they do not. Unless
+        it `drops_rows`, buffers of all layers keep every one.
         """
         self.limit = limit
-        self.capacity = min(FIRST_CAPACITY, limit)
+        self.capacity = self._window_capacity = min(FIRST_CAPACITY, limit)
         self._types = spec.cache_types()
         self._shown = 0  # ones in the mask
         self._spec = spec
+        self._window = WindowRows.of(spec) if drops_rows else None
+        self._has_window = spec.has_window()
+        self._dropped = np.array(0, np.int64)
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
         self._places = [(places or {}).get(past, HOST) for past, _ in self._names]
-        self.buffers = [self._buffer(*placed) for placed in zip(self._places, self._types, strict=True)]
+        self.buffers = [self._buffer(index, self.capacity) for index in range(len(self._names))]
         self._make_mask()
+
+    @property
+    def dropped(self) -> int:
+        """The first tokens of the text of which layers with a window have no rows."""
+        return 0 if self._window is None else self._window.first
+
+    @property
+    def drops_rows(self) -> bool:
+        """Whether there are layers with a window that drop rows."""
+        return self._window is not None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all buffers."""
+        sizes = zip(self.buffers, self._types, strict=True)
+        return sum(math.prod(buffer.value.shape()) * BYTES[dtype] for buffer, dtype in sizes)
 
     @property
     def arrays(self) -> list[Array]:
@@ -59,8 +84,11 @@ class KVCache:
         return {past: buffer.value.device_name() for (past, _), buffer in zip(self._names, self.buffers, strict=True)}
 
     def bind(self, binding: ort.IOBinding) -> None:
-        """Bind mask, past and present; to be repeated after `reserve` has grown the buffers."""
+        """Bind mask, past and present; to be repeated whenever `reserve` or `make_room` have changed them."""
         self.bind_mask(binding)
+        if self._window is not None:
+            self._dropped = np.array(self.dropped, np.int64)
+            binding.bind_ortvalue_input(DROPPED_ROWS, ort.OrtValue.ortvalue_from_numpy(self._dropped))
         for (past, present), buffer in zip(self._names, self.buffers, strict=True):
             binding.bind_ortvalue_input(past, buffer.value)
             binding.bind_ortvalue_output(present, buffer.value)
@@ -69,16 +97,58 @@ class KVCache:
         """Bind the mask alone: a session that wants it on a device copies it when it is bound."""
         binding.bind_ortvalue_input(ATTENTION_MASK, self._mask_value)
 
+    def keep_all_rows(self) -> None:
+        """Drop nothing from now on; to be called before anything is read."""
+        self._window, self._window_capacity = None, self.capacity
+
+    def has_enough(self, length: int) -> bool:
+        """Tell whether a token behind the first `length` finds all rows that it sees."""
+        return self._window is None or self._window.are_enough(length)
+
     def reserve(self, rows: int, used: int) -> bool:
-        """Make room for `rows` tokens in larger buffers, and keep the first `used`; tell whether they are new."""
-        if rows <= self.capacity:
+        """Make room for `rows` tokens of which `used` are there, in buffers with a window as much as they ever need.
+
+        Returns:
+            Whether what is bound has changed.
+        """
+        most = None if self._window is None else self._window.most
+        return self._enlarge(rows, used, most)
+
+    def make_room(self, rows: int, used: int) -> bool:
+        """Make room for a run behind the `used` tokens that are there, to `rows` in all; old rows may be dropped.
+
+        Returns:
+            Whether what is bound has changed.
+
+        Raises:
+            RuntimeError: rows that the run sees were dropped; whoever goes back so far has to read the text again.
+        """
+        if not self.has_enough(used):
+            raise RuntimeError(
+                f"{used} tokens are kept, and layers with a window have rows from {self.dropped} on only"
+            )
+        dropped = rows - self.dropped > self._window_capacity and self._drop(used)
+        return self._enlarge(rows, used) or dropped
+
+    def forget(self, first: int = 0) -> bool:
+        """Forget all rows; the next ones, in buffers with a window, are those of token `first` on.
+
+        Returns:
+            Whether what is bound has changed.
+        """
+        if self._window is None or self._window.first == first:
             return False
-        while self.capacity < rows:
-            self.capacity = min(self._next_capacity(), self.limit)
-        for index, placed in enumerate(zip(self._places, self._types, strict=True)):
-            self.buffers[index] = self._grown(self.buffers[index], *placed, used)  # the old one is freed at once
-        self._make_mask()
+        self._window.first = first
         return True
+
+    def pass_over(self, rows: int) -> bool:
+        """Take the first `rows` for there, whatever the buffers hold; only for graphs whose layers all have a window.
+
+        Returns:
+            Whether what is bound has changed.
+        """
+        moved = self._window is not None and self.forget(self._window.needed(rows))
+        return self._enlarge(rows, 0) or moved
 
     def show(self, rows: int) -> None:
         """Make the mask show the first `rows`, counting those that the next run writes."""
@@ -89,36 +159,91 @@ class KVCache:
         self._shown = rows
 
     def rows(self, count: int) -> list[NDArray[Any]]:
-        """Give keys and values [K, count, D] of the first rows, in the contract's order; on the host, aliases."""
-        return [array[0, :, :count] for array in self.arrays]
+        """Give keys and values [K, n, D] of the first `count` tokens, in the contract's order; on the host, aliases.
 
-    def restore(self, past: list[NDArray[Any]], start: int = 0) -> None:
-        """Copy keys and values that `rows` gave into buffers that have room for them behind `start` rows."""
-        for buffer, rows in zip(self.buffers, past, strict=True):
-            buffer.write_rows(rows[None], start)
+        n is `count`, and without the `dropped` ones for layers with a window.
+        """
+        return [array[0, :, : count - self._first(index)] for index, array in enumerate(self.arrays)]
+
+    def restore(self, past: list[NDArray[Any]], count: int, start: int = 0, dropped: int = 0) -> bool:
+        """Copy keys and values that `rows` gave of the tokens `start` … `count` - 1, behind those that are there.
+
+        Where `start` is 0, layers with a window may have `dropped` rows.
+
+        Returns:
+            Whether what is bound has changed.
+        """
+        first = dropped if self._window is None else max(dropped, self._window.needed(count))
+        changed = False if start else self.forget(first)
+        changed = self.make_room(count, start) or changed
+        for index, (buffer, rows) in enumerate(zip(self.buffers, past, strict=True)):
+            given = count - rows.shape[1]  # the token of the first row
+            wanted = max(given, self._first(index))
+            buffer.write_rows(rows[None, :, wanted - given :], wanted - self._first(index))
+        return changed
 
     def close(self) -> None:
         """Let go of the buffers."""
         self.buffers = []
 
-    def _next_capacity(self) -> int:
-        if self._spec.cache_type is None:
-            return 2 * self.capacity
-        return self.capacity + max(INT8_STEP, self.capacity // 16 // INT8_STEP * INT8_STEP)
+    def _is_short(self, index: int) -> bool:
+        """Tell whether a buffer drops rows."""
+        return self._window is not None and self._has_window[index]
 
-    def _rows(self) -> int:
-        """Return the rows of a buffer: the last token that a context has room for is never read."""
-        if self._spec.cache_type is None:
-            return min(self.capacity + SPARE, self.limit)
-        return -(-self.capacity // INT8_STEP) * INT8_STEP
+    def _first(self, index: int) -> int:
+        """Return the token of a buffer's first row."""
+        return self.dropped if self._is_short(index) else 0
 
-    def _buffer(self, place: Memory, dtype: CacheType) -> Buffer:
-        return place.zeros((1, self._spec.num_kv_heads, self._rows(), self._spec.head_dim), dtype)
+    def _drop(self, used: int) -> bool:
+        """Move the rows that are still needed to the front of buffers with a window; tell whether any were dropped."""
+        if self._window is None or (first := self._window.needed(used)) <= self.dropped:
+            return False
+        rows = slice(first - self.dropped, used - self.dropped)
+        self._window.first = used  # if this is interrupted, none of them can be relied on
+        for index, buffer in enumerate(self.buffers):
+            if self._is_short(index):
+                buffer.write_rows(buffer.read()[:, :, rows].copy())
+        self._window.first = first
+        return True
 
-    def _grown(self, buffer: Buffer, place: Memory, dtype: CacheType, used: int) -> Buffer:
-        larger = self._buffer(place, dtype)
-        larger.write_rows(buffer.read()[:, :, :used])
+    def _enlarge(self, rows: int, used: int, most: int | None = None) -> bool:
+        """Allocate larger buffers where they have no room for `rows` tokens, and copy the `used` rows.
+
+        Those with a window need no more than `most` rows.
+        """
+        capacity, window_capacity = self._sufficient(self.capacity, rows, self.limit), self._window_capacity
+        if self._window is not None:
+            wanted = rows - self.dropped if most is None else min(rows - self.dropped, most)
+            window_capacity = self._sufficient(window_capacity, wanted, max(wanted, min(self._window.most, self.limit)))
+        for index in range(len(self.buffers)):
+            old, new = (self._window_capacity, window_capacity) if self._is_short(index) else (self.capacity, capacity)
+            if new > old:
+                self.buffers[index] = self._grown(index, new, used)  # the old one is freed at once
+        grown, shorter_grown = capacity > self.capacity, window_capacity > self._window_capacity
+        self.capacity, self._window_capacity = capacity, window_capacity
+        if grown:
+            self._make_mask()
+        return grown or shorter_grown
+
+    def _sufficient(self, capacity: int, rows: int, most: int) -> int:
+        """Return a capacity for so many rows, from steps that make copying a small part of the work."""
+        while capacity < rows:
+            by = capacity if self._spec.cache_type is None else capacity // 16 // INT8_STEP * INT8_STEP
+            capacity = min(capacity + max(by, INT8_STEP), most)
+        return capacity
+
+    def _grown(self, index: int, capacity: int, used: int) -> Buffer:
+        larger = self._buffer(index, capacity)
+        larger.write_rows(self.buffers[index].read()[:, :, : max(0, used - self._first(index))])
         return larger
+
+    def _buffer(self, index: int, capacity: int) -> Buffer:
+        """Allocate a buffer: the last token that a context has room for is never read, and needs no row."""
+        rows = min(capacity + SPARE, self.limit)
+        if self._spec.cache_type is not None:
+            rows = -(-capacity // INT8_STEP) * INT8_STEP
+        shape = (1, self._spec.num_kv_heads, rows, self._spec.head_dim)
+        return self._places[index].zeros(shape, self._types[index])
 
     def _make_mask(self) -> None:
         self.mask, self._shown = np.zeros((1, self.capacity), np.int64), 0

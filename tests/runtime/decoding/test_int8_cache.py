@@ -42,7 +42,7 @@ def test_strategies_give_the_text_of_full_and_call_it_exact(model: Model, strate
 def test_buffers_have_room_for_little_more_than_the_text(model: Model) -> None:
     cache = model.decoder("full").full.cache
     assert cache.buffers[0].read().shape[2] == FIRST_CAPACITY
-    cache.restore([np.full((rows.shape[0], 9, rows.shape[2]), 7, rows.dtype) for rows in cache.rows(9)])
+    cache.restore([np.full((rows.shape[0], 9, rows.shape[2]), 7, rows.dtype) for rows in cache.rows(9)], 9)
     assert cache.reserve(FIRST_CAPACITY + 1, 9)
     assert all(buffer.read().shape[2] == FIRST_CAPACITY + INT8_STEP for buffer in cache.buffers)
     assert all((rows == 7).all() for rows in cache.rows(9))
