@@ -126,7 +126,7 @@ def _positions(graph: ir.Graph, attentions: Sequence[ir.Node]) -> list[ir.Value]
     """Return how many positions [1] the rotary tables have, of those that the operator reads."""
     tables = [node.inputs[COSINES] for node in attentions if len(node.inputs) > COSINES]
     lengths = [table.shape.numpy()[0] for table in tables if table is not None and table.shape is not None]
-    return [_constant(graph, "positions", np.array([min(lengths)]))] if lengths else []
+    return [_constant(graph, f"positions.{min(lengths)}", np.array([min(lengths)]))] if lengths else []
 
 
 def _input_ids(graph: ir.Graph) -> ir.Value:
@@ -138,6 +138,9 @@ def _cast(nodes: Tape, x: ir.Value | None, to: str) -> ir.Value:
 
 
 def _constant(graph: ir.Graph, name: str, array: NDArray[np.generic]) -> ir.Value:
+    """Return an initializer, made where there is none of that name."""
+    if (known := f"second_row.{name}") in graph.initializers:
+        return graph.initializers[known]
     tensor = ir.tensor(array, name=f"second_row.{name}")
     value = ir.Value(
         name=tensor.name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
