@@ -1,6 +1,7 @@
 """Whether runs on several tokens give here, to the bit, what runs on one token give: what earns the word `exact`.
 
-That is a property of kernels, and so of a machine. It is tried once, and the answer kept in the user's cache.
+Where layers with a window drop rows, runs have to give what they give with all of them, too: a run on several tokens
+drops rows sooner or later than runs on one do. That is a property of kernels, and so of a machine. It is tried once, and the answer kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.ort.provider_table import CPU
 
-VERSION = 1
+VERSION = 2
 """Of the trial: a new one asks again."""
 SIZES = (2, 3, 4, 5, 8)
 """Tokens of a run; kernels have tiles of up to four rows and take the rest by ones, twos and threes."""
@@ -82,7 +83,8 @@ def try_runs(decoder: Decoder) -> bool:
     with decoder.exclusive.use():
         end = decoder.full.cache.limit - 1  # a text's last token is chosen, and never read
         starts = sorted({max(1, min(start, end - SIZES[-1])) for start in PASTS})
-        return all(_equal_behind(decoder.full, start, min(start + SIZES[-1], end)) for start in starts)
+        equal = all(_equal_behind(decoder.full, start, min(start + SIZES[-1], end)) for start in starts)
+        return equal and _equal_without_old_rows(decoder.full, end)
 
 
 def _equal_behind(full: Half, start: int, end: int) -> bool:
@@ -90,10 +92,8 @@ def _equal_behind(full: Half, start: int, end: int) -> bool:
 
     The tokens before are random keys and values: to read a text instead would take longer than all the rest.
     """
-    random, spec = np.random.default_rng(0), full.spec
-    ids = random.integers(spec.vocab_size, size=end).tolist()
-    shape = (spec.num_kv_heads, start, spec.head_dim)
-    full.restore(ids[:start], [_random(random, shape, dtype) for dtype in spec.cache_types()])
+    ids, past = _random_text(full, start, end)
+    full.restore(ids[:start], past)
     single = _outcome(full, [[token] for token in ids[start:]])
     for size in SIZES:
         full.crop(start)
@@ -101,6 +101,32 @@ def _equal_behind(full: Half, start: int, end: int) -> bool:
         if not all(np.array_equal(one[: len(more)], more) for one, more in zip(single, several, strict=True)):
             return False
     return True
+
+
+def _equal_without_old_rows(full: Half, end: int) -> bool:
+    """Tell whether runs on one token are the same when layers with a window have dropped as few rows as they can.
+
+    A context of up to `end` tokens may be too short for any to be dropped.
+    """
+    window = full.cache.window
+    if window is None or (start := window.step + window.window) + SIZES[-1] > end:
+        return True
+    ids, past = _random_text(full, start, start + SIZES[-1])
+    runs = [[token] for token in ids[start:]]
+    full.restore(ids[:start], past)
+    whole = _outcome(full, runs)
+    shorter = zip(past, full.spec.has_window(), strict=True)
+    kept = [rows[:, window.step :] if has_window else rows for rows, has_window in shorter]
+    full.restore(ids[:start], kept, dropped=window.step)
+    return all(np.array_equal(one, other) for one, other in zip(whole, _outcome(full, runs), strict=True))
+
+
+def _random_text(full: Half, start: int, end: int) -> tuple[list[int], list[NDArray[Any]]]:
+    """Return `end` tokens, and keys and values [K, start, D] of the first ones."""
+    random, spec = np.random.default_rng(0), full.spec
+    ids = random.integers(spec.vocab_size, size=end).tolist()
+    shape = (spec.num_kv_heads, start, spec.head_dim)
+    return ids, [_random(random, shape, dtype) for dtype in spec.cache_types()]
 
 
 def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: CacheType) -> NDArray[Any]:
@@ -112,6 +138,6 @@ def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: CacheTyp
 
 def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
     """Return logits [n, V] of the n tokens that the runs read, and their keys and values [n, K, D] in every layer."""
-    start = full.length
+    count = sum(map(len, runs))
     logits = np.concatenate([full.step(ids, keep=len(ids)).copy() for ids in runs])
-    return [logits, *(rows[:, start:].swapaxes(0, 1).copy() for rows in full.rows())]
+    return [logits, *(rows[:, rows.shape[1] - count :].swapaxes(0, 1).copy() for rows in full.rows())]

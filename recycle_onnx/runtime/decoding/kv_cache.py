@@ -49,7 +49,7 @@ class KVCache:
         self._types = spec.cache_types()
         self._shown = 0  # ones in the mask
         self._spec = spec
-        self._window = WindowRows.of(spec) if drops_rows else None
+        self.window = WindowRows.of(spec) if drops_rows else None
         self._has_window = spec.has_window()
         self._dropped = np.array(0, np.int64)
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
@@ -60,12 +60,7 @@ class KVCache:
     @property
     def dropped(self) -> int:
         """The first tokens of the text of which layers with a window have no rows."""
-        return 0 if self._window is None else self._window.first
-
-    @property
-    def drops_rows(self) -> bool:
-        """Whether there are layers with a window that drop rows."""
-        return self._window is not None
+        return 0 if self.window is None else self.window.first
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +81,7 @@ class KVCache:
     def bind(self, binding: ort.IOBinding) -> None:
         """Bind mask, past and present; to be repeated whenever `reserve` or `make_room` have changed them."""
         self.bind_mask(binding)
-        if self._window is not None:
+        if self.window is not None:
             self._dropped = np.array(self.dropped, np.int64)
             binding.bind_ortvalue_input(DROPPED_ROWS, ort.OrtValue.ortvalue_from_numpy(self._dropped))
         for (past, present), buffer in zip(self._names, self.buffers, strict=True):
@@ -99,11 +94,11 @@ class KVCache:
 
     def keep_all_rows(self) -> None:
         """Drop nothing from now on; to be called before anything is read."""
-        self._window, self._window_capacity = None, self.capacity
+        self.window, self._window_capacity = None, self.capacity
 
     def has_enough(self, length: int) -> bool:
         """Tell whether a token behind the first `length` finds all rows that it sees."""
-        return self._window is None or self._window.are_enough(length)
+        return self.window is None or self.window.are_enough(length)
 
     def reserve(self, rows: int, used: int) -> bool:
         """Make room for `rows` tokens of which `used` are there, in buffers with a window as much as they ever need.
@@ -111,7 +106,7 @@ class KVCache:
         Returns:
             Whether what is bound has changed.
         """
-        most = None if self._window is None else self._window.most
+        most = None if self.window is None else self.window.most
         return self._enlarge(rows, used, most)
 
     def make_room(self, rows: int, used: int) -> bool:
@@ -136,9 +131,9 @@ class KVCache:
         Returns:
             Whether what is bound has changed.
         """
-        if self._window is None or self._window.first == first:
+        if self.window is None or self.window.first == first:
             return False
-        self._window.first = first
+        self.window.first = first
         return True
 
     def pass_over(self, rows: int) -> bool:
@@ -147,7 +142,7 @@ class KVCache:
         Returns:
             Whether what is bound has changed.
         """
-        moved = self._window is not None and self.forget(self._window.needed(rows))
+        moved = self.window is not None and self.forget(self.window.needed(rows))
         return self._enlarge(rows, 0) or moved
 
     def show(self, rows: int) -> None:
@@ -173,7 +168,7 @@ class KVCache:
         Returns:
             Whether what is bound has changed.
         """
-        first = dropped if self._window is None else max(dropped, self._window.needed(count))
+        first = dropped if self.window is None else max(dropped, self.window.needed(count))
         changed = False if start else self.forget(first)
         changed = self.make_room(count, start) or changed
         for index, (buffer, rows) in enumerate(zip(self.buffers, past, strict=True)):
@@ -188,7 +183,7 @@ class KVCache:
 
     def _is_short(self, index: int) -> bool:
         """Tell whether a buffer drops rows."""
-        return self._window is not None and self._has_window[index]
+        return self.window is not None and self._has_window[index]
 
     def _first(self, index: int) -> int:
         """Return the token of a buffer's first row."""
@@ -196,14 +191,14 @@ class KVCache:
 
     def _drop(self, used: int) -> bool:
         """Move the rows that are still needed to the front of buffers with a window; tell whether any were dropped."""
-        if self._window is None or (first := self._window.needed(used)) <= self.dropped:
+        if self.window is None or (first := self.window.needed(used)) <= self.dropped:
             return False
         rows = slice(first - self.dropped, used - self.dropped)
-        self._window.first = used  # if this is interrupted, none of them can be relied on
+        self.window.first = used  # if this is interrupted, none of them can be relied on
         for index, buffer in enumerate(self.buffers):
             if self._is_short(index):
                 buffer.write_rows(buffer.read()[:, :, rows].copy())
-        self._window.first = first
+        self.window.first = first
         return True
 
     def _enlarge(self, rows: int, used: int, most: int | None = None) -> bool:
@@ -212,9 +207,9 @@ class KVCache:
         Those with a window need no more than `most` rows.
         """
         capacity, window_capacity = self._sufficient(self.capacity, rows, self.limit), self._window_capacity
-        if self._window is not None:
+        if self.window is not None:
             wanted = rows - self.dropped if most is None else min(rows - self.dropped, most)
-            window_capacity = self._sufficient(window_capacity, wanted, max(wanted, min(self._window.most, self.limit)))
+            window_capacity = self._sufficient(window_capacity, wanted, max(wanted, min(self.window.most, self.limit)))
         for index in range(len(self.buffers)):
             old, new = (self._window_capacity, window_capacity) if self._is_short(index) else (self.capacity, capacity)
             if new > old:
