@@ -1,7 +1,8 @@
 """Whether runs on several tokens give here, to the bit, what runs on one token give: what earns the word `exact`.
 
 Where layers with a window drop rows, runs have to give what they give with all of them, too: a run on several tokens
-drops rows sooner or later than runs on one do. That is a property of kernels, and so of a machine. It is tried once, and the answer kept in the user's cache.
+drops rows sooner or later than runs on one do. All that is a property of kernels, and so of a machine. It is tried
+once, and the answer kept in the user's cache.
 """
 
 from __future__ import annotations

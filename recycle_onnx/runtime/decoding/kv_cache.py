@@ -169,8 +169,8 @@ class KVCache:
             Whether what is bound has changed.
         """
         first = dropped if self.window is None else max(dropped, self.window.needed(count))
-        changed = False if start else self.forget(first)
-        changed = self.make_room(count, start) or changed
+        moved = False if start else self.forget(first)
+        changed = (self.make_room(count, start) if start else self._enlarge(count, 0)) or moved
         for index, (buffer, rows) in enumerate(zip(self.buffers, past, strict=True)):
             given = count - rows.shape[1]  # the token of the first row
             wanted = max(given, self._first(index))
