@@ -118,11 +118,11 @@ class KVCache:
         Raises:
             RuntimeError: rows that the run sees were dropped; whoever goes back so far has to read the text again.
         """
+        dropped = rows - self.dropped > self._window_capacity and self._drop(used)
         if not self.has_enough(used):
             raise RuntimeError(
                 f"{used} tokens are kept, and layers with a window have rows from {self.dropped} on only"
             )
-        dropped = rows - self.dropped > self._window_capacity and self._drop(used)
         return self._enlarge(rows, used) or dropped
 
     def forget(self, first: int = 0) -> bool:
