@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recycle_onnx.bundle import Manifest
-from recycle_onnx.doctor.needs import token_bytes, weights_bytes
+from recycle_onnx.doctor.needs import cache_bytes, weights_bytes
 from recycle_onnx.machine.memory import rss_bytes
 
 
@@ -23,7 +23,7 @@ class MemoryParts:
     @classmethod
     def of(cls, manifest: Manifest, tokens: int) -> MemoryParts:
         """Measure this process, in which a text of so many tokens was just written."""
-        weights, cache = weights_bytes(manifest), tokens * token_bytes(manifest)
+        weights, cache = weights_bytes(manifest), cache_bytes(manifest, tokens)
         return cls(weights, cache, max(0, rss_bytes() - weights - cache))
 
     def __str__(self) -> str:

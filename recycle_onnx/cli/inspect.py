@@ -13,8 +13,10 @@ from recycle_onnx.bundle import MANIFEST, Bundle, Manifest
 from recycle_onnx.cli.inspect_view import rows
 from recycle_onnx.cli.paths import PATH
 from recycle_onnx.cli.report import as_json, shown
+from recycle_onnx.doctor.needs import cache_bytes
 from recycle_onnx.provenance import read_source
 from recycle_onnx.runtime.config import read_defaults
+from recycle_onnx.runtime.decoding.window_rows import WindowRows
 from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import load_tokenizer
 
@@ -67,6 +69,8 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "quantization": manifest.quantization,
         "kv": manifest.graphs["full"].cache_type or manifest.graphs["full"].float_type,
         "kv_bytes_per_token": sum(spec.row_bytes for spec in manifest.graphs.values()),
+        "kv_bytes_of_context": cache_bytes(manifest, manifest.context_length),
+        "kv_window_rows": _window_rows(manifest),
         "matrices": ((manifest.quantization or {}).get("source") or {}).get("matrices"),
         "draft_vocabulary": manifest.draft_vocabulary and len(manifest.draft_vocabulary),
         "strategies": list(manifest.strategies),
@@ -80,6 +84,12 @@ def _describe_bundle(path: Path, verify: bool) -> dict[str, Any]:
         "source": read_source(path),
         "verified": verify,
     }
+
+
+def _window_rows(manifest: Manifest) -> int | None:
+    """Return the tokens after which layers with a window take no more memory; None where there are no such layers."""
+    rows = [rows.most for spec in manifest.graphs.values() if (rows := WindowRows.of(spec)) is not None]
+    return max(rows, default=None)
 
 
 def _end(token: int, manifest: Manifest) -> dict[str, Any]:

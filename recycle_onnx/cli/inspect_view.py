@@ -46,9 +46,19 @@ def _bundle(description: dict[str, Any]) -> Iterator[Row]:
         precision, flavour = description["precision"], description["flavour"]
         yield "bundle", f"precision {precision}, flavour {flavour}, format {description['format']}"
         yield "strategies", ", ".join(description["strategies"])
-        yield "keys and values", f"{description['kv']}, {description['kv_bytes_per_token'] / 1000:,.1f} kB a token"
+        yield "keys and values", _keys_and_values(description)
         if pooling := description["pooling"]:
             yield "embeddings", f"pooling {pooling}"
+
+
+def _keys_and_values(description: dict[str, Any]) -> str:
+    each = f"{description['kv']}, {description['kv_bytes_per_token'] / 1000:,.1f} kB a token"
+    if (rows := description["kv_window_rows"]) is None or rows >= description["base"]["context_length"]:
+        return each
+    return (
+        f"{each}, in layers with a window for {rows:,} tokens at most: "
+        f"{description['kv_bytes_of_context'] / 1e6:,.1f} MB for the whole context"
+    )
 
 
 def _base(base: dict[str, Any]) -> Iterator[Row]:

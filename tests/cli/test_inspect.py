@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from recycle_onnx.export import export
 from recycle_onnx.provenance import write_source
 from tests.conftest import SAMPLE
 from tests.helpers.command import run
+from tests.helpers.windows import write_checkpoint
 
 LINES_OF_A_SCREEN = 45
 
@@ -43,6 +45,14 @@ def test_inputs_and_outputs_of_graphs_are_shown_if_asked_for(tiny_bundle: Path) 
     shown = words(tiny_bundle, "--graphs")
     assert "full optional inputs logits_to_keep: int64[]" in shown
     assert "recycler inputs input_ids: int64[batch_size, sequence_length]" in shown
+
+
+def test_what_layers_with_a_window_take_at_most_is_said(tiny_bundle: Path, tmp_path: Path) -> None:
+    export(write_checkpoint(tmp_path / "model", context=8192), tmp_path / "bundle")
+    assert "keys and values float32, 0.5 kB a token, in layers with a window for 5,380 tokens at most: 3.1 MB" in words(
+        tmp_path / "bundle"
+    )
+    assert "with a window" not in words(tiny_bundle)
 
 
 @pytest.mark.parametrize(("stated", "expected"), [("apache-2.0", "licence apache-2.0"), (None, "licence not stated")])

@@ -11,8 +11,10 @@ import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.doctor import needs
 from recycle_onnx.doctor.needs import Needs
+from recycle_onnx.export import export
 from recycle_onnx.machine.bandwidth import Bandwidth
 from recycle_onnx.machine.memory import SystemMemory
+from tests.helpers.windows import CONTEXT, RUN, drop_soon, write_checkpoint
 
 SPEED = Bandwidth(10.0, 20.0, 2)
 SMALL = Needs(weights_bytes=600, cache_bytes=400, context_length=100, full_step_bytes=600, tokens_per_second=1.0)
@@ -54,3 +56,31 @@ def test_what_does_not_fit(memory: SystemMemory, level: str | None, word: str) -
     found = list(needs.findings(SMALL, memory))
     assert [finding.level for finding in found] == ([level] if level else [])
     assert all(word in f"{finding.what} {finding.why}" for finding in found)
+
+
+def test_layers_with_a_window_take_no_more_after_a_while(tmp_path: Path) -> None:
+    export(write_checkpoint(tmp_path / "model"), tmp_path / "bundle")
+    with recycle_onnx.load(tmp_path / "bundle") as model:
+        manifest = model.bundle.manifest
+        small = replace(SMALL, cache_bytes=460, window_bytes=60, window_rows=20)  # 4 each, and 3 for the first 20
+        assert [small.tokens_in(size) for size in (0, 70, 140, 180, 460)] == [0, 10, 20, 30, 100]
+        all_windows = replace(SMALL, cache_bytes=60, window_bytes=60, window_rows=20)
+        assert all_windows.tokens_in(30) == 10
+        assert needs.find(manifest, SPEED).cache_bytes == needs.cache_bytes(manifest, CONTEXT)
+        short, row = needs.find(manifest, SPEED), manifest.graphs["recycler"].row_bytes
+        assert (short.window_bytes, short.window_rows) == (3 * CONTEXT * row, CONTEXT)  # its context is short
+        assert needs.growth(manifest) == row  # of the one layer without a window
+
+
+def test_a_text_takes_what_was_foretold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drop_soon(monkeypatch)
+    export(write_checkpoint(tmp_path / "model"), tmp_path / "bundle")
+    with recycle_onnx.load(tmp_path / "bundle") as model:
+        model.prefill_chunk = RUN
+        decoder = model.decoder("verify")
+        assert decoder.recycler is not None
+        decoder.prefill([1] * (CONTEXT - 2))
+        decoder.start_recycling(1)
+        taken = decoder.full.cache.nbytes + decoder.recycler.cache.nbytes
+        spare_rows = 3 * model.bundle.manifest.graphs["recycler"].row_bytes  # a second row for each layer that drops
+        assert taken == needs.cache_bytes(model.bundle.manifest, CONTEXT) + spare_rows

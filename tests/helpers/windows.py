@@ -17,9 +17,9 @@ MOST = WINDOW - 1 + SPARE + STEP - 1 + RUN
 """Rows that a buffer of a layer with a window needs at most."""
 
 
-def write_checkpoint(folder: Path) -> Path:
+def write_checkpoint(folder: Path, context: int = CONTEXT) -> Path:
     """Three layers, the first and last with a window, and a module of one layer like the last."""
-    tiny.write_base(folder, tiny.tiny_config(num_layers=len(WINDOWS), context_length=CONTEXT))
+    tiny.write_base(folder, tiny.tiny_config(num_layers=len(WINDOWS), context_length=context))
     kinds = ["full_attention" if window is None else "sliding_attention" for window in WINDOWS]
     windows = {"use_sliding_window": True, "sliding_window": WINDOW, "layer_types": kinds}
     config = {"model_type": "smollm3", "no_rope_layer_interval": 2, **windows}

@@ -47,7 +47,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bundle(request: pytest.FixtureRequest, checkpoint: Path) -> Path:
     if request.param in ("standard", "int8 caches") and (reason := why_too_old("standard")):
         pytest.skip(reason)
-    folder = checkpoint.parent / request.param.replace(" ", "-")
+    folder: Path = checkpoint.parent / request.param.replace(" ", "-")
     export(checkpoint, folder, KINDS[request.param])
     return folder
 
