@@ -34,5 +34,5 @@ def drop_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv_cache, "INT8_STEP", STEP)
     monkeypatch.setattr(window_rows, "SPARE_ROWS", SPARE)
     monkeypatch.setattr(window_rows, "RUN_ROWS", RUN)
-    monkeypatch.setattr(window_rows, "SUMMED", STEP * 16)  # its heads have 16 values
+    monkeypatch.setattr(window_rows, "summed", lambda: STEP * 16)  # its heads have 16 values
     monkeypatch.setattr(window_rows, "INT8_SUMMED", STEP)

@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from recycle_onnx.contract import GraphSpec
+from recycle_onnx.machine import second_level_cache
 
 SPARE_ROWS = 1024
 """Rows that are kept beyond those that the next token sees: an answer can be taken back that far, with the question
 before it, and nothing has to be read again. Behind 4096 tokens they are a quarter of what all rows would take."""
 RUN_ROWS = 256
 """Most rows of a run that there is room for beside those that are kept, as a prompt is read; longer ones take more."""
-SUMMED = 1 << 16
-"""Values of a head that rows are dropped by. ONNX Runtime sums probabilities times values up by 32 768 of them with a
-second-level cache of 1 MB, by less with a smaller one, in proportion. So a token's sums begin where they would have
-begun, and come out the same to the bit."""
+LEAST_SUMMED, MOST_SUMMED = 1 << 15, 1 << 17
+"""Values of a head that rows are dropped by: as many as ONNX Runtime sums up at once of probabilities times values, or
+a multiple. So a token's sums begin where they would have begun, and come out the same to the bit. GroupQueryAttention
+sums up a 32nd of the second-level cache's bytes, and matrix products up to `LEAST_SUMMED`. Where nobody tells how large
+the cache is, the most that it may be divided into are taken, which suits those of 256 kB to 4 MB that are a power of
+two."""
 INT8_SUMMED = 128
 """Rows that buffers of integers are dropped by, of which 64 are summed up at once."""
 
@@ -32,7 +35,7 @@ class WindowRows:
         """Return those of a graph; None where no layer has a window."""
         if spec.widest_window is None:
             return None
-        return cls(spec.widest_window, INT8_SUMMED if spec.cache_type else max(1, SUMMED // spec.head_dim))
+        return cls(spec.widest_window, INT8_SUMMED if spec.cache_type else max(1, summed() // spec.head_dim))
 
     @property
     def most(self) -> int:
@@ -46,6 +49,12 @@ class WindowRows:
     def needed(self, length: int) -> int:
         """Return the first row to keep of a text of `length` tokens."""
         return max(0, length - (self.window - 1) - SPARE_ROWS) // self.step * self.step
+
+
+def summed() -> int:
+    """Return the values of a head that rows are dropped by on this machine."""
+    size = second_level_cache.size()
+    return MOST_SUMMED if size is None else min(max(LEAST_SUMMED, size // 32), MOST_SUMMED)
 
 
 def cache_bytes(spec: GraphSpec, tokens: int) -> int:
