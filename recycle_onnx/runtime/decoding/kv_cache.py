@@ -172,9 +172,9 @@ class KVCache:
         moved = False if start else self.forget(first)
         changed = (self.make_room(count, start) if start else self._enlarge(count, 0)) or moved
         for index, (buffer, rows) in enumerate(zip(self.buffers, past, strict=True)):
-            given = count - rows.shape[1]  # the token of the first row
-            wanted = max(given, self._first(index))
-            buffer.write_rows(rows[None, :, wanted - given :], wanted - self._first(index))
+            begins = count - rows.shape[1]  # the token of the first row
+            wanted = max(begins, self._first(index))
+            buffer.write_rows(rows[None, :, wanted - begins :], wanted - self._first(index))
         return changed
 
     def close(self) -> None:
