@@ -73,7 +73,7 @@ def with_int8_cache(model: ir.Model, scales: Sequence[CacheScales]) -> None:
     assert past is not None
     shape, runs = past.shape, _runs(graph, attentions)
     for node, own in zip(attentions, scales, strict=True):
-        layer = _Layer(runs[_has_window(node)], node, own)
+        layer = _Layer(runs[node], node, own)
         y, *present = layer.build()
         graph.insert_before(node, layer.nodes)
         for old, new in zip(_behind_second_row(node), (y, *present), strict=True):
@@ -86,21 +86,19 @@ def with_int8_cache(model: ir.Model, scales: Sequence[CacheScales]) -> None:
     RemoveUnusedNodesPass()(model)
 
 
-def _runs(graph: ir.Graph, attentions: Sequence[ir.Node]) -> dict[bool, RunNodes]:
-    """Make what layers without a window read of a run, and what those with one do, whose buffers drop rows."""
+def _runs(graph: ir.Graph, attentions: Sequence[ir.Node]) -> dict[ir.Node, RunNodes]:
+    """Make what each layer reads of a run; those with a window read by themselves if their buffers drop rows."""
     dropped = next((value for value in graph.inputs if value.name == DROPPED_ROWS), None)
-    runs = {}
-    for windows in {_has_window(node): None for node in attentions}:
-        nodes = [node for node in attentions if _has_window(node) == windows]
-        past = nodes[0].inputs[PAST_KEYS]
-        assert past is not None
-        runs[windows] = RunNodes(graph, past, map(_form, nodes), dropped if windows else None)
-        graph.insert_before(attentions[0], runs[windows].nodes)
+    runs: dict[ir.Node, RunNodes] = {}
+    for short in (False, True):
+        nodes = [node for node in attentions if short == (dropped is not None and _form(node).window > 0)]
+        if nodes:
+            past = nodes[0].inputs[PAST_KEYS]
+            assert past is not None
+            run = RunNodes(graph, past, map(_form, nodes), dropped if short else None)
+            graph.insert_before(attentions[0], run.nodes)
+            runs |= dict.fromkeys(nodes, run)
     return runs
-
-
-def _has_window(node: ir.Node) -> bool:
-    return _form(node).window > 0
 
 
 def _attribute(node: ir.Node, name: str, default: int = 0) -> int:
