@@ -22,7 +22,10 @@ from recycle_onnx.runtime.decoding.window_rows import WindowRows, cache_bytes
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.memory import HostBuffer
 from recycle_onnx.runtime.ort.providers import why_too_old
+from recycle_onnx.serve.prefixes import PrefixCaches
 from recycle_onnx.serve.prompt_files import PromptFiles
+from recycle_onnx.serve.prompt_saver import PromptSaver
+from tests.helpers.patience import PATIENCE
 from tests.helpers.windows import CONTEXT, MOST, RUN, SPARE, STEP, WINDOW, WINDOWS, drop_soon, write_checkpoint
 
 LENGTH = 150
@@ -278,6 +281,23 @@ def test_prompt_files_have_all_rows_or_none(model: Model, monkeypatch: pytest.Mo
     assert later.work.reused > LENGTH // 2
     other = [*IDS[:70], *OTHERS[:40]]
     assert close(outcome(later, other), whole(model, other))
+
+
+def test_texts_that_a_server_keeps_are_cropped_or_read_again(model: Model) -> None:
+    caches = PrefixCaches(model, 2)
+    for ids in (IDS, [*IDS[:-20], *OTHERS[:20]], [*IDS[:80], *OTHERS[:60]], OTHERS[:60], OTHERS, IDS):
+        with caches.lend(ids, "verify") as decoder:
+            assert close(outcome(decoder, ids), whole(model, ids))
+
+
+def test_texts_that_a_server_saves_keep_all_rows(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
+    saver = PromptSaver(PromptFiles(model, 1e9), 1)
+    with PrefixCaches(model, 2, saver).lend(IDS, "verify") as decoder:
+        outcome(decoder, IDS)
+        assert not decoder.has_dropped_rows
+    saver.close(PATIENCE)
+    assert list(tmp_path.rglob("*.safetensors"))
 
 
 def test_the_context_can_be_filled(model: Model) -> None:
