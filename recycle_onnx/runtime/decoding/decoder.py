@@ -274,17 +274,15 @@ class Decoder:
             if rows < tokens.true_rows or same - rows > len(self.states):
                 same = rows
             is_left_out = tokens.unread and rows < tokens.unread + self._reach
-            if is_left_out or not self.recycler.can_go_on(
-                rows
-            ):  # what comes would look back at rows left out, or dropped
+            if is_left_out or not self.recycler.can_go_on(rows):  # what comes would see rows that are not there
                 same = max(0, rows - self._reach)
         if not self.full.can_go_on(same):
             same = 0
         self.keep(same)
         self.tokens.forget_guesses()
         if self.recycler is not None and not self.recycler.can_go_on(self.recycler.length):
-            self.recycler.leave_out()
             tokens.unread = self.recycler.length
+            self.recycler.leave_out()
         return same
 
     def _read(self, piece: list[int]) -> Floats:
@@ -309,10 +307,10 @@ class Decoder:
         end = min(len(prompt) - self._reach - SPARE_ROWS, self.full.length)
         if self.recycler is None or end <= first:
             return
+        self.tokens.unread = end  # first: whatever interrupts the rest, no row before can be relied on
         self.recycler.skip(prompt[first + 1 : end + 1])
         self.states.drop(end - first)
         self.tokens.module_is_true()
-        self.tokens.unread = end
 
     def _put_aside(self) -> None:
         """Keep the last full step's hidden states that the module has not read: the next step overwrites them."""

@@ -220,6 +220,7 @@ class Half:
         Where `start` is 0, those of layers with a window may be [K, n - dropped, D].
         """
         self.crop(start)
+        self._check_fits(len(tokens))
         self._rebind(self.cache.restore, past, start + len(tokens), start, dropped)
         self.tokens += tokens
 

@@ -29,7 +29,8 @@ class KVCache:
     """Key-value buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how many rows are valid.
 
     They hold floats or integers, as the graph says. Those of layers with a window grow to what the window needs, and
-    drop their oldest rows then: the first row that they have is that of token `dropped`.
+    drop their oldest rows then: the first row that they have is that of token `dropped`. `window` says which rows they
+    keep, None where all do.
 
     How many rows are valid is its owner's business: to roll back is to say a smaller number, and what lies beyond is
     overwritten by the next run. The mask is on the host always; the buffers are where the session wants them, and are
@@ -52,6 +53,7 @@ class KVCache:
         self.window = WindowRows.of(spec) if drops_rows else None
         self._has_window = spec.has_window()
         self._dropped = np.array(0, np.int64)
+        self._dropped_value = ort.OrtValue.ortvalue_from_numpy(self._dropped)  # an alias, that `_dropped` keeps alive
         self._names = list(zip(spec.past_names(), spec.present_names(), strict=True))
         self._places = [(places or {}).get(past, HOST) for past, _ in self._names]
         self.buffers = [self._buffer(index, self.capacity) for index in range(len(self._names))]
@@ -82,8 +84,8 @@ class KVCache:
         """Bind mask, past and present; to be repeated whenever `reserve` or `make_room` have changed them."""
         self.bind_mask(binding)
         if self.window is not None:
-            self._dropped = np.array(self.dropped, np.int64)
-            binding.bind_ortvalue_input(DROPPED_ROWS, ort.OrtValue.ortvalue_from_numpy(self._dropped))
+            self._dropped[...] = self.dropped  # all that is bound was bound since it changed
+            binding.bind_ortvalue_input(DROPPED_ROWS, self._dropped_value)
         for (past, present), buffer in zip(self._names, self.buffers, strict=True):
             binding.bind_ortvalue_input(past, buffer.value)
             binding.bind_ortvalue_output(present, buffer.value)
