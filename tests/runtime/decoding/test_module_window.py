@@ -16,6 +16,7 @@ from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.providers import why_too_old
 from recycle_onnx.serve.prompt_files import PromptFiles
 from tests.helpers.prompts import LONG_STORY
+from tests.helpers.windows import drop_soon
 
 SAMPLE = Path(__file__).parents[3] / "samples" / "stories"
 WINDOW, SPARE, LENGTH = 24, 8, 200
@@ -59,6 +60,7 @@ def whole(model: Model, prompt: list[int], monkeypatch: pytest.MonkeyPatch) -> l
     with monkeypatch.context() as patch:
         patch.setattr(decoding, "SPARE_ROWS", FAR)
         fresh = model.decoder("verify")
+        fresh.keep_all_rows()
         logits = proposals(fresh, prompt)
         assert fresh.recycler is not None
         assert fresh.recycler.rows_read >= len(prompt)
@@ -110,6 +112,22 @@ def test_texts_that_go_back_into_them_are_read_again(
     assert decoder.work.reused >= kept - 1 - (reach or 0)
     if kept > LENGTH - SPARE:
         assert decoder.work.reused >= kept - 1
+
+
+@pytest.mark.parametrize("kept", [LENGTH - 3, LENGTH - SPARE - 1, LENGTH - 40, 120, WINDOW, 0])
+@pytest.mark.parametrize("leaves_out", [True, False])
+def test_so_are_texts_that_go_back_into_rows_that_it_has_dropped(
+    leaves_out: bool, kept: int, model: Model, ids: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop_soon(monkeypatch)
+    if not leaves_out:
+        monkeypatch.setattr(decoding, "SPARE_ROWS", FAR)
+    decoder, other = model.decoder("verify"), [*ids[:kept], *ids[30:110]]
+    assert close(model, proposals(decoder, ids), whole(model, ids, monkeypatch))
+    assert decoder.recycler is not None
+    assert decoder.recycler.cache.dropped > LENGTH // 4
+    assert close(model, proposals(decoder, other), whole(model, other, monkeypatch))
+    assert close(model, proposals(decoder, ids), whole(model, ids, monkeypatch))
 
 
 def test_copies_know_what_was_left_out(model: Model, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
