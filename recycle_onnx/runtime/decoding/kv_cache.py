@@ -225,8 +225,8 @@ class KVCache:
     def _sufficient(self, capacity: int, rows: int, most: int) -> int:
         """Return a capacity for so many rows, from steps that make copying a small part of the work."""
         while capacity < rows:
-            by = capacity if self._spec.cache_type is None else capacity // 16 // INT8_STEP * INT8_STEP
-            capacity = min(capacity + max(by, INT8_STEP), most)
+            by = max(INT8_STEP, capacity // 16 // INT8_STEP * INT8_STEP) if self._spec.cache_type else capacity
+            capacity = min(capacity + by, most)
         return capacity
 
     def _grown(self, index: int, capacity: int, used: int) -> Buffer:
