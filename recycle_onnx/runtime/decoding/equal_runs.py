@@ -5,65 +5,29 @@ That is a property of kernels, and so of a machine. It is tried once, and the an
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle, Manifest
-from recycle_onnx.cache import cache_folder, read_cached
-from recycle_onnx.contract import CacheType
-from recycle_onnx.files import write_json
-from recycle_onnx.machine import processor
 from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.decoding.trials import SIZES, Remembered, places, random_text
 from recycle_onnx.runtime.ort.provider_table import CPU
-
-VERSION = 1
-"""Of the trial: a new one asks again."""
-SIZES = (2, 3, 4, 5, 8)
-"""Tokens of a run; kernels have tiles of up to four rows and take the rest by ones, twos and threes."""
-PASTS = (7, 252)
-"""Tokens before: few, and so many that the next ones cross the 256 keys that a product sums up at once."""
 
 
 class EqualRuns:
-    """The outcome of a trial: from memory, else from the user's cache, else from a trial now."""
+    """Whether runs of a bundle's full model are equal, on a provider with a number of threads."""
 
     def __init__(self, bundle: Bundle, provider: str, threads: int | None) -> None:
-        name = f"{bundle.digest[:32]}-{provider}-{threads or 'default'}.json"
-        self._path = cache_folder() / "equal_runs" / name
-        self._key = {"version": VERSION, "processor": processor.identity(), "onnxruntime": ort.__version__}
-        # None until somebody asks: to try takes a second
-        self._answer = None if may_be_equal(bundle.manifest, provider) else False
-        self._lock = threading.Lock()
+        name = f"{bundle.digest[:32]}-{provider}-{threads or 'default'}"
+        self._remembered = Remembered(name, None if may_be_equal(bundle.manifest, provider) else False)
 
     def known(self, make_decoder: Callable[[], Decoder]) -> bool:
         """Tell whether runs are equal; make a fresh decoder if that has to be tried."""
-        with self._lock:
-            if self._answer is None:
-                self._answer = self._remembered()
-            if self._answer is None:
-                self._answer = try_runs(make_decoder())
-                self._remember(self._answer)
-            return self._answer
-
-    def _remembered(self) -> bool | None:
-        entry = read_cached(self._path)
-        if entry is None:
-            return None
-        equal = entry.pop("equal", None)
-        return equal if entry == self._key and isinstance(equal, bool) else None
-
-    def _remember(self, equal: bool) -> None:
-        """Keep the outcome in the user's cache; one that cannot be written is no error."""
-        with suppress(OSError):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, {**self._key, "equal": equal})
+        return self._remembered.outcome(lambda: try_runs(make_decoder()))
 
 
 def may_be_equal(manifest: Manifest, provider: str) -> bool:
@@ -80,20 +44,13 @@ def try_runs(decoder: Decoder) -> bool:
     Takes the time of some 40 steps; where already runs on two tokens differ, of 10.
     """
     with decoder.exclusive.use():
-        end = decoder.full.cache.limit - 1  # a text's last token is chosen, and never read
-        starts = sorted({max(1, min(start, end - SIZES[-1])) for start in PASTS})
-        return all(_equal_behind(decoder.full, start, min(start + SIZES[-1], end)) for start in starts)
+        return all(_equal_behind(decoder.full, start, end) for start, end in places(decoder.full))
 
 
 def _equal_behind(full: Half, start: int, end: int) -> bool:
-    """Tell whether runs on several tokens at `start` … `end` - 1 give what runs on one give.
-
-    The tokens before are random keys and values: to read a text instead would take longer than all the rest.
-    """
-    random, spec = np.random.default_rng(0), full.spec
-    ids = random.integers(spec.vocab_size, size=end).tolist()
-    shape = (spec.num_kv_heads, start, spec.head_dim)
-    full.restore(ids[:start], [_random(random, shape, dtype) for dtype in spec.cache_types()])
+    """Tell whether runs on several tokens at `start` … `end` - 1 give what runs on one give."""
+    ids, past = random_text(full, start, end)
+    full.restore(ids[:start], past)
     single = _outcome(full, [[token] for token in ids[start:]])
     for size in SIZES:
         full.crop(start)
@@ -101,13 +58,6 @@ def _equal_behind(full: Half, start: int, end: int) -> bool:
         if not all(np.array_equal(one[: len(more)], more) for one, more in zip(single, several, strict=True)):
             return False
     return True
-
-
-def _random(random: np.random.Generator, shape: tuple[int, ...], dtype: CacheType) -> NDArray[Any]:
-    if np.issubdtype(dtype, np.integer):
-        bounds = np.iinfo(dtype)
-        return random.integers(bounds.min, bounds.max, shape, dtype, endpoint=True)
-    return random.standard_normal(shape, np.float32)
 
 
 def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
