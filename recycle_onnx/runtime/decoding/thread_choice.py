@@ -18,11 +18,14 @@ SLOW = 1.25
 busy program 1.3 to 1.8, also where the fastest step was itself disturbed."""
 SLOW_WINDOWS = 2
 """In a row: a single one may be a hiccup."""
+COMPARED = 2
+"""Windows of a trial that count for each number of threads. The first one after an exchange does not: it takes the
+scheduler some 0.1 s to move a thread away from a busy program's core, which then has twice the step time."""
 GAIN = 0.95
 """The other number of threads must take less than so much of the time to be chosen; nearly equal ones never alternate.
 """
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 8.0
-"""Seconds between two trials: twice as many after each one. A trial runs for two windows on what may be slower."""
+"""Seconds between two trials: twice as many after each one. A trial runs for three windows on what may be slower."""
 QUIET_SECONDS = 2.0
 """After so long on all threads without a slow window, the next disturbance is answered at once."""
 KEEP_SECONDS = 60.0
@@ -55,11 +58,12 @@ class ThreadChoice:
         self.wanted = self.available = False
         self._fastest: dict[tuple[int, int], float] = {}
         self._pause, self._now, self._disturbed = FIRST_PAUSE, -math.inf, -math.inf
+        self._trying = False
         self._windows = self._all_windows()
         self._begin(next(self._windows))
 
     def took(self, rows: int, length: int, seconds: float, end: float, *, fewer: bool) -> None:
-        """Learn from a step on `rows` tokens of a text that is now `length` long: it took `seconds`, and ended at `end`.
+        """Learn from a step on `rows` tokens of a text that is now `length` long: it took `seconds`, until `end`.
 
         One that did not run on this window's threads, as those of other texts may at its beginning, counts for nothing.
         """
@@ -77,8 +81,12 @@ class ThreadChoice:
         self._seconds, self._units, self._steps = 0.0, 0.0, 0
 
     def _unit(self, kind: tuple[int, int], seconds: float) -> float:
-        """Return the time of the fastest step of a kind, on whatever threads: what windows are compared by."""
-        self._fastest[kind] = min(seconds, FORGET * self._fastest.get(kind, seconds))
+        """Return the time of the fastest step of a kind, on whatever threads: what windows are compared by.
+
+        Within a trial it stays as it was, or both sides would be measured by different ones.
+        """
+        if kind not in self._fastest or not self._trying:
+            self._fastest[kind] = min(seconds, FORGET * self._fastest.get(kind, seconds))
         return self._fastest[kind]
 
     def _all_windows(self) -> Windows:
@@ -116,10 +124,22 @@ class ThreadChoice:
                 due = self._now + self._pause
 
     def _trial(self, *, fewer: bool) -> Trial:
-        """Run two windows on the other number of threads and two on the present one, in turns; tell which is better."""
+        """Run some windows on the present number of threads, then on the other one; tell whether the other is better.
+
+        The first one on the other does not count.
+        """
         self._pause = min(2 * self._pause, LONGEST_PAUSE)
-        slowdown = {True: 0.0, False: 0.0}
-        for turn in (fewer, not fewer) * 2:
-            window = yield turn
-            slowdown[turn] += window.slowdown
-        return slowdown[fewer] < GAIN * slowdown[not fewer]
+        self._trying = True
+        present = yield from self._several(not fewer)
+        yield fewer
+        other = yield from self._several(fewer)
+        self._trying = False
+        return other < GAIN * present
+
+    def _several(self, fewer: bool) -> Generator[bool, Window, float]:
+        """Run the windows of one number of threads that count; return the sum of their slowdowns."""
+        total = 0.0
+        for _ in range(COMPARED):
+            window = yield fewer
+            total += window.slowdown
+        return total
