@@ -110,25 +110,29 @@ class ThreadChoice:
             if slow >= SLOW_WINDOWS and self.available and window.end >= earliest:
                 if (yield from self._trial(fewer=True)):
                     return
-                earliest = self._now + self._pause
+                earliest = self._after_a_pause()
 
     def _on_fewer(self) -> Windows:
         """Run on fewer threads until all are better again."""
-        due = self._now + self._pause
+        due = self._after_a_pause()
         while True:
             window = yield True
             self._disturbed = window.end
             if window.end >= due:
                 if (yield from self._trial(fewer=False)):
                     return
-                due = self._now + self._pause
+                due = self._after_a_pause()
+
+    def _after_a_pause(self) -> float:
+        """Return when the next trial may begin; the pause after that one is longer."""
+        pause, self._pause = self._pause, min(2 * self._pause, LONGEST_PAUSE)
+        return self._now + pause
 
     def _trial(self, *, fewer: bool) -> Trial:
         """Run some windows on the present number of threads, then on the other one; tell whether the other is better.
 
         The first one on the other does not count.
         """
-        self._pause = min(2 * self._pause, LONGEST_PAUSE)
         self._trying = True
         present = yield from self._several(not fewer)
         yield fewer

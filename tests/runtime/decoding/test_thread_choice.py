@@ -144,7 +144,7 @@ def test_the_other_sessions_are_let_go_once_nobody_has_disturbed_for_long(machin
 
 def test_after_a_quiet_while_the_next_disturbance_is_answered_at_once(machine: Machine) -> None:
     machine.run(3, QUIET)
-    machine.run(18, CROWDED)
+    machine.run(11, CROWDED)
     machine.run(QUIET_SECONDS + 1, QUIET)
     start = machine.now
     machine.run(5, ONE_BUSY)
