@@ -78,6 +78,7 @@ def settle(decoder: Decoder, token: int, seconds: float) -> None:
 def measure(decoders: dict[str, Decoder], token: int, rounds: int, in_a_row: int) -> None:
     """Time steps on one token in turns, and print medians of all that are paired by round."""
     times: dict[str, list[float]] = {name: [] for name in decoders}
+    on_fewer = decoders[CHOOSING].work.runs_on_fewer_threads
     for _ in range(rounds):
         for name, decoder in decoders.items():
             length, started = decoder.full.length, time.perf_counter()
@@ -91,6 +92,8 @@ def measure(decoders: dict[str, Decoder], token: int, rounds: int, in_a_row: int
         part = statistics.median(own / other for own, other in zip(values, times[better], strict=True))
         whole = sum(values) / sum(times[better])
         click.echo(f"  {name}: {medians[name]:.2f} ms, {part:.2f} of the better fixed choice, {whole:.2f} of its sum")
+    on_fewer = decoders[CHOOSING].work.runs_on_fewer_threads - on_fewer
+    click.echo(f"  {CHOOSING}: {on_fewer / (rounds * in_a_row):.0%} of these steps on fewer threads")
 
 
 @click.command()
