@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from contextlib import suppress
 from threading import Lock, Thread
 
 import onnxruntime as ort
@@ -16,6 +17,7 @@ import onnxruntime as ort
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import RecycleError
 from recycle_onnx.machine import cgroup, memory, processors
+from recycle_onnx.machine.huge_pages import addresses_are_limited
 from recycle_onnx.runtime.decoding.equal_threads import EqualThreads
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.runtime.decoding.thread_choice import ThreadChoice
@@ -47,9 +49,9 @@ class FewerThreads:
 
     @staticmethod
     def possible(own: Sessions) -> bool:
-        """Tell whether sessions on the CPU have threads of their own, and more than one."""
+        """Tell whether sessions on the CPU have threads of their own, more than one, and there is room for others."""
         own_pool = own[0].get_session_options().use_per_session_threads
-        return bool(own_pool) and _threads(own) != 1 and os.cpu_count() != 1
+        return bool(own_pool) and _threads(own) != 1 and os.cpu_count() != 1 and not addresses_are_limited()
 
     def sessions(self) -> Sessions | None:
         """Return what the next step is to run on; None for the model's own sessions."""
@@ -65,13 +67,14 @@ class FewerThreads:
             elif self._choice.wanted and self._loader is None:
                 # A daemon, as others that run native code: `at_work` has the interpreter wait for it.
                 self._loader = Thread(target=self._load, name="recycle-onnx: fewer threads", daemon=True)
-                self._loader.start()
+                with suppress(RuntimeError):  # a process that may start no more threads keeps all of these
+                    self._loader.start()
 
     def close(self) -> None:
         """Let go of all sessions, of the new ones once they are loaded if that has begun."""
         with self._lock:
             self._own, loader = None, self._loader
-        if loader is not None:
+        if loader is not None and loader.ident is not None:
             loader.join(EXIT_SECONDS)
         with self._lock:
             self._sessions, self._choice = None, ThreadChoice()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from pathlib import Path
+from threading import Thread
 from typing import Any
 from weakref import ref
 
@@ -16,6 +17,7 @@ import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
 from recycle_onnx.machine.memory import SystemMemory
+from recycle_onnx.runtime.decoding import fewer_threads
 from recycle_onnx.runtime.decoding.equal_threads import same_runs
 from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads
 from recycle_onnx.runtime.decoding.half import Half
@@ -135,12 +137,33 @@ def test_one_thread_and_a_fixed_number_stay_what_they_are(int8_bundle: Path, set
     assert recycle_onnx.load(int8_bundle, **settings)._halves._fewer_threads is None
 
 
+def test_where_addresses_are_limited_no_thread_is_started_for_other_sessions(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fewer_threads, "addresses_are_limited", lambda: True)
+    assert recycle_onnx.load(int8_bundle, threads=2)._halves._fewer_threads is None
+
+
+def test_a_process_that_may_start_no_threads_keeps_those_it_has(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(thread: Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    model = recycle_onnx.load(int8_bundle, threads=2)
+    monkeypatch.setattr(Thread, "start", refuse)
+    tell(threads_of(model), {False: FAST}, 2)
+    tell(threads_of(model), {False: SLOW}, 40)
+    assert threads_of(model).sessions() is None
+    model.close()
+
+
 def test_sessions_in_an_applications_global_pool_have_no_threads_to_leave(int8_bundle: Path) -> None:
     options = ort.SessionOptions()
     options.use_per_session_threads = False
-    assert not FewerThreads.possible((Pooled(options), None))  # type: ignore[arg-type]
+    assert not FewerThreads.possible((Pooled(options), None))
     options.use_per_session_threads = True
-    assert FewerThreads.possible((Pooled(options), None))  # type: ignore[arg-type]
+    assert FewerThreads.possible((Pooled(options), None))
 
 
 class Pooled:
