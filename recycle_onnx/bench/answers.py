@@ -78,7 +78,7 @@ def bench_answers(
         raise InputError(f"repeat is {options.repeat}; expected at least 1")
     measurements = []
     for threads in options.threads:
-        model = load(bundle, threads=threads, **options.placing)
+        model = load(bundle, threads=threads, fixed_threads=True, **options.placing)
         names = ("full", *(name for name in options.strategies or _usual(model) if name != "full"))
         runs = _answer(model, prompts, names, options, report)
         measurements += [_summary(model, name, runs, options, threads) for name in names]

@@ -84,7 +84,7 @@ def bench(bundle: Path, options: Options, report: Progress = silent) -> list[Mea
     measurements = []
     for threads in options.threads:
         started = time.perf_counter()
-        model = load(bundle, threads=threads, **options.placing)
+        model = load(bundle, threads=threads, fixed_threads=True, **options.placing)
         load_s = time.perf_counter() - started
         model.stop_ids = frozenset()  # texts of equal length
         for context in options.contexts:

@@ -45,7 +45,7 @@ def calibrate(
     from recycle_onnx.runtime.decoding.calibration import check_cache
 
     asked = read_prompts(prompts, field) if prompts else []
-    model = recycle_onnx.load(bundle, threads=threads, **options.places(settings))
+    model = recycle_onnx.load(bundle, threads=threads, fixed_threads=True, **options.places(settings))
     check_cache(model.bundle, model.providers, threads)
     texts = [prompt.ids(model.bundle.folder, model.tokenizer) for prompt in asked]
     with progress("calibrating") as update:

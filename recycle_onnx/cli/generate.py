@@ -106,8 +106,9 @@ def summary(result: Result) -> list[str]:
     """Say in three lines (under `auto` four) what was generated, how fast, and whether it is the full model's text."""
     stats = result.stats
     accepted = "" if stats.acceptance_rate is None else f", {stats.acceptance_rate:.0%} of the proposals accepted"
+    fewer = f" ({stats.runs_on_fewer_threads} on fewer threads)" if stats.runs_on_fewer_threads else ""
     lines = [
-        f"{result.strategy}: {tokens(stats.new_tokens)} from {stats.full_runs} runs of the full model and "
+        f"{result.strategy}: {tokens(stats.new_tokens)} from {stats.full_runs} runs of the full model{fewer} and "
         f"{stats.recycle_runs} of the module{accepted} (finish reason: {result.finish_reason})",
         f"{stats.tokens_per_second:.1f} tokens/s, first token after {1000 * stats.time_to_first_token_s:.1f} ms",
         f"{sum(result.recycled)} recycled tokens; {LOSSLESS[result.lossless]} (lossless: {result.lossless})",

@@ -39,6 +39,7 @@ PLACING = (
 )
 LOADING = (
     click.option("--threads", type=int, help="Threads of each session.  [default: one a physical core]"),
+    click.option("--fixed-threads", is_flag=True, help="No fewer of them while other programs use the cores."),
     *PLACING,
     click.option("--verify-files", is_flag=True, help="Hash the weights again before loading them."),
     click.option("--prepacked", is_flag=True, help="Keep weights in the user's cache as this processor wants them."),
@@ -72,7 +73,7 @@ def placing(command: Command) -> Command:
 
 
 def loading(command: Command) -> Command:
-    """Add `--threads`, `--verify-files`, `--prepacked` and those of `placing`, for `load`."""
+    """Add `--threads`, `--fixed-threads`, `--verify-files`, `--prepacked` and those of `placing`, for `load`."""
     return _with(command, LOADING)
 
 
@@ -123,6 +124,7 @@ def load(bundle: Path, settings: dict[str, Any]) -> Model:
         bundle,
         **places(settings),
         threads=settings.pop("threads"),
+        fixed_threads=settings.pop("fixed_threads"),
         verify=settings.pop("verify_files"),
         prepacked=settings.pop("prepacked"),
     )

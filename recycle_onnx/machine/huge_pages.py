@@ -33,7 +33,7 @@ def in_huge_pages() -> Iterator[None]:
     ONNX Runtime allocates each weight by itself, too little to begin a huge page. A step of a model of 135 M parameters
     takes some 15 % less time with them. Moving 180 MB takes some 0.1 to 0.3 seconds, in which the model can be used.
     """
-    advise = _madvise() if state() == "on" and not _limited() else None
+    advise = _madvise() if state() == "on" and not addresses_are_limited() else None
     before = list(_anonymous()) if advise else []
     yield
     if advise and (ranges := list(_new(_anonymous(), before))):
@@ -62,13 +62,15 @@ def state() -> State:
         return "not on this system"
 
 
-def _limited() -> bool:
-    """Return whether the process's addresses are limited (`ulimit -v`).
+def addresses_are_limited() -> bool:
+    """Return whether the process's addresses are limited (`ulimit -v`), so that nobody should start a thread unasked.
 
     A thread takes some for its stack. One that dies of lack of memory as it starts is waited for without end:
     `Thread.start` waits until the thread has said that it runs.
     """
-    import resource  # not on Windows
+    if sys.platform == "win32":
+        return False
+    import resource
 
     return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
 

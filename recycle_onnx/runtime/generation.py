@@ -46,7 +46,8 @@ class Token:
 class Stats:
     """The counts of one generation, and seconds of wall time.
 
-    `reused_tokens` are those of the prompt that the caches held already. `proposed` and `accepted` count recycled
+    `reused_tokens` are those of the prompt that the caches held already. `runs_on_fewer_threads` are those of the
+    full model that left cores to other programs (`fixed_threads` of `load`). `proposed` and `accepted` count recycled
     tokens; `acceptance_rate` is None where nothing was verified. `time_to_first_token_s` includes reading the prompt,
     `prefill_s` is that of both halves, `decode_s` all but `prefill_s`; `tokens_per_second` is that of the tokens after
     the first.
@@ -57,6 +58,7 @@ class Stats:
     new_tokens: int
     full_runs: int
     recycle_runs: int
+    runs_on_fewer_threads: int
     proposed: int
     accepted: int
     acceptance_rate: float | None
@@ -263,6 +265,7 @@ class Generation:
             new_tokens=len(self.tokens),
             full_runs=work.full_runs,
             recycle_runs=work.recycle_runs,
+            runs_on_fewer_threads=work.runs_on_fewer_threads,
             proposed=counts.proposed,
             accepted=counts.accepted,
             acceptance_rate=counts.accepted / counts.proposed

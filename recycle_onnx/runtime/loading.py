@@ -15,7 +15,7 @@ from recycle_onnx.runtime.ort.providers import options_of_module, place, registe
 from recycle_onnx.runtime.ort.sessions import open_original
 
 
-# Ten parameters, since this is what applications call first: their editors show each keyword with its default.
+# Eleven parameters, since this is what applications call first: their editors show each keyword with its default.
 def load(
     path: str | PathLike[str],
     *,
@@ -25,6 +25,7 @@ def load(
     recycler_provider_options: Mapping[str, str] | None = None,
     provider_libraries: Mapping[str, str | PathLike[str]] | None = None,
     threads: int | None = None,
+    fixed_threads: bool = False,
     verify: bool = False,
     prepacked: bool = False,
     progress: Progress = silent,
@@ -39,6 +40,9 @@ def load(
         recycler_provider_options: the same for the module's provider, if it has one of its own.
         provider_libraries: files of plug-in providers, by the name to call each.
         threads: threads of each session, None for one a physical core.
+        fixed_threads: run all steps on so many threads. Otherwise they run on half as many while others use the cores
+            and that is faster; the text is the same. The sessions for that are loaded when they are needed, where an
+            eighth of the free memory has room for the weights again, or with `prepacked`.
         verify: hash the weights again, even if this very file was checked before.
         prepacked: keep weights in the user's cache, laid out for this processor (twice the bundle's size), and map
             them: the memory they take can be shared and taken back. Without it every model has a private copy.
@@ -57,4 +61,4 @@ def load(
     own = options_of_module(recycler_provider, recycler_provider_options)
     other = None if recycler_provider is None else place(recycler_provider, own, bundle.manifest)
     with at_work():
-        return Model(bundle, full, threads, opener, progress, other)
+        return Model(bundle, full, threads, opener, progress, other, fixed_threads=fixed_threads)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import Any, Self, Unpack
 
 import numpy as np
-import onnxruntime as ort
 
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import Kind
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress, silent
 from recycle_onnx.runtime.chat_template import Message
@@ -20,6 +18,7 @@ from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
+from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads
 from recycle_onnx.runtime.decoding.half import Floats
 from recycle_onnx.runtime.decoding.run import Run
 from recycle_onnx.runtime.decoding.strategies import NEEDING_MODULE, Plan
@@ -28,15 +27,12 @@ from recycle_onnx.runtime.generation import Generation, Lossless, Result
 from recycle_onnx.runtime.ort.loaded import LoadedHalves
 from recycle_onnx.runtime.ort.provider_table import CPU
 from recycle_onnx.runtime.ort.providers import Place, Placement
-from recycle_onnx.runtime.ort.sessions import open_original
+from recycle_onnx.runtime.ort.sessions import Opener, open_original
 from recycle_onnx.runtime.raw_text import RawTextNotice
 from recycle_onnx.runtime.settings import STRATEGIES, TO_THE_END
 from recycle_onnx.runtime.structured import Constraint, Constraints, Grammar
 from recycle_onnx.runtime.text import as_ids, count, encode
 from recycle_onnx.tokenizer import load_tokenizer
-
-Opener = Callable[[Bundle, Kind, Place, int | None], ort.InferenceSession]
-"""Gives a session of one half: bundle, half, provider, threads."""
 
 
 class Model:
@@ -57,10 +53,12 @@ class Model:
         opener: Opener = open_original,
         progress: Progress = silent,
         recycler_provider: Place | None = None,
+        *,
+        fixed_threads: bool = True,
     ) -> None:
         """Open a session of each half; `provider` runs the full model, `recycler_provider` the module.
 
-        The module's provider is by default the same.
+        The module's provider is by default the same. Without `fixed_threads` steps may run on fewer, as for `load`.
         """
         manifest = bundle.manifest
         places = Placement.of(provider), Placement.of(provider if recycler_provider is None else recycler_provider)
@@ -81,7 +79,10 @@ class Model:
         progress(len(kinds), len(kinds), "loaded")
         draft = manifest.draft_vocabulary
         draft_ids = None if draft is None else np.array(draft, np.int64)
-        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids)
+        fewer = None
+        if not fixed_threads and self.providers == CPU and FewerThreads.possible((full, module)):
+            fewer = FewerThreads(bundle, (full, module), opener, copies=opener is open_original)
+        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids, fewer)
 
     def __repr__(self) -> str:
         about = f"{self.bundle.manifest.halves}, context of {self.context_length} tokens, on {self.providers}"

@@ -11,6 +11,11 @@ from recycle_onnx.runtime.generation import Result
 from recycle_onnx.serve.worker import Step
 
 FinishReason = Literal["stop", "length", "tool_calls"]
+SUMMED = (
+    "recycled_tokens", "proposed", "accepted", "full_runs", "recycle_runs", "runs_on_fewer_threads",
+    "prefill_s", "decode_s",
+)  # fmt: skip
+"""The fields of `RecycleUsage` that add up over several generations."""
 
 
 class RecycleUsage(BaseModel):
@@ -24,6 +29,7 @@ class RecycleUsage(BaseModel):
     acceptance_rate: float | None
     full_runs: int
     recycle_runs: int
+    runs_on_fewer_threads: int
     tokens_per_second: float
     time_to_first_token_s: float
     prefill_s: float
@@ -36,8 +42,7 @@ class RecycleUsage(BaseModel):
 
         (Of tokens a second those of a generation's first token do not count, so nor do they here.)
         """
-        counts = ("recycled_tokens", "proposed", "accepted", "full_runs", "recycle_runs", "prefill_s", "decode_s")
-        sums = {name: sum(getattr(part, name) for part in parts) for name in counts}
+        sums = {name: sum(getattr(part, name) for part in parts) for name in SUMMED}
         tokens, seconds = sum(part.tokens_per_second * part.decode_s for part in parts), sums["decode_s"]
         verified = parts[0].acceptance_rate is not None and sums["proposed"]
         rates = {

@@ -31,6 +31,7 @@ class Metrics:
         self.proposals = self._counter("proposals", "Tokens that were proposed, and those that stayed.", "outcome")
         self.restores = self._counter("restored_prompts", "Prompts that begin with tokens from disk.")
         self.runs = self._counter("runs", "Runs of each half.", "half")
+        self.on_fewer_threads = self._counter("runs_on_fewer_threads", "Of the full model's: while others used cores.")
         self.seconds = self._histogram("request_seconds", "Time to the end of an answer.")
         self.first_token = self._histogram("first_token_seconds", "Time from a slot to the first token.")
 
@@ -49,6 +50,7 @@ class Metrics:
         self.proposals.labels("rejected").inc(stats.proposed - stats.accepted)
         self.runs.labels("full").inc(stats.full_runs)
         self.runs.labels("recycler").inc(stats.recycle_runs)
+        self.on_fewer_threads.inc(stats.runs_on_fewer_threads)
         if result.tokens:
             self.first_token.observe(stats.time_to_first_token_s)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.runtime.decoding.exclusive import Exclusive
+from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads
 from recycle_onnx.runtime.decoding.half import Floats, Half, States
 from recycle_onnx.runtime.decoding.read_tokens import ReadTokens
 from recycle_onnx.runtime.decoding.waiting_states import WaitingStates
@@ -60,7 +61,7 @@ def common_prefix(first: list[int], second: list[int]) -> int:
 class Work:
     """The work on one text since its `prefill`: tokens that had been read before, and runs.
 
-    Reading the prompt counts as one run.
+    Reading the prompt counts as one run. Of the full model's, `runs_on_fewer_threads` left cores to other programs.
 
     `prefill_seconds` is that of both halves. A decoder has a new one for every text: whoever remembers it knows whether
     the caches are still those of the same text.
@@ -69,6 +70,7 @@ class Work:
     reused: int = 0
     full_runs: int = 0
     recycle_runs: int = 0
+    runs_on_fewer_threads: int = 0
     prefill_seconds: float = 0.0
 
 
@@ -86,10 +88,12 @@ class Decoder:
         context_length: int,
         chunk: int = CHUNK,
         draft_ids: NDArray[np.int64] | None = None,
+        fewer_threads: FewerThreads | None = None,
     ) -> None:
         """Bind both halves to their sessions.
 
-        `draft_ids` are the token ids of the module's logits where it has a vocabulary of its own.
+        `draft_ids` are the token ids of the module's logits where it has a vocabulary of its own. `fewer_threads` has
+        other sessions of both halves, if there are some, and says which of them steps are to run on.
         """
         self.draft_ids = draft_ids
         self.tokens = ReadTokens()
@@ -102,6 +106,7 @@ class Decoder:
         self.exclusive = Exclusive()
         self.states = WaitingStates(specs[0].state_size, specs[0].float_type)
         self.recall: Recall = nothing
+        self._fewer_threads = fewer_threads
         self._place = 0  # of a chain, which the module has got to
         self._own_state: States = np.zeros((1, specs[0].state_size), specs[0].float_type)
         self._watch: Watch = nobody  # of the text that is being read
@@ -165,8 +170,23 @@ class Decoder:
     def full_step(self, tokens: list[int], keep: int) -> Floats:
         """Let the full model read `tokens`; give the logits [keep, V] of the last `keep`."""
         self._put_aside()
-        logits = self.full.step(tokens, keep)
+        if self._fewer_threads is None:
+            logits = self.full.step(tokens, keep)
+        else:
+            logits = self._chosen_step(self._fewer_threads, tokens, keep)
         self.work.full_runs += 1
+        return logits
+
+    def _chosen_step(self, threads: FewerThreads, tokens: list[int], keep: int) -> Floats:
+        """Run a full step, and the module's that follow, on all threads or on fewer, and tell how long it took."""
+        fewer = threads.sessions()
+        full, module = fewer or (None, None)
+        self.full.step_on(full)
+        if self.recycler is not None:
+            self.recycler.step_on(module)
+        logits = self.full.step(tokens, keep)
+        threads.took(len(tokens), self.full.length, self.full.seconds, fewer=fewer is not None)
+        self.work.runs_on_fewer_threads += fewer is not None
         return logits
 
     def recycle_step(self, kept: list[int]) -> Floats:

@@ -35,14 +35,22 @@ class _Call:
     are laid side by side after the run.
     """
 
-    def __init__(self, half: Half, hidden_in: Buffer | None, hidden_out: Buffer, rows: int, keep: int) -> None:
+    def __init__(
+        self,
+        half: Half,
+        session: ort.InferenceSession,
+        hidden_in: Buffer | None,
+        hidden_out: Buffer,
+        rows: int,
+        keep: int,
+    ) -> None:
         self.ids = np.zeros((1, rows), np.int64)
         self._keep = np.array(keep, np.int64)
         width = half.spec.places * half.spec.vocab_size
         logits = np.zeros((1, rows if half.always_all else keep, width), np.float32)
         self.logits: Floats = logits[0, -keep:]
         self._cache, self._hidden_in, self._hidden_out = half.cache, hidden_in, hidden_out  # kept alive
-        self.binding = half.session.io_binding()
+        self.binding = session.io_binding()
         self._inputs = self._bind_inputs(half, hidden_in)
         self.binding.bind_ortvalue_output(LOGITS, ort.OrtValue.ortvalue_from_numpy(logits))
         self._taps = self._bind_outputs(half, hidden_out, rows)
@@ -114,6 +122,7 @@ class Half:
         self.by_place: Floats = np.zeros((0, spec.places, spec.vocab_size), np.float32)
         self.seconds = 0.0
         self._upstream = upstream
+        self._fewer: ort.InferenceSession | None = None
         self._calls: dict[tuple[int, int, int], _Call] = {}  # bindings that are made once a shape, and used again
         outputs = spec.state_outputs()
         made_in = self.writes[outputs[0]] if len(outputs) == 1 else HOST  # several are laid side by side on the host
@@ -148,6 +157,15 @@ class Half:
         """Tell whether, behind the first `length` tokens, there are all rows that the next one sees."""
         return length == 0 or self.cache.has_enough(length)
 
+    def step_on(self, fewer: ort.InferenceSession | None) -> None:
+        """Have steps run on another session of this graph from now on, one with fewer threads; None for the own one.
+
+        Text and caches stay. Longer runs, of prompts, stay on the own session: they gain from every core's share.
+        """
+        if fewer is not self._fewer:
+            self._calls.clear()
+            self._fewer = fewer
+
     def rows(self) -> list[NDArray[Any]]:
         """Give keys and values [K, n, D] of the tokens read, in the contract's order; on the host, aliases.
 
@@ -172,16 +190,16 @@ class Half:
         The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of `hidden_in`,
         by default the latest of `upstream`. All of them, and the logits, are overwritten by the next call.
         """
-        rows = len(ids)
+        rows, session = len(ids), self._fewer or self.session
         self._make_room(rows)
         hidden = self._upstream_states(rows) if hidden_in is None else hidden_in
         key = (rows, keep, id(hidden))
         call = self._calls.get(key)
         if call is None:
-            made = _Call(self, _prefix(hidden, rows), self.states.buffer(rows), rows, keep)
+            made = _Call(self, session, _prefix(hidden, rows), self.states.buffer(rows), rows, keep)
             call = self._calls[key] = made
         started = time.perf_counter()
-        logits = self._run(call, ids)
+        logits = self._run(call, session, ids)
         self.seconds = time.perf_counter() - started
         self.states.written(rows)
         return logits
@@ -212,7 +230,7 @@ class Half:
 
     def _read_run(self, ids: list[int], hidden_in: States | None, hidden_out: States, keep: int) -> Floats:
         hidden, made = _prefix(hidden_in, len(ids)), HostBuffer(hidden_out[None])
-        return self._run(_Call(self, hidden, made, len(ids), keep), ids)
+        return self._run(_Call(self, self.session, hidden, made, len(ids), keep), self.session, ids)
 
     def restore(self, tokens: list[int], past: list[NDArray[Any]], start: int = 0, dropped: int = 0) -> None:
         """Take over what another one had read behind `start` rows: its tokens [n], and keys and values [K, n, D].
@@ -228,6 +246,7 @@ class Half:
         """Let go of session and buffers; only the counts are left."""
         self._calls.clear()
         self.cache.close()
+        self._fewer = None
         del self.session
 
     def _upstream_states(self, rows: int) -> States | Buffer | None:
@@ -258,11 +277,11 @@ class Half:
         if length > self.cache.limit:
             raise InputError(f"the text has {length} tokens; the model's context ends at {self.cache.limit}")
 
-    def _run(self, call: _Call, ids: list[int]) -> Floats:
+    def _run(self, call: _Call, session: ort.InferenceSession, ids: list[int]) -> Floats:
         """Read `ids`; whatever interrupts the run, `tokens` are those whose rows are there, and are sound."""
         length = self.length + len(ids)
         self.cache.show(length)
-        logits = call.run(self.session, ids)
+        logits = call.run(session, ids)
         self._check_finite(logits, length)
         self.tokens += ids
         self.runs += 1

@@ -7,25 +7,33 @@ import threading
 from weakref import WeakSet
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads, Sessions
 from recycle_onnx.runtime.ort.allocator import give_back
 from recycle_onnx.runtime.ort.native import at_work, check_not_forked, keep_in_children
 
-Sessions = tuple[ort.InferenceSession, ort.InferenceSession | None]
 Specs = tuple[GraphSpec, GraphSpec | None]
 
 
 class LoadedHalves:
     """Sessions of both halves, which serve any number of threads at once: what a run writes belongs to its caches."""
 
-    def __init__(self, sessions: Sessions, specs: Specs, draft_ids: NDArray[np.int64] | None = None) -> None:
-        """Take over the sessions; `draft_ids` are the token ids of the module's own vocabulary, if it has one."""
-        self.specs, self._draft_ids = specs, draft_ids
+    def __init__(
+        self,
+        sessions: Sessions,
+        specs: Specs,
+        draft_ids: NDArray[np.int64] | None = None,
+        fewer_threads: FewerThreads | None = None,
+    ) -> None:
+        """Take over the sessions, and with `fewer_threads` other ones for steps.
+
+        `draft_ids` are the token ids of the module's own vocabulary, if it has one.
+        """
+        self.specs, self._draft_ids, self._fewer_threads = specs, draft_ids, fewer_threads
         self._sessions: Sessions | None = sessions
         # Weak: caches are freed with the generation that used them, while the model stays.
         self._decoders: WeakSet[Decoder] = WeakSet()
@@ -45,7 +53,7 @@ class LoadedHalves:
             full, recycler = self._loaded()
             sessions = (full, recycler if module else None)
             specs = (self.specs[0], self.specs[1] if module else None)
-            made = Decoder(sessions, specs, context_length, chunk, self._draft_ids)
+            made = Decoder(sessions, specs, context_length, chunk, self._draft_ids, self._fewer_threads)
             self._decoders.add(made)
             return made
 
@@ -94,4 +102,6 @@ class LoadedHalves:
                 if decoder in self._decoders:
                     decoder.close()
                     self._decoders.discard(decoder)
+        if self._fewer_threads is not None:
+            self._fewer_threads.close()
         give_back()

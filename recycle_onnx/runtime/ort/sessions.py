@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 from textwrap import shorten
@@ -26,6 +27,8 @@ MOST_OF_A_REASON = 400
 """Characters of ONNX Runtime's reason for a failure: some list a whole graph."""
 OUT_OF_MEMORY = ("failed to allocate", "bad_alloc", "bad allocation", "out of memory", "not enough memory")
 """How libraries word it: ONNX Runtime has no error of its own for a lack of memory."""
+Opener = Callable[[Bundle, Kind, Place, int | None], ort.InferenceSession]
+"""Gives a session of one half: bundle, half, provider, threads."""
 Prepacking = Literal["parallel", "serial", "off"]
 INT8_ACTIVATIONS = ("session.qdq_matmulnbits_accuracy_level", "4")
 """For products with integers in ONNX's own form, which ONNX Runtime fuses: what MatMulNBits has in `ort` bundles."""

@@ -13,6 +13,7 @@ import pytest
 
 import recycle_onnx
 from recycle_onnx.bundle import Bundle, Manifest, describe_files
+from recycle_onnx.cache import cache_folder
 from recycle_onnx.export import Quantization, QuantizeOptions, quantize_bundle
 from recycle_onnx.files import read_json, write_json
 from recycle_onnx.machine import processor
@@ -149,7 +150,7 @@ def test_what_was_seen_is_remembered(bundle: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("stale", ["processor", "onnxruntime", "version", "damaged"])
 def test_another_machine_or_runtime_is_tried_anew(bundle: Path, stale: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert recycle_onnx.load(bundle, threads=2).equal_runs in (True, False)
-    [path] = Path(equal_runs.cache_folder() / "equal_runs").glob(f"{Bundle.open(bundle).digest[:32]}-cpu-2.json")
+    [path] = Path(cache_folder() / "equal_runs").glob(f"{Bundle.open(bundle).digest[:32]}-cpu-2.json")
     if stale == "damaged":
         path.write_text("{")
     elif stale == "processor":

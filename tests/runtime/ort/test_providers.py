@@ -37,7 +37,7 @@ def test_keywords_of_placing_are_those_of_load() -> None:
     annotations = {name: parameters[name].annotation for name in Placing.__annotations__}
     assert annotations == {name: kind.__forward_arg__ for name, kind in Placing.__annotations__.items()}
     others = set(parameters) - set(annotations)
-    assert others == {"path", "threads", "verify", "prepacked", "progress"}
+    assert others == {"path", "threads", "fixed_threads", "verify", "prepacked", "progress"}
 
 
 @pytest.fixture
