@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS
+from recycle_onnx.contract import LOGITS
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, dequantize
 from recycle_onnx.export.calibrated.choice import RowGroup
 from recycle_onnx.export.calibrated.gptq import quantize_by_moments
-from recycle_onnx.export.calibrated.segments import Floats, Product, Segment, State, cut
+from recycle_onnx.export.calibrated.segments import Floats, Product, Segment, State, beginning, cut
 from recycle_onnx.export.calibrated.unfinished import Position, Rounded, Unfinished
 from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.machine.machine import Machine
@@ -57,13 +57,15 @@ class Sweep:
         segments = cut(load_lazily(self.bundle.graph("full"), {}))
         first = len(self.windows) // PROBES or 1
         probe = self.windows[::first][:PROBES, :PROBE_LENGTH]
-        start = [self._begin(self.windows[at : at + BATCH]) for at in range(0, len(self.windows), BATCH)]
-        at = self.unfinished.load() or Position(0, Rounded([], [], []), start, [self._begin(probe)])
+        spec = self.bundle.manifest.graphs["full"]
+        start = [beginning(spec, self.windows[at : at + BATCH]) for at in range(0, len(self.windows), BATCH)]
+        at = self.unfinished.load() or Position(0, Rounded([], [], []), start, [beginning(spec, probe)])
         try:
             for number, segment in enumerate(segments[:-1]):
                 if number >= at.layers:
                     self.report(number, len(segments), f"{STAGE}: layer {number} of {len(segments) - 2}")
-                    for at in self._through(segment, at):
+                    positions = self._through(segment, at)
+                    for at in positions:
                         self.unfinished.save_now_and_then(at)
         except KeyboardInterrupt:
             self.unfinished.save(at)
@@ -73,11 +75,6 @@ class Sweep:
         self.report(len(segments) - 1, len(segments), f"{STAGE}: judging")
         self._judge(segments[-1], at.probes, at.rounded)
         return at.rounded
-
-    def _begin(self, ids: NDArray[np.int64]) -> State:
-        spec = self.bundle.manifest.graphs["full"]
-        empty = np.zeros((len(ids), spec.num_kv_heads, 0, spec.head_dim), np.float32)
-        return {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids), **dict.fromkeys(spec.past_names(), empty)}
 
     def _through(self, segment: Segment, at: Position) -> Iterator[Position]:
         """Yield positions up to the one behind `segment`, each to go on from."""

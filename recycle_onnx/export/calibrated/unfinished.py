@@ -121,6 +121,4 @@ def _position(arrays: Any) -> Position:
     hows = [Quantization(**{**how, "keep": tuple(how["keep"])}) for how in described["hows"]]
     rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows)
     moments = {x: arrays[f"moments.{place}"] for place, x in enumerate(described["moments"])}
-    return Position(
-        described["layers"], rounded, states("states"), states("probes"), described["seen"], moments
-    )
+    return Position(described["layers"], rounded, states("states"), states("probes"), described["seen"], moments)
