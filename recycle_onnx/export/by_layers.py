@@ -16,7 +16,7 @@ from recycle_onnx.runtime.ort.sessions import open_mapped
 
 
 def scores(bundle: Bundle, texts: Sequence[list[int]], threads: int | None) -> Iterator[tuple[Score, Floats]]:
-    """Score texts of the same length as `Scorer` does; yield each one's score, and the full model's logits [S, V].
+    """Score texts as `Scorer` does; yield each one's score, and the full model's logits [S, V].
 
     (Of 1.1 B parameters this takes 0.7 GB. A session keeps every page of its mapped file that it has read: 4.2 GB.)
     """
@@ -33,14 +33,15 @@ def _read(bundle: Bundle, texts: Sequence[list[int]], threads: int | None) -> It
     spec = bundle.manifest.graphs["full"]
     taps = spec.state_outputs()
     *layers, head = cut(load_lazily(bundle.graph("full"), {}), keep=taps)
-    state = beginning(spec, np.array(texts, np.int64)[:, :-1])
+    states = [beginning(spec, np.array([ids[:-1]], np.int64)) for ids in texts]
     for layer in layers:
-        state = layer.behind(state, layer.run(state, layer.load(), threads))
+        matrices = layer.load()
+        states = [layer.behind(state, layer.run(state, matrices, threads)) for state in states]
         layer.close()
     matrices = head.load()
-    for text in range(len(texts)):
-        own = {name: array[text : text + 1] for name, array in state.items()}
-        yield head.run(own, matrices, threads)[LOGITS][0], np.concatenate([own[tap][0] for tap in taps], axis=-1)
+    for state in states:
+        hidden = np.concatenate([state[tap][0] for tap in taps], axis=-1)
+        yield head.run(state, matrices, threads)[LOGITS][0], hidden
     head.close()
 
 

@@ -85,7 +85,6 @@ class Sweep:
         segment.close()
         give_back()  # before the largest matrices of a layer: reading the windows leaves as much as they take
         results = self._results(segment, at.moments, matrices)
-        at = replace(at, moments={})
         yield self._behind(segment, at, matrices, results)
         segment.close()
 
