@@ -83,7 +83,6 @@ class Sweep:
             at = self._seen(segment, at, place, matrices)
             yield at
         segment.close()
-        give_back()  # before the largest matrices of a layer: reading the windows leaves as much as they take
         results = self._results(segment, at.moments, matrices)
         yield self._behind(segment, at, matrices, results)
         segment.close()
@@ -101,6 +100,7 @@ class Sweep:
         tokens = np.float32(self.windows.size)
 
         def rounded(product: Product) -> Parts:
+            give_back()  # what reading the windows, and the matrix before, left: of TinyLlama's shape 0.2 GB and more
             return self._round(product, product.matrix(matrices[product.weight]), sums[product.x] / tokens)
 
         workers = self.threads or Machine.this().processors.useful_threads
