@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from recycle_onnx.bundle import Bundle
+from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.export import Calibration, ExportOptions, Quantization, export, heavy, lazy, quantize_bundle
 from recycle_onnx.export.by_layers import scores
@@ -54,8 +54,13 @@ def test_gptq_holds_two_matrices_in_float64_and_no_third() -> None:
     assert 16 * square < most < 22 * square  # moments, their factor, and half of one for its inverse
 
 
+def quantized(bundle: Path, out: Path, text: Path) -> Manifest:
+    options = QuantizeOptions(calibration=Calibration(text), compare=False, force_quality=True)
+    return quantize_bundle(bundle, out, CALIBRATED, options)[0]
+
+
 def test_the_windows_of_a_calibration_are_held_once(
-    sample_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays: list[weakref.ref[NDArray[Any]]] = []
     held: list[int] = []
@@ -72,9 +77,8 @@ def test_the_windows_of_a_calibration_are_held_once(
 
     monkeypatch.setattr(sweep, "BATCH", 2)
     monkeypatch.setattr(Segment, "moments", counted)
-    options = QuantizeOptions(calibration=Calibration(text, 5.4), compare=False)
-    quantize_bundle(sample_bundle, tmp_path / "b", CALIBRATED, options)
-    layers = Bundle.open(sample_bundle).manifest.graphs["full"].num_layers
+    quantized(tiny_bundle, tmp_path / "b", text)
+    layers = Bundle.open(tiny_bundle).manifest.graphs["full"].num_layers
     batches, left = divmod(len(held), layers + 1)
     assert left == 0
     assert batches > 4
@@ -82,8 +86,30 @@ def test_the_windows_of_a_calibration_are_held_once(
     assert max(held) <= whole * (1 + 1 / batches) * 1.01
 
 
+def test_an_interrupted_calibration_goes_on_in_the_midst_of_a_layer(
+    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Segment] = []
+    carry = Segment.moments
+
+    def interrupted(piece: Segment, *rest: Any) -> tuple[State, dict[str, Floats]]:
+        calls.append(piece)
+        if len(calls) == 9:  # of six batches a piece, the third of the second piece
+            raise KeyboardInterrupt
+        return carry(piece, *rest)
+
+    monkeypatch.setattr(sweep, "BATCH", 2)
+    whole = quantized(tiny_bundle, tmp_path / "whole", text)
+    monkeypatch.setattr(Segment, "moments", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quantized(tiny_bundle, tmp_path / "b", text)
+    assert quantized(tiny_bundle, tmp_path / "b", text).files["model.onnx.data"] == whole.files["model.onnx.data"]
+    batches = len(calls) - 1  # one of them twice
+    assert batches == 6 * (whole.graphs["full"].num_layers + 1)
+
+
 def test_what_pieces_return_keeps_no_more_than_itself(
-    sample_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An arena goes back whole, and so would stay with each array that lies in it."""
     opened: list[ort.InferenceSession] = []
@@ -94,9 +120,7 @@ def test_what_pieces_return_keeps_no_more_than_itself(
         return opened[-1]
 
     monkeypatch.setattr(Segment, "_open", recorded)
-    quantize_bundle(
-        sample_bundle, tmp_path / "b", CALIBRATED, QuantizeOptions(calibration=Calibration(text, 5.4), compare=False)
-    )
+    quantized(tiny_bundle, tmp_path / "b", text)
     assert opened
     assert not any(session.get_session_options().enable_cpu_mem_arena for session in opened)
 
