@@ -184,7 +184,7 @@ def _to_json(exported: ExportReport) -> dict[str, Any]:
         "bundle": str(exported.bundle),
         "bytes": exported.bytes,
         "strategies": list(exported.manifest.strategies),
-        "self_check": asdict(exported.self_check),
+        "self_check": exported.self_check and asdict(exported.self_check),
         "quantization": exported.manifest.quantization,
     }
 
@@ -193,13 +193,14 @@ def _say(exported: ExportReport, *, for_gpus: bool) -> None:
     manifest, check = exported.manifest, exported.self_check
     quantized = manifest.quantization or {}
     echo(f"{exported.bundle}: {exported.bytes / 1e6:.1f} MB, strategies {', '.join(manifest.strategies)}")
-    apart = f"{check.prefill_against_steps:.1e} of the largest logit"
-    echo(f"checked: a prompt read at once and one read token by token differ by {apart}")
+    if check is not None:
+        apart = f"{check.prefill_against_steps:.1e} of the largest logit"
+        echo(f"checked: a prompt read at once and one read token by token differ by {apart}")
     if for_gpus:
         echo("fp16 is for GPUs: on a CPU ONNX Runtime computes it in float32, and no faster")
     if made := method_line(quantized):
         echo(made)
     if exported.fidelity is not None:
         echo(fidelity_line(manifest.precision, quantized))
-    if (difference := check.against_reference) is not None:
+    if check is not None and (difference := check.against_reference) is not None:
         echo(f"checked: torch and the graphs differ by {difference:.1e} of the largest logit")

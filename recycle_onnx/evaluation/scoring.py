@@ -99,11 +99,7 @@ class Scorer:
         if module is not None:
             firsts["recycler"] = module[:1]
         self._read, self._fork = read, (ids[:first], firsts if first > 1 else {})
-        tokens = np.asarray(ids)
-        if module is None:
-            return Score(_predictions(full, tokens[first:], None), None)
-        draft = self._decoder.draft_ids
-        return Score(_predictions(full, tokens[first:], None), _predictions(module, tokens[max(first, 2) :], draft))
+        return scored(ids, full, module, self._decoder.draft_ids)
 
     def _full(self, ids: list[int], first: int, start: int, known: Floats | None) -> Floats:
         """Return the full model's logits for the tokens from `first` on.
@@ -137,6 +133,15 @@ class Scorer:
 def score(model: Model, ids: list[int], first: int = 1) -> Score:
     """Score one text, as `Scorer.score` does."""
     return Scorer(model).score(ids, first)
+
+
+def scored(ids: list[int], full: Floats, module: Floats | None, draft_ids: Ids | None) -> Score:
+    """Score the last tokens of a text by logits [S, V] of the full model and [S, Vd] of the module for them."""
+    tokens = np.asarray(ids)
+    predictions = _predictions(full, tokens[len(ids) - len(full) :], None)
+    if module is None:
+        return Score(predictions, None)
+    return Score(predictions, _predictions(module, tokens[len(ids) - len(module) :], draft_ids))
 
 
 def _predictions(logits: Floats, tokens: Ids, vocabulary: Ids | None) -> Predictions:

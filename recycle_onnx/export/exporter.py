@@ -14,6 +14,7 @@ from recycle_onnx.checkpoint.folder import TEXT_FILES
 from recycle_onnx.checkpoint.pooling import read_pooling
 from recycle_onnx.contract import FINAL_POST, GraphSpec
 from recycle_onnx.errors import InputError
+from recycle_onnx.export import heavy
 from recycle_onnx.export.block_quantizer import CALIBRATED, SOURCE, Quantization
 from recycle_onnx.export.calibrated.calibrate import Calibrated, Calibration
 from recycle_onnx.export.fidelity import Rounding, check_quality, measure
@@ -38,21 +39,18 @@ from recycle_onnx.stop_ids import describe_ends, stop_ids
 from recycle_onnx.tokenizer import leave_out_tokens, load_tokenizer
 from recycle_onnx.untrusted import copy_file
 
-SMALL = 1_000_000_000
-"""Bytes of float32 weights that are not too many to load for a comparison."""
-
 
 @dataclass(frozen=True)
 class ExportReport:
     """The outcome of an export: what was written, and how the graphs compared with themselves and with torch.
 
-    For a quantized bundle that was compared with float32, `self_check` is that of the float32 graphs; `fidelity` is
-    what was measured of the quantized ones.
+    For a quantized bundle that was compared with float32, `self_check` is that of the float32 graphs, unless their
+    weights take more than `HEAVY` bytes; `fidelity` is what was measured of the quantized ones.
     """
 
     bundle: Path
     manifest: Manifest
-    self_check: SelfCheck
+    self_check: SelfCheck | None
     fidelity: Rounding | None = None
 
     @property
@@ -80,10 +78,11 @@ class ExportOptions:
         calibration: for the method `calibrated`, which needs a float32 bundle too, and so is compared.
         text: what to compare on; None for a page of plain English.
         compare: measure against float32, for which a float32 bundle is made beside it, and deleted. None does so where
-            there is a `text`, or the weights take no more than `SMALL` bytes in float32.
+            there is a `text`, or the weights take no more than `HEAVY` bytes in float32.
         epsilon: without it, and without a comparison, nothing is measured of a quantized bundle: for one that will
             soon be deleted.
         force_quality: write it even if perplexity rises by more than a quarter.
+        check: run both graphs once. Without it, for a float32 bundle that is only read layer by layer, and deleted.
         threads: ONNX Runtime's, None for one a physical core.
         module_window: let the module see so many rows only, its own included; None for what the checkpoint says.
         kv: `int8` for keys and values in eight bits, which a CPU reads in half the time; None for floats.
@@ -97,6 +96,7 @@ class ExportOptions:
     text: Path | None = None
     compare: bool | None = None
     epsilon: bool = True
+    check: bool = True
     force_quality: bool = False
     threads: int | None = None
     module_window: int | None = None
@@ -165,18 +165,18 @@ class _Export:
                 manifest = _quantized(manifest, how, calibrated, rewriter, checkpoint)
             manifest.write(folder / MANIFEST)
             written, cost = Bundle(folder, manifest), None
-            checked = (
-                float32.self_check
-                if float32
-                else _check(checkpoint, written, eos, self.report, torch=options.module_window is None)
-            )
+            checked = None if float32 is None else float32.self_check
+            if checked is None and options.check:
+                torch = options.module_window is None
+                checked = _check(checkpoint, written, eos, self.report, torch=torch)
             if options.kv is not None:
                 manifest = to_int8_cache(folder, manifest, options.threads, self.report)
                 written = Bundle(folder, manifest)
                 check_bundle(written, None, eos)
             if how is not None and (compares or options.epsilon):
                 cost = self._cost(written, how, float32.opened if float32 and compares else None)
-        manifest.provenance["self_check"] = asdict(checked)
+        if checked is not None:
+            manifest.provenance["self_check"] = asdict(checked)
         manifest = manifest if cost is None else with_cost(manifest, cost)
         manifest.write(folder / MANIFEST)
         return ExportReport(folder, manifest, checked, cost)
@@ -196,14 +196,19 @@ class _Export:
         """Tell whether to compare with float32: as was asked, otherwise where that costs little."""
         if self.options.compare is not None:
             return self.options.compare
-        return self.options.text is not None or _float32_bytes(checkpoint) <= SMALL or calibrates
+        return self.options.text is not None or _float32_bytes(checkpoint) <= heavy.HEAVY or calibrates
 
     def _in_float32(self, checkpoint: Checkpoint, beside: ExitStack, folder: Path) -> ExportReport:
-        """Write the float32 bundle that calibrating reads and comparing needs; it is deleted with `beside`."""
+        """Write the float32 bundle that calibrating reads and comparing needs; it is deleted with `beside`.
+
+        A heavy one is not checked, for it would be in memory whole: what is made of it is.
+        """
         place = beside.enter_context(temporary_sibling(folder)) / "fp32"
-        options = self.options
         same = ExportOptions(
-            self.flavour.name, draft_vocabulary=options.draft_vocabulary, module_window=options.module_window
+            self.flavour.name,
+            draft_vocabulary=self.options.draft_vocabulary,
+            module_window=self.options.module_window,
+            check=_float32_bytes(checkpoint) <= heavy.HEAVY,
         )
         return export(checkpoint.folder, place, same, report=self.report)
 

@@ -12,6 +12,8 @@ import numpy as np
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.scoring import Score, Scorer
+from recycle_onnx.export import by_layers
+from recycle_onnx.export.heavy import is_heavy
 from recycle_onnx.files import read_text
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.decoding.decoder import Decoder
@@ -83,7 +85,8 @@ def measure(
     name = text.name if text else "plain English by recycle-onnx"
     if original is None:
         return Rounding(name, _epsilon(model, _read(model, text, PAIRS), report), model.equal_runs)
-    return _compared(model, _load(original, threads), text, name, report)
+    texts = _read(model, text, TOKENS)
+    return _compared(model, texts, _scores(original, texts, threads), name, report)
 
 
 def check_quality(precision: str, cost: Rounding, method: str) -> None:
@@ -116,13 +119,25 @@ def remedy(precision: str, method: str) -> str:
     return "use more --bits-per-weight, --calibration with text like yours, or int8"
 
 
-def _compared(model: Model, plain: Model, text: Path | None, name: str, report: Progress) -> Fidelity:
-    texts = _read(model, text, TOKENS)
-    scorers, scores, divergence = (Scorer(plain), Scorer(model)), [], []
+def _scores(original: Bundle, texts: list[list[int]], threads: int | None) -> Iterator[tuple[Score, Floats]]:
+    """Yield the float32 model's score of each text, and its logits."""
+    if is_heavy(original):
+        yield from by_layers.scores(original, texts, threads)
+        return
+    scorer = Scorer(_load(original, threads))
+    for ids in texts:
+        yield scorer.score(ids), scorer.logits
+
+
+def _compared(
+    model: Model, texts: list[list[int]], plain: Iterator[tuple[Score, Floats]], name: str, report: Progress
+) -> Fidelity:
+    scorer, scores, divergence = Scorer(model), [], []
     for number, ids in enumerate(texts):
         report(number, len(texts), "comparing with float32")
-        scores.append([scorer.score(ids) for scorer in scorers])
-        divergence += list(_divergence(*(scorer.logits for scorer in scorers)))
+        score, logits = next(plain)
+        scores.append([score, scorer.score(ids)])
+        divergence += list(_divergence(logits, scorer.logits))
     theirs, ours = ([pair[which] for pair in scores] for which in (0, 1))
     nats = [np.concatenate([each.nats for each in part]) for part in (theirs, ours)]
     best = [np.concatenate([each.best for each in part]) for part in (theirs, ours)]

@@ -21,7 +21,7 @@ from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS
 from recycle_onnx.errors import InputError, RecycleError
 from recycle_onnx.evaluation.scoring import score
-from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quantize_bundle
+from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, heavy, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.export.calibrated import own_text, texts
 from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
@@ -235,7 +235,7 @@ def test_a_copy_in_int8_writes_for_a_heavy_model(
         return float(np.mean([score(sample_model, list(map(int, row))).nats.mean() for row in ids]))
 
     float32 = nats()
-    monkeypatch.setattr(own_text, "HEAVY", 0)
+    monkeypatch.setattr(heavy, "HEAVY", 0)
     assert abs(nats() - float32) < 0.3
     own, copy = opened
     assert own == bundle.graph("full")
@@ -265,7 +265,7 @@ def test_a_cache_that_cannot_be_written_is_no_error(
 
     (tmp_path / "file").touch()
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path if full_disk else tmp_path / "file" / "below"))
-    monkeypatch.setattr(own_text, "HEAVY", 0)
+    monkeypatch.setattr(heavy, "HEAVY", 0)
     if full_disk:
         monkeypatch.setattr(own_text, "temporary_folder", full)
     assert written(Bundle.open(sample_bundle), "The dog").shape == (1, 64)

@@ -148,7 +148,7 @@ def test_a_quantized_export_writes_no_float32_file(
 def test_large_models_are_compared_only_when_asked(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recycle_onnx.export.exporter.SMALL", 1000)
+    monkeypatch.setattr("recycle_onnx.export.heavy.HEAVY", 1000)
     (tmp_path / "text.txt").write_text("the cat sat on the mat and the dog on the log. " * 40)
     for options, compared in (((), False), (("--compare",), True), (("--text", tmp_path / "text.txt"), True)):
         done = run(

@@ -15,6 +15,7 @@ from recycle_onnx import __version__
 from recycle_onnx.bundle import Bundle, graph_file
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, LOGITS_TO_KEEP, GraphSpec
+from recycle_onnx.export import heavy
 from recycle_onnx.export.block_quantizer import Quantization
 from recycle_onnx.export.calibrated.kept_text import Ids, kept_text
 from recycle_onnx.export.flavours import flavour_named
@@ -26,12 +27,6 @@ from recycle_onnx.script import LIKELIEST, Opening, Turn, Writing
 from recycle_onnx.temporary import temporary_folder
 
 STAGE = "letting the model write text to calibrate with"
-HEAVY = 1_000_000_000
-"""Bytes of float32 weights above which a copy in int8 writes, in a quarter of the memory.
-
-A model of 1.1 B parameters would take 5.9 GB, more than all that follows. Its text is drawn at random from the model's
-distribution, which int8 hardly changes; what the model reads there is measured in float32 all the same.
-"""
 
 
 def write(
@@ -49,16 +44,21 @@ def write(
             model = _Model(graph, bundle.manifest.graphs["full"], len(openings), length, threads)
             return _written(model, openings, turns, length, report)
 
-    versions, said = (__version__, ort.__version__, HEAVY), [(sorted(t.ends), t.then, t.temperatures) for t in turns]
+    said = [(sorted(turn.ends), turn.then, turn.temperatures) for turn in turns]
+    versions = __version__, ort.__version__, heavy.HEAVY
     depends_on = f"{bundle.digest} {versions} {openings} {said}"
     return kept_text(depends_on, (len(openings), length), write_now)
 
 
 @contextmanager
 def _graph_that_writes(bundle: Bundle, report: Progress) -> Iterator[Path]:
-    """Give the bundle's full model, or of a heavy one a copy in int8 for as long as it writes."""
+    """Give the bundle's full model, or of a heavy one a copy in int8 for as long as it writes.
+
+    A model of 1.1 B parameters would take 5.9 GB, more than all that follows. Its text is drawn at random from the
+    model's distribution, which int8 hardly changes; what the model reads there is measured in float32 all the same.
+    """
     own = bundle.graph("full")
-    if own.with_name(f"{own.name}.data").stat().st_size <= HEAVY:
+    if not heavy.is_heavy(bundle):
         yield own
         return
     with ExitStack() as stack:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import helper
 
-from recycle_onnx.contract import LOGITS
+from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS, GraphSpec
 from recycle_onnx.export.lazy import LazyWeight
 from recycle_onnx.export.quantize_graph import PRODUCTS
 from recycle_onnx.runtime.ort.sessions import session_options
@@ -114,14 +114,23 @@ class Segment:
         imports = [helper.make_opsetid(*item) for item in self._model.opset_imports.items()]
         model = helper.make_model(graph, opset_imports=imports, ir_version=self._model.ir_version)
         options = session_options(threads, "off")  # matrices are inputs: there is nothing to prepack
+        # What a run returns lies in the arena, and an arena goes back whole: as long as any state of this piece is
+        # there, so would be all that the piece ever needed, 0.7 GB a layer of TinyLlama's shape. It is no faster.
+        options.enable_cpu_mem_arena = False
         return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def cut(model: ir.Model) -> list[Segment]:
+def beginning(spec: GraphSpec, ids: NDArray[np.int64]) -> State:
+    """Return the state before the first piece: token ids [n, length], with nothing before them."""
+    empty = np.zeros((len(ids), spec.num_kv_heads, 0, spec.head_dim), np.float32)
+    return {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids), **dict.fromkeys(spec.past_names(), empty)}
+
+
+def cut(model: ir.Model, keep: Sequence[str] = ()) -> list[Segment]:
     """Cut a full model's graph into pieces: what comes before the first layer, each layer, and the head.
 
-    A piece begins with the first product of its layer; the norm before it belongs to the piece before. Keys and values
-    are not kept.
+    A piece begins with the first product of its layer; the norm before it belongs to the piece before. Values that
+    nothing reads, as keys and values for a later call, are not kept, but for logits and those named in `keep`.
     """
     pieces: list[list[ir.Node]] = [[]]
     layer = None
@@ -133,7 +142,7 @@ def cut(model: ir.Model) -> list[Segment]:
                 pieces.append([])
                 layer = number
         pieces[-1].append(node)
-    later, segments = {LOGITS}, []
+    later, segments = {LOGITS, *keep}, []
     for nodes in reversed(pieces):
         segments.append(Segment(nodes, set(later), model))
         later |= {str(value.name) for node in nodes for value in _inputs(node)}

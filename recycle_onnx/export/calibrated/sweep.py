@@ -16,16 +16,19 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from recycle_onnx.bundle import Bundle
-from recycle_onnx.contract import ATTENTION_MASK, INPUT_IDS, LOGITS
+from recycle_onnx.contract import LOGITS
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, dequantize
 from recycle_onnx.export.calibrated.choice import RowGroup
 from recycle_onnx.export.calibrated.gptq import quantize_by_moments
-from recycle_onnx.export.calibrated.segments import Floats, Product, Segment, State, cut
+from recycle_onnx.export.calibrated.segments import Floats, Product, Segment, State, beginning, cut
 from recycle_onnx.export.calibrated.unfinished import Position, Rounded, Unfinished
 from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.machine.machine import Machine
 from recycle_onnx.progress import Progress
+from recycle_onnx.runtime.ort.allocator import give_back
 
+Parts = list[tuple[RowGroup, Blocks, Quantization]]
+"""Rows of a matrix, what they are rounded to, and how that is stored."""
 BATCH = 8
 """Windows that are read at once."""
 PROBES = 4
@@ -54,69 +57,79 @@ class Sweep:
         segments = cut(load_lazily(self.bundle.graph("full"), {}))
         first = len(self.windows) // PROBES or 1
         probe = self.windows[::first][:PROBES, :PROBE_LENGTH]
-        start = [self._begin(self.windows[at : at + BATCH]) for at in range(0, len(self.windows), BATCH)]
-        at = self.unfinished.load() or Position(0, Rounded([], [], []), start, [self._begin(probe)])
+        spec = self.bundle.manifest.graphs["full"]
+        start = [beginning(spec, self.windows[at : at + BATCH]) for at in range(0, len(self.windows), BATCH)]
+        at = self.unfinished.load() or Position(0, Rounded([], [], []), start, [beginning(spec, probe)])
         try:
             for number, segment in enumerate(segments[:-1]):
                 if number >= at.layers:
                     self.report(number, len(segments), f"{STAGE}: layer {number} of {len(segments) - 2}")
-                    at = self._through(segment, at)
-                    self.unfinished.save_now_and_then(at)
+                    positions = self._through(segment, at)
+                    for at in positions:
+                        self.unfinished.save_now_and_then(at)
         except KeyboardInterrupt:
             self.unfinished.save(at)
             raise
-        self.unfinished.save(replace(at, states=[]))  # for what follows the sweep, which may be interrupted too
+        at = replace(at, states=[])
+        self.unfinished.save(at)  # for what follows the sweep, which may be interrupted too
         self.report(len(segments) - 1, len(segments), f"{STAGE}: judging")
         self._judge(segments[-1], at.probes, at.rounded)
         return at.rounded
 
-    def _begin(self, ids: NDArray[np.int64]) -> State:
-        spec = self.bundle.manifest.graphs["full"]
-        empty = np.zeros((len(ids), spec.num_kv_heads, 0, spec.head_dim), np.float32)
-        return {INPUT_IDS: ids, ATTENTION_MASK: np.ones_like(ids), **dict.fromkeys(spec.past_names(), empty)}
-
-    def _through(self, segment: Segment, at: Position) -> Position:
-        """Return the position behind `segment`; the first probe is the one in which nothing is rounded."""
+    def _through(self, segment: Segment, at: Position) -> Iterator[Position]:
+        """Yield positions up to the one behind `segment`, each to go on from."""
         matrices = segment.load()
-        states, moments = self._seen(segment, at.states, matrices)
-        tasks = [(p, p.matrix(matrices[p.weight]), moments[p.x]) for p in segment.products]
+        for place in range(at.seen, len(at.states)):
+            at = self._seen(segment, at, place, matrices)
+            yield at
+        segment.close()
+        results = self._results(segment, at.moments, matrices)
+        yield self._behind(segment, at, matrices, results)
+        segment.close()
+
+    def _seen(self, segment: Segment, at: Position, place: int, matrices: Mapping[str, Floats]) -> Position:
+        """Carry some calibration windows through `segment`, and add what its matrices read to the second moments."""
+        state = at.states[place]
+        new, moments = segment.moments(state, matrices, self.threads)
+        states = [*at.states[:place], segment.behind(state, new), *at.states[place + 1 :]]
+        totals = {x: at.moments[x] + sums if at.moments else sums for x, sums in moments.items()}
+        return replace(at, states=states, seen=place + 1, moments=totals)
+
+    def _results(self, segment: Segment, sums: Mapping[str, Floats], matrices: Mapping[str, Floats]) -> list[Parts]:
+        """Round the matrices of `segment`; return the parts of each."""
+        tokens = np.float32(self.windows.size)
+
+        def rounded(product: Product) -> Parts:
+            give_back()  # what reading the windows, and the matrix before, left: of TinyLlama's shape 0.2 GB and more
+            return self._round(product, product.matrix(matrices[product.weight]), sums[product.x] / tokens)
+
         workers = self.threads or Machine.this().processors.useful_threads
         # A matrix a thread: numpy's BLAS would start threads of its own in each of them, which spin between its many
         # small products. For a layer of 135 M parameters on two cores, one matrix at a time on all cores took 2.2 s
         # (2.1 s of processors' time), and this takes 1.2 s (1.2 s).
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(lambda task: self._round(*task), tasks))
+            return list(pool.map(rounded, segment.products))
+
+    def _behind(
+        self, segment: Segment, at: Position, matrices: Mapping[str, Floats], results: Sequence[Parts]
+    ) -> Position:
+        """Carry the probes through `segment`, and begin one for each part; the first is of the float32 model."""
 
         def carry(probe: State, matrices: Mapping[str, Floats]) -> State:
             return segment.behind(probe, segment.run(probe, matrices, self.threads))
 
         probes, rounded = [carry(probe, matrices) for probe in at.probes], at.rounded.copy()
-        for (product, matrix, _), parts in zip(tasks, results, strict=True):
+        for product, parts in zip(segment.products, results, strict=True):
+            matrix = product.matrix(matrices[product.weight])
             for part, blocks, how in parts:
                 rounded.parts.append(part)
                 rounded.blocks.append(blocks)
                 rounded.hows.append(how)
                 instead = _with_rows(product, matrix, part.rows, dequantize(blocks, how))
                 probes.append(carry(at.probes[0], {**matrices, product.weight: instead}))
-        segment.close()
-        return Position(at.layers + 1, rounded, states, probes)
+        return Position(at.layers + 1, rounded, at.states, probes)
 
-    def _seen(
-        self, segment: Segment, states: Sequence[State], matrices: Mapping[str, Floats]
-    ) -> tuple[list[State], dict[str, Floats]]:
-        """Carry all calibration windows through `segment`.
-
-        Return them, and the second moments of what its matrices read.
-        """
-        after: list[State] = []
-        totals: dict[str, Floats] = {}
-        for state in states:
-            new, moments = segment.moments(state, matrices, self.threads)
-            after.append(segment.behind(state, new))
-            totals = {x: totals[x] + sums if totals else sums for x, sums in moments.items()}
-        return after, {x: total / np.float32(self.windows.size) for x, total in totals.items()}
-
-    def _round(self, product: Product, matrix: Floats, moments: Floats) -> list[tuple[RowGroup, Blocks, Quantization]]:
+    def _round(self, product: Product, matrix: Floats, moments: Floats) -> Parts:
         """Round one matrix; return its parts."""
         how = self.how.for_matrix(product.weight, matrix.shape[1])
         if how is None or how.bits != self.how.bits:

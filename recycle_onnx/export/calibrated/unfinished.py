@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from recycle_onnx.cache import cache_folder
 from recycle_onnx.export.block_quantizer import Blocks, Quantization
 from recycle_onnx.export.calibrated.choice import RowGroup
-from recycle_onnx.export.calibrated.segments import State
+from recycle_onnx.export.calibrated.segments import Floats, State
 from recycle_onnx.files import temporary_sibling
 
 SECONDS_BETWEEN = 120.0
@@ -35,12 +35,18 @@ class Rounded(NamedTuple):
 
 @dataclass(frozen=True)
 class Position:
-    """The state of a calibration behind so many pieces of the graph: results, calibration windows, and probes."""
+    """The state of a calibration behind so many pieces of the graph: results, calibration windows, and probes.
+
+    The first `seen` of the windows are behind one piece more, and `moments` are the sums of what its matrices read in
+    them. (A window's state is replaced by the next one: together they take twice the memory.)
+    """
 
     layers: int
     rounded: Rounded
     states: list[State]
     probes: list[State]
+    seen: int = 0
+    moments: dict[str, Floats] = field(default_factory=dict)
 
 
 class Unfinished:
@@ -86,11 +92,14 @@ def _arrays(at: Position) -> dict[str, NDArray[Any]]:
         "hows": [asdict(how) for how in at.rounded.hows],
         "states": [list(state) for state in at.states],
         "probes": [list(state) for state in at.probes],
+        "seen": at.seen,
+        "moments": list(at.moments),
     }
     arrays: dict[str, NDArray[Any]] = {"described": np.array(json.dumps(described))}
     for kind, states in (("states", at.states), ("probes", at.probes)):
         for number, state in enumerate(states):
             arrays |= {f"{kind}.{number}.{place}": value for place, value in enumerate(state.values())}
+    arrays |= {f"moments.{place}": sums for place, sums in enumerate(at.moments.values())}
     for number, blocks in enumerate(at.rounded.blocks):
         arrays |= {f"blocks.{number}.{name}": part for name, part in blocks._asdict().items() if part is not None}
     return arrays
@@ -111,4 +120,5 @@ def _position(arrays: Any) -> Position:
     parts = [RowGroup(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
     hows = [Quantization(**{**how, "keep": tuple(how["keep"])}) for how in described["hows"]]
     rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows)
-    return Position(described["layers"], rounded, states("states"), states("probes"))
+    moments = {x: arrays[f"moments.{place}"] for place, x in enumerate(described["moments"])}
+    return Position(described["layers"], rounded, states("states"), states("probes"), described["seen"], moments)
