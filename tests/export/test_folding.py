@@ -43,7 +43,8 @@ def bundle(request: pytest.FixtureRequest, base: BaseConfig, tmp_path_factory: p
     tensors = load_file(folder / "base" / "model.safetensors")
     for seed, name in enumerate(sorted(tensors)):
         if "_proj" in name:
-            tensors[name] = tensors[name] * uneven(tensors[name].shape[1], seed) / 2  # a model that errors do not grow in
+            # Halved, so that errors do not grow from layer to layer.
+            tensors[name] = tensors[name] * uneven(tensors[name].shape[1], seed) / 2
     save_file(tensors, folder / "base" / "model.safetensors", metadata={"format": "pt"})
     export(folder / "base", folder / "bundle", ExportOptions(flavour=request.param))
     return folder / "bundle"
