@@ -21,6 +21,7 @@ from recycle_onnx.export.calibrated.segments import product_of
 from recycle_onnx.export.lazy import LazyWeight
 
 Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 Names = tuple[str, ...]
 NORMS = {
     "RMSNormalization": (1,),
@@ -33,6 +34,13 @@ WORTH = 0.9
 """Factors are kept where they leave less than this part of the error of rounding. Values of a file that was quantized
 before lie on a grid, which factors would move them off: there GPTQ loses what this estimate says is gained, up to 5 %.
 """
+OF_INPUTS = 0.1
+"""What an input's mean square counts for, because activations are rounded to 8 bits in blocks too. In a model of 135 M
+parameters one layer's down projection erred by that more than by its own 4 bits: an input that others tell almost
+wholly, but that is large. By 0.03 to 0.3 no other layer gets worse by more than 1 %."""
+STEPS, PACE, FARTHEST = 10, 0.125, 0.3
+"""Steps from the formula on, how far one goes at first by the difference of two shares, and at most, in logarithms. In
+a model of 135 M parameters ten leave 4 % less error of GPTQ than none, as do twenty and gradient descent."""
 LARGEST = 32.0
 """What a factor may be away from the mean of its matrix, so that float16 holds what is divided by it."""
 
@@ -120,19 +128,51 @@ def column_factors(matrices: Sequence[Floats], inputs: Inputs, how: Quantization
     """Return factors [K] for the columns of matrices [N, K] that read the same `inputs`; None where they do no good.
 
     The error of a block is about the square of its range, times what its columns weigh: how much of an input the
-    others cannot make up for. With column values of size r and weights w, multiplied by f, that is the product of the
-    sums of r²f² and of w/f² over the block. It is least where f⁴ = w / r².
+    others cannot make up for, and a part of all of it, for inputs are rounded to 8 bits. With column values of size r
+    and weights w, multiplied by f, that is the product of the sums of r²f² and of w/f² over the block, which is least
+    where f⁴ = w / r². As a range is set by the largest values alone, some steps from there on follow the range itself.
     """
-    weight = 1 / np.square(np.diagonal(inputs.upper).astype(np.float64))
+    weight = 1 / np.square(np.diagonal(inputs.upper).astype(np.float64)) + OF_INPUTS * np.diagonal(inputs.moments)
     squares = sum(np.square(matrix).sum(0, dtype=np.float64) for matrix in matrices)
     squares = np.maximum(squares, 1e-9 * squares.mean() or 1.0)  # a column of zeros
     logs = np.log(weight / squares) / 4
-    factors = np.exp(np.clip(logs - logs.mean(), -np.log(LARGEST), np.log(LARGEST))).astype(np.float32)
+    for step in range(STEPS):
+        factors = np.exp(logs - logs.mean())
+        of_error = _shares(weight / np.square(factors), how.block_size)
+        of_range = _shares(_ranges(matrices, factors, how.block_size), how.block_size)
+        change = PACE * (1 - step / STEPS) * how.block_size * (of_error - of_range)
+        logs += np.clip(change, -FARTHEST, FARTHEST)
+    logs = np.clip(logs - logs.mean(), -np.log(LARGEST), np.log(LARGEST))
+    factors = np.exp(logs).astype(np.float32)
     error = sum(_error(matrix * factors, weight / np.square(factors), how) for matrix in matrices)
     return factors if error < WORTH * sum(_error(matrix, weight, how) for matrix in matrices) else None
 
 
-def _error(matrix: Floats, weight: NDArray[np.float64], how: Quantization) -> float:
+def _ranges(matrices: Sequence[Floats], factors: Doubles, size: int) -> Doubles:
+    """Return the sums of squared ranges of blocks, by the columns [K] that set their ends.
+
+    An end counts by its part of the range: so by how much that grows with the column's factor.
+    """
+    total = np.zeros(len(factors))
+    first = np.arange(0, len(factors), size)
+    for matrix in matrices:
+        blocks = (matrix * factors.astype(np.float32)).reshape(len(matrix), -1, size)
+        top, bottom = blocks.argmax(-1), blocks.argmin(-1)
+        high, low = (np.take_along_axis(blocks, end[..., None], -1)[..., 0] for end in (top, bottom))
+        high, low = np.maximum(high, 0), np.minimum(low, 0)  # zero lies in every range
+        for end, part in ((top, high), (bottom, -low)):
+            total += np.bincount((end + first).ravel(), ((high - low) * part).ravel(), len(factors))
+    return total
+
+
+def _shares(values: Doubles, size: int) -> Doubles:
+    """Return what part of its block's sum each value [K] is."""
+    blocks = values.reshape(-1, size)
+    shares: Doubles = blocks / np.maximum(blocks.sum(-1, keepdims=True), np.finfo(np.float64).tiny)
+    return shares.ravel()
+
+
+def _error(matrix: Floats, weight: Doubles, how: Quantization) -> float:
     """Return the squared error of rounding to nearest, by columns that weigh so much."""
     nearest = replace(how, method="rtn")
     difference = dequantize(quantize(matrix, nearest), nearest) - matrix
