@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -112,11 +112,15 @@ class Script:
             if holds_prompts(path):
                 openings += [self._of_chat(path, prompt.messages) for prompt in read_prompts(path)]
             else:
-                rows = (self.tokenizer.encode(document).ids[:OPENING] for document in read_documents([path], field))
-                openings += [Opening(tuple(row), len(self.turns) - 1) for row in rows if len(row) == OPENING]
+                openings += self.going_on(read_documents([path], field))
         if not openings:
             raise InputError(f"{', '.join(map(str, paths))}: no document has {OPENING} tokens to go on from")
         return openings
+
+    def going_on(self, documents: Iterable[str]) -> list[Opening]:
+        """Return an opening for each document that is long enough; the base, which answers last, goes on from it."""
+        rows = (self.tokenizer.encode(document).ids[:OPENING] for document in documents)
+        return [Opening(tuple(row), len(self.turns) - 1) for row in rows if len(row) == OPENING]
 
     def _of_chat(self, path: Path, messages: Sequence[Message]) -> Opening:
         if self.chat is None:

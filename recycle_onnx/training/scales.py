@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from recycle_onnx.errors import InputError
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.ort.allocator import give_back
-from recycle_onnx.script import Script
+from recycle_onnx.script import Opening, Script
 from recycle_onnx.training.block_linear import BlockLinear
 from recycle_onnx.training.budget import learning_rate
 from recycle_onnx.training.data import Windows, batches
@@ -226,9 +226,22 @@ def _texts(model: FloatModel, base: FullModel, windows: Windows, report: Progres
     except InputError:  # no jinja2, or a template that refuses: the calibration's text remains
         return [windows]
     files = TargetFiles(base, model.digest, _cache_bytes())
-    length = windows.shape[1]
-    own = OwnText(base, model.digest, script, [], OWN_WINDOWS, length, 0, files, WRITTEN_AT_ONCE, CACHE_BYTES)
+    begun, length = _openings(script, windows), windows.shape[1]
+    own = OwnText(base, model.digest, script, begun, OWN_WINDOWS, length, 0, files, WRITTEN_AT_ONCE, CACHE_BYTES)
     return [windows, own.windows(_reporting("the model writes text to tune scales with", report))]
+
+
+def _openings(script: Script, windows: Windows) -> list[Opening]:
+    """Return what own text begins with: one after the other a conversation, and a text of `windows` to go on from."""
+    some = windows[_evenly(len(windows), OWN_WINDOWS // 2)]
+    begun = script.going_on(script.tokenizer.decode(row.tolist()) for row in some)
+    starts = [script.starts[place] for place in _evenly(len(script.starts), len(begun))]
+    return [opening for pair in zip(starts, begun, strict=True) for opening in pair]
+
+
+def _evenly(count: int, wanted: int) -> list[int]:
+    """Return `wanted` places among `count`, spread evenly; some more than once where there are fewer."""
+    return [place * count // wanted for place in range(wanted)]
 
 
 def _seconds(model: FloatModel, length: int, precision: Precision) -> float:

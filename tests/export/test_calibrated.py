@@ -25,7 +25,7 @@ from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, heav
 from recycle_onnx.export.block_quantizer import dequantize, quantize
 from recycle_onnx.export.calibrated import own_text, texts
 from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
-from recycle_onnx.export.calibrated.gptq import inverse_factor, quantize_by_moments
+from recycle_onnx.export.calibrated.gptq import Inputs, inverse_factor, quantize_by_moments
 from recycle_onnx.export.calibrated.segments import cut
 from recycle_onnx.export.fidelity import Fidelity, check_quality, warning
 from recycle_onnx.export.lazy import load_lazily
@@ -72,7 +72,7 @@ def test_products_err_less_than_those_of_rounded_matrices(size: int, symmetric: 
         return float(np.square(inputs @ (dequantize(blocks, how) - matrix).T).mean())  # type: ignore[arg-type]
 
     moments = inputs.T @ inputs / len(inputs)
-    assert error(quantize_by_moments(matrix, moments, how)) < 0.35 * error(quantize(matrix, how))
+    assert error(quantize_by_moments(matrix, Inputs.of(moments), how)) < 0.35 * error(quantize(matrix, how))
 
 
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 300])
@@ -89,7 +89,7 @@ def test_inputs_that_are_always_zero_do_no_harm() -> None:
     moments = np.diag(np.r_[np.ones(40), np.zeros(24)]).astype(np.float32)
     how = Quantization(keep=())
     for found, read in ((moments, 40), (np.zeros_like(moments), 64)):
-        error = np.abs(dequantize(quantize_by_moments(matrix, found, how), how) - matrix)
+        error = np.abs(dequantize(quantize_by_moments(matrix, Inputs.of(found), how), how) - matrix)
         assert error[:, :read].max() < 0.5
         assert np.isfinite(error).all()
 

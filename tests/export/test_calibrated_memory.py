@@ -18,7 +18,7 @@ from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.export import Calibration, ExportOptions, Quantization, export, heavy, lazy, quantize_bundle
 from recycle_onnx.export.by_layers import scores
 from recycle_onnx.export.calibrated import sweep, texts
-from recycle_onnx.export.calibrated.gptq import quantize_by_moments
+from recycle_onnx.export.calibrated.gptq import Inputs, quantize_by_moments
 from recycle_onnx.export.calibrated.segments import Floats, Segment, State
 from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.export.quantizer import QuantizeOptions
@@ -50,7 +50,7 @@ def test_gptq_holds_two_matrices_in_float64_and_no_third() -> None:
     inputs = np.random.default_rng(0).standard_normal((2 * width, width)).astype(np.float32)
     matrix, moments = inputs[:16], inputs.T @ inputs
     square = width * width
-    most = peak(lambda: quantize_by_moments(matrix, moments, Quantization(keep=())))
+    most = peak(lambda: quantize_by_moments(matrix, Inputs.of(moments), Quantization(keep=())))
     assert 16 * square < most < 22 * square  # moments, their factor, and half of one for its inverse
 
 

@@ -21,7 +21,9 @@ from recycle_onnx.checkpoint import NewModule, attach
 from recycle_onnx.checkpoint.families import describe
 from recycle_onnx.errors import InputError
 from recycle_onnx.export import ExportOptions, HalfPrecision, Quantization, export, quantize_bundle
+from recycle_onnx.export.calibrated.folding import Folding, origins
 from recycle_onnx.export.calibrated.scales import GraphTensors
+from recycle_onnx.export.lazy import load_lazily, weights_of
 from recycle_onnx.runtime.decoding.half import Half
 from recycle_onnx.training.options import TrainingOptions
 from recycle_onnx.training.storage import load_base
@@ -285,8 +287,21 @@ def test_sharded_half_precision_files_are_read_as_they_are(name: str, dtype: tor
     assert difference(found, wanted) < TOLERANCE
 
 
-def test_the_tensors_of_a_graph_make_the_model_that_it_is(bundle: Path) -> None:
-    tensors = GraphTensors(Bundle.open(bundle))
+def random_folding(bundle: Path) -> Folding:
+    """Factors for all values of a graph that can have them; the model stays the function that it was."""
+    model = load_lazily(Bundle.open(bundle).graph("full"), {})
+    shapes = {name: weight.shape.numpy() for name, weight in weights_of(model).items()}
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2 and "layers" in name]
+    random, factors = np.random.default_rng(0), {}
+    for x, names in origins(model, matrices).items():
+        width = shapes[names[0]][-1]  # of a vector, or of a matrix [K, N] whose rows, its outputs, are divided
+        factors[x] = np.exp(random.standard_normal(width)).astype(np.float32)
+    return Folding.of(factors, model, matrices)
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_the_tensors_of_a_graph_make_the_model_that_it_is(bundle: Path, *, fold: bool) -> None:
+    tensors = GraphTensors(Bundle.open(bundle), random_folding(bundle) if fold else Folding())
     with torch.no_grad():
         logits = load_base(tensors.base, tensors, torch.float32)(torch.tensor([IDS])).logits[0]
     half = recycle_onnx.load(bundle).decoder("full").full

@@ -25,6 +25,8 @@ from recycle_onnx.export.calibrated.scales import _cut, _grid, _joined
 from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.extras import is_installed
 from recycle_onnx.runtime.ort.allocator import give_back
+from recycle_onnx.script import Opening, Script, Turn
+from recycle_onnx.tokenizer import load_tokenizer
 from recycle_onnx.training import likeliest_loss, scales
 from recycle_onnx.training.block_linear import BlockLinear
 from recycle_onnx.training.likeliest_loss import divergence
@@ -145,6 +147,26 @@ def test_a_model_that_takes_too_long_is_left_as_it_is(
     assert any("scales are not tuned, which would take some" in stage for stage in seen)
     assert manifest.quantization is not None
     assert "tuning" not in manifest.quantization["calibration"]
+
+
+def test_half_of_the_text_that_is_written_goes_on_from_documents_and_half_is_chat(tiny_checkpoint: Path) -> None:
+    tokenizer = load_tokenizer(tiny_checkpoint)
+    turns = (Turn(frozenset({0}), (1,), (1.0,)), Turn(frozenset({0}), (2,), (1.0,)))
+    script = Script(tuple(Opening((number,), 0) for number in range(1000)), turns, None, tokenizer)
+    documents = ["the cat sat on the mat, the dog sat on the log", "a hen ran to the pen, and the cat sat on it"]
+    rows = [tokenizer.encode(" ".join([document] * 9)).ids[:64] for document in documents]
+    openings = scales._openings(script, np.array(rows, np.uint32))
+    assert len(openings) == scales.OWN_WINDOWS
+    assert [opening.ids for opening in openings[::2]] == [
+        (1000 * place // len(openings[::2]),) for place in range(len(openings[::2]))
+    ]
+    assert {opening.turn for opening in openings[::2]} == {0}
+    begun = [tokenizer.decode(list(opening.ids)) for opening in openings[1::2]]
+    half = len(begun) // 2
+    for some, document in zip((begun[:half], begun[half:]), documents, strict=True):
+        assert len(set(some)) == 1
+        assert document.startswith(some[0])
+    assert {opening.turn for opening in openings[1::2]} == {1}  # the base's own, not the user's
 
 
 def test_the_command_line_tunes_where_torch_is_installed_and_rounding_is_calibrated(

@@ -16,13 +16,14 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, join, quantize
 from recycle_onnx.export.calibrated import sweep
 from recycle_onnx.export.calibrated.choice import bits_of, check_budget, choose
+from recycle_onnx.export.calibrated.folding import Folding, origins
 from recycle_onnx.export.calibrated.kept_text import Ids
-from recycle_onnx.export.calibrated.scales import tune
+from recycle_onnx.export.calibrated.scales import GraphTensors, tune
 from recycle_onnx.export.calibrated.segments import Segment, cut
 from recycle_onnx.export.calibrated.sweep import Sweep
 from recycle_onnx.export.calibrated.texts import WINDOW, more_windows, windows
 from recycle_onnx.export.calibrated.unfinished import Rounded, Unfinished
-from recycle_onnx.export.lazy import load_lazily
+from recycle_onnx.export.lazy import load_lazily, weights_of
 from recycle_onnx.export.quantize_graph import Made
 from recycle_onnx.progress import Progress
 from recycle_onnx.runtime.ort.allocator import give_back
@@ -38,7 +39,7 @@ TOKENS_A_COLUMN = 6
 """Of the widest matrix: three times what GPTQ needs not to lose to rounding."""
 FEWEST_WINDOWS = 12
 """Windows at least, so that each kind of text has some, however few columns a model's matrices have."""
-VERSION = 1
+VERSION = 2
 """Of what is kept of an unfinished calibration."""
 
 
@@ -74,7 +75,8 @@ def calibrate(
     Raises:
         InputError: an unsuitable text, or a budget that cannot be met.
     """
-    segments = cut(load_lazily(bundle.graph("full"), {}))
+    model = load_lazily(bundle.graph("full"), {})
+    segments = cut(model)
     shapes = _shapes(segments, how)
     if not shapes:
         return Calibrated({}, None)
@@ -86,7 +88,7 @@ def calibrate(
     rows = max(FEWEST_WINDOWS, -(-TOKENS_A_COLUMN * columns // length))
     ids = windows(bundle, calibration.text, columns, rows, threads, report)
     unfinished = Unfinished(_key(bundle, how, ids))
-    rounded = Sweep(bundle, how, ids, threads, report, unfinished).run()
+    rounded = Sweep(bundle, how, ids, origins(model, shapes), threads, report, unfinished).run()
     give_back()  # the C library keeps 0.4 GB that sessions had, for a model of 135 M parameters
     eight = _eight(how, rounded)
     chosen = choose(
@@ -95,26 +97,31 @@ def calibrate(
         [bits_of(own) for own in eight],
         calibration.bits_per_weight,
     )
+    folding = Folding.of(rounded.factors, model, shapes)
     calibrated = Calibrated(
-        _joined(segments, rounded, eight, chosen), _summary(rounded, eight, chosen, ids, calibration)
+        _joined(segments, rounded, eight, chosen, folding),
+        _summary(rounded, eight, chosen, ids, calibration),
+        folding.vectors(weights_of(model)),
     )
     if calibration.tuner is not None:
-        calibrated = _tuned(calibrated, bundle, ids, calibration.text, calibration.tuner, report)
+        calibrated = _tuned(calibrated, bundle, folding, ids, calibration, report)
     unfinished.remove()
     return calibrated
 
 
 def _tuned(
-    calibrated: Calibrated, bundle: Bundle, ids: Ids, text: Path | None, tuner: Tuner, report: Progress
+    calibrated: Calibrated, bundle: Bundle, folding: Folding, ids: Ids, calibration: Calibration, report: Progress
 ) -> Calibrated:
     """Return the matrices with tuned scales, or as they are where the tuner has none that are better."""
-    windows, write = more_windows(bundle, text, ids)
-    made, vectors, tuned = tune(bundle, calibrated.made, windows, tuner, report, write=write)
+    assert calibration.tuner is not None
+    windows, write = more_windows(bundle, calibration.text, ids)
+    tensors = GraphTensors(bundle, folding)
+    made, vectors, tuned = tune(tensors, calibrated.made, windows, calibration.tuner, report, write=write)
     give_back()  # tuning leaves as much, and two models are to be loaded and compared
     if tuned is None:
         return calibrated
     change = {"tokens": tuned.tokens, "divergence_before": tuned.before, "divergence": tuned.after}
-    return Calibrated(made, {**(calibrated.summary or {}), "tuning": change}, vectors)
+    return Calibrated(made, {**(calibrated.summary or {}), "tuning": change}, {**calibrated.vectors, **vectors})
 
 
 def _shapes(segments: list[Segment], how: Quantization) -> dict[str, tuple[int, int, Quantization]]:
@@ -145,9 +152,9 @@ def _eight(how: Quantization, rounded: Rounded) -> list[Quantization]:
 
 
 def _joined(
-    segments: list[Segment], rounded: Rounded, eight: list[Quantization], chosen: list[bool]
+    segments: list[Segment], rounded: Rounded, eight: list[Quantization], chosen: list[bool], folding: Folding
 ) -> dict[str, list[tuple[Blocks, Quantization]]]:
-    """Join the matrices; parts that follow each other and have as many bits become one."""
+    """Join the matrices with their factors; parts that follow each other and have as many bits become one."""
     sources = {
         product.weight: (product, segment.matrices[product.weight])
         for segment in segments
@@ -159,14 +166,15 @@ def _joined(
     ):
         places = list(run)
         first, last = places[0], places[-1]
+        rows = slice(rounded.parts[first].rows[0], rounded.parts[last].rows[1])
         if is_eight:
             product, stored = sources[weight]
             how = eight[first]
-            rows = slice(rounded.parts[first].rows[0], rounded.parts[last].rows[1])
-            blocks = quantize(np.ascontiguousarray(product.matrix(stored.numpy())[rows]), how)
+            matrix = folding.applied(weight, product.matrix(stored.numpy()))
+            blocks = quantize(np.ascontiguousarray(matrix[rows]), how)
         else:
             how = rounded.hows[first]
-            blocks = join([rounded.blocks[place] for place in places], how)
+            blocks = folding.scaled(weight, join([rounded.blocks[place] for place in places], how), rows)
         made.setdefault(weight, []).append((blocks, how))
     return made
 
@@ -184,4 +192,5 @@ def _summary(
         "bits_per_weight": round(bits, 3),
         "eight_bits": [f"{part.weight}[{part.rows[0]}:{part.rows[1]}]" for part in worst],
         "matrices": len(rounded.parts),
+        "folded": len(rounded.factors),
     }

@@ -39,21 +39,37 @@ class _Rounded(NamedTuple):
     zeros: Floats
 
 
-def quantize_by_moments(matrix: Floats, moments: Floats, how: Quantization) -> Blocks:
-    """Quantize `matrix` [N, K]; `moments` [K, K] are the mean products of the inputs it is multiplied with.
+class Inputs(NamedTuple):
+    """What is known of a matrix's inputs: their mean products `moments` f32 [K, K], damped, and `inverse_factor`'s U.
 
-    They are damped in place: of 5632 columns another copy takes 127 MB. An input that was never seen (a moment of 0)
-    weighs as little as damping makes it.
+    An input that was never seen (a moment of 0) weighs as little as damping makes it.
     """
+
+    moments: Floats
+    upper: Floats
+
+    @classmethod
+    def of(cls, moments: Floats) -> Inputs:
+        """Damp mean products in place, since of 5632 columns another copy takes 127 MB."""
+        diagonal = np.diagonal(moments).astype(np.float64)
+        diagonal += DAMPING * (float(diagonal.mean()) or 1.0)
+        upper = inverse_factor(_in_float64(moments, diagonal))
+        np.fill_diagonal(moments, diagonal)
+        return cls(moments, upper)
+
+    def divide(self, factors: Floats) -> None:
+        """Divide the inputs by `factors` [K], in place."""
+        self.moments[:] /= factors
+        self.moments[:] /= factors[:, None]
+        self.upper[:] *= factors
+
+
+def quantize_by_moments(matrix: Floats, inputs: Inputs, how: Quantization) -> Blocks:
+    """Quantize `matrix` [N, K], which is multiplied with `inputs`."""
     weights = np.ascontiguousarray(matrix.T, np.float32)
-    diagonal = np.diagonal(moments).astype(np.float64)
-    diagonal += DAMPING * (float(diagonal.mean()) or 1.0)
-    upper = inverse_factor(_in_float64(moments, diagonal))
-    np.fill_diagonal(moments, diagonal)
-    importance = np.diagonal(moments).copy()  # in one piece: BLAS sums what lies apart in another order
-    rounded = _gptq(weights, upper, importance, how)
-    del upper  # as large as the moments, and read no more
-    return _blocks(_descend(weights, moments, rounded, how), how)
+    importance = np.diagonal(inputs.moments).copy()  # in one piece: BLAS sums what lies apart in another order
+    rounded = _gptq(weights, inputs.upper, importance, how)
+    return _blocks(_descend(weights, inputs.moments, rounded, how), how)
 
 
 def _gptq(weights: Floats, upper: Floats, importance: Floats, how: Quantization) -> _Rounded:

@@ -15,6 +15,7 @@ from recycle_onnx.checkpoint.base import BaseConfig
 from recycle_onnx.checkpoint.families import read_config
 from recycle_onnx.checkpoint.weights import ALL
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, unpack
+from recycle_onnx.export.calibrated.folding import Folding
 from recycle_onnx.export.full_model import LM_HEAD
 from recycle_onnx.export.lazy import LazyWeight, load_lazily, weights_of
 from recycle_onnx.export.quantize_graph import Made
@@ -36,11 +37,10 @@ class Tuning(NamedTuple):
 
 
 def tune(
-    bundle: Bundle, made: Made, windows: NDArray[np.int64], tuner: Tuner, report: Progress, *, write: bool
+    tensors: GraphTensors, made: Made, windows: NDArray[np.int64], tuner: Tuner, report: Progress, *, write: bool
 ) -> Tuning:
     """Let `tuner` tune the scales of `made`, made of a float32 bundle's full model; codes and zero points stay."""
-    tensors = GraphTensors(bundle)
-    base = tensors.base
+    base, bundle = tensors.base, tensors.bundle
     grids = {
         name: own
         for weight, parts in made.items()
@@ -57,10 +57,12 @@ class GraphTensors:
     """The tensors of a float32 bundle's full model by their neutral names.
 
     Graphs keep query, key and value in one, matrices transposed and with `residual_scale` in them, and norms as the
-    factors that they are: `base` is a description with which these values compute the same.
+    factors that they are: `base` is a description with which these values compute the same. The factors of `folding`
+    are in them, so they compute the same but for rounding.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, folding: Folding) -> None:
+        self.bundle, self._folding = bundle, folding
         self._weights = weights_of(load_lazily(bundle.graph("full"), {}))
         base, _ = read_config(bundle.folder / "config.json")
         norm = replace(base.norm, plus_one=False)
@@ -75,6 +77,7 @@ class GraphTensors:
         array: Floats = stored.numpy()
         if array.ndim == 2 and not any(table in name for table in TABLES):
             array = array.T
+        array = self._folding.applied(str(stored.name), array)
         return np.ascontiguousarray(array[place][rows])
 
     def _place(self, name: str) -> tuple[LazyWeight, slice]:

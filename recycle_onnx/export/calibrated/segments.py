@@ -46,7 +46,7 @@ class Segment:
         self._nodes, self._model = nodes, model
         used = {str(value.name): value for node in nodes for value in _inputs(node)}
         made = [str(value.name) for node in nodes for value in node.outputs]
-        self.products = [_product(node) for node in nodes if _has_matrix(node)]
+        self.products = [product for node in nodes if (product := product_of(node))]
         self.matrices = {
             name: value.const_value for name, value in used.items() if isinstance(value.const_value, LazyWeight)
             and len(value.const_value.shape) == 2 and value.const_value.dtype == ir.DataType.FLOAT
@@ -135,8 +135,8 @@ def cut(model: ir.Model, keep: Sequence[str] = ()) -> list[Segment]:
     pieces: list[list[ir.Node]] = [[]]
     layer = None
     for node in model.graph:
-        if _has_matrix(node):
-            own = LAYER.search(_product(node).weight)
+        if product := product_of(node):
+            own = LAYER.search(product.weight)
             number = own and own[1]
             if number != layer:
                 pieces.append([])
@@ -159,18 +159,16 @@ def _inputs(node: ir.Node) -> Iterator[ir.Value]:
             yield from (value for each in inner for value in _inputs(each) if value not in own)
 
 
-def _has_matrix(node: ir.Node) -> bool:
+def product_of(node: ir.Node) -> Product | None:
+    """Return the product with a matrix that is a weight; None where the node is none."""
     if node.op_type not in PRODUCTS:
-        return False
-    value = node.inputs[1]
-    return value is not None and isinstance(value.const_value, LazyWeight) and len(value.const_value.shape) == 2
-
-
-def _product(node: ir.Node) -> Product:
+        return None
     x, weight = node.inputs[:2]
-    assert x is not None
-    assert weight is not None
-    return Product(str(weight.name), str(x.name), node.op_type == "MatMul")
+    if x is None or weight is None or not isinstance(weight.const_value, LazyWeight):
+        return None
+    return (
+        Product(str(weight.name), str(x.name), node.op_type == "MatMul") if len(weight.const_value.shape) == 2 else None
+    )
 
 
 def _moments_of(x: str) -> str:

@@ -6,7 +6,7 @@ every part of a matrix, with that part alone rounded; the logits at the end tell
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,7 +19,8 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import LOGITS
 from recycle_onnx.export.block_quantizer import Blocks, Quantization, dequantize
 from recycle_onnx.export.calibrated.choice import RowGroup
-from recycle_onnx.export.calibrated.gptq import quantize_by_moments
+from recycle_onnx.export.calibrated.folding import column_factors
+from recycle_onnx.export.calibrated.gptq import Inputs, quantize_by_moments
 from recycle_onnx.export.calibrated.segments import Floats, Product, Segment, State, beginning, cut
 from recycle_onnx.export.calibrated.unfinished import Position, Rounded, Unfinished
 from recycle_onnx.export.lazy import load_lazily
@@ -29,6 +30,8 @@ from recycle_onnx.runtime.ort.allocator import give_back
 
 Parts = list[tuple[RowGroup, Blocks, Quantization]]
 """Rows of a matrix, what they are rounded to, and how that is stored."""
+Results = dict[str, tuple[Floats | None, list[Parts]]]
+"""By the name of what matrices read: the factors of their columns, and the parts of each."""
 BATCH = 8
 """Windows that are read at once."""
 PROBES = 4
@@ -43,11 +46,15 @@ STAGE = "calibrating"
 
 @dataclass
 class Sweep:
-    """One pass through a graph, layer by layer. `windows` are token ids [n, length]."""
+    """One pass through a graph, layer by layer.
+
+    `windows` are token ids [n, length]; the columns of matrices that read a value in `foldable` may get factors.
+    """
 
     bundle: Bundle
     how: Quantization
     windows: NDArray[np.int64]
+    foldable: Collection[str]
     threads: int | None
     report: Progress
     unfinished: Unfinished
@@ -59,7 +66,7 @@ class Sweep:
         probe = self.windows[::first][:PROBES, :PROBE_LENGTH]
         spec = self.bundle.manifest.graphs["full"]
         start = [beginning(spec, self.windows[at : at + BATCH]) for at in range(0, len(self.windows), BATCH)]
-        at = self.unfinished.load() or Position(0, Rounded([], [], []), start, [beginning(spec, probe)])
+        at = self.unfinished.load() or Position(0, Rounded([], [], [], {}), start, [beginning(spec, probe)])
         try:
             for number, segment in enumerate(segments[:-1]):
                 if number >= at.layers:
@@ -95,50 +102,68 @@ class Sweep:
         totals = {x: at.moments[x] + sums if at.moments else sums for x, sums in moments.items()}
         return replace(at, states=states, seen=place + 1, moments=totals)
 
-    def _results(self, segment: Segment, sums: Mapping[str, Floats], matrices: Mapping[str, Floats]) -> list[Parts]:
-        """Round the matrices of `segment`; return the parts of each."""
+    def _results(self, segment: Segment, sums: Mapping[str, Floats], matrices: Mapping[str, Floats]) -> Results:
+        """Round the matrices of `segment`, those together that read the same."""
         tokens = np.float32(self.windows.size)
 
-        def rounded(product: Product) -> Parts:
-            give_back()  # what reading the windows, and the matrix before, left: of TinyLlama's shape 0.2 GB and more
-            return self._round(product, product.matrix(matrices[product.weight]), sums[product.x] / tokens)
+        def rounded(x: str) -> tuple[Floats | None, list[Parts]]:
+            give_back()  # what reading the windows, and others before, left: of TinyLlama's shape 0.2 GB and more
+            own = {p.weight: p.matrix(matrices[p.weight]) for p in segment.products if p.x == x}
+            return self._round(own, sums[x] / tokens, foldable=x in self.foldable)
 
         workers = self.threads or Machine.this().processors.useful_threads
-        # A matrix a thread: numpy's BLAS would start threads of its own in each of them, which spin between its many
-        # small products. For a layer of 135 M parameters on two cores, one matrix at a time on all cores took 2.2 s
-        # (2.1 s of processors' time), and this takes 1.2 s (1.2 s).
+        # A value's matrices a thread: numpy's BLAS would start threads of its own in each of them, which spin between
+        # its many small products. For a layer of 135 M parameters on two cores, one matrix at a time on all cores took
+        # 2.2 s (2.1 s of processors' time), and so many at once on one core each 1.2 s (1.2 s).
         with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(workers) as pool:
-            return list(pool.map(rounded, segment.products))
+            return dict(zip(segment.multiplied, pool.map(rounded, segment.multiplied), strict=True))
 
-    def _behind(
-        self, segment: Segment, at: Position, matrices: Mapping[str, Floats], results: Sequence[Parts]
-    ) -> Position:
+    def _behind(self, segment: Segment, at: Position, matrices: Mapping[str, Floats], results: Results) -> Position:
         """Carry the probes through `segment`, and begin one for each part; the first is of the float32 model."""
 
         def carry(probe: State, matrices: Mapping[str, Floats]) -> State:
             return segment.behind(probe, segment.run(probe, matrices, self.threads))
 
         probes, rounded = [carry(probe, matrices) for probe in at.probes], at.rounded.copy()
-        for product, parts in zip(segment.products, results, strict=True):
+        rounded.factors.update({x: factors for x, (factors, _) in results.items() if factors is not None})
+        waiting = {x: iter(parts) for x, (_, parts) in results.items()}
+        for product in segment.products:
             matrix = product.matrix(matrices[product.weight])
-            for part, blocks, how in parts:
+            for part, blocks, how in next(waiting[product.x]):
                 rounded.parts.append(part)
                 rounded.blocks.append(blocks)
                 rounded.hows.append(how)
-                instead = _with_rows(product, matrix, part.rows, dequantize(blocks, how))
+                values = dequantize(blocks, how) / rounded.factors.get(product.x, np.float32(1))
+                instead = _with_rows(product, matrix, part.rows, values)
                 probes.append(carry(at.probes[0], {**matrices, product.weight: instead}))
         return Position(at.layers + 1, rounded, at.states, probes)
 
-    def _round(self, product: Product, matrix: Floats, moments: Floats) -> Parts:
-        """Round one matrix; return its parts."""
-        how = self.how.for_matrix(product.weight, matrix.shape[1])
-        if how is None or how.bits != self.how.bits:
-            return []
-        blocks = quantize_by_moments(matrix, moments, how)
-        return [
-            (RowGroup(product.weight, rows, (rows[1] - rows[0]) * matrix.shape[1], 0.0), _rows(blocks, rows), how)
-            for rows in parts_of(product.weight, len(matrix), self.bundle)
-        ]
+    def _round(
+        self, matrices: Mapping[str, Floats], moments: Floats, *, foldable: bool
+    ) -> tuple[Floats | None, list[Parts]]:
+        """Round matrices [N, K] that read the same; return the factors of their columns, and the parts of each."""
+        hows = {name: self.how.for_matrix(name, len(moments)) for name in matrices}
+        four = {name: how for name, how in hows.items() if how is not None and how.bits == self.how.bits}
+        if not four:
+            return None, [[] for _ in matrices]
+        inputs = Inputs.of(moments)
+        factors = None
+        if foldable:
+            factors = column_factors(list(matrices.values()), inputs, next(iter(four.values())))
+        if factors is not None:
+            inputs.divide(factors)
+
+        def parts(name: str, matrix: Floats) -> Parts:
+            if name not in four:
+                return []
+            folded = matrix if factors is None else matrix * factors
+            blocks, size = quantize_by_moments(folded, inputs, four[name]), matrix.shape[1]
+            return [
+                (RowGroup(name, rows, (rows[1] - rows[0]) * size, 0.0), _rows(blocks, rows), four[name])
+                for rows in parts_of(name, len(matrix), self.bundle)
+            ]
+
+        return factors, [parts(*item) for item in matrices.items()]
 
     def _judge(self, head: Segment, probes: list[State], rounded: Rounded) -> None:
         """Measure the damage of every part."""

@@ -22,15 +22,19 @@ SECONDS_BETWEEN = 120.0
 
 
 class Rounded(NamedTuple):
-    """The parts of matrices in 4 bits, in the order of the graph, and how each is stored."""
+    """The parts of matrices in 4 bits, in the order of the graph, and how each is stored.
+
+    `factors` f32 [K] are what the columns of those were multiplied with that read a value, by the value's name.
+    """
 
     parts: list[RowGroup]
     blocks: list[Blocks]
     hows: list[Quantization]
+    factors: dict[str, Floats]
 
     def copy(self) -> Rounded:
-        """Return other lists of the same parts."""
-        return Rounded(list(self.parts), list(self.blocks), list(self.hows))
+        """Return other lists of the same things."""
+        return Rounded(list(self.parts), list(self.blocks), list(self.hows), dict(self.factors))
 
 
 @dataclass(frozen=True)
@@ -94,12 +98,14 @@ def _arrays(at: Position) -> dict[str, NDArray[Any]]:
         "probes": [list(state) for state in at.probes],
         "seen": at.seen,
         "moments": list(at.moments),
+        "factors": list(at.rounded.factors),
     }
     arrays: dict[str, NDArray[Any]] = {"described": np.array(json.dumps(described))}
     for kind, states in (("states", at.states), ("probes", at.probes)):
         for number, state in enumerate(states):
             arrays |= {f"{kind}.{number}.{place}": value for place, value in enumerate(state.values())}
     arrays |= {f"moments.{place}": sums for place, sums in enumerate(at.moments.values())}
+    arrays |= {f"factors.{place}": factors for place, factors in enumerate(at.rounded.factors.values())}
     for number, blocks in enumerate(at.rounded.blocks):
         arrays |= {f"blocks.{number}.{name}": part for name, part in blocks._asdict().items() if part is not None}
     return arrays
@@ -119,6 +125,10 @@ def _position(arrays: Any) -> Position:
 
     parts = [RowGroup(**{**part, "rows": tuple(part["rows"])}) for part in described["parts"]]
     hows = [Quantization(**{**how, "keep": tuple(how["keep"])}) for how in described["hows"]]
-    rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows)
-    moments = {x: arrays[f"moments.{place}"] for place, x in enumerate(described["moments"])}
+
+    def by_name(kind: str) -> dict[str, Floats]:
+        return {name: arrays[f"{kind}.{place}"] for place, name in enumerate(described[kind])}
+
+    rounded = Rounded(parts, [blocks(number) for number in range(len(parts))], hows, by_name("factors"))
+    moments = by_name("moments")
     return Position(described["layers"], rounded, states("states"), states("probes"), described["seen"], moments)
