@@ -40,8 +40,8 @@ WRITTEN_AT_ONCE = SHARD
 """Of them, as many as share a file of targets. (A training writes 128, which hold more memory than the steps here.)"""
 CACHE_BYTES = 800_000_000
 """Of all that write side by side. A model of 135 M parameters has 377 MB of them in bfloat16, so two write; in float32
-one. In a process of their own two held 1.9 GB with all else, 3.3 GB in float32. (Within an export two once held 4.6 GB
-in bfloat16; why is not known.)"""
+one. Within an export two held 2.1 GB with all else, 3.2 GB in float32. (In bfloat16 they once held 4.6 GB; why is not
+known, and the same export held 2.1 GB later.)"""
 STEPS, BATCH = 96, 4
 """Steps, and windows of a step."""
 AT_ONCE = 1
