@@ -40,8 +40,8 @@ def _read(bundle: Bundle, texts: Sequence[list[int]], threads: int | None) -> It
         layer.close()
     matrices = head.load()
     for state in states:
-        hidden = np.concatenate([state[tap][0] for tap in taps], axis=-1)
-        yield head.run(state, matrices, threads)[LOGITS][0], hidden
+        made = {**state, **head.run(state, matrices, threads)}  # a head of several states fuses them in the last piece
+        yield made[LOGITS][0], np.concatenate([made[tap][0] for tap in taps], axis=-1)
     head.close()
 
 

@@ -27,6 +27,7 @@ from recycle_onnx.export.calibrated import own_text, texts
 from recycle_onnx.export.calibrated.choice import RowGroup, bits_of, check_budget, choose
 from recycle_onnx.export.calibrated.gptq import Inputs, inverse_factor, quantize_by_moments
 from recycle_onnx.export.calibrated.segments import cut
+from recycle_onnx.export.calibrated.unfinished import Unfinished
 from recycle_onnx.export.fidelity import Fidelity, check_quality, warning
 from recycle_onnx.export.lazy import load_lazily
 from recycle_onnx.runtime.model import Model
@@ -191,6 +192,14 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
     assert any("layer 3 of" in stage for stage in seen)
     assert again.files["model.onnx.data"] == Manifest.read(calibrated / "recycle.json").files["model.onnx.data"]
     assert not kept[0].exists()
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK", b"PK\x03\x04 and no archive"])
+def test_a_damaged_record_of_an_interrupted_calibration_is_as_none(damage: bytes) -> None:
+    kept = cache_folder() / "quantization" / "key.npz"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    kept.write_bytes(damage)
+    assert Unfinished("key").load() is None
 
 
 def test_by_default_it_reads_several_kinds_of_text_and_what_it_writes_itself(

@@ -24,7 +24,8 @@ from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.export.quantizer import QuantizeOptions
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.sessions import open_mapped
-from tests.helpers import tiny
+from tests.helpers import heads, tiny
+from tests.helpers.command import run
 
 CALIBRATED = Quantization(method="calibrated")
 
@@ -125,9 +126,18 @@ def test_what_pieces_return_keeps_no_more_than_itself(
     assert not any(session.get_session_options().enable_cpu_mem_arena for session in opened)
 
 
-@pytest.mark.parametrize("flavour", ["sample_bundle", "standard_bundle"])
-def test_scores_by_layers_are_those_of_the_model(flavour: str, request: pytest.FixtureRequest) -> None:
-    bundle = Bundle.open(request.getfixturevalue(flavour))
+@pytest.fixture
+def fusing_bundle(tmp_path: Path) -> Path:
+    """A bundle whose module reads three hidden states, which the full model's graph fuses behind its last layer."""
+    base, head = heads.write_base(tmp_path / "base"), heads.write_eagle3(tmp_path / "head")
+    assert run("attach", base, tmp_path / "checkpoint", "--head", head, "--no-check").exit_code == 0
+    export(tmp_path / "checkpoint", tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+@pytest.mark.parametrize("kind", ["sample_bundle", "standard_bundle", "fusing_bundle"])
+def test_scores_by_layers_are_those_of_the_model(kind: str, request: pytest.FixtureRequest) -> None:
+    bundle = Bundle.open(request.getfixturevalue(kind))
     vocabulary = bundle.manifest.graphs["full"].vocab_size
     windows = np.random.default_rng(0).integers(3, vocabulary, (3, 40)).tolist()
     scorer = Scorer(Model(bundle, "cpu", 1, open_mapped))

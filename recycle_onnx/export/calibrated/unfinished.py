@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +82,7 @@ class Unfinished:
         try:
             with np.load(self._path, allow_pickle=False) as arrays:
                 return _position(arrays)
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, EOFError, BadZipFile, ValueError, KeyError, TypeError):
             return None
 
     def remove(self) -> None:
