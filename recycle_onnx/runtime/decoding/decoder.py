@@ -258,7 +258,7 @@ class Decoder:
         """Take over what a decoder of the same model had read, behind the first `start` rows of both halves."""
         # Another text from now on: a run that still holds the old object may not go on (`OvertakenError`).
         self.work = Work()
-        if any(dropped_rows(snapshot, half) and half.cache.window is None for half in self._halves):
+        if any(dropped_rows(snapshot, half) and not half.cache.drops_rows() for half in self._halves):
             self.keep(0)  # here the graphs need all rows, of which a provider that can do without has dropped some
             return
         left_out = int(snapshot[UNREAD][0]) if UNREAD in snapshot else 0
