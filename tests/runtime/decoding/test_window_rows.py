@@ -312,6 +312,17 @@ def test_texts_that_a_server_keeps_are_cropped_or_read_again(model: Model) -> No
             assert close(outcome(decoder, ids), whole(model, ids))
 
 
+def test_two_texts_that_begin_alike_and_fork_too_early_do_not_take_each_others_rows(model: Model) -> None:
+    caches, texts = PrefixCaches(model, 2), (IDS, [*IDS[:100], *OTHERS[:50]])
+    reused = []
+    for ids in (*texts, *texts, *texts):
+        with caches.lend(ids, "verify") as decoder:
+            assert close(outcome(decoder, ids), whole(model, ids))
+            reused.append(decoder.work.reused)
+    assert reused[:2] == [0, 0]
+    assert min(reused[2:]) >= LENGTH - 14
+
+
 def test_texts_that_a_server_saves_keep_all_rows(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
     saver = PromptSaver(PromptFiles(model, 1e9), 1)
