@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from tests.helpers import tiny
 from tests.helpers.windows import RUN, drop_soon, write_checkpoint
 from tests.helpers.x86 import x86
 
-WINDOW, CONTEXT = 40, 4096
+WINDOW, CONTEXT = 100, 4096
 LONG = np.random.default_rng(5).integers(1, 300, 120).tolist()
 
 
@@ -36,7 +37,7 @@ def checkpoint(folder: Path, head_dim: int) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[("ort", 64), ("ort", 80), ("ort", 96), ("standard", 80)], ids=str)
+@pytest.fixture(scope="module", params=list(product(("ort", "standard"), (64, 80, 96, 128, 256))), ids=str)
 def wide(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Model:
     flavour, head_dim = request.param
     if reason := why_too_old(flavour):
