@@ -78,8 +78,7 @@ class Model:
         progress(1, len(kinds), "loading the module" if recycler else "loaded")
         module = opener(bundle, "recycler", places[1], threads) if recycler else None
         progress(len(kinds), len(kinds), "loaded")
-        draft = manifest.draft_vocabulary
-        draft_ids = None if draft is None else np.array(draft, np.int64)
+        draft_ids = None if (draft := manifest.draft_vocabulary) is None else np.array(draft, np.int64)
         fewer = None
         if not fixed_threads and self.providers == CPU and FewerThreads.possible((full, module)):
             fewer = FewerThreads(bundle, (full, module), opener, copies=opener is open_original)
