@@ -65,6 +65,11 @@ class Manifest:
     provenance: dict[str, Any] = field(default_factory=dict)
     format: str = FORMAT
 
+    def __post_init__(self) -> None:
+        """Tell the graphs their flavour: the manifest has it once."""
+        graphs = {name: replace(spec, flavour=self.flavour) for name, spec in self.graphs.items()}
+        object.__setattr__(self, "graphs", graphs)
+
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read a manifest; fields that a later minor version added are ignored.
@@ -88,6 +93,7 @@ class Manifest:
         """Write the manifest in one step."""
         content = asdict(self)
         for spec in content["graphs"].values():
+            del spec["flavour"]
             for name, usual in UNNAMED.items():
                 if spec[name] == usual:
                     del spec[name]

@@ -65,6 +65,7 @@ class GraphSpec:
     has such places only; with layers, a chain goes on by a run for each token. `reach` is how many rows decide what
     comes out for the last of them, itself included; None where all before it do. `windows` are the rows that each layer
     sees, the last one included, None for all; empty where the graph needs all rows of every layer nonetheless.
+    `flavour` is the manifest's, which tells it to its graphs.
     """
 
     kind: Kind
@@ -79,6 +80,7 @@ class GraphSpec:
     places: int = 1
     reach: int | None = None
     windows: tuple[int | None, ...] = ()
+    flavour: str = "ort"
 
     @property
     def longest_chain(self) -> int | None:

@@ -106,7 +106,10 @@ def _bundle(bundle: BundleReport) -> Iterator[tuple[str, str]]:
         yield "graphs", f"flavour {bundle.flavour}, {bundle.precision}, on {bundle.provider}{module}"
     if needs := bundle.needs:
         yield "weights", gigabytes(needs.weights_bytes)
-        yield f"caches at {needs.context_length} tokens", gigabytes(needs.cache_bytes)
+        caches = gigabytes(needs.cache_bytes)
+        if (saved := needs.saved_cache_bytes) and saved > needs.cache_bytes:
+            caches += f"; {gigabytes(saved)} in a server that saves prompts (`--prompt-cache-gb 0` saves none)"
+        yield f"caches at {needs.context_length} tokens", caches
         yield "a full step reads", f"{gigabytes(needs.full_step_bytes)}: at most {needs.tokens_per_second:.0f} tokens/s"
     for graph, assignment in bundle.assignments.items():
         for name, operators in assignment.nodes.items():

@@ -21,7 +21,8 @@ class Needs:
     """The bytes of both halves' weights, of both caches for a text as long as the context, and read by a full step.
 
     `tokens_per_second` is the most that `full` can give at this bandwidth on a short text. Of the caches,
-    `window_bytes` are those of layers with a window, which grow with the first `window_rows` tokens of a text only.
+    `window_bytes` are those of layers with a window, which grow with the first `window_rows` tokens of a text only. In
+    servers that save prompts they keep all rows, and caches take `saved_cache_bytes`.
     """
 
     weights_bytes: int
@@ -31,6 +32,7 @@ class Needs:
     tokens_per_second: float
     window_bytes: int = 0
     window_rows: int = 0
+    saved_cache_bytes: int | None = None
 
     @property
     def total_bytes(self) -> int:
@@ -58,6 +60,7 @@ def find(manifest: Manifest, bandwidth: Bandwidth) -> Needs:
         tokens_per_second=1e9 * bandwidth.all_threads_gb_s / step,
         window_bytes=cache_bytes(manifest, context) - context * growth(manifest) if windows else 0,
         window_rows=min(context, *windows) if windows else 0,
+        saved_cache_bytes=context * sum(spec.row_bytes for spec in manifest.graphs.values()),
     )
 
 

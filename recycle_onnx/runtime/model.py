@@ -17,6 +17,7 @@ from recycle_onnx.runtime.conversation import Conversation, ConversationOptions
 from recycle_onnx.runtime.decoding.calibration import MachineCalibration
 from recycle_onnx.runtime.decoding.chooser import make_chooser
 from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
+from recycle_onnx.runtime.decoding.equal_rows import EqualRows
 from recycle_onnx.runtime.decoding.equal_runs import EqualRuns
 from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads
 from recycle_onnx.runtime.decoding.half import Floats
@@ -77,12 +78,12 @@ class Model:
         progress(1, len(kinds), "loading the module" if recycler else "loaded")
         module = opener(bundle, "recycler", places[1], threads) if recycler else None
         progress(len(kinds), len(kinds), "loaded")
-        draft = manifest.draft_vocabulary
-        draft_ids = None if draft is None else np.array(draft, np.int64)
+        draft_ids = None if (draft := manifest.draft_vocabulary) is None else np.array(draft, np.int64)
         fewer = None
         if not fixed_threads and self.providers == CPU and FewerThreads.possible((full, module)):
             fewer = FewerThreads(bundle, (full, module), opener, copies=opener is open_original)
-        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids, fewer)
+        rows = EqualRows(bundle, self.provider, threads, self._equal_runs)
+        self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids, fewer, rows)
 
     def __repr__(self) -> str:
         about = f"{self.bundle.manifest.halves}, context of {self.context_length} tokens, on {self.providers}"
@@ -137,7 +138,7 @@ class Model:
         does, in the time of some 40 steps; the user's cache keeps the answer.
         """
         self._halves.check_process()
-        return self._equal_runs.known(lambda: self.decoder("full"))
+        return self._equal_runs.known(lambda: self._halves.trial_decoder(self.context_length))
 
     @property
     def strategies(self) -> tuple[str, ...]:

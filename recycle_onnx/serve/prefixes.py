@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from recycle_onnx.runtime.decoding.decoder import Decoder, common_prefix
+from recycle_onnx.runtime.decoding.decoder import Decoder
 from recycle_onnx.runtime.decoding.strategies import Plan
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.prompt_saver import PromptSaver
 
 WORTH = 0.5
-"""A cache serves a text that has at least this share of it in common; else its own text may still go on."""
+"""A cache serves a text that can use at least this share of it again; else its own text may still go on."""
 
 
 def nobody(restored: int) -> None:
@@ -54,7 +54,7 @@ class PrefixCaches:
 
     def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:
         with self._lock:
-            same = [common_prefix(one.tokens.full, prompt) for one in self._idle]
+            same = [one.reusable(prompt) for one in self._idle]
             fitting = [
                 index
                 for index, one in enumerate(self._idle)

@@ -15,9 +15,11 @@ from onnx import TensorProto, helper
 
 from recycle_onnx.bundle import describe_files
 from recycle_onnx.doctor import assignment
+from recycle_onnx.export import export
 from recycle_onnx.files import read_json, write_json
 from tests.doctor.conftest import _quick
 from tests.helpers.command import assert_refused, run
+from tests.helpers.windows import write_checkpoint
 
 __all__ = ["_quick"]
 pytestmark = pytest.mark.usefixtures("_quick")
@@ -47,6 +49,14 @@ def test_a_sound_bundle(bundle: Path) -> None:
     assert set(found["bundle"]["self_test"]["differences"]) == {"full", "recycler"}
     assert set(found["bundle"]["assignments"]) == ({"full", "recycler"} if assignment.IS_TOLD else set())
     assert found["bandwidth"]["one_thread_gb_s"] > 0
+
+
+def test_what_caches_take_in_a_server_is_said_where_it_is_more(bundle: Path, tmp_path: Path) -> None:
+    export(write_checkpoint(tmp_path / "model", context=8192), tmp_path / "windows")
+    said = "in a server that saves prompts"
+    shown = run("doctor", tmp_path / "windows", "--threads", 1, "--provider", "cpu").output
+    assert f"{4 * 8192 * 128 / 1e6:.1f} MB {said}" in " ".join(shown.split())
+    assert said not in run("doctor", bundle, "--threads", 1, "--provider", "cpu").output
 
 
 def test_a_sound_bundle_of_the_standard_flavour(standard_bundle: Path) -> None:

@@ -32,7 +32,6 @@ def drop_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep few rows beyond those that are seen, and drop a few at a time."""
     monkeypatch.setattr(kv_cache, "FIRST_CAPACITY", 16)
     monkeypatch.setattr(kv_cache, "INT8_STEP", STEP)
-    monkeypatch.setattr(window_rows, "SPARE_ROWS", SPARE)
+    monkeypatch.setattr(window_rows, "ROWS_BACK", SPARE)
     monkeypatch.setattr(window_rows, "RUN_ROWS", RUN)
-    monkeypatch.setattr(window_rows, "summed", lambda: STEP * 16)  # its heads have 16 values
-    monkeypatch.setattr(window_rows, "INT8_SUMMED", STEP)
+    monkeypatch.setattr(window_rows, "step_of", lambda spec: STEP)

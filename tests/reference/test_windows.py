@@ -30,7 +30,7 @@ def test_logits_behind_dropped_rows_are_those_of_transformers(
     name: str, flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drop_soon(monkeypatch)
-    monkeypatch.setattr(window_rows, "SPARE_ROWS", 4)
+    monkeypatch.setattr(window_rows, "ROWS_BACK", 4)
     length = CASES[name][1].get("original_max_position_embeddings", 96) if name == "phi3" else 96
     ids = np.random.default_rng(4).integers(1, 300, length).tolist()
     wanted = reference(name)(torch.tensor([ids]), use_cache=False).logits[0].numpy()

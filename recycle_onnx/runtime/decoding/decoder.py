@@ -258,7 +258,7 @@ class Decoder:
         """Take over what a decoder of the same model had read, behind the first `start` rows of both halves."""
         # Another text from now on: a run that still holds the old object may not go on (`OvertakenError`).
         self.work = Work()
-        if any(dropped_rows(snapshot, half) and half.cache.window is None for half in self._halves):
+        if any(dropped_rows(snapshot, half) and not half.cache.drops_rows() for half in self._halves):
             self.keep(0)  # here the graphs need all rows, of which a provider that can do without has dropped some
             return
         left_out = int(snapshot[UNREAD][0]) if UNREAD in snapshot else 0
@@ -280,28 +280,33 @@ class Decoder:
             half.close()
         self.states.clear()
 
-    def _go_back(self, prompt: list[int]) -> int:
-        """Forget what is not the prompt's beginning; give the tokens that need not be read again.
+    def reusable(self, prompt: list[int]) -> int:
+        """Count the tokens of a prompt that need not be read again.
 
-        The last token is always read, for its logits. So is whatever the module has not read and no state waits for.
+        The last token is always read, for its logits. So is whatever the module has not read and no state waits for,
+        and all where layers with a window lack rows.
         """
-        self._put_aside()
         tokens = self.tokens
         same = min(common_prefix(tokens.full, prompt), len(prompt) - 1)
         if self.recycler is not None:
             # Row p of the module has read token p + 1: its tokens are the prompt's from the second one on.
             rows = min(tokens.true_rows, common_prefix(tokens.module, prompt[1:]), same)
-            if rows < tokens.true_rows or same - rows > len(self.states):
+            waiting = self.full.length - tokens.true_rows  # states, put aside or not
+            if rows < tokens.true_rows or same - rows > waiting:
                 same = rows
             is_left_out = tokens.unread and rows < tokens.unread + self._reach
             if is_left_out or not self.recycler.can_go_on(rows):  # what comes would see rows that are not there
                 same = max(0, rows - self._reach)
-        if not self.full.can_go_on(same):
-            same = 0
+        return same if self.full.can_go_on(same) else 0
+
+    def _go_back(self, prompt: list[int]) -> int:
+        """Forget what is not the prompt's beginning; give the tokens that need not be read again."""
+        self._put_aside()
+        same = self.reusable(prompt)
         self.keep(same)
         self.tokens.forget_guesses()
         if self.recycler is not None and not self.recycler.can_go_on(self.recycler.length):
-            tokens.unread = self.recycler.length
+            self.tokens.unread = self.recycler.length
             self.recycler.leave_out()
         return same
 

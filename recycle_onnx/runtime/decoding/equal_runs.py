@@ -1,8 +1,7 @@
 """Whether runs on several tokens give here, to the bit, what runs on one token give: what earns the word `exact`.
 
-Where layers with a window drop rows, runs have to give what they give with all of them, too: a run on several tokens
-drops rows sooner or later than runs on one do. All that is a property of kernels, and so of a machine. It is tried
-once, and the answer kept in the user's cache.
+That is a property of kernels, and so of a machine. It is tried once, and the answer kept in the user's cache. Whether
+layers with a window may drop rows is asked apart (`equal_rows.py`).
 """
 
 from __future__ import annotations
@@ -46,42 +45,23 @@ def try_runs(decoder: Decoder) -> bool:
     Takes the time of some 40 steps; where already runs on two tokens differ, of 10.
     """
     with decoder.exclusive.use():
-        equal = all(_equal_behind(decoder.full, start, end) for start, end in places(decoder.full))
-        return equal and _equal_without_old_rows(decoder.full)
+        return all(_equal_behind(decoder.full, start, end) for start, end in places(decoder.full))
 
 
 def _equal_behind(full: Half, start: int, end: int) -> bool:
     """Tell whether runs on several tokens at `start` … `end` - 1 give what runs on one give."""
     ids, past = random_text(full, start, end)
     full.restore(ids[:start], past)
-    single = _outcome(full, [[token] for token in ids[start:]])
+    single = outcome(full, [[token] for token in ids[start:]])
     for size in SIZES:
         full.crop(start)
-        several = _outcome(full, [ids[start : start + size]])
+        several = outcome(full, [ids[start : start + size]])
         if not all(np.array_equal(one[: len(more)], more) for one, more in zip(single, several, strict=True)):
             return False
     return True
 
 
-def _equal_without_old_rows(full: Half) -> bool:
-    """Tell whether runs on one token are the same when layers with a window have dropped as few rows as they can.
-
-    The context may be too short for any to be dropped.
-    """
-    window = full.cache.window
-    if window is None or (start := window.step + window.window) + SIZES[-1] >= full.cache.limit:
-        return True
-    ids, past = random_text(full, start, start + SIZES[-1])
-    runs = [[token] for token in ids[start:]]
-    full.restore(ids[:start], past)
-    whole = _outcome(full, runs)
-    shorter = zip(past, full.spec.has_window(), strict=True)
-    kept = [rows[:, window.step :] if has_window else rows for rows, has_window in shorter]
-    full.restore(ids[:start], kept, dropped=window.step)
-    return all(np.array_equal(one, other) for one, other in zip(whole, _outcome(full, runs), strict=True))
-
-
-def _outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
+def outcome(full: Half, runs: list[list[int]]) -> list[NDArray[Any]]:
     """Return logits [n, V] of the n tokens that the runs read, and their keys and values [n, K, D] in every layer."""
     count = sum(map(len, runs))
     logits = np.concatenate([full.step(ids, keep=len(ids)).copy() for ids in runs])

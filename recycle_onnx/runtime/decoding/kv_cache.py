@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,12 +25,17 @@ computes with all rows of a buffer, and to copy 4096 rows of 30 layers takes the
 that ONNX Runtime sums up at once, so that sums do not depend on it."""
 
 
+def always() -> bool:
+    """Let rows be dropped."""
+    return True
+
+
 class KVCache:
     """Key-value buffers [1, K, rows, D] that grow as the text grows, and a mask that tells how many rows are valid.
 
     They hold floats or integers, as the graph says. Those of layers with a window grow to what the window needs, and
     drop their oldest rows then: the first row that they have is that of token `dropped`. `window` says which rows they
-    keep, None where all do.
+    keep, None where all do. `may_drop` is asked before the first are dropped: where it says no, all are kept.
 
     How many rows are valid is its owner's business: to roll back is to say a smaller number, and what lies beyond is
     overwritten by the next run. The mask is on the host always; the buffers are where the session wants them, and are
@@ -51,6 +56,7 @@ class KVCache:
         self._shown = 0  # ones in the mask
         self._spec = spec
         self.window = WindowRows.of(spec) if drops_rows else None
+        self.may_drop: Callable[[], bool] = always
         self._has_window = spec.has_window()
         self._dropped = np.array(0, np.int64)
         self._dropped_value = ort.OrtValue.ortvalue_from_numpy(self._dropped)  # an alias, that `_dropped` keeps alive
@@ -94,8 +100,15 @@ class KVCache:
         """Bind the mask alone: a session that wants it on a device copies it when it is bound."""
         binding.bind_ortvalue_input(ATTENTION_MASK, self._mask_value)
 
-    def keep_all_rows(self) -> None:
-        """Drop nothing from now on; to be called before anything is read."""
+    def drops_rows(self) -> bool:
+        """Tell whether rows may be dropped."""
+        return self.window is not None and self.may_drop()
+
+    def keep_all_rows(self, used: int = 0) -> None:
+        """Drop nothing from now on; to be called before any row is dropped of the `used` ones that are there."""
+        for index in range(len(self.buffers)):
+            if self._is_short(index) and self.capacity > self._window_capacity:
+                self.buffers[index] = self._grown(index, self.capacity, used)
         self.window, self._window_capacity = None, self.capacity
 
     def has_enough(self, length: int) -> bool:
@@ -170,8 +183,7 @@ class KVCache:
         Returns:
             Whether what is bound has changed.
         """
-        first = dropped if self.window is None else max(dropped, self.window.needed(count))
-        moved = False if start else self.forget(first)
+        moved = False if start else self.forget(max(dropped, self._first_needed(count, 0)))
         changed = (self.make_room(count, start) if start else self._enlarge(count, 0)) or moved
         for index, (buffer, rows) in enumerate(zip(self.buffers, past, strict=True)):
             begins = count - rows.shape[1]  # the token of the first row
@@ -183,6 +195,17 @@ class KVCache:
         """Let go of the buffers."""
         self.buffers = []
 
+    def share_buffers(self, rows: int) -> None:
+        """Make room for `rows` tokens in buffers that layers share: one for keys and one for values of each size.
+
+        For trials, to which a row's content means nothing: a layer reads its own row as it wrote it, and those of
+        earlier tokens as the last layer did. A text's own buffers may take gigabytes.
+        """
+        self.reserve(rows, 0)  # of zeros, which take no memory before they are written
+        kinds = [(index % 2, self._is_short(index)) for index in range(len(self.buffers))]
+        shared = dict(zip(kinds, self.buffers, strict=True))
+        self.buffers = [shared[kind] for kind in kinds]
+
     def _is_short(self, index: int) -> bool:
         """Tell whether a buffer drops rows."""
         return self.window is not None and self._has_window[index]
@@ -191,16 +214,29 @@ class KVCache:
         """Return the token of a buffer's first row."""
         return self.dropped if self._is_short(index) else 0
 
+    def _first_needed(self, length: int, used: int) -> int:
+        """Return the first row to keep of a text of `length` tokens, of which `used` are there."""
+        first = 0 if self.window is None else self.window.needed(length)
+        if first and not self.dropped and not self.may_drop():
+            self.keep_all_rows(used)
+            return 0
+        return first
+
     def _drop(self, used: int) -> bool:
-        """Move the rows that are still needed to the front of buffers with a window; tell whether any were dropped."""
-        if self.window is None or (first := self.window.needed(used)) <= self.dropped:
-            return False
+        """Move the rows that are still needed to the front of buffers with a window.
+
+        Returns:
+            Whether what is bound has changed, also since it was decided that all rows are kept.
+        """
+        window, first = self.window, self._first_needed(used, used)
+        if window is None or first <= self.dropped:
+            return self.window is not window
         rows = slice(first - self.dropped, used - self.dropped)
-        self.window.first = used  # if this is interrupted, none of them can be relied on
+        window.first = used  # if this is interrupted, none of them can be relied on
         for index, buffer in enumerate(self.buffers):
             if self._is_short(index):
                 buffer.write_rows(buffer.read()[:, :, rows].copy())
-        self.window.first = first
+        window.first = first
         return True
 
     def _enlarge(self, rows: int, used: int, most: int | None = None) -> bool:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from recycle_onnx.contract import GraphSpec
 from recycle_onnx.errors import InputError, RecycleError
-from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.decoder import CHUNK, Decoder
+from recycle_onnx.runtime.decoding.equal_rows import EqualRows
 from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads, Sessions
 from recycle_onnx.runtime.ort.allocator import give_back
 from recycle_onnx.runtime.ort.native import at_work, check_not_forked, keep_in_children
@@ -28,12 +29,15 @@ class LoadedHalves:
         specs: Specs,
         draft_ids: NDArray[np.int64] | None = None,
         fewer_threads: FewerThreads | None = None,
+        equal_rows: EqualRows | None = None,
     ) -> None:
         """Take over the sessions, and with `fewer_threads` other ones for steps.
 
-        `draft_ids` are the token ids of the module's own vocabulary, if it has one.
+        `draft_ids` are the token ids of the module's own vocabulary, if it has one. `equal_rows` says whether layers of
+        the full model with a window may drop rows; without it they do.
         """
         self.specs, self._draft_ids, self._fewer_threads = specs, draft_ids, fewer_threads
+        self._equal_rows = equal_rows
         self._sessions: Sessions | None = sessions
         # Weak: caches are freed with the generation that used them, while the model stays.
         self._decoders: WeakSet[Decoder] = WeakSet()
@@ -48,6 +52,20 @@ class LoadedHalves:
         Raises:
             RecycleError: closed, or made by another process, of which this one is a fork.
         """
+        made = self._decoder(context_length, chunk, module=module)
+        if (rows := self._equal_rows) is not None:
+            made.full.cache.may_drop = lambda: rows.may_drop(lambda: self.trial_decoder(context_length))
+        return made
+
+    def trial_decoder(self, context_length: int) -> Decoder:
+        """Make fresh caches of the full model for a trial: they ask for none before they drop rows.
+
+        Raises:
+            RecycleError: as `decoder`.
+        """
+        return self._decoder(context_length, CHUNK, module=False)
+
+    def _decoder(self, context_length: int, chunk: int, *, module: bool) -> Decoder:
         self.check_process()
         with self._lock:
             full, recycler = self._loaded()

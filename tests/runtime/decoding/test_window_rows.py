@@ -177,6 +177,28 @@ def test_a_copy_that_needs_all_rows_reads_again(model: Model) -> None:
     assert copy.work.reused == 0
 
 
+def test_where_none_may_be_dropped_all_are_kept(model: Model) -> None:
+    decoder, copy, dropping = (model.decoder("verify") for _ in range(3))
+    outcome(dropping, IDS)
+    decoder.full.cache.may_drop = copy.full.cache.may_drop = lambda: False
+    assert close(outcome(decoder, IDS), whole(model, IDS))
+    assert decoder.full.cache.window is None
+    assert all(array.shape[2] >= LENGTH - 12 for array in decoder.full.cache.arrays)
+    copy.restore(dropping.snapshot())
+    assert copy.full.cache.dropped == 0
+    assert close(outcome(copy, IDS), whole(model, IDS))
+
+
+def test_nobody_asks_before_rows_could_be_dropped(model: Model) -> None:
+    decoder, asked = model.decoder("verify"), count()
+    decoder.full.cache.may_drop = lambda: next(asked) >= 0
+    outcome(decoder, IDS[:30])
+    assert next(asked) == 0
+    outcome(decoder, IDS)
+    assert decoder.full.cache.dropped
+    assert next(asked) == 2
+
+
 def test_a_copy_of_all_rows_drops_those_it_does_not_need(model: Model) -> None:
     decoder, copy = model.decoder("verify"), model.decoder("verify")
     decoder.keep_all_rows()
@@ -288,6 +310,17 @@ def test_texts_that_a_server_keeps_are_cropped_or_read_again(model: Model) -> No
     for ids in (IDS, [*IDS[:-20], *OTHERS[:20]], [*IDS[:80], *OTHERS[:60]], OTHERS[:60], OTHERS, IDS):
         with caches.lend(ids, "verify") as decoder:
             assert close(outcome(decoder, ids), whole(model, ids))
+
+
+def test_two_texts_that_begin_alike_and_fork_too_early_do_not_take_each_others_rows(model: Model) -> None:
+    caches, texts = PrefixCaches(model, 2), (IDS, [*IDS[:100], *OTHERS[:50]])
+    reused = []
+    for ids in (*texts, *texts, *texts):
+        with caches.lend(ids, "verify") as decoder:
+            assert close(outcome(decoder, ids), whole(model, ids))
+            reused.append(decoder.work.reused)
+    assert reused[:2] == [0, 0]
+    assert min(reused[2:]) >= LENGTH - 14
 
 
 def test_texts_that_a_server_saves_keep_all_rows(model: Model, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
