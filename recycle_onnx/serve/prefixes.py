@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from recycle_onnx.runtime.decoding.decoder import Decoder
+from recycle_onnx.runtime.decoding.decoder import Decoder, common_prefix
 from recycle_onnx.runtime.decoding.strategies import Plan
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.serve.prompt_saver import PromptSaver
 
 WORTH = 0.5
-"""A cache serves a text that can use at least this share of it again; else its own text may still go on."""
+"""A cache serves a text that has at least this share of it in common, and need not read more than the rest of that
+again; else its own text may still go on."""
 
 
 def nobody(restored: int) -> None:
@@ -54,7 +55,7 @@ class PrefixCaches:
 
     def _take(self, prompt: list[int], with_module: bool) -> Decoder | None:
         with self._lock:
-            same = [one.reusable(prompt) for one in self._idle]
+            same = [_same(one, prompt) for one in self._idle]
             fitting = [
                 index
                 for index, one in enumerate(self._idle)
@@ -74,3 +75,9 @@ class PrefixCaches:
         restored = self.saver.files.restore(decoder, prompt)
         self.watch(restored)
         return restored
+
+
+def _same(decoder: Decoder, prompt: list[int]) -> int:
+    """Count the tokens that a prompt has in common with a text; 0 where too many of them had to be read again."""
+    same = common_prefix(decoder.tokens.full, prompt)
+    return same if decoder.reusable(prompt) >= WORTH * same else 0
