@@ -73,6 +73,17 @@ class ThreadChoice:
             self._start_over()
             raise
 
+    def is_unused(self, now: float) -> bool:
+        """Tell whether nobody has disturbed for so long that the sessions with fewer threads are to be let go.
+
+        Where they are, the next step runs on all threads.
+        """
+        if now - self._disturbed <= KEEP_SECONDS:
+            return False
+        self.wanted = self.available = False
+        self._start_over()
+        return True
+
     def _count(self, kind: tuple[int, int], seconds: float, end: float) -> None:
         """Count a step for this window; where it is the last one, begin the next."""
         self._seconds += seconds
