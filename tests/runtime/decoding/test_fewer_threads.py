@@ -24,7 +24,7 @@ from recycle_onnx.machine.memory import SystemMemory
 from recycle_onnx.runtime.decoding import equal_threads, fewer_threads, thread_choice
 from recycle_onnx.runtime.decoding.equal_threads import same_runs
 from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads
-from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.decoding.half import Half, OtherSession
 from recycle_onnx.runtime.decoding.thread_choice import KEEP_SECONDS
 from recycle_onnx.runtime.decoding.trials import places
 from recycle_onnx.runtime.model import Model
@@ -96,6 +96,19 @@ def test_logits_and_caches_are_the_same_to_the_bit(bundle: Path) -> None:
         halves = [half(opened, kind, threads) for threads in (1, 2, 4)]
         assert same_runs(halves[0], halves[1])
         assert same_runs(halves[0], halves[2])
+
+
+def test_bindings_follow_caches_that_grow_on_fewer_threads(int8_bundle: Path) -> None:
+    """Buffers double at 256 rows; what is bound to the old ones would be written there."""
+    opened = Bundle.open(int8_bundle)
+    one, other, lent = (half(opened, "full", threads) for threads in (2, 2, 1))
+    fewer = OtherSession(lent.session)
+    one.step_on(fewer)
+    for token in range(260):
+        np.testing.assert_array_equal(one.step([token], keep=1), other.step([token], keep=1))
+    assert fewer.calls
+    one.step_on(None)
+    assert not fewer.calls
 
 
 def test_other_weights_are_seen_by_the_trial(int8_bundle: Path, int4_bundle: Path) -> None:
