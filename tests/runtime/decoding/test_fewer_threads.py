@@ -15,6 +15,7 @@ from weakref import ref
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 import recycle_onnx
 from recycle_onnx.bundle import Bundle
@@ -114,6 +115,36 @@ def test_bindings_follow_caches_that_grow_on_fewer_threads(int8_bundle: Path) ->
 def test_other_weights_are_seen_by_the_trial(int8_bundle: Path, int4_bundle: Path) -> None:
     one, other = (half(Bundle.open(folder), "full", 1) for folder in (int8_bundle, int4_bundle))
     assert not same_runs(one, other)
+
+
+class WithoutLateRows(Half):
+    """A half that takes over no more than 300 rows of a text."""
+
+    def restore(self, tokens: list[int], past: list[NDArray[Any]], start: int = 0, dropped: int = 0) -> None:
+        early = [rows.copy() for rows in past]
+        for rows in early:
+            rows[:, 300:] = 0
+        super().restore(tokens, early, start, dropped)
+
+
+def test_a_difference_behind_long_texts_is_seen_by_the_trial(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(int8_bundle)
+    one = half(bundle, "full", 1)
+    other = WithoutLateRows(half(bundle, "full", 1).session, one.spec, bundle.manifest.context_length)
+    assert not same_runs(one, other)
+    monkeypatch.setattr(equal_threads, "LONG_BYTES", 290 * one.spec.row_bytes)
+    assert equal_threads.long_place(one) == (290, 298)
+    assert same_runs(one, other)
+
+
+@pytest.mark.parametrize("context", [3, 9, 12, 64])
+def test_a_short_context_is_never_exceeded(int8_bundle: Path, context: int) -> None:
+    bundle = Bundle.open(int8_bundle)
+    short = Half(half(bundle, "full", 1).session, bundle.manifest.graphs["full"], context)
+    start, end = equal_threads.long_place(short)
+    assert 1 <= start < end < context
 
 
 def half(bundle: Bundle, kind: Kind, threads: int) -> Half:
