@@ -15,9 +15,9 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.runtime.decoding.half import Half, States
 from recycle_onnx.runtime.decoding.trials import SIZES, Remembered, places, random_text
 
-LONG_ROWS, LONG_BYTES = 4000, 1 << 26
+LONG_ROWS, LONG_BYTES = 4000, 1 << 25
 """Tokens before the longest runs of a trial, at most so many and with keys and values of so many bytes, which are there
-three times: some 1500 tokens of a base of 135 M parameters."""
+three times: some 700 tokens of a base of 135 M parameters. Texts of 4000 were tried by hand (docs/performance.md)."""
 
 
 class EqualThreads:

@@ -109,6 +109,7 @@ class FewerThreads:
             except (RecycleError, OSError, MemoryError) as error:
                 logger.info("%s: no sessions with fewer threads (%s)", self._bundle.folder, error)
                 sessions = None
+            give_back()  # what the trial took
             with suppress(RuntimeError), self._lock:  # no more threads: then none to let go of them later
                 if sessions is not None and self._own is not None:
                     Thread(target=_let_go_in_time, args=(ref(self), self._closed), daemon=True).start()
