@@ -62,7 +62,7 @@ def ratio(samples: Samples, over: tuple[int, int], under: tuple[int, int]) -> fl
 @click.option("--cpu", is_flag=True, help="Take processor time.")
 def main(bundle: Path, baseline: Path, contexts: str, threads: int | None, rounds: int, cpu: bool) -> None:
     """Measure BUNDLE against BASELINE."""
-    models = [recycle_onnx.load(path, threads=threads) for path in (bundle, baseline)]
+    models = [recycle_onnx.load(path, threads=threads, fixed_threads=True) for path in (bundle, baseline)]
     halves = [model.decoder("full").full for model in models]
     for path, half in zip((bundle, baseline), halves, strict=True):
         click.echo(f"{path.name}: {half.spec.row_bytes / 1000:.1f} kB a token in the full model's caches")

@@ -42,7 +42,7 @@ def kept(path: Path, measure: Callable[[], Rows]) -> Rows:
 
 def acceptances(bundle: Path, prompts: Sequence[Prompt], heat: float, new_tokens: int, threads: int) -> Rows:
     """Measure acceptance in chains of one and of four."""
-    with recycle_onnx.load(bundle, threads=threads) as model:
+    with recycle_onnx.load(bundle, threads=threads, fixed_threads=True) as model:
         ids = [prompt.ids(bundle, model.tokenizer) for prompt in prompts]
         return [
             asdict(acceptance_in_answers(model, ids, chain=chain, new_tokens=new_tokens, temperature=heat))

@@ -104,7 +104,7 @@ def main(bundle: Path, threads: int, slots: int, new_tokens: int, rounds: int, s
     settings = {"max_tokens": new_tokens, "strategy": strategy}
     numbers_of_clients = [clients for clients in (1, 2, 4, 8) if clients <= most]
     measured: list[list[Together]] = []
-    with recycle_onnx.load(bundle, threads=threads) as model, serving(model, slots) as url:
+    with recycle_onnx.load(bundle, threads=threads, fixed_threads=True) as model, serving(model, slots) as url:
         ask(url, "Who are you?", settings)
         for _ in range(rounds):
             fresh = [[questions[next(numbers) % len(questions)] for _ in range(n)] for n in numbers_of_clients]

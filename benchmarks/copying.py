@@ -26,7 +26,7 @@ STRATEGIES = ("full", "lookup", "auto")
 @click.option("--threads", type=int)
 def main(bundle: Path, prompts: Path, new_tokens: int, rounds: int, threads: int | None) -> None:
     """Measure `lookup` and `auto` where the text repeats."""
-    model = recycle_onnx.load(bundle, threads=threads)
+    model = recycle_onnx.load(bundle, threads=threads, fixed_threads=True)
     model.stop_ids = frozenset()
     room = model.bundle.manifest.context_length - new_tokens
     speeds: dict[str, list[float]] = {name: [] for name in STRATEGIES}

@@ -37,7 +37,7 @@ def seconds(work: Callable[[], object]) -> float:
 @click.option("--threads", type=int)
 @click.option("--rounds", default=5)
 def main(bundle: Path, threads: int | None, rounds: int) -> None:
-    with recycle_onnx.load(bundle, threads=threads) as model:
+    with recycle_onnx.load(bundle, threads=threads, fixed_threads=True) as model:
         embedder = Embedder(model)
         words = model.encode(TEXT.read_text(encoding="utf-8"))
         for name, lengths in SHAPES.items():

@@ -32,7 +32,7 @@ Medians = dict[str, float]
 def measured(bundle: Path, huge: bool, threads: int, context: int, rounds: int) -> Medians:
     """Load the bundle with or without huge pages, and time its steps."""
     with nullcontext() if huge else patch.object(sessions, "in_huge_pages", nullcontext):
-        model = recycle_onnx.load(bundle, threads=threads)
+        model = recycle_onnx.load(bundle, threads=threads, fixed_threads=True)
     for thread in running():
         if thread.name == THREAD:
             thread.join()

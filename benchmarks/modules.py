@@ -153,7 +153,10 @@ def _arguments(base: Path, data: Path, variant: Variant) -> dict[str, Any]:
 def speed(work: Path, repeat: int, threads: int | None) -> None:
     """Measure `full`, `alternate` and `verify` of every bundle, all in turns; write WORK/speed.json."""
     names = [line["name"] for line in lines_of(work / "quality.jsonl")]
-    models = {name: recycle_onnx.load(folder_of(work, name).with_suffix(".bundle"), threads=threads) for name in names}
+    models = {
+        name: recycle_onnx.load(folder_of(work, name).with_suffix(".bundle"), threads=threads, fixed_threads=True)
+        for name in names
+    }
     speedups: dict[str, dict[str, list[float]]] = {name: {"alternate": [], "verify": []} for name in names}
     timers = {}
     for name, model in models.items():

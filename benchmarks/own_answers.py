@@ -45,7 +45,9 @@ def answers(
     """Of all prompts; those that `path` has are not made again."""
 
     def answered(first: int) -> Iterator[Answer]:
-        model, judge = (recycle_onnx.load(folder, threads=threads) for folder in (bundle, reference))
+        model, judge = (
+            recycle_onnx.load(folder, threads=threads, fixed_threads=True) for folder in (bundle, reference)
+        )
         for prompt in prompts[first:]:
             ids = prompt.ids(bundle, model.tokenizer)
             tokens = model.generate(ids, GREEDY, max_new_tokens=new_tokens).tokens

@@ -40,7 +40,7 @@ def reading(model: Model, ids: list[int], clock: Callable[[], float]) -> tuple[f
 @click.option("--wall", is_flag=True, help="Take elapsed time.")
 def main(bundles: tuple[Path, ...], lengths: str, threads: int, rounds: int, wall: bool) -> None:
     """Measure each BUNDLE against BASELINE."""
-    models = [recycle_onnx.load(path, threads=threads) for path in bundles]
+    models = [recycle_onnx.load(path, threads=threads, fixed_threads=True) for path in bundles]
     clock = time.perf_counter if wall else time.process_time
     for length in map(int, lengths.split(",")):
         ids = np.random.default_rng(0).integers(100, 1000, size=length).tolist()

@@ -55,7 +55,7 @@ def outcomes(
     """Of all prompts; those that `path` has are not answered again."""
 
     def answered(first: int) -> Iterator[Outcome]:
-        with recycle_onnx.load(bundle, threads=threads) as model:
+        with recycle_onnx.load(bundle, threads=threads, fixed_threads=True) as model:
             for number, prompt in enumerate(prompts[first:], first):
                 yield outcome(model, number, prompt.ids(bundle, model.tokenizer), temperature, new_tokens)
 

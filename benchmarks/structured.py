@@ -44,7 +44,7 @@ def says(answer: list[int], prompt_tokens: int) -> Callable[[NDArray[np.int64], 
 @click.option("--threads", type=int)
 def main(bundle: Path, schema: Path, prompts: Path, answer: Path | None, rounds: int, threads: int | None) -> None:
     """Measure BUNDLE's strategies on answers that follow SCHEMA."""
-    model = recycle_onnx.load(bundle, threads=threads)
+    model = recycle_onnx.load(bundle, threads=threads, fixed_threads=True)
     constraint = JsonSchema(json.loads(schema.read_text(encoding="utf-8")))
     answer_ids = [] if answer is None else model.tokenizer.encode(answer.read_text(), add_special_tokens=False).ids
     names = ("full", "lookup") if answer else ("full", "lookup", "verify", "auto")

@@ -80,7 +80,7 @@ def _ours(job: Job, task: Any) -> Samples:
     import recycle_onnx
     from recycle_onnx.evaluation.harness import RecycleLM, evaluate
 
-    model = recycle_onnx.load(job.tokenizer if job.llama else job.folder, threads=job.threads)
+    model = recycle_onnx.load(job.tokenizer if job.llama else job.folder, threads=job.threads, fixed_threads=True)
     if job.llama:
         from peer_tasks import PeerLM
         from worker import Worker

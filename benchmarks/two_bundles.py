@@ -24,7 +24,7 @@ from recycle_onnx.bench.steps import StepTimer
 def load(bundle: Path, threads: int | None, context: int) -> StepTimer:
     """Load a bundle and say how long that took."""
     started = perf_counter()
-    model = recycle_onnx.load(bundle, threads=threads)
+    model = recycle_onnx.load(bundle, threads=threads, fixed_threads=True)
     click.echo(f"{bundle.name}: loaded in {perf_counter() - started:.1f} s")
     return StepTimer(model, [1 + index % 1000 for index in range(context)])
 

@@ -14,7 +14,7 @@ from recycle_onnx.bench.forced import forced
 from recycle_onnx.evaluation.alternating import verdict
 from recycle_onnx.evaluation.scoring import score as both_halves
 
-model = recycle_onnx.load(sys.argv[1], threads=int(sys.argv[2]))
+model = recycle_onnx.load(sys.argv[1], threads=int(sys.argv[2]), fixed_threads=True)
 decoder = model.decoder("full")
 
 

@@ -81,7 +81,7 @@ class Model:
         draft_ids = None if (draft := manifest.draft_vocabulary) is None else np.array(draft, np.int64)
         fewer = None
         if not fixed_threads and self.providers == CPU and FewerThreads.possible((full, module)):
-            fewer = FewerThreads(bundle, (full, module), opener, copies=opener is open_original)
+            fewer = FewerThreads(bundle, (full, module), opener)
         rows = EqualRows(bundle, self.provider, threads, self._equal_runs)
         self._halves = LoadedHalves((full, module), (manifest.graphs["full"], recycler), draft_ids, fewer, rows)
 

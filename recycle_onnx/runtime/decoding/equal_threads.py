@@ -15,6 +15,10 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.runtime.decoding.half import Half, States
 from recycle_onnx.runtime.decoding.trials import SIZES, Remembered, places, random_text
 
+LONG_ROWS, LONG_BYTES = 4000, 1 << 25
+"""Tokens before the longest runs of a trial, at most so many and with keys and values of so many bytes, which are there
+three times: some 700 tokens of a base of 135 M parameters. Texts of 4000 were tried by hand (docs/performance.md)."""
+
 
 class EqualThreads:
     """Whether a bundle's sessions on the CPU give the same with either of two numbers of threads."""
@@ -30,9 +34,9 @@ class EqualThreads:
 def same_runs(one: Half, other: Half) -> bool:
     """Let two fresh halves of the same graph read the same in runs of all sizes; tell whether they give the same.
 
-    Takes the time of some 12 steps of each.
+    Behind few tokens, a few hundred, and as many as take little memory. Takes the time of some 18 steps of each.
     """
-    for start, end in places(one):
+    for start, end in sorted({*places(one), long_place(one)}):
         ids, past = random_text(one, start, end)
         for size in (1, *SIZES):
             run = ids[start : start + size]
@@ -40,6 +44,13 @@ def same_runs(one: Half, other: Half) -> bool:
             if not all(np.array_equal(mine, its) for mine, its in zip(*outcomes, strict=True)):
                 return False
     return True
+
+
+def long_place(half: Half) -> tuple[int, int]:
+    """Return where runs begin and end behind a long text, within the context: attention may be shared otherwise."""
+    end = half.cache.limit - 1  # a text's last token is chosen, and never read
+    start = max(1, min(LONG_ROWS, LONG_BYTES // max(1, half.spec.row_bytes), end - SIZES[-1]))
+    return start, min(start + SIZES[-1], end)
 
 
 def _outcome(half: Half, ids: list[int], past: list[NDArray[Any]], run: list[int]) -> list[NDArray[Any]]:

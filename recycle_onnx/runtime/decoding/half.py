@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary, ref
 
 import numpy as np
 import onnxruntime as ort
@@ -24,7 +26,7 @@ INT8_ROWS, INT8_SCORES = 128, 1 << 18
 """Most tokens of a run over caches of integers, and most scores of a query head: they are written out, several times
 over, for one KV head after the other. Behind 1024 tokens runs of 128 took 0.97 of the time that float32 caches take,
 runs of 64 0.99 and of 32 1.11; behind 4096 tokens, of 64 0.92 and of 128 1.00 (base of 135 M parameters)."""
-__all__ = ["STEP_ROWS", "Floats", "Half", "States"]
+__all__ = ["STEP_ROWS", "Floats", "Half", "OtherSession", "States"]
 
 
 class _Call:
@@ -93,6 +95,22 @@ class _Call:
         return self.logits
 
 
+Calls = dict[tuple[int, int, int], _Call]
+"""Bindings that are made once a shape, and used again."""
+
+
+@dataclass(eq=False)
+class OtherSession:
+    """A session with fewer threads, and what halves have bound to it.
+
+    Its owner alone keeps it: a half holds it while a step runs, so that texts that wait for their next step keep
+    neither session nor bindings alive.
+    """
+
+    session: ort.InferenceSession
+    calls: WeakKeyDictionary[Half, Calls] = field(default_factory=WeakKeyDictionary)
+
+
 class Half:
     """A runner of the full model or of the recyclable module, which remembers what it has read."""
 
@@ -122,8 +140,8 @@ class Half:
         self.by_place: Floats = np.zeros((0, spec.places, spec.vocab_size), np.float32)
         self.seconds = 0.0
         self._upstream = upstream
-        self._fewer: ort.InferenceSession | None = None
-        self._calls: dict[tuple[int, int, int], _Call] = {}  # bindings that are made once a shape, and used again
+        self._fewer: ref[OtherSession] | None = None
+        self._calls: Calls = {}
         outputs = spec.state_outputs()
         made_in = self.writes[outputs[0]] if len(outputs) == 1 else HOST  # several are laid side by side on the host
         self.states = StepStates(spec.state_size, spec.float_type, made_in)
@@ -157,14 +175,22 @@ class Half:
         """Tell whether, behind the first `length` tokens, there are all rows that the next one sees."""
         return length == 0 or self.cache.has_enough(length)
 
-    def step_on(self, fewer: ort.InferenceSession | None) -> None:
-        """Have steps run on another session of this graph from now on, one with fewer threads; None for the own one.
+    def step_on(self, fewer: OtherSession | None) -> None:
+        """Have steps run on another session of this graph while its owner keeps it; None for the own one.
 
         Text and caches stay. Longer runs, of prompts, stay on the own session: they gain from every core's share.
         """
-        if fewer is not self._fewer:
-            self._calls.clear()
-            self._fewer = fewer
+        if fewer is not self._other():
+            self._forget_bindings()
+            self._fewer = None if fewer is None else ref(fewer)
+
+    def _other(self) -> OtherSession | None:
+        return None if self._fewer is None else self._fewer()
+
+    def _forget_bindings(self) -> None:
+        self._calls.clear()
+        if (other := self._other()) is not None:
+            other.calls.pop(self, None)
 
     def rows(self) -> list[NDArray[Any]]:
         """Give keys and values [K, n, D] of the tokens read, in the contract's order; on the host, aliases.
@@ -190,14 +216,17 @@ class Half:
         The hidden states of the tokens are the first rows of `hidden`; a module reads the first rows of `hidden_in`,
         by default the latest of `upstream`. All of them, and the logits, are overwritten by the next call.
         """
-        rows, session = len(ids), self._fewer or self.session
+        rows, other = len(ids), self._other()
         self._make_room(rows)
+        session, calls = self.session, self._calls
+        if other is not None:
+            session, calls = other.session, other.calls.setdefault(self, {})
         hidden = self._upstream_states(rows) if hidden_in is None else hidden_in
         key = (rows, keep, id(hidden))
-        call = self._calls.get(key)
+        call = calls.get(key)
         if call is None:
             made = _Call(self, session, _prefix(hidden, rows), self.states.buffer(rows), rows, keep)
-            call = self._calls[key] = made
+            call = calls[key] = made
         started = time.perf_counter()
         logits = self._run(call, session, ids)
         self.seconds = time.perf_counter() - started
@@ -244,9 +273,8 @@ class Half:
 
     def close(self) -> None:
         """Let go of session and buffers; only the counts are left."""
-        self._calls.clear()
+        self._forget_bindings()
         self.cache.close()
-        self._fewer = None
         del self.session
 
     def _upstream_states(self, rows: int) -> States | Buffer | None:
@@ -270,7 +298,7 @@ class Half:
             changed = change(*arguments)
         finally:
             if changed:
-                self._calls.clear()
+                self._forget_bindings()
 
     def _check_fits(self, rows: int) -> None:
         length = self.length + rows

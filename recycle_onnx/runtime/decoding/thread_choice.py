@@ -58,9 +58,7 @@ class ThreadChoice:
         self.wanted = self.available = False
         self._fastest: dict[tuple[int, int], float] = {}
         self._pause, self._now, self._disturbed = FIRST_PAUSE, -math.inf, -math.inf
-        self._trying = False
-        self._windows = self._all_windows()
-        self._begin(next(self._windows))
+        self._start_over()
 
     def took(self, rows: int, length: int, seconds: float, end: float, *, fewer: bool) -> None:
         """Learn from a step on `rows` tokens of a text that is now `length` long: it took `seconds`, until `end`.
@@ -69,12 +67,37 @@ class ThreadChoice:
         """
         if fewer != self.fewer:
             return
+        try:
+            self._count((rows, length.bit_length()), seconds, end)
+        except BaseException:  # Ctrl-C in here ends the generator, which nobody could ask again
+            self._start_over()
+            raise
+
+    def is_unused(self, now: float) -> bool:
+        """Tell whether nobody has disturbed for so long that the sessions with fewer threads are to be let go.
+
+        Where they are, the next step runs on all threads.
+        """
+        if now - self._disturbed <= KEEP_SECONDS:
+            return False
+        self.wanted = self.available = False
+        self._start_over()
+        return True
+
+    def _count(self, kind: tuple[int, int], seconds: float, end: float) -> None:
+        """Count a step for this window; where it is the last one, begin the next."""
         self._seconds += seconds
-        self._units += self._unit((rows, length.bit_length()), seconds)
+        self._units += self._unit(kind, seconds)
         self._steps += 1
         if self._seconds >= WINDOW_SECONDS and self._steps >= WINDOW_STEPS:
             self._now = end
             self._begin(self._windows.send(Window(self._seconds / self._units, end)))
+
+    def _start_over(self) -> None:
+        """Begin on all threads, without a trial."""
+        self._trying = False
+        self._windows = self._all_windows()
+        self._begin(next(self._windows))
 
     def _begin(self, fewer: bool) -> None:
         self.fewer = fewer

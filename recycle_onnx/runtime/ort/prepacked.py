@@ -44,17 +44,36 @@ def open_prepacked(bundle: Bundle, kind: Kind, provider: Place, threads: int | N
             f"weights are prepacked for the processor; provider {place.provider.name!r} lays them out itself: "
             "leave prepacked away"
         )
-    path, spec = bundle.graph(kind), bundle.manifest.graphs[kind]
-    folder = cache_folder() / "prepacked" / bundle.digest[:32] / kind
+    path, folder = bundle.graph(kind), _folder(bundle, kind)
     try:
         if not _is_current(folder):
             _make(path, folder)
-        return open_session(folder / GRAPH, spec, place, threads, session_options(threads, "serial"))
+        return _open(bundle, kind, place, threads)
     except (RecycleError, OSError) as error:
         logger.warning("%s: no prepacked weights (%s); loading %s itself", folder, error, path)
         # So that the next load makes it anew, and does not stumble over it again.
         shutil.rmtree(folder, ignore_errors=True)
         return open_original(bundle, kind, place, threads)
+
+
+def open_again(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
+    """Open one more session over weights that are in the cache; nothing is made, and nothing deleted.
+
+    Raises:
+        RecycleError: they are not there, stale or damaged, or the session cannot be loaded.
+    """
+    if not _is_current(_folder(bundle, kind)):
+        raise RecycleError(f"{_folder(bundle, kind)}: no prepacked weights")
+    return _open(bundle, kind, provider, threads)
+
+
+def _folder(bundle: Bundle, kind: Kind) -> Path:
+    return cache_folder() / "prepacked" / bundle.digest[:32] / kind
+
+
+def _open(bundle: Bundle, kind: Kind, provider: Place, threads: int | None) -> ort.InferenceSession:
+    path, spec = _folder(bundle, kind) / GRAPH, bundle.manifest.graphs[kind]
+    return open_session(path, spec, provider, threads, session_options(threads, "serial"))
 
 
 def _made_for() -> dict[str, str]:

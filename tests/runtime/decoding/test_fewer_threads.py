@@ -4,26 +4,35 @@ from __future__ import annotations
 
 import gc
 import os
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 from weakref import ref
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
 import recycle_onnx
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.contract import Kind
+from recycle_onnx.errors import RecycleError
 from recycle_onnx.machine.memory import SystemMemory
-from recycle_onnx.runtime.decoding import fewer_threads
+from recycle_onnx.runtime.decoding import equal_threads, fewer_threads, thread_choice
 from recycle_onnx.runtime.decoding.equal_threads import same_runs
 from recycle_onnx.runtime.decoding.fewer_threads import FewerThreads
-from recycle_onnx.runtime.decoding.half import Half
+from recycle_onnx.runtime.decoding.half import Half, OtherSession
+from recycle_onnx.runtime.decoding.thread_choice import KEEP_SECONDS
+from recycle_onnx.runtime.decoding.trials import places
 from recycle_onnx.runtime.model import Model
+from recycle_onnx.runtime.ort import prepacked
+from recycle_onnx.runtime.ort.prepacked import open_prepacked
 from recycle_onnx.runtime.ort.providers import Place
-from recycle_onnx.runtime.ort.sessions import open_original
+from recycle_onnx.runtime.ort.sessions import Opener, open_original
 from tests.helpers.prompts import LONG_STORY
 
 ROWS = 1000
@@ -90,9 +99,52 @@ def test_logits_and_caches_are_the_same_to_the_bit(bundle: Path) -> None:
         assert same_runs(halves[0], halves[2])
 
 
+def test_bindings_follow_caches_that_grow_on_fewer_threads(int8_bundle: Path) -> None:
+    """Buffers double at 256 rows; what is bound to the old ones would be written there."""
+    opened = Bundle.open(int8_bundle)
+    one, other, lent = (half(opened, "full", threads) for threads in (2, 2, 1))
+    fewer = OtherSession(lent.session)
+    one.step_on(fewer)
+    for token in range(260):
+        np.testing.assert_array_equal(one.step([token], keep=1), other.step([token], keep=1))
+    assert fewer.calls
+    one.step_on(None)
+    assert not fewer.calls
+
+
 def test_other_weights_are_seen_by_the_trial(int8_bundle: Path, int4_bundle: Path) -> None:
     one, other = (half(Bundle.open(folder), "full", 1) for folder in (int8_bundle, int4_bundle))
     assert not same_runs(one, other)
+
+
+class WithoutLateRows(Half):
+    """A half that takes over no more than 300 rows of a text."""
+
+    def restore(self, tokens: list[int], past: list[NDArray[Any]], start: int = 0, dropped: int = 0) -> None:
+        early = [rows.copy() for rows in past]
+        for rows in early:
+            rows[:, 300:] = 0
+        super().restore(tokens, early, start, dropped)
+
+
+def test_a_difference_behind_long_texts_is_seen_by_the_trial(
+    int8_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle.open(int8_bundle)
+    one = half(bundle, "full", 1)
+    other = WithoutLateRows(half(bundle, "full", 1).session, one.spec, bundle.manifest.context_length)
+    assert not same_runs(one, other)
+    monkeypatch.setattr(equal_threads, "LONG_BYTES", 290 * one.spec.row_bytes)
+    assert equal_threads.long_place(one) == (290, 298)
+    assert same_runs(one, other)
+
+
+@pytest.mark.parametrize("context", [3, 9, 12, 64])
+def test_a_short_context_is_never_exceeded(int8_bundle: Path, context: int) -> None:
+    bundle = Bundle.open(int8_bundle)
+    short = Half(half(bundle, "full", 1).session, bundle.manifest.graphs["full"], context)
+    start, end = equal_threads.long_place(short)
+    assert 1 <= start < end < context
 
 
 def half(bundle: Bundle, kind: Kind, threads: int) -> Half:
@@ -124,12 +176,132 @@ def test_nothing_is_loaded_before_it_is_needed_nor_kept_after_the_model_was_clos
     decoder.prefill(model.encode(LONG_STORY))
     decoder.full_step([5], keep=1)
     assert decoder.work.runs_on_fewer_threads == 1
-    sessions = [ref(session) for session in threads.sessions() or ()]
+    sessions = [ref(other.session) for other in threads.sessions() or () if other]
     assert len(sessions) == 2
     model.close()
     gc.collect()
     assert [session() for session in sessions] == [None, None]
     assert threads.sessions() is None
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_quiet_minute_lets_go_of_them_though_texts_wait_and_nobody_writes(int8_bundle: Path, writes: bool) -> None:
+    with recycle_onnx.load(int8_bundle, threads=2) as model:
+        threads = threads_of(model)
+        disturb(threads)
+        generation = model.stream(LONG_STORY, strategy="verify", max_new_tokens=20)
+        for _ in range(6):
+            next(generation)
+        assert generation.finish().stats.runs_on_fewer_threads > 0
+        chat = generation.decoder
+        sessions = [ref(other.session) for other in threads.sessions() or () if other]
+        if writes:
+            tell(threads, {False: FAST, True: FAST}, 12)
+        assert not threads.let_go_if_unused(time.perf_counter())
+        assert threads.let_go_if_unused(time.perf_counter() + KEEP_SECONDS + 1)
+        gc.collect()
+        assert [session() for session in sessions] == [None, None]
+        before = chat.work.runs_on_fewer_threads
+        chat.full_step([5], keep=1)
+        assert chat.work.runs_on_fewer_threads == before
+        disturb(threads)  # and they come back
+        assert threads.sessions() is not None
+
+
+def test_a_thread_lets_go_of_them_where_no_step_follows(int8_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fewer_threads, "LOOK_SECONDS", 0.01)
+    model = recycle_onnx.load(int8_bundle, threads=2)
+    threads, before = threads_of(model), set(enumerate_threads())
+    tell(threads, {False: FAST}, 2)
+    tell(threads, {False: SLOW}, 4)
+    assert threads._loader is not None
+    threads._loader.join()
+    assert threads._sessions is not None
+    monkeypatch.setattr(thread_choice, "KEEP_SECONDS", -1.0)
+    for thread in set(enumerate_threads()) - before:
+        thread.join()
+    assert threads._sessions is None
+    assert threads._loader is None
+
+
+def test_a_closed_model_is_not_waited_for_and_loads_nothing_more(
+    int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
+    opened, began, may_go_on = [], Event(), Event()
+
+    def slow(bundle: Bundle, kind: Kind, place: Place, threads: int | None) -> ort.InferenceSession:
+        session = open_original(bundle, kind, place, threads)
+        if threads == 1:
+            opened.append(ref(session))
+            began.set()
+            may_go_on.wait()
+        return session
+
+    model = Model(Bundle.open(int8_bundle), "cpu", 2, slow, fixed_threads=False)
+    threads = threads_of(model)
+    tell(threads, {False: FAST}, 2)
+    tell(threads, {False: SLOW}, 4)
+    began.wait()
+    loader = threads._loader
+    model.close()  # returns while the first one is loaded
+    may_go_on.set()
+    assert loader is not None
+    loader.join()
+    gc.collect()
+    assert [session() for session in opened] == [None]
+    assert threads.sessions() is None
+    assert not list(tmp_path.glob("equal_runs/*"))  # no trial
+
+
+def test_a_trial_ends_with_the_model_and_leaves_no_outcome(
+    int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
+    model = recycle_onnx.load(int8_bundle, threads=2, fixed_threads=False)
+    closing = Thread(target=model.close)
+
+    def close_and_go_on(half: Half) -> Iterator[tuple[int, int]]:
+        closing.start()
+        closing.join()
+        return places(half)
+
+    monkeypatch.setattr(equal_threads, "places", close_and_go_on)
+    threads = threads_of(model)
+    tell(threads, {False: FAST}, 2)
+    tell(threads, {False: SLOW}, 4)
+    assert threads._loader is not None
+    threads._loader.join()
+    assert closing.ident is not None
+    assert not list(tmp_path.glob("equal_runs/*"))
+
+
+@pytest.mark.parametrize("writable", [True, False])
+def test_prepacked_ones_are_mapped_or_not_loaded_and_the_cache_stays(
+    int8_bundle: Path, writable: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(cache))
+    if not writable:
+        cache.write_text("a file where the folder should be")
+    model = recycle_onnx.load(int8_bundle, threads=2, prepacked=True)
+    disturb(threads_of(model))
+    assert (threads_of(model)._sessions is not None) == writable
+
+
+def test_prepacked_ones_that_cannot_be_loaded_leave_the_cache_to_the_model(
+    int8_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECYCLE_ONNX_CACHE", str(tmp_path))
+    model = recycle_onnx.load(int8_bundle, threads=2, prepacked=True)
+
+    def refuse(*_: object) -> None:
+        raise RecycleError("too little memory")
+
+    monkeypatch.setattr(prepacked, "open_session", refuse)
+    disturb(threads_of(model))
+    assert threads_of(model)._sessions is None
+    assert len(list(tmp_path.glob(f"prepacked/*/*/{prepacked.WEIGHTS}"))) == 2
 
 
 @pytest.mark.parametrize("settings", [{"threads": 1}, {"threads": 2, "fixed_threads": True}], ids=str)
@@ -173,13 +345,16 @@ class Pooled:
         self.get_session_options = lambda: options
 
 
-@pytest.mark.parametrize(("free_parts", "copies", "fits"), [(9, True, True), (7, True, False), (7, False, True)])
+@pytest.mark.parametrize(
+    ("free_parts", "opener", "fits"),
+    [(9, open_original, True), (7, open_original, False), (7, open_prepacked, True)],
+)
 def test_copies_of_the_weights_are_made_where_an_eighth_of_the_free_memory_holds_them(
-    int8_bundle: Path, free_parts: int, copies: bool, fits: bool
+    int8_bundle: Path, free_parts: int, opener: Opener, fits: bool
 ) -> None:
     model = recycle_onnx.load(int8_bundle, threads=2)
     weights = sum(file.stat().st_size for file in int8_bundle.glob("*.data"))
-    threads = FewerThreads(model.bundle, (model.decoder("full").full.session, None), open_original, copies=copies)
+    threads = FewerThreads(model.bundle, (model.decoder("full").full.session, None), opener)
     assert threads._fits(SystemMemory(None, free_parts * weights, None, None)) == fits
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from recycle_onnx.runtime.decoding import thread_choice
 from recycle_onnx.runtime.decoding.thread_choice import KEEP_SECONDS, LONGEST_PAUSE, QUIET_SECONDS, ThreadChoice
 
 QUIET = {False: 6.0, True: 8.5}
@@ -174,3 +178,42 @@ def test_a_step_of_another_text_that_began_before_the_exchange_counts_for_nothin
     before = dict(machine.choice._fastest)
     machine.choice.took(1, machine.length, 1e-6, machine.now, fewer=True)
     assert machine.choice._fastest == before
+
+
+@pytest.mark.parametrize("in_a_trial", [False, True])
+def test_an_interrupt_on_any_line_leaves_a_choice_that_goes_on(in_a_trial: bool) -> None:
+    for line in itertools.count():
+        machine = Machine()
+        machine.run(3, QUIET)
+        while machine.choice._trying != in_a_trial:
+            machine.run(0.001, ONE_BUSY)
+        machine.choice._seconds, machine.choice._steps = 1.0, 5  # so that the next step ends a window
+        if not interrupted(machine, line):
+            break
+        start = machine.now
+        machine.run(3, QUIET)
+        machine.run(5, ONE_BUSY)
+        assert machine.share_on_fewer(start + 4) > 0.5
+    assert line > 12  # the window's generator too
+
+
+def interrupted(machine: Machine, line: int) -> bool:
+    """Run a step of which Ctrl-C comes when so many lines have run; tell whether it has so many."""
+    lines = itertools.count()
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        if frame.f_code.co_filename != thread_choice.__file__:
+            return None
+        if event == "line" and next(lines) == line:
+            raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        machine.choice.took(1, machine.length, 6e-3, machine.now, fewer=machine.choice.fewer)
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
