@@ -14,6 +14,7 @@ import pytest
 import recycle_onnx
 from recycle_onnx.cli import quantization
 from recycle_onnx.export import ExportOptions, Quantization, QuantizeOptions, export, quantize_bundle
+from recycle_onnx.export.calibrated import texts
 from recycle_onnx.runtime.model import Model
 from recycle_onnx.runtime.ort.providers import why_too_old
 from tests.helpers import one_thread, tiny  # noqa: F401 -- sessions have one thread from here on
@@ -90,6 +91,14 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_bundle(tiny_checkpoint: Path) -> Path:
     export(tiny_checkpoint, tiny_checkpoint.parent / "bundle")
     return tiny_checkpoint.parent / "bundle"
+
+
+@pytest.fixture(scope="session")
+def calibration_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough to calibrate the sample with, and no time spent on letting it write."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("".join((texts.FOLDER / f"{kind}.txt").read_text() for kind in ("prose", "facts")))
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -40,17 +40,9 @@ CALIBRATED = Quantization(method="calibrated")
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Enough to calibrate the sample with, and no time spent on letting it write."""
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join((texts.FOLDER / f"{kind}.txt").read_text() for kind in ("prose", "facts")))
-    return path
-
-
-@pytest.fixture(scope="module")
-def calibrated(sample_bundle: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def calibrated(sample_bundle: Path, calibration_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("calibrated") / "int4"
-    quantize_bundle(sample_bundle, folder, CALIBRATED, QuantizeOptions(calibration=Calibration(text, 5.4)))
+    quantize_bundle(sample_bundle, folder, CALIBRATED, QuantizeOptions(calibration=Calibration(calibration_text, 5.4)))
     return folder
 
 
@@ -160,7 +152,7 @@ def test_runs_of_all_sizes_agree_to_the_bit(calibrated: Path) -> None:
 
 
 def test_an_interrupted_calibration_goes_on_where_it_was(
-    calibrated: Path, sample_bundle: Path, text: Path, tmp_path: Path
+    calibrated: Path, sample_bundle: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
     seen: list[str] = []
 
@@ -174,7 +166,7 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
             sample_bundle,
             tmp_path / "b",
             CALIBRATED,
-            QuantizeOptions(calibration=Calibration(text, 5.4)),
+            QuantizeOptions(calibration=Calibration(calibration_text, 5.4)),
             report=interrupting,
         )
     assert names(tmp_path) == []
@@ -185,7 +177,7 @@ def test_an_interrupted_calibration_goes_on_where_it_was(
         sample_bundle,
         tmp_path / "b",
         CALIBRATED,
-        QuantizeOptions(calibration=Calibration(text, 5.4)),
+        QuantizeOptions(calibration=Calibration(calibration_text, 5.4)),
         report=lambda completed, total, stage: seen.append(stage),
     )
     assert not any("layer 2 of" in stage for stage in seen)

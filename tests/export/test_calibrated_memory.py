@@ -17,7 +17,7 @@ from recycle_onnx.bundle import Bundle, Manifest
 from recycle_onnx.evaluation.scoring import Scorer
 from recycle_onnx.export import Calibration, ExportOptions, Quantization, export, heavy, lazy, quantize_bundle
 from recycle_onnx.export.by_layers import scores
-from recycle_onnx.export.calibrated import sweep, texts
+from recycle_onnx.export.calibrated import sweep
 from recycle_onnx.export.calibrated.gptq import Inputs, quantize_by_moments
 from recycle_onnx.export.calibrated.segments import Floats, Segment, State
 from recycle_onnx.export.fidelity import Fidelity
@@ -28,13 +28,6 @@ from tests.helpers import heads, tiny
 from tests.helpers.command import run
 
 CALIBRATED = Quantization(method="calibrated")
-
-
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join((texts.FOLDER / f"{kind}.txt").read_text() for kind in ("prose", "facts")))
-    return path
 
 
 def peak(action: Callable[[], object]) -> int:
@@ -55,13 +48,13 @@ def test_gptq_holds_two_matrices_in_float64_and_no_third() -> None:
     assert 16 * square < most < 22 * square  # moments, their factor, and half of one for its inverse
 
 
-def quantized(bundle: Path, out: Path, text: Path) -> Manifest:
-    options = QuantizeOptions(calibration=Calibration(text), compare=False, force_quality=True)
+def quantized(bundle: Path, out: Path, calibration_text: Path) -> Manifest:
+    options = QuantizeOptions(calibration=Calibration(calibration_text), compare=False, force_quality=True)
     return quantize_bundle(bundle, out, CALIBRATED, options)[0]
 
 
 def test_the_windows_of_a_calibration_are_held_once(
-    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrays: list[weakref.ref[NDArray[Any]]] = []
     held: list[int] = []
@@ -78,7 +71,7 @@ def test_the_windows_of_a_calibration_are_held_once(
 
     monkeypatch.setattr(sweep, "BATCH", 2)
     monkeypatch.setattr(Segment, "moments", counted)
-    quantized(tiny_bundle, tmp_path / "b", text)
+    quantized(tiny_bundle, tmp_path / "b", calibration_text)
     layers = Bundle.open(tiny_bundle).manifest.graphs["full"].num_layers
     batches, left = divmod(len(held), layers + 1)
     assert left == 0
@@ -88,7 +81,7 @@ def test_the_windows_of_a_calibration_are_held_once(
 
 
 def test_an_interrupted_calibration_goes_on_in_the_midst_of_a_layer(
-    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Segment] = []
     carry = Segment.moments
@@ -100,17 +93,20 @@ def test_an_interrupted_calibration_goes_on_in_the_midst_of_a_layer(
         return carry(piece, *rest)
 
     monkeypatch.setattr(sweep, "BATCH", 2)
-    whole = quantized(tiny_bundle, tmp_path / "whole", text)
+    whole = quantized(tiny_bundle, tmp_path / "whole", calibration_text)
     monkeypatch.setattr(Segment, "moments", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        quantized(tiny_bundle, tmp_path / "b", text)
-    assert quantized(tiny_bundle, tmp_path / "b", text).files["model.onnx.data"] == whole.files["model.onnx.data"]
+        quantized(tiny_bundle, tmp_path / "b", calibration_text)
+    assert (
+        quantized(tiny_bundle, tmp_path / "b", calibration_text).files["model.onnx.data"]
+        == whole.files["model.onnx.data"]
+    )
     batches = len(calls) - 1  # one of them twice
     assert batches == 6 * (whole.graphs["full"].num_layers + 1)
 
 
 def test_what_pieces_return_keeps_no_more_than_itself(
-    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An arena goes back whole, and so would stay with each array that lies in it."""
     opened: list[ort.InferenceSession] = []
@@ -121,7 +117,7 @@ def test_what_pieces_return_keeps_no_more_than_itself(
         return opened[-1]
 
     monkeypatch.setattr(Segment, "_open", recorded)
-    quantized(tiny_bundle, tmp_path / "b", text)
+    quantized(tiny_bundle, tmp_path / "b", calibration_text)
     assert opened
     assert not any(session.get_session_options().enable_cpu_mem_arena for session in opened)
 
@@ -163,10 +159,10 @@ def test_reading_by_layers_holds_a_layer_at_a_time(tmp_path: Path, monkeypatch: 
 
 
 def test_a_heavy_model_is_compared_by_layers_and_what_is_made_of_it_is_checked(
-    tiny_checkpoint: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages: list[str] = []
-    options = ExportOptions(quantization=CALIBRATED, calibration=Calibration(text))
+    options = ExportOptions(quantization=CALIBRATED, calibration=Calibration(calibration_text))
     light = export(tiny_checkpoint, tmp_path / "light", options)
     monkeypatch.setattr(heavy, "HEAVY", 0)
     # Whoever maps the float32 graph holds all of it as soon as it has run once.

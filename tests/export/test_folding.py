@@ -13,7 +13,7 @@ from recycle_onnx.bundle import Bundle
 from recycle_onnx.checkpoint import BaseConfig
 from recycle_onnx.export import Calibration, ExportOptions, Quantization, QuantizeOptions, export, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize
-from recycle_onnx.export.calibrated import folding, texts
+from recycle_onnx.export.calibrated import folding
 from recycle_onnx.export.calibrated.folding import Folding, column_factors, origins
 from recycle_onnx.export.calibrated.gptq import Inputs, quantize_by_moments
 from recycle_onnx.export.fidelity import Fidelity
@@ -23,7 +23,6 @@ from tests.helpers import tiny
 
 Floats = NDArray[np.float32]
 FOUR = Quantization(method="calibrated", keep=())
-TEXT = "".join((texts.FOLDER / f"{kind}.txt").read_text() for kind in ("prose", "facts"))
 
 
 def uneven(width: int, seed: int) -> Floats:
@@ -54,10 +53,8 @@ def layer_matrices(bundle: Path) -> set[str]:
     return {name for name, weight in weights.items() if "layers" in name and len(weight.shape) == 2}
 
 
-def quantized(bundle: Path, out: Path, bits: float) -> tuple[int, float]:
+def quantized(bundle: Path, out: Path, text: Path, bits: float) -> tuple[int, float]:
     """How many values got factors, and the divergence from float32 on the text that it was calibrated with."""
-    text = out.with_suffix(".txt")
-    text.write_text(TEXT)
     options = QuantizeOptions(calibration=Calibration(text, bits), text=text, force_quality=True)
     manifest, cost = quantize_bundle(bundle, out, Quantization(method="calibrated"), options)
     assert manifest.quantization is not None
@@ -84,8 +81,10 @@ def test_what_another_reads_too_is_not_divided(bundle: Path) -> None:
     ]
 
 
-def test_a_folded_model_in_eight_bits_computes_what_the_model_did(bundle: Path, tmp_path: Path) -> None:
-    folded, divergence = quantized(bundle, tmp_path / "folded", 8.6)  # all matrices get 8 bits
+def test_a_folded_model_in_eight_bits_computes_what_the_model_did(
+    bundle: Path, calibration_text: Path, tmp_path: Path
+) -> None:
+    folded, divergence = quantized(bundle, tmp_path / "folded", calibration_text, 8.6)  # all matrices get 8 bits
     assert folded == 6
     plain = quantize_bundle(bundle, tmp_path / "int8", Quantization(bits=8), QuantizeOptions(compare=True))[1]
     assert isinstance(plain, Fidelity)
@@ -93,12 +92,12 @@ def test_a_folded_model_in_eight_bits_computes_what_the_model_did(bundle: Path, 
 
 
 def test_factors_bring_four_bits_closer_to_float32(
-    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folded, divergence = quantized(bundle, tmp_path / "folded", 5.13)
+    folded, divergence = quantized(bundle, tmp_path / "folded", calibration_text, 5.13)
     assert folded == 6
     monkeypatch.setattr(folding, "WORTH", 0.0)  # no factors are worth it
-    not_folded, plain = quantized(bundle, tmp_path / "plain", 5.13)
+    not_folded, plain = quantized(bundle, tmp_path / "plain", calibration_text, 5.13)
     assert not_folded == 0
     assert divergence < 0.85 * plain
 

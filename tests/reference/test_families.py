@@ -293,10 +293,11 @@ def random_folding(bundle: Path) -> Folding:
     shapes = {name: weight.shape.numpy() for name, weight in weights_of(model).items()}
     matrices = [name for name, shape in shapes.items() if len(shape) == 2 and "layers" in name]
     random, factors = np.random.default_rng(0), {}
-    for x, names in origins(model, matrices).items():
+    before = origins(model, matrices)
+    for x, names in before.items():
         width = shapes[names[0]][-1]  # of a vector, or of a matrix [K, N] whose rows, its outputs, are divided
         factors[x] = np.exp(random.standard_normal(width)).astype(np.float32)
-    return Folding.of(factors, model, matrices)
+    return Folding.of(factors, model, before)
 
 
 @pytest.mark.parametrize("fold", [False, True])

@@ -20,7 +20,7 @@ from recycle_onnx.cli import quantization
 from recycle_onnx.cli.quantization import QuantizationChoices
 from recycle_onnx.export import Calibration, Quantization, QuantizeOptions, quantize_bundle
 from recycle_onnx.export.block_quantizer import dequantize, quantize
-from recycle_onnx.export.calibrated import calibrate, texts
+from recycle_onnx.export.calibrated import calibrate
 from recycle_onnx.export.calibrated.scales import _cut, _grid, _joined
 from recycle_onnx.export.fidelity import Fidelity
 from recycle_onnx.extras import is_installed
@@ -84,13 +84,6 @@ def test_the_divergence_and_its_gradient_count_all_other_tokens_as_one(
     torch.testing.assert_close(torch.autograd.grad(3 * value, states)[0], theirs, atol=1e-6, rtol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("text") / "text.txt"
-    path.write_text("".join((texts.FOLDER / f"{kind}.txt").read_text() for kind in ("prose", "facts")))
-    return path
-
-
 def made(bundle: Path, folder: Path, text: Path, tuner: Tuner | None, **options: Any) -> tuple[Manifest, Fidelity]:
     calibration = Calibration(text, 6.0, tuner=tuner)
     choices = QuantizeOptions(calibration, force_quality=True)
@@ -104,10 +97,10 @@ def tensors(bundle: Path) -> dict[str, np.ndarray]:
 
 
 def test_tuning_brings_a_model_closer_to_float32_and_leaves_codes_alone(
-    tiny_bundle: Path, text: Path, tmp_path: Path
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path
 ) -> None:
-    _, before = made(tiny_bundle, tmp_path / "gptq", text, None)
-    manifest, after = made(tiny_bundle, tmp_path / "tuned", text, scales.tune)
+    _, before = made(tiny_bundle, tmp_path / "gptq", calibration_text, None)
+    manifest, after = made(tiny_bundle, tmp_path / "tuned", calibration_text, scales.tune)
     assert after.divergence < 0.9 * before.divergence
     assert manifest.quantization is not None
     told = manifest.quantization["calibration"]["tuning"]
@@ -119,7 +112,7 @@ def test_tuning_brings_a_model_closer_to_float32_and_leaves_codes_alone(
     assert {name for name in plain if name.endswith(".scales") and "layers" in name} <= changed
 
 
-def test_an_interrupted_tuning_does_not_round_again(tiny_bundle: Path, text: Path, tmp_path: Path) -> None:
+def test_an_interrupted_tuning_does_not_round_again(tiny_bundle: Path, calibration_text: Path, tmp_path: Path) -> None:
     def interrupting(completed: int, total: int, stage: str) -> None:
         seen.append(stage)
         if stage == scales.STAGE and completed == 2:
@@ -127,22 +120,32 @@ def test_an_interrupted_tuning_does_not_round_again(tiny_bundle: Path, text: Pat
 
     seen: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        made(tiny_bundle, tmp_path / "b", text, scales.tune, report=interrupting)
+        made(tiny_bundle, tmp_path / "b", calibration_text, scales.tune, report=interrupting)
     assert list(tmp_path.iterdir()) == []
     seen.clear()
-    made(tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda completed, total, stage: seen.append(stage))
+    made(
+        tiny_bundle,
+        tmp_path / "b",
+        calibration_text,
+        scales.tune,
+        report=lambda completed, total, stage: seen.append(stage),
+    )
     assert not any("layer" in stage for stage in seen)
     assert scales.STAGE in seen
     assert not list((cache_folder() / "quantization").glob("*.npz"))
 
 
 def test_a_model_that_takes_too_long_is_left_as_it_is(
-    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scales, "LONGEST", 0.0)
     seen: list[str] = []
     manifest, _ = made(
-        tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda completed, total, stage: seen.append(stage)
+        tiny_bundle,
+        tmp_path / "b",
+        calibration_text,
+        scales.tune,
+        report=lambda completed, total, stage: seen.append(stage),
     )
     assert any("scales are not tuned, which would take some" in stage for stage in seen)
     assert manifest.quantization is not None
@@ -189,7 +192,7 @@ def test_the_command_line_tunes_where_torch_is_installed_and_rounding_is_calibra
 
 
 def test_what_a_stage_has_freed_is_given_back_before_the_next_one(
-    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
 
@@ -200,7 +203,13 @@ def test_what_a_stage_has_freed_is_given_back_before_the_next_one(
     exporter, tuner = (f"{module.__name__} gives back" for module in (calibrate, scales))
     for module in (calibrate, scales):
         monkeypatch.setattr(module, "give_back", recording(module))
-    made(tiny_bundle, tmp_path / "b", text, scales.tune, report=lambda completed, total, stage: seen.append(stage))
+    made(
+        tiny_bundle,
+        tmp_path / "b",
+        calibration_text,
+        scales.tune,
+        report=lambda completed, total, stage: seen.append(stage),
+    )
     stages = [stage for stage, _ in itertools.groupby(seen)]
     judged = next(place for place, stage in enumerate(stages) if stage.endswith("judging"))
     reads = stages.index("the model reads text to tune scales with")
@@ -209,11 +218,11 @@ def test_what_a_stage_has_freed_is_given_back_before_the_next_one(
 
 
 def test_windows_held_at_once_change_what_is_learnt_by_rounding_alone(
-    tiny_bundle: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_bundle: Path, calibration_text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made(tiny_bundle, tmp_path / "one", text, scales.tune)
+    made(tiny_bundle, tmp_path / "one", calibration_text, scales.tune)
     monkeypatch.setattr(scales, "AT_ONCE", scales.BATCH)
-    made(tiny_bundle, tmp_path / "all", text, scales.tune)
+    made(tiny_bundle, tmp_path / "all", calibration_text, scales.tune)
     one, together = tensors(tmp_path / "one"), tensors(tmp_path / "all")
     learnt = [name for name in one if name.endswith(".scales") and "layers" in name]
     for name in learnt:

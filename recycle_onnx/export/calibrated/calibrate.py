@@ -88,7 +88,8 @@ def calibrate(
     rows = max(FEWEST_WINDOWS, -(-TOKENS_A_COLUMN * columns // length))
     ids = windows(bundle, calibration.text, columns, rows, threads, report)
     unfinished = Unfinished(_key(bundle, how, ids))
-    rounded = Sweep(bundle, how, ids, origins(model, shapes), threads, report, unfinished).run()
+    before = origins(model, shapes)
+    rounded = Sweep(bundle, how, ids, before, threads, report, unfinished).run()
     give_back()  # the C library keeps 0.4 GB that sessions had, for a model of 135 M parameters
     eight = _eight(how, rounded)
     chosen = choose(
@@ -97,7 +98,7 @@ def calibrate(
         [bits_of(own) for own in eight],
         calibration.bits_per_weight,
     )
-    folding = Folding.of(rounded.factors, model, shapes)
+    folding = Folding.of(rounded.factors, model, before)
     calibrated = Calibrated(
         _joined(segments, rounded, eight, chosen, folding),
         _summary(rounded, eight, chosen, ids, calibration),

@@ -53,11 +53,10 @@ class Folding:
     rows: Mapping[str, Floats] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, factors: Mapping[str, Floats], model: ir.Model, matrices: Collection[str]) -> Folding:
-        """Return the factors of weights for `factors` of values, by the values' names."""
+    def of(cls, factors: Mapping[str, Floats], model: ir.Model, before: Mapping[str, Names]) -> Folding:
+        """Return the factors of weights for `factors` of values, by the values' names; `before` are their `origins`."""
         products = [product for node in model.graph if (product := product_of(node))]
         columns = {product.weight: factors[product.x] for product in products if product.x in factors}
-        before = origins(model, matrices)
         return cls(columns, {name: np.float32(1) / factors[x] for x in factors for name in before[x]})
 
     def applied(self, name: str, array: Floats) -> Floats:
