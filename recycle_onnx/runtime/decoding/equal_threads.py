@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from recycle_onnx.bundle import Bundle
 from recycle_onnx.runtime.decoding.half import Half, States
-from recycle_onnx.runtime.decoding.trials import SIZES, Remembered, places, random_text
+from recycle_onnx.runtime.decoding.trials import SIZES, Remembered, place, places, random_text
 
 LONG_ROWS, LONG_BYTES = 4000, 1 << 25
 """Tokens before the longest runs of a trial, at most so many and with keys and values of so many bytes, which are there
@@ -48,9 +48,7 @@ def same_runs(one: Half, other: Half) -> bool:
 
 def long_place(half: Half) -> tuple[int, int]:
     """Return where runs begin and end behind a long text, within the context: attention may be shared otherwise."""
-    end = half.cache.limit - 1  # a text's last token is chosen, and never read
-    start = max(1, min(LONG_ROWS, LONG_BYTES // max(1, half.spec.row_bytes), end - SIZES[-1]))
-    return start, min(start + SIZES[-1], end)
+    return place(half, min(LONG_ROWS, LONG_BYTES // max(1, half.spec.row_bytes)))
 
 
 def _outcome(half: Half, ids: list[int], past: list[NDArray[Any]], run: list[int]) -> list[NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -59,11 +59,16 @@ class Remembered:
             write_json(self._path, {**self._key, "equal": equal})
 
 
-def places(half: Half) -> Iterator[tuple[int, int]]:
-    """Yield where runs of all sizes begin and end, within the text that the half can read."""
+def places(half: Half) -> list[tuple[int, int]]:
+    """Return where runs of all sizes begin and end, within the text that the half can read."""
+    return sorted({place(half, start) for start in PASTS})
+
+
+def place(half: Half, start: int) -> tuple[int, int]:
+    """Return where the longest run behind `start` tokens begins and ends, or one behind fewer where it has no room."""
     end = half.cache.limit - 1  # a text's last token is chosen, and never read
-    for start in sorted({max(1, min(start, end - SIZES[-1])) for start in PASTS}):
-        yield start, min(start + SIZES[-1], end)
+    start = max(1, min(start, end - SIZES[-1]))
+    return start, min(start + SIZES[-1], end)
 
 
 def random_text(half: Half, start: int, end: int) -> tuple[list[int], list[NDArray[Any]]]:
