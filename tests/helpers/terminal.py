@@ -26,6 +26,7 @@ def held(view, generation):
         chat_view.LiveAnswer._frame = draw
 
 chat_view.LiveAnswer._frame = held
+chat_view.SECONDS_BETWEEN_FRAMES = 0.002  # or a fast machine's answer would end before a test has seen its frames
 main()
 """
 
